@@ -1,0 +1,245 @@
+"""The one form in which the stages see data: ids, labels, and inputs by position.
+
+A source (one file each in this folder) reads a user's data into `Samples`. Inputs that fit into
+memory are decoded once and kept as one tensor; others are read batch by batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.errors import DataError, raise_all, some
+
+Batch = Tensor | dict[str, Tensor]
+View = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """Inputs by position; what `batch` returns is not yet prepared for the model."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: np.ndarray) -> Batch: ...
+
+    def fingerprint(self) -> str:
+        """A hash of the content; equal content gives an equal hash."""
+        ...
+
+
+class TensorInputs:
+    """Inputs that are kept in memory as one tensor of shape ``[n, …]``."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.contiguous()
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def batch(self, positions: np.ndarray) -> Tensor:
+        return self.tensor[torch.from_numpy(np.asarray(positions, dtype=np.int64))]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.tensor.dtype}{tuple(self.tensor.shape)}".encode())
+        for part in self.tensor.split(4096):
+            digest.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+class LazyInputs:
+    """Inputs that are read when they are asked for: one call of ``read(position)`` a sample.
+
+    ``content`` is a hash that stands for the content (of the files' bytes, say).
+    """
+
+    def __init__(self, n: int, read: Callable[[int], Batch], content: str) -> None:
+        self._n, self._read, self._content = n, read, content
+
+    def __len__(self) -> int:
+        return self._n
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        items = [self._read(int(i)) for i in positions]
+        first = items[0]
+        if isinstance(first, dict):
+            return {k: torch.stack([item[k] for item in items]) for k in first}  # type: ignore[call-overload]
+        return torch.stack(items)  # type: ignore[arg-type]
+
+    def fingerprint(self) -> str:
+        return self._content
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """From stored to model inputs: ``(x · scale − mean) / std``, by channel, in float32.
+
+    ``mean`` and ``std`` are in the units of the scaled input; integer inputs are scaled by 1/255.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.uint8:
+            x = x.float().div_(255.0)
+        elif x.is_floating_point():
+            x = x.float()
+        if not self.mean:
+            return x
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        mean = torch.tensor(self.mean, device=x.device).view(shape)
+        std = torch.tensor(self.std, device=x.device).view(shape)
+        return (x - mean) / std
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples: the contract ``(id, x, y)``.
+
+    ids: ``int64[n]`` or ``str[n]``, unique. labels: ``int64[n]`` in ``[0, c)``.
+    classes: names of the ``c`` classes. inputs: by position. prepare: stored → model inputs, on whole
+    batches. view: a random view of prepared inputs (augmentation), or None. named_ids: whether the
+    ids came with the data (and so mean something elsewhere) or are positions.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    inputs: Inputs
+    prepare: Prepare = field(default_factory=Prepare)
+    view: View | None = None
+    named_ids: bool = False
+    name: str = "data"
+
+    def __post_init__(self) -> None:
+        ids = np.array(self.ids)
+        if ids.dtype.kind in "OU":
+            ids = ids.astype(str)
+        labels = np.array(self.labels)
+        problems = []
+        if len(ids) == 0:
+            raise DataError("no samples", where=self.name, fix="check the path and the selection")
+        if not len(ids) == len(labels) == len(self.inputs):
+            problems.append(
+                f"{len(ids)} ids, {len(labels)} labels and {len(self.inputs)} inputs do not match"
+            )
+        if ids.dtype.kind not in "iuU":
+            problems.append(f"ids must be integers or strings, not {ids.dtype}")
+        unique, counts = np.unique(ids, return_counts=True)
+        if (counts > 1).any():
+            problems.append(f"duplicate ids: {some(unique[counts > 1])}")
+        problems += _label_problems(labels, ids, len(self.classes))
+        raise_all(DataError, problems, where=self.name)
+        labels = labels.astype(np.int64)
+        ids.setflags(write=False)
+        labels.setflags(write=False)
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "labels", labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, positions: np.ndarray, *, device: torch.device | str = "cpu") -> Batch:
+        """Prepared inputs at these positions, on the device; not finite values are an error."""
+        stored = self.inputs.batch(positions)
+        if isinstance(stored, dict):
+            prepared: Batch = {k: v.to(device) for k, v in stored.items()}
+            floats = [v for v in prepared.values() if v.is_floating_point()]
+        else:
+            prepared = self.prepare(stored.to(device, non_blocking=True))
+            floats = [prepared]
+        for x in floats:
+            # The sum is finite unless a value is not: one pass, no temporary.
+            if not torch.isfinite(x.sum()):
+                bad = ~torch.isfinite(x.flatten(1)).all(1)
+                ids = self.ids[positions][bad.cpu().numpy()]
+                raise DataError(
+                    f"inputs are NaN or infinite: ids {some(ids)}",
+                    where=self.name,
+                    fix="remove or repair these samples",
+                )
+        return prepared
+
+    def batches(
+        self, batch_size: int, *, positions: np.ndarray | None = None
+    ) -> Iterator[np.ndarray]:
+        """Positions in order, cut into batches."""
+        order = np.arange(len(self)) if positions is None else positions
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+
+    def example(self) -> Batch:
+        """The first two inputs, prepared: enough to trace a model."""
+        return self.batch(np.arange(min(2, len(self))))
+
+    def subset(self, positions: np.ndarray) -> Samples:
+        """The samples at these positions."""
+        return replace(
+            self,
+            ids=self.ids[positions],
+            labels=self.labels[positions],
+            inputs=_Subset(self.inputs, np.asarray(positions)),
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """Content hashes, by part, so that a change can be named."""
+        return {
+            "ids": _hash(self.ids),
+            "labels": _hash(self.labels),
+            "classes": hashlib.sha256("\x1f".join(self.classes).encode()).hexdigest(),
+            "inputs": self.inputs.fingerprint(),
+            "preparation": hashlib.sha256(repr(self.prepare).encode()).hexdigest(),
+        }
+
+
+class _Subset:
+    def __init__(self, inputs: Inputs, positions: np.ndarray) -> None:
+        self._inputs, self._positions = inputs, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        return self._inputs.batch(self._positions[positions])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(
+            (self._inputs.fingerprint() + _hash(self._positions)).encode()
+        ).hexdigest()
+
+
+def _hash(array: np.ndarray) -> str:
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int) -> list[str]:
+    if labels.ndim != 1:
+        return [f"labels must be one number a sample, not an array of shape {labels.shape}"]
+    if labels.dtype.kind == "f":
+        bad = ~np.isfinite(labels)
+        if bad.any():
+            return [f"labels are NaN or infinite: ids {some(ids[: len(bad)][bad[: len(ids)]])}"]
+        if (labels != np.round(labels)).any():
+            return ["labels must be integers; got fractions"]
+    elif labels.dtype.kind not in "iu":
+        return [f"labels must be integers, not {labels.dtype}"]
+    problems = []
+    if classes < 2:
+        problems.append(f"{classes} class(es): a classifier needs two or more")
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        problems.append(
+            f"labels outside 0…{classes - 1}: {some(np.unique(labels[outside]))} "
+            f"(ids {some(ids[: len(outside)][outside[: len(ids)]])})"
+        )
+    elif len(labels) and len(np.unique(labels)) < 2:
+        problems.append("all samples have the same label: there is nothing to tell apart")
+    return problems

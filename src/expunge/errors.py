@@ -1,0 +1,73 @@
+"""What expunge raises. Every message says what is wrong, where, and how to fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ExpungeError(Exception):
+    """An error that the user can mend.
+
+    Parameters
+    ----------
+    what: what was expected and what came instead.
+    where: the file, stage, layer or sample ids concerned.
+    fix: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        lines = [f"{where}: {what}" if where else what]
+        if fix:
+            lines.append(f"  fix: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(ExpungeError):
+    """A setting, a name or a spec file is wrong."""
+
+
+class DataError(ExpungeError):
+    """The data cannot be read or cannot be right."""
+
+
+class ModelError(ExpungeError):
+    """The model, its weights or its output cannot be used."""
+
+
+class PartitionError(ExpungeError):
+    """The partition leaves nothing to work with."""
+
+
+class PruneError(ExpungeError):
+    """Nothing can be cut as asked."""
+
+
+class RunError(ExpungeError):
+    """The run folder belongs to another run, is in use or cannot be written."""
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """A hint for a mistyped name: the closest match, or the list of what there is."""
+    known = sorted(choices)
+    match = get_close_matches(name, known, n=1, cutoff=0.6)
+    if match:
+        return f"did you mean '{match[0]}'?"
+    return f"choose one of: {', '.join(known)}" if known else "there are none"
+
+
+def some(values: Iterable[object], limit: int = 5) -> str:
+    """The first few of many values, for a message."""
+    items = list(values)
+    shown = ", ".join(str(v) for v in items[:limit])
+    return shown if len(items) <= limit else f"{shown} … ({len(items)} in all)"
+
+
+def raise_all(kind: type[ExpungeError], problems: list[str], *, where: str) -> None:
+    """Raise all problems in one error of the given kind; do nothing if there are none."""
+    if len(problems) == 1:
+        raise kind(problems[0], where=where)
+    if problems:
+        listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, 1))
+        raise kind(f"{len(problems)} problems\n{listed}", where=where)

@@ -1,0 +1,78 @@
+"""Named plug-ins: a detector, partitioner, ranker, pruner or recipe is one decorated function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from expunge.errors import ConfigError, closest
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Generic[F]):
+    """Functions by name. A second function of the same name is an error.
+
+    Third parties add theirs with an entry point in the group ``expunge.<kind>``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, F] = {}
+        self._external_loaded = False
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Decorator: ``@detectors.register("loss")``."""
+
+        def add(function: F) -> F:
+            if name in self._items:
+                raise ConfigError(f"a {self.kind} named '{name}' is registered already")
+            self._items[name] = function
+            return function
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        self._load_external()
+        return sorted(self._items)
+
+    def get(self, name: str) -> F:
+        """The function of that name; an unknown name is an error with the closest match."""
+        self._load_external()
+        if name not in self._items:
+            raise ConfigError(f"no {self.kind} is called '{name}'", fix=closest(name, self._items))
+        return self._items[name]
+
+    def summary(self, name: str) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """Keyword-only parameters of the function: they are its configuration."""
+        parameters = inspect.signature(self.get(name)).parameters
+        return {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    def check_options(self, name: str, given: dict[str, Any]) -> None:
+        """Refuse options that the function does not have."""
+        known = self.options(name)
+        for key in given:
+            if key not in known:
+                raise ConfigError(
+                    f"{self.kind} '{name}' has no option '{key}'", fix=closest(key, known)
+                )
+
+    def _load_external(self) -> None:
+        if self._external_loaded:
+            return
+        self._external_loaded = True
+        for point in entry_points(group=f"expunge.{self.kind}"):
+            if point.name in self._items:
+                package = point.dist.name if point.dist else "?"
+                raise ConfigError(
+                    f"package '{package}' brings a {self.kind} named '{point.name}', "
+                    "which exists already"
+                )
+            self._items[point.name] = point.load()
