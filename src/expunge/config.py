@@ -18,7 +18,7 @@ def build(kind: type[T], values: dict[str, Any], *, where: str) -> T:
     problems: list[str] = []
     result = _dataclass(kind, values, "", problems)
     raise_all(ConfigError, problems, where=where)
-    return result  # type: ignore[return-value]
+    return result
 
 
 def canonical(value: Any) -> str:
@@ -101,7 +101,8 @@ def _union(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) ->
             return made
         tries.append(found)
     # The alternative that a table was written for says most about what is wrong in it.
-    problems.extend(max(tries, key=lambda t: ("unknown key" in t[0], len(t))))
+    says_most = sorted(tries, key=lambda t: ("unknown key" in t[0], len(t)))[-1]
+    problems.extend(says_most)
     return None
 
 

@@ -47,6 +47,20 @@ def _require_rows(record: object, n: int, *names: str) -> None:
             raise DataError(f"{type(record).__name__}.{name} has {got} rows, expected {n}")
 
 
+def align(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rows of ``ids`` in the order of ``wanted``: ``ids[align(ids, wanted)] == wanted``."""
+    order = np.argsort(ids, kind="stable")
+    at = np.searchsorted(ids, wanted, sorter=order)
+    at = order[np.minimum(at, len(order) - 1)]
+    missing = ids[at] != wanted
+    if missing.any():
+        raise DataError(
+            f"there are no rows for ids {some(wanted[missing])}",
+            fix="use the records with the data that they were made from",
+        )
+    return at
+
+
 @dataclass(frozen=True)
 class Signals:
     """What one pass over the data collects for the detectors.

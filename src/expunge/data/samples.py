@@ -67,10 +67,10 @@ class LazyInputs:
 
     def batch(self, positions: np.ndarray) -> Batch:
         items = [self._read(int(i)) for i in positions]
-        first = items[0]
-        if isinstance(first, dict):
-            return {k: torch.stack([item[k] for item in items]) for k in first}  # type: ignore[call-overload]
-        return torch.stack(items)  # type: ignore[arg-type]
+        if isinstance(items[0], Tensor):
+            return torch.stack([x for x in items if isinstance(x, Tensor)])
+        tables = [x for x in items if isinstance(x, dict)]
+        return {k: torch.stack([x[k] for x in tables]) for k in tables[0]}
 
     def fingerprint(self) -> str:
         return self._content
@@ -104,9 +104,9 @@ class Samples:
     """Labelled samples: the contract ``(id, x, y)``.
 
     ids: ``int64[n]`` or ``str[n]``, unique. labels: ``int64[n]`` in ``[0, c)``.
-    classes: names of the ``c`` classes. inputs: by position. prepare: stored → model inputs, on whole
-    batches. view: a random view of prepared inputs (augmentation), or None. named_ids: whether the
-    ids came with the data (and so mean something elsewhere) or are positions.
+    classes: names of the ``c`` classes. inputs: by position. prepare: stored → model inputs, on
+    whole batches. view: a random view of prepared inputs (augmentation), or None. named_ids:
+    whether the ids came with the data (and so mean something elsewhere) or are positions.
     """
 
     ids: np.ndarray

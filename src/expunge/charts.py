@@ -1,0 +1,222 @@
+"""Small pictures as inline SVG and PNG: fixed text size at every width, colours from CSS classes.
+
+Positions along the page are percentages, heights are pixels. Curves live in a nested SVG that is
+stretched; text and axes do not. Everything drawn is numbers: names stay in the page, where they are
+escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+HEIGHT = 168  # of a histogram's plot area, in pixels
+POINTS = 240  # of a curve
+THUMBNAIL = 160  # longest side of an embedded image, in pixels
+MIN_SIDE = 4  # a smaller "image" is a table of features
+
+Curve = tuple[str, np.ndarray]  # CSS class, heights at POINTS places from left to right
+
+
+def ticks(low: float, high: float, target: int = 5) -> list[float]:
+    """Round numbers (steps of 1, 2 or 5 times a power of ten) from ``low`` to ``high``."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / target
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def bar(
+    start: float,
+    end: float,
+    role: str,
+    *,
+    whisker: tuple[float, float] | None = None,
+    marks: Sequence[float] = (),
+) -> Markup:
+    """One horizontal bar between two fractions of the width, with an interval and grid marks."""
+    left, right = sorted((_clip(start), _clip(end)))
+    parts = [
+        Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="20"/>').format(_pc(m))
+        for m in marks
+    ]
+    parts.append(
+        Markup('<rect class="{}" x="{}%" width="{}%" y="3" height="14" rx="1.5"/>').format(
+            role, _pc(left), _pc(right - left)
+        )
+    )
+    if whisker is not None:
+        low, high = _pc(_clip(whisker[0])), _pc(_clip(whisker[1]))
+        parts.append(
+            Markup(
+                '<line class="whisker" x1="{0}%" x2="{1}%" y1="10" y2="10"/>'
+                '<line class="whisker" x1="{0}%" x2="{0}%" y1="6" y2="14"/>'
+                '<line class="whisker" x1="{1}%" x2="{1}%" y1="6" y2="14"/>'
+            ).format(low, high)
+        )
+    return Markup('<svg class="bar" height="20" aria-hidden="true">{}</svg>').format(
+        Markup("").join(parts)
+    )
+
+
+def histogram(
+    values: np.ndarray,
+    flagged: np.ndarray,
+    *,
+    limits: tuple[float, float],
+    bins: int,
+    curves: Sequence[Curve] = (),
+    rule: float | None = None,
+    root: bool = False,
+    label: str,
+) -> Markup:
+    """Counts of kept and (on top) flagged samples, with curves in counts drawn over them.
+
+    Values beyond ``limits`` are counted in the end bins. rule: a vertical line at this value.
+    root: square-root heights, so that small counts can be seen beside large ones.
+    """
+    low, high = limits
+    edges = np.linspace(low, high, bins + 1)
+    inside = np.clip(values, low, high)
+    total = np.histogram(inside, edges)[0]
+    kept = np.histogram(inside[~flagged], edges)[0]
+    tallest = max(float(total.max()), 1.0)
+    peak = max([tallest, *(float(c.max()) for _, c in curves)])
+    top = min(peak, 1.25 * tallest) * 1.06
+
+    def y(count: float) -> float:
+        share = max(count, 0.0) / top
+        return HEIGHT * (1.0 - (math.sqrt(share) if root else share))
+
+    shapes = [*_columns(kept, total, y), *(_path(role, heights, y) for role, heights in curves)]
+    across = [((t - low) / (high - low), t) for t in ticks(low, high)]
+    up = [(y(t), t) for t in _count_ticks(top, root)]
+    rule_at = None if rule is None else (rule - low) / (high - low)
+    return Markup(
+        '<svg class="plot" height="{height}" role="img" aria-label="{label}">{grid}'
+        '<svg width="100%" height="{plot}" viewBox="0 0 1000 {plot}" preserveAspectRatio="none">'
+        "{shapes}</svg>{axis}</svg>"
+    ).format(
+        height=HEIGHT + 26,
+        plot=HEIGHT,
+        label=label,
+        grid=_count_axis(up),
+        shapes=Markup("").join(shapes),
+        axis=_value_axis(across, rule_at),
+    )
+
+
+def _columns(kept: np.ndarray, total: np.ndarray, y: Callable[[float], float]) -> list[Markup]:
+    width = 1000 / len(total)
+    shapes = []
+    for i, (k, t) in enumerate(zip(kept.tolist(), total.tolist(), strict=True)):
+        for role, bottom, top in (("kept", 0, k), ("flagged", k, t)):
+            if top > bottom:
+                shapes.append(
+                    Markup(
+                        '<rect class="{}" x="{:.2f}" width="{:.2f}" y="{:.2f}" height="{:.2f}"/>'
+                    ).format(role, (i + 0.06) * width, 0.88 * width, y(top), y(bottom) - y(top))
+                )
+    return shapes
+
+
+def _path(role: str, heights: np.ndarray, y: Callable[[float], float]) -> Markup:
+    points = zip(np.linspace(0, 1000, len(heights)).tolist(), heights.tolist(), strict=True)
+    # Far above the frame a curve is cut off anyway.
+    line = " L".join(f"{x:.1f} {max(y(h), -HEIGHT):.2f}" for x, h in points)
+    return Markup('<path class="{}" d="M{}" vector-effect="non-scaling-stroke"/>').format(
+        role, line
+    )
+
+
+def _count_ticks(top: float, root: bool) -> list[float]:
+    if not root:
+        return [t for t in ticks(0, top) if t == int(t)]
+    # Evenly spaced to the eye, then rounded to one digit.
+    wanted = {_one_digit(top * share**2) for share in (0.33, 0.62, 0.9)}
+    return [0.0, *sorted(w for w in wanted if 1 <= w <= top)]
+
+
+def _one_digit(x: float) -> float:
+    if x < 1:
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(x))
+    return math.floor(x / power) * power
+
+
+def _count_axis(up: Sequence[tuple[float, float]]) -> Markup:
+    return Markup("").join(
+        Markup(
+            '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>'
+            '<text x="-8" y="{0:.1f}" dy="0.32em" text-anchor="end">{1:,.0f}</text>'
+        ).format(at, value)
+        for at, value in up
+    )
+
+
+def _value_axis(across: Sequence[tuple[float, float]], rule: float | None) -> Markup:
+    parts = [
+        Markup(
+            '<line class="axis" x1="{0}%" x2="{0}%" y1="{1}" y2="{2}"/>'
+            '<text x="{0}%" y="{3}" text-anchor="middle">{4}</text>'
+        ).format(_pc(at), HEIGHT, HEIGHT + 5, HEIGHT + 20, f"{value:g}".replace("-", "−"))
+        for at, value in across
+    ]
+    parts.append(Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(HEIGHT))
+    if rule is not None and 0 <= rule <= 1:
+        parts.append(
+            Markup('<line class="rule" x1="{0}%" x2="{0}%" y1="0" y2="{1}"/>').format(
+                _pc(rule), HEIGHT
+            )
+        )
+    return Markup("").join(parts)
+
+
+def _clip(fraction: float) -> float:
+    return min(max(float(fraction), 0.0), 1.0)
+
+
+def _pc(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def pixels(image: Tensor | np.ndarray) -> np.ndarray | None:
+    """``uint8`` H×W or H×W×3 of what looks like an image, else None.
+
+    A tensor is ``[C, H, W]`` with C = 1 or 3, ``uint8`` or floating (then scaled from its smallest
+    to its largest value); an array is H×W or H×W×3 and ``uint8``.
+    """
+    if isinstance(image, np.ndarray):
+        right_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+        return image if image.dtype == np.uint8 and right_shape else None
+    if image.dim() != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < MIN_SIDE:
+        return None
+    array = image.detach().cpu()
+    if array.is_floating_point():
+        array = array.float()
+        low, high = float(array.min()), float(array.max())
+        array = (array - low).div_(max(high - low, 1e-12)).mul_(255).round_().byte()
+    values = array.numpy()
+    if values.dtype != np.uint8:
+        return None
+    return np.ascontiguousarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A PNG as a ``data:`` URI, at most 160 pixels on its longest side."""
+    picture = Image.fromarray(image)
+    if max(picture.size) > THUMBNAIL:
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,160 @@
+"""CIFAR-10's own files and CIFAR-10N's human labels, read without arbitrary unpickling."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from expunge.data.rows import Rows, existing_file, existing_folder
+from expunge.data.samples import TensorInputs
+from expunge.errors import DataError, closest
+
+if TYPE_CHECKING:
+    from expunge.data.sources import DataConfig
+
+BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+# Everything that a damaged pickle is known to raise.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ImportError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    OSError,
+)
+
+
+def cifar_rows(path: Path, config: DataConfig) -> Rows:
+    """The original ``cifar-10-batches-py`` folder; the id is the row in torchvision's order."""
+    existing_folder(path)
+    pixels, labels = [], []
+    for name in BATCHES[config.split]:
+        x, y = _batch(path / name)
+        pixels.append(x)
+        labels.append(y)
+    x = np.concatenate(pixels).reshape(-1, 3, 32, 32)
+    return Rows(
+        ids=np.arange(len(x)),
+        labels=np.concatenate(labels),
+        inputs=TensorInputs(torch.from_numpy(x)),
+        names=CLASSES,
+    )
+
+
+def human_labels(path: Path, column: str) -> np.ndarray:
+    """One of the label sets of CIFAR-10N's ``CIFAR-10_human.pt``: ``int64[n]``, by position.
+
+    Raises DataError for a file that needs more than NumPy arrays and plain types to be read.
+    """
+    existing_file(path)
+    with warnings.catch_warnings(), torch.serialization.safe_globals(_array_globals()):
+        warnings.simplefilter("ignore")  # of an archive that is not one of ours
+        try:
+            table = torch.load(path, map_location="cpu", weights_only=True)
+        except _DAMAGE as error:
+            # Torch's own text explains how to load the file unsafely: keep only the reason.
+            reason = re.search(r"Unsupported \w+: \w* ?[\w.]+", str(error))
+            raise DataError(
+                "not an archive of plain arrays "
+                f"({reason.group() if reason else type(error).__name__})",
+                where=str(path),
+                fix="use the published CIFAR-10_human.pt, unchanged",
+            ) from error
+    if not isinstance(table, dict):
+        raise DataError(f"holds a {type(table).__name__}, expected a dict", where=str(path))
+    if column not in table:
+        names = [str(name) for name in table]
+        raise DataError(f"no labels called '{column}'", where=str(path), fix=closest(column, names))
+    values = table[column]
+    values = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise DataError(
+            f"'{column}' is {values.dtype} of shape {values.shape}, expected integers [n]",
+            where=str(path),
+        )
+    return values.astype(np.int64)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays and plain types; any other name in the file is refused, not imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _allowed()[f"{module}.{name}"]
+        except KeyError:
+            raise DataError(
+                f"the file asks to run {module}.{name}, which no data file needs: refused",
+                fix="use the published files, unchanged",
+            ) from None
+
+
+def _allowed() -> dict[str, Any]:
+    """What a pickled array names, under NumPy 1's and NumPy 2's module names."""
+    reconstruct = np.empty(0).__reduce__()[0]
+    return {
+        "numpy.core.multiarray._reconstruct": reconstruct,
+        "numpy._core.multiarray._reconstruct": reconstruct,
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+    }
+
+
+def _array_globals() -> list[Any]:
+    kinds = {type(np.dtype(kind)) for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")}
+    # From NumPy 1.25 on, a dtype's own class differs from the np.dtype that the file names.
+    return [*((value, name) for name, value in _allowed().items()), *kinds]
+
+
+def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """``uint8[n, 3072]`` and ``int64[n]`` of one batch file."""
+    existing_file(path)
+    where = str(path)
+    try:
+        # Only the names in _allowed can be reached.
+        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    except DataError as error:
+        raise DataError(error.what, where=where, fix=error.fix) from error
+    except _DAMAGE as error:
+        raise DataError(
+            f"not a CIFAR-10 batch, or a damaged one ({error or type(error).__name__})",
+            where=where,
+            fix="unpack cifar-10-python.tar.gz again",
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"holds a {type(content).__name__}, expected a dict", where=where)
+    # Python 2 wrote the keys as bytes.
+    fields = {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in content.items()}
+    data, labels = fields.get("data"), fields.get("labels")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        raise DataError("'data' is not uint8 of shape [n, 3072]", where=where)
+    if not isinstance(labels, list) or not all(type(v) is int for v in labels):
+        raise DataError("'labels' is not a list of integers", where=where)
+    if len(labels) != len(data):
+        raise DataError(f"{len(data)} images and {len(labels)} labels do not match", where=where)
+    return data, np.array(labels, dtype=np.int64)

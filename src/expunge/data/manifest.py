@@ -1,0 +1,153 @@
+"""Manifests: a CSV or JSONL file that names an input and a label in every row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from expunge.data.folder import inside_all
+from expunge.data.images import Encoded, ImageFiles
+from expunge.data.labels import as_numbers, column
+from expunge.data.rows import Rows, existing_file
+from expunge.data.samples import Inputs, TensorInputs
+from expunge.errors import DataError, closest, some
+
+if TYPE_CHECKING:
+    from expunge.data.sources import DataConfig
+
+
+def manifest_rows(path: Path, config: DataConfig) -> Rows:
+    """A CSV file with a header, or a JSONL file of objects.
+
+    The input column holds file paths relative to the manifest's folder (paths that lead out of it
+    are refused) or, in JSONL, lists of numbers of one length.
+    """
+    table = read_table(path)
+    # A label that comes from elsewhere need not be here as well.
+    named = [config.input, config.id, config.label if config.labels is None else None]
+    require_columns(table, [name for name in named if name is not None], path)
+    n = len(table[config.input])
+    if n == 0:
+        raise DataError("no rows below the header", where=str(path))
+    ids = np.arange(n)
+    if config.id is not None:
+        ids = table_column(table, config.id, np.arange(1, n + 1), path)
+    labels = np.zeros(n, dtype=np.int64)
+    if config.labels is None:
+        labels = table_column(table, config.label, ids, path)
+    return Rows(
+        ids=ids,
+        labels=labels,
+        inputs=_inputs(table, config.input, ids, path),
+        named_ids=config.id is not None,
+    )
+
+
+def read_table(path: Path) -> dict[str, Sequence[object]]:
+    """The columns of a CSV or JSONL file; columns of a CSV file that are all integers are."""
+    existing_file(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".jsonl":
+                return _jsonl(list(file), path)
+            return _csv(list(csv.reader(file, strict=True)), path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"not a text table ({error})", where=str(path)) from error
+    except OSError as error:
+        raise DataError(f"cannot be read ({error})", where=str(path)) from error
+
+
+def require_columns(table: dict[str, Sequence[object]], names: list[str], path: Path) -> None:
+    """Refuse a table that lacks one of these columns."""
+    for name in names:
+        if name not in table:
+            raise DataError(
+                f"no column is called '{name}'", where=str(path), fix=closest(name, table)
+            )
+
+
+def table_column(
+    table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path
+) -> np.ndarray:
+    """A column of integers, floats or strings; missing values are named by these ids."""
+    return column(table[name], ids, what=f"column '{name}'", where=str(path))
+
+
+def _csv(lines: list[list[str]], path: Path) -> dict[str, Sequence[object]]:
+    if not lines:
+        raise DataError("the file is empty", where=str(path), fix="expected a header and rows")
+    header, rows = lines[0], [line for line in lines[1:] if line]
+    if len(set(header)) < len(header):
+        raise DataError(f"columns of the same name: {some(header)}", where=str(path))
+    odd = [i for i, row in enumerate(rows, 1) if len(row) != len(header)]
+    if odd:
+        raise DataError(
+            f"rows without exactly {len(header)} fields, as in the header: {some(odd)}",
+            where=str(path),
+            fix="quote fields that hold commas",
+        )
+    columns = [list(c) for c in zip(*rows, strict=True)] or [[] for _ in header]
+    return {name: as_numbers(c) for name, c in zip(header, columns, strict=True)}
+
+
+def _jsonl(lines: list[str], path: Path) -> dict[str, Sequence[object]]:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {number} is no JSON ({error})", where=str(path)) from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"line {number} is a {type(row).__name__}, expected an object", where=str(path)
+            )
+        rows.append(row)
+    if not rows:
+        raise DataError("the file is empty", where=str(path), fix="expected one object a line")
+    # A key that a row leaves out is a missing value of that row.
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _inputs(
+    table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path
+) -> Encoded | Inputs:
+    if all(isinstance(v, list) for v in table[name]):
+        return TensorInputs(_features(table[name], ids, name, path))
+    # Files may be called 1, 2, 3.
+    files = table_column(table, name, ids, path)
+    if files.dtype.kind not in "Ui":
+        raise DataError(
+            f"column '{name}' must hold file paths or lists of numbers", where=str(path)
+        )
+    return ImageFiles(inside_all(path.parent, files.astype(str).tolist(), ids, where=str(path)))
+
+
+def _features(values: Sequence[Any], ids: np.ndarray, name: str, path: Path) -> torch.Tensor:
+    """``float32[n, d]`` from lists of numbers."""
+    odd = np.array(
+        [
+            len(v) != len(values[0])
+            or not v
+            or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in v)
+            for v in values
+        ]
+    )
+    if odd.any():
+        raise DataError(
+            f"column '{name}' must hold {len(values[0])} numbers in every row: "
+            f"ids {some(ids[odd])}",
+            where=str(path),
+        )
+    try:
+        return torch.from_numpy(np.array(values, dtype=np.float64).astype(np.float32))
+    except (OverflowError, ValueError) as error:
+        raise DataError(f"column '{name}': {error}", where=str(path)) from error

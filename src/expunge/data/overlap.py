@@ -1,0 +1,63 @@
+"""Whether the training and the validation set share samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from expunge.data.samples import Samples
+from expunge.errors import DataError, some
+
+CHUNK = 1024
+
+
+def check_disjoint(train: Samples, validation: Samples) -> list[str]:
+    """Raise DataError if both sets have named ids and share some; an empty list otherwise."""
+    if not (train.named_ids and validation.named_ids):
+        return []
+    if train.ids.dtype.kind != validation.ids.dtype.kind and "U" in (
+        train.ids.dtype.kind,
+        validation.ids.dtype.kind,
+    ):
+        return []  # integers and strings are never equal
+    shared = np.intersect1d(train.ids, validation.ids)
+    if len(shared):
+        raise DataError(
+            f"validation ids inside the training ids: {some(shared)}",
+            where=validation.name,
+            fix="leave out `id` for one of them if the two files number their rows independently",
+        )
+    return []
+
+
+def shared_inputs(train: Samples, validation: Samples) -> int:
+    """Number of validation inputs whose stored content is byte-identical to a training input.
+
+    One pass over both sets, in chunks; 16 bytes of memory a training sample.
+    """
+    known = set(_hashes(train))
+    return sum(h in known for h in _hashes(validation))
+
+
+def _hashes(samples: Samples) -> Iterator[bytes]:
+    for positions in samples.batches(CHUNK):
+        batch = samples.inputs.batch(positions)
+        parts = batch if isinstance(batch, dict) else {"": batch}
+        columns = [
+            (f"{name}{x.dtype}{tuple(x.shape[1:])}".encode(), _as_bytes(x))
+            for name, x in sorted(parts.items())
+        ]
+        for i in range(len(positions)):
+            digest = hashlib.blake2b(digest_size=16)
+            for head, rows in columns:
+                digest.update(head)
+                digest.update(rows[i])
+            yield digest.digest()
+
+
+def _as_bytes(x: torch.Tensor) -> np.ndarray:
+    """``uint8[n, bytes a sample]``."""
+    return x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8).numpy()

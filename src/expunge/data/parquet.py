@@ -1,0 +1,205 @@
+"""Parquet files, in the Hugging Face Hub's layout or plain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from expunge.data.images import RESIDENT_BYTES, Encoded
+from expunge.data.rows import Rows, existing_file
+from expunge.data.samples import Inputs, TensorInputs
+from expunge.errors import DataError, closest, some
+
+if TYPE_CHECKING:
+    from expunge.data.sources import DataConfig
+
+_UNREADABLE = (pa.ArrowException, OSError)
+
+
+def parquet_rows(path: Path, config: DataConfig) -> Rows:
+    """A Parquet file: columns of inputs, labels and, if named, ids.
+
+    The type of the input column decides: a struct ``{bytes, path}`` or binary is encoded images,
+    a list of numbers is features (``float32[d]``). Class names come from the Hub's ``ClassLabel``.
+    """
+    schema, n = _opened(path)
+    # A label that comes from elsewhere need not be here as well.
+    named = [config.input, config.id, config.label if config.labels is None else None]
+    _require_columns(schema, [name for name in named if name is not None], path)
+    ids = np.arange(n) if config.id is None else read_column(path, config.id)
+    labels = np.zeros(n, dtype=np.int64)
+    if config.labels is None:
+        labels = read_column(path, config.label, ids=ids)
+    return Rows(
+        ids=ids,
+        labels=labels,
+        inputs=_inputs(path, schema, config.input, ids),
+        names=class_names(path, config.label),
+        named_ids=config.id is not None,
+    )
+
+
+def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.ndarray:
+    """A column of integers, floats or strings; a null is an error that names the ids."""
+    _require_columns(_opened(path)[0], [name], path)
+    column = _read(path, [name]).column(0)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if column.null_count:
+        at = np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))
+        rows = at if ids is None else ids[at]
+        raise DataError(
+            f"column '{name}' is null: {'rows' if ids is None else 'ids'} {some(rows)}",
+            where=str(path),
+            fix="fill in or remove these rows",
+        )
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return np.array(column.to_pylist(), dtype=str)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column.to_numpy()
+    raise DataError(f"column '{name}' holds {kind}, expected integers or strings", where=str(path))
+
+
+def class_names(path: Path, name: str) -> tuple[str, ...]:
+    """The class names of the Hub's ``ClassLabel`` metadata; () if there is none."""
+    names = _feature(_opened(path)[0], name).get("names", ())
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+class EncodedColumn:
+    """Images in a Parquet column, read by row group; the latest groups are kept."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        self._starts = np.cumsum([0, *(g.num_rows for g in groups)])
+        largest = max((g.total_byte_size for g in groups), default=1)
+        self._keep = max(1, RESIDENT_BYTES // max(largest, 1))
+        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, position: int) -> bytes | None:
+        g = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self._group(g)[position - int(self._starts[g])].as_py()
+
+    def content(self) -> str:
+        with self._path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        return hashlib.sha256(f"{digest.hexdigest()}{self._name}".encode()).hexdigest()
+
+    def _group(self, g: int) -> Any:
+        with self._lock:
+            if g not in self._groups:
+                column = _read(self._path, [self._name], group=g).column(0)
+                if pa.types.is_struct(column.type):
+                    column = pc.struct_field(column, "bytes")
+                self._groups[g] = column.combine_chunks()
+                while len(self._groups) > self._keep:
+                    self._groups.popitem(last=False)
+            return self._groups[g]
+
+
+def _opened(path: Path) -> tuple[Any, int]:
+    """The schema and the number of rows."""
+    existing_file(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.schema_arrow, file.metadata.num_rows
+    except _UNREADABLE as error:
+        raise DataError(
+            f"not a Parquet file, or a damaged one ({error})",
+            where=str(path),
+            fix="set source to the kind of this file",
+        ) from error
+
+
+def _read(path: Path, columns: list[str], *, group: int | None = None) -> Any:
+    try:
+        with pq.ParquetFile(path) as file:
+            if group is None:
+                return file.read(columns=columns)
+            return file.read_row_group(group, columns=columns)
+    except _UNREADABLE as error:
+        raise DataError(f"a damaged Parquet file ({error})", where=str(path)) from error
+
+
+def _require_columns(schema: Any, names: list[str], path: Path) -> None:
+    for name in names:
+        if schema.names.count(name) != 1:
+            problem = "no column is" if name not in schema.names else "several columns are"
+            raise DataError(
+                f"{problem} called '{name}'", where=str(path), fix=closest(name, schema.names)
+            )
+
+
+def _feature(schema: Any, name: str) -> dict[str, Any]:
+    """The Hub's description of a column; empty if there is none."""
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = described["info"]["features"][name]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return feature if isinstance(feature, dict) else {}
+
+
+def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> Encoded | Inputs:
+    kind = schema.field(name).type
+    feature = _feature(schema, name).get("_type", "Image")
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_struct(kind):
+        is_bytes = any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    if is_bytes and feature in ("Image", "Value"):
+        return EncodedColumn(path, name)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(test(kind) for test in lists) and _is_numeric(kind.value_type):
+        return TensorInputs(_features(path, name, ids))
+    raise DataError(
+        f"column '{name}' holds {feature if is_bytes else kind}, expected images "
+        "(bytes, or a struct with bytes) or lists of numbers",
+        where=str(path),
+        fix="name the input column",
+    )
+
+
+def _features(path: Path, name: str, ids: np.ndarray) -> torch.Tensor:
+    """``float32[n, d]`` from a column of lists of numbers."""
+    column = _read(path, [name]).column(0)
+    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    if len(lengths) == 0:
+        return torch.empty(0, 0)
+    null = np.isnan(lengths.astype(float))
+    usual = int(np.bincount(lengths[~null].astype(int)).argmax()) if not null.all() else 0
+    odd = null | (lengths != usual)
+    if odd.any() or usual == 0:
+        raise DataError(
+            f"column '{name}' must hold {usual or 'one or more'} numbers in every row: "
+            f"ids {some(ids[odd] if odd.any() else ids)}",
+            where=str(path),
+        )
+    flat = pc.list_flatten(column)
+    if flat.null_count:
+        at = np.flatnonzero(pc.is_null(flat).to_numpy(zero_copy_only=False)) // usual
+        raise DataError(
+            f"column '{name}' holds nulls: ids {some(ids[np.unique(at)])}", where=str(path)
+        )
+    values = flat.to_numpy().astype(np.float32)
+    return torch.from_numpy(values.reshape(len(ids), usual))
+
+
+def _is_numeric(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

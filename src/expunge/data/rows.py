@@ -1,0 +1,182 @@
+"""What a source yields, not yet decoded, and how it becomes Samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from expunge.data.images import Encoded, Mode, decode
+from expunge.data.labels import encode
+from expunge.data.samples import Inputs, Prepare, Samples, TensorInputs
+from expunge.data.views import view as view_named
+from expunge.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source, in its order.
+
+    labels: ``int[n]`` (class indices), ``str[n]`` (class names) or float. names: the class names
+    that the source states, () if it states none. inputs: encoded images or ready inputs.
+    named_ids: whether the ids came with the data.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    inputs: Encoded | Inputs
+    names: tuple[str, ...] = ()
+    named_ids: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class FirstRows:
+    """The first ``n`` of some encoded images."""
+
+    def __init__(self, encoded: Encoded, n: int) -> None:
+        self._encoded, self._n = encoded, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, position: int) -> bytes | None:
+        return self._encoded.read(position)
+
+    def content(self) -> str:
+        return self._encoded.content()
+
+
+def first_rows(rows: Rows, n: int) -> Rows:
+    """The first ``n`` rows; all of them if there are no more."""
+    if n >= len(rows):
+        return rows
+    inputs: Encoded | Inputs
+    if isinstance(rows.inputs, TensorInputs):
+        inputs = TensorInputs(rows.inputs.tensor[:n])
+    elif isinstance(rows.inputs, Inputs):
+        raise DataError("the first rows of inputs that are not resident cannot be taken")
+    else:
+        inputs = FirstRows(rows.inputs, n)
+    return replace(rows, ids=rows.ids[:n], labels=rows.labels[:n], inputs=inputs)
+
+
+def to_samples(
+    rows: Rows,
+    *,
+    classes: Sequence[str] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    mode: Mode | None = None,
+    size: int | None = None,
+    view: str = "none",
+    name: str = "data",
+    where: str = "",
+) -> Samples:
+    """Map the labels to class indices, decode the inputs, and check everything.
+
+    ``where`` names the source in messages (the path, say).
+    """
+    where = where or name
+    if len(rows) == 0:
+        raise DataError("no samples", where=where, fix="check the path and the selection")
+    labels, names = encode(rows.labels, rows.ids, names=rows.names, classes=classes, where=where)
+    inputs = _ready(rows, mode, size, where)
+    try:
+        augment = view_named(view)
+    except ConfigError as error:
+        raise DataError(error.what, where=name, fix=error.fix) from error
+    samples = Samples(
+        ids=rows.ids,
+        labels=labels,
+        classes=names,
+        inputs=inputs,
+        prepare=Prepare(tuple(map(float, mean)), tuple(map(float, std))),
+        view=augment,
+        named_ids=rows.named_ids,
+        name=name,
+    )
+    if mean or std or augment is not None:
+        _check_preparation(samples, where)
+    return samples
+
+
+def inside(folder: Path, text: str) -> Path:
+    """The file of this relative path; ValueError if it lies outside the folder.
+
+    An absolute path, a path that climbs out by ``..`` and a link that leads out are outside.
+    """
+    if not text or Path(text).is_absolute() or "\0" in text:
+        raise ValueError(text)
+    path = Path(os.path.realpath(folder / text))
+    if not path.is_relative_to(os.path.realpath(folder)):
+        raise ValueError(text)
+    return path
+
+
+def existing_file(path: Path) -> Path:
+    """The path, if a file is there."""
+    if path.is_dir():
+        raise DataError("expected a file, found a directory", where=str(path))
+    return _existing(path)
+
+
+def existing_folder(path: Path) -> Path:
+    """The path, if a folder is there."""
+    if path.is_file():
+        raise DataError("expected a folder, found a file", where=str(path))
+    return _existing(path)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(
+            "no such file or folder",
+            where=str(path),
+            fix="relative paths start at the spec file's folder; check the spelling",
+        )
+    return path
+
+
+def _ready(rows: Rows, mode: Mode | None, size: int | None, where: str) -> Inputs:
+    if not isinstance(rows.inputs, Inputs):
+        return decode(rows.inputs, rows.ids, mode=mode, size=size, where=where)
+    if mode is None and size is None:
+        return rows.inputs
+    example = rows.inputs.batch(np.arange(1))
+    shape = tuple(example.shape[1:]) if isinstance(example, torch.Tensor) else ()
+    fits = len(shape) == 3 and (mode is None or shape[0] == (1 if mode == "L" else 3))
+    if not fits or (size is not None and shape[1:] != (size, size)):
+        raise DataError(
+            f"the inputs are arrays of shape {shape}; size and mode convert encoded images only",
+            where=where,
+            fix="leave out size and mode, or convert the arrays",
+        )
+    return rows.inputs
+
+
+def _check_preparation(samples: Samples, where: str) -> None:
+    mean, std = samples.prepare.mean, samples.prepare.std
+    example = samples.inputs.batch(np.arange(1))
+    if not isinstance(example, torch.Tensor):
+        raise DataError("mean, std and views are for inputs of one tensor, not dicts", where=where)
+    channels = example.shape[1]
+    if len(mean) != len(std) or len(mean) not in (0, 1, channels):
+        raise DataError(
+            f"mean has {len(mean)} and std {len(std)} numbers; the inputs have {channels} channels",
+            where=where,
+            fix="give both, one number a channel",
+        )
+    if not all(np.isfinite(mean)) or not all(np.isfinite(s) and s > 0 for s in std):
+        raise DataError("mean must be finite, std finite and above 0", where=where)
+    if samples.view is not None and example.dim() != 4:
+        raise DataError(
+            f"views are for images [C, H, W], not inputs of shape {tuple(example.shape[1:])}",
+            where=where,
+            fix="set view to 'none'",
+        )

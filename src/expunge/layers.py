@@ -1,0 +1,254 @@
+"""Calling a model, looking into it, and leaving it as it was."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data.samples import Batch
+from expunge.errors import ModelError, closest, raise_all, some
+
+WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+# Layers that act on each channel by itself, so that a unit keeps its index through them.
+_CHANNELWISE = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.LayerNorm,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Identity,
+)
+# Layers behind which a pooled feature says nothing new.
+_POOLING = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+)
+
+
+def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's logits ``[b, c]``: its output, or the output's ``logits``.
+
+    A dictionary batch is passed as keyword arguments, as Hugging Face models expect.
+    """
+    output = model(**batch) if isinstance(batch, dict) else model(batch)
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", None)
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
+        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{type(output)}"
+        raise ModelError(
+            f"expected logits of shape [batch, classes], got {got}",
+            where="model output",
+            fix="return the logits, or an object with `.logits`",
+        )
+    return output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module has its own mode again."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def module_named(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name; an unknown name is an error with the closest match."""
+    modules = dict(model.named_modules())
+    if not name or name not in modules:
+        raise ModelError(
+            f"the model has no layer '{name}'", fix=closest(name, filter(None, modules))
+        )
+    return modules[name]
+
+
+@contextmanager
+def captured(
+    model: nn.Module, names: tuple[str, ...], *, inputs_of: str = "", differentiable: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the named layers at each forward pass, into one dictionary.
+
+    ``inputs_of`` adds that layer's input, under the key ``"input"``. With ``differentiable``, the
+    outputs carry gradients (also in a frozen model), and layers behind work on a copy, so that an
+    operation in place does not change what was captured. The hooks are gone after the block.
+    """
+    found: dict[str, Tensor] = {}
+    handles = []
+
+    def keep(name: str) -> object:
+        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+            if not isinstance(output, Tensor):
+                raise ModelError(f"layer '{name}' returns {type(output).__name__}, not a tensor")
+            if not differentiable:
+                found[name] = output
+                return None
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            found[name] = output
+            return output.clone()
+
+        return hook
+
+    def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found["input"] = args[0]
+
+    try:
+        for name in names:
+            handles.append(module_named(model, name).register_forward_hook(keep(name)))  # type: ignore[arg-type]
+        if inputs_of:
+            module = module_named(model, inputs_of)
+            handles.append(module.register_forward_pre_hook(keep_input))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are in a model.
+
+    head: the linear layer that makes the logits ("" if another operation makes them).
+    probes: for every other weight layer, the layer that ends its chain of normalisation and
+    activation; a unit has the same index in both. stages: layers whose pooled output describes a
+    sample, first to last: ends of such chains and outputs of residual blocks.
+    tail: the layers from the head backwards as long as each only reads the one before.
+    """
+
+    head: str
+    probes: Mapping[str, str]
+    stages: tuple[str, ...]
+    tail: tuple[str, ...]
+
+
+def discover(model: nn.Module, example: Batch) -> Layout:
+    """Find the layers of a model by running it once on an example and following the tensors."""
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+
+            def hook(
+                m: nn.Module, args: tuple[object, ...], output: object, name: str = name
+            ) -> None:
+                source = args[0] if args else None
+                if isinstance(source, Tensor) and isinstance(output, Tensor):
+                    calls.append((name, m, source, output))
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = logits_of(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    leaves = [c for c in calls if not any(True for _ in c[1].children())]
+    if not any(isinstance(c[1], WEIGHT_LAYERS) for c in leaves):
+        raise ModelError(
+            "no linear or convolution layer is called", fix="pass the network itself, not a wrapper"
+        )
+    head = next((n for n, m, _, y in leaves if isinstance(m, nn.Linear) and y is logits), "")
+    readers: dict[int, list[tuple[str, nn.Module, Tensor]]] = defaultdict(list)
+    for name, module, x, y in leaves:
+        readers[id(x)].append((name, module, y))
+    probes: dict[str, str] = {}
+    ends: list[tuple[int, str]] = []
+    seen: set[int] = {id(logits)}
+    order = {id(c[3]): i for i, c in reversed(list(enumerate(calls)))}
+    for name, module, _, y in leaves:
+        if isinstance(module, WEIGHT_LAYERS) and name != head:
+            probes[name], end = _follow(name, y, readers, _CHANNELWISE)
+            seen.add(id(y))
+            ends.append((order[id(end)], probes[name]))
+            while id(end) not in seen:
+                seen.add(id(end))
+                _, end = _follow("", end, readers, _POOLING)
+    for name, module, _, y in calls:
+        holds_weights = any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
+        if holds_weights and module not in [c[1] for c in leaves] and id(y) not in seen:
+            seen.add(id(y))
+            ends.append((order[id(y)], name))
+    stages = tuple(dict.fromkeys(name for _, name in sorted(ends)))
+    return Layout(head, probes, stages, _tail(head, leaves))
+
+
+def _follow(
+    name: str,
+    tensor: Tensor,
+    readers: dict[int, list[tuple[str, nn.Module, Tensor]]],
+    kinds: tuple[type[nn.Module], ...],
+) -> tuple[str, Tensor]:
+    """Walk on from a tensor while the layer that reads it next is of one of these kinds."""
+    visited = set()
+    while id(tensor) not in visited:
+        visited.add(id(tensor))
+        following = [r for r in readers[id(tensor)] if isinstance(r[1], kinds) and r[0] != name]
+        if len(following) != 1 or len(readers[id(tensor)]) != 1:
+            break
+        name, _, tensor = following[0]
+    return name, tensor
+
+
+def _tail(head: str, leaves: list[tuple[str, nn.Module, Tensor, Tensor]]) -> tuple[str, ...]:
+    """Names of the linear and ReLU layers that end the model, the first of them first."""
+    made_by = {id(y): (name, m, x) for name, m, x, y in leaves}
+    tail: list[str] = []
+    tensor = next((y for name, _, _, y in leaves if name == head), None)
+    while tensor is not None and id(tensor) in made_by:
+        name, module, source = made_by[id(tensor)]
+        inactive = isinstance(module, nn.Dropout | nn.Identity)
+        inplace = isinstance(module, nn.ReLU) and module.inplace
+        if not (isinstance(module, nn.Linear | nn.ReLU) or inactive) or inplace or name in tail:
+            break
+        tail.insert(0, name)
+        tensor = source
+    return tuple(tail)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse models that cannot be worked on: wrappers, tied or not finite weights."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ModelError(
+            f"the model is wrapped in {type(model).__name__}", fix="pass `model.module` instead"
+        )
+    problems = []
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name)
+    tied = [names for names in owners.values() if len(names) > 1]
+    if tied:
+        problems.append(
+            f"weights are tied: {some(' = '.join(t) for t in tied)}; give each layer its own copy"
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        problems.append(f"weights are NaN or infinite: {some(bad)}; load a sound checkpoint")
+    raise_all(ModelError, problems, where="model")

@@ -1,0 +1,127 @@
+"""Numbers about models and detectors, with bootstrap intervals. Pure: arrays in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from expunge.errors import DataError
+from expunge.rng import generator
+from expunge.tables import Evaluation, Metric
+
+LEVEL = 0.95
+DRAWS = 1000
+
+
+def evaluate(
+    ids: np.ndarray, labels: np.ndarray, probs: np.ndarray, classes: tuple[str, ...], *, seed: int
+) -> Evaluation:
+    """Accuracy, macro F1, worst class and calibration error of predictions on labelled samples.
+
+    probs: ``float[n, c]``, rows sum to one. Intervals are 95 % bootstrap percentiles over samples.
+    Cost: ``DRAWS`` resamples of a c × c table or of n numbers.
+    """
+    predicted = probs.argmax(axis=1)
+    correct = predicted == labels
+    c = len(classes)
+    table = np.bincount(labels * c + predicted, minlength=c * c).reshape(c, c)
+    rng = generator(seed, "bootstrap")
+    tables = rng.multinomial(len(labels), table.ravel() / len(labels), DRAWS).reshape(-1, c, c)
+    present = table.sum(axis=1) > 0
+    metrics = {}
+    for name, statistic in _TABLE_METRICS.items():
+        draws = statistic(tables[:, :, :], present)
+        metrics[name] = _metric(float(statistic(table[None], present)[0]), draws, len(labels))
+    confidence = probs.max(axis=1)
+    metrics["calibration_error"] = bootstrap(
+        np.column_stack([confidence, correct]),
+        lambda rows: calibration_error(rows[:, 0], rows[:, 1]),
+        seed=seed,
+        draws=200,
+    )
+    recall = np.divide(table.diagonal(), table.sum(axis=1), where=present, out=np.full(c, np.nan))
+    per_class = {name: float(r) for name, r, p in zip(classes, recall, present, strict=True) if p}
+    return Evaluation(ids, correct, metrics, per_class)
+
+
+def paired_gain(after: Evaluation, before: Evaluation, *, seed: int) -> Metric:
+    """Accuracy of one model minus that of another on the same samples, with a paired interval."""
+    if not np.array_equal(after.ids, before.ids):
+        raise DataError("the two models were evaluated on different samples")
+    difference = after.correct.astype(int) - before.correct.astype(int)
+    n = len(difference)
+    counts = np.array([(difference == d).sum() for d in (-1, 0, 1)])
+    draws = generator(seed, "paired").multinomial(n, counts / n, DRAWS) @ np.array([-1, 0, 1]) / n
+    return _metric(float(difference.mean()), draws, n)
+
+
+def bootstrap(
+    rows: np.ndarray,
+    statistic: Callable[[np.ndarray], float],
+    *,
+    seed: int,
+    draws: int = DRAWS,
+) -> Metric:
+    """A statistic of the rows with its 95 % percentile interval over resampled rows."""
+    rng = generator(seed, "bootstrap")
+    n = len(rows)
+    resampled = np.array([statistic(rows[rng.integers(0, n, n)]) for _ in range(draws)])
+    return _metric(float(statistic(rows)), resampled, n)
+
+
+def calibration_error(probability: np.ndarray, outcome: np.ndarray, *, bins: int = 15) -> float:
+    """Expected calibration error: ``Σ_b (n_b / n) |mean probability − mean outcome|``.
+
+    Equal-width bins on [0, 1] (arXiv 1706.04599).
+    """
+    which = np.minimum((probability * bins).astype(int), bins - 1)
+    weight = np.bincount(which, minlength=bins)
+    gap = np.bincount(which, probability, bins) - np.bincount(which, outcome, bins)
+    return float(np.abs(gap).sum() / weight.sum())
+
+
+def detection(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
+    """AUROC, average precision and best F1 of a score against the truth (``bool[n]``)."""
+    order = np.argsort(-score, kind="stable")
+    hits = np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(score) + 1) + truth.sum())
+    # A cut inside a run of ties is not possible.
+    cut = np.append(np.diff(score[order]) != 0, True)
+    return {
+        "auroc": float(roc_auc_score(truth, score)),
+        "auprc": float(average_precision_score(truth, score)),
+        "best_f1": float(f1[cut].max()),
+    }
+
+
+def f1(truth: np.ndarray, flagged: np.ndarray) -> float:
+    """F1 of a decision: ``2 TP / (2 TP + FP + FN)``."""
+    return float(f1_score(truth, flagged, zero_division=0.0))
+
+
+def _metric(value: float, draws: np.ndarray, n: int) -> Metric:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Metric(value, min(float(low), value), max(float(high), value), n)
+
+
+def _accuracy(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
+    return np.trace(tables, axis1=1, axis2=2) / tables.sum(axis=(1, 2))
+
+
+def _macro_f1(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
+    hit = np.diagonal(tables, axis1=1, axis2=2)
+    both = tables.sum(axis=1) + tables.sum(axis=2)
+    return np.divide(2 * hit, both, where=both > 0, out=np.zeros(hit.shape))[:, present].mean(
+        axis=1
+    )
+
+
+def _worst_class(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
+    hit = np.diagonal(tables, axis1=1, axis2=2)
+    rows = tables.sum(axis=2)
+    return np.divide(hit, rows, where=rows > 0, out=np.ones(hit.shape))[:, present].min(axis=1)
+
+
+_TABLE_METRICS = {"accuracy": _accuracy, "macro_f1": _macro_f1, "worst_class": _worst_class}

@@ -1,0 +1,225 @@
+"""From scores to the probability that each sample is bad. Pure functions, plug-ins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from expunge.errors import ConfigError
+from expunge.registry import Registry
+from expunge.rng import derive, generator
+from expunge.tables import KINDS, Component, Fit, Partition, Scores
+
+partitioners: Registry[Callable[..., Partition]] = Registry("partition")
+
+# A mixture is fitted on at most so many samples; more of them do not change it.
+_FIT_ROWS = 20_000
+# Below this many samples a mixture says nothing.
+_FEW = 20
+
+
+@partitioners.register("mixture")
+def mixture(
+    scores: Scores,
+    *,
+    seed: int,
+    threshold: float = 0.5,
+    components: int = 3,
+    separation: float = 2.0,
+) -> Partition:
+    """One Gaussian mixture for each kind of evidence, with 1 … ``components`` components compared.
+
+    The evidence of a kind is the mean of its scores, each centred on its median and scaled by its
+    spread. The number of components has the lowest Bayesian information criterion. A component
+    counts as noisy
+
+    - for label evidence, if most of its samples have a better supported label than the given one;
+    - for input evidence, if it lies above the lowest component by ``separation`` pooled standard
+      deviations (Ashman's D, doi 10.1086/117248): above 2, two groups are two groups.
+
+    So "no noise" is a possible answer, and no truth is needed to tell the sides apart.
+    ``p_fault = Σ_noisy w_k N(e; μ_k, σ_k) / Σ_k w_k N(e; μ_k, σ_k)``, made monotone in the evidence
+    e; ``p_noisy = 1 − (1 − p_label)(1 − p_input)``. The posterior of another label c is
+    ``p_label · q_c / (1 − q_y)``, with q the class distribution of the scores.
+
+    Cost: O(n) for each EM step; 50 refits give the interval of the noise rate.
+    """
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold must lie in [0, 1], not {threshold}")
+    if components < 1:
+        raise ConfigError(f"components must be 1 or more, not {components}")
+    n = len(scores.ids)
+    faults, fits, evidence = {}, [], {}
+    doubted = scores.class_probs.argmax(axis=1) != scores.labels
+    errors = []
+    for kind in KINDS:
+        names = [name for name, k in scores.kinds.items() if k == kind]
+        if not names:
+            faults[kind] = np.zeros(n)
+            continue
+        e = np.mean([_standardised(scores.values[name]) for name in names], axis=0)
+        judge = _doubted(doubted) if kind == "label" else _apart(separation)
+        fit, p = _fit(e, kind, components, judge, derive(seed, "mixture", kind))
+        faults[kind] = p
+        errors.append(_rate_error(e, fit, p, seed))
+        fits.append(fit)
+        evidence[f"{kind}_evidence"] = e
+    p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
+    suggested, probability = _suggest(scores, faults["label"])
+    rate, half = float(p_noisy.mean()), 1.96 * float(np.hypot.reduce(errors))
+    return Partition(
+        ids=scores.ids,
+        labels=scores.labels,
+        p_noisy=p_noisy,
+        p_label_fault=faults["label"],
+        p_input_fault=faults["input"],
+        suggested_label=suggested,
+        suggested_probability=probability,
+        threshold=threshold,
+        noise_rate=(rate, max(0.0, rate - half), min(1.0, rate + half)),
+        fits=tuple(fits),
+        evidence=evidence,
+    )
+
+
+# From samples' responsibilities (n × k) and the components' means and deviations, sorted by mean,
+# to which components are noisy.
+Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _doubted(doubted: np.ndarray) -> Judge:
+    def judge(share: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
+        weight = np.maximum(share.sum(axis=0), 1e-12)
+        noisy = (share * doubted[:, None]).sum(axis=0) / weight > 0.5
+        return np.logical_or.accumulate(noisy)
+
+    return judge
+
+
+def _apart(separation: float) -> Judge:
+    def judge(share: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
+        distance = ashman(means, stds, means[0], stds[0])
+        return np.logical_or.accumulate(distance > separation)
+
+    return judge
+
+
+def ashman(
+    mean: np.ndarray | float, std: np.ndarray | float, mean0: float, std0: float
+) -> np.ndarray:
+    """``√2 |μ − μ₀| / √(σ² + σ₀²)``: distance of two normal distributions in pooled deviations."""
+    spread = np.sqrt(np.square(std) + np.square(std0))
+    return np.sqrt(2) * np.abs(np.asarray(mean) - mean0) / np.maximum(spread, 1e-12)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """Centred on the median, over the standard deviation inside the 1st … 99th percentile."""
+    low, high = np.quantile(values, [0.01, 0.99])
+    clipped = np.clip(values, low, high)
+    spread = clipped.std()
+    return (clipped - np.median(values)) / spread if spread > 1e-12 else np.zeros(len(values))
+
+
+def _fit(
+    e: np.ndarray, kind: str, components: int, judge: Judge, seed: int
+) -> tuple[Fit, np.ndarray]:
+    """The best mixture, and the probability that a sample belongs to its noisy components."""
+    single = Component(1.0, float(e.mean()), float(e.std()), False)
+    if len(e) < _FEW or np.ptp(e) == 0:
+        return Fit(kind, (single,), {1: 0.0}, 0.0), np.zeros(len(e))
+    sample = e
+    if len(e) > _FIT_ROWS:
+        sample = e[generator(seed, "rows").choice(len(e), _FIT_ROWS, replace=False)]
+    models = {k: _gaussians(sample, k, seed) for k in range(1, components + 1)}
+    bic = {k: float(m.bic(sample[:, None])) for k, m in models.items()}
+    best = models[min(bic, key=lambda k: (bic[k], k))]
+    order = np.argsort(best.means_[:, 0])
+    weights, means = best.weights_[order], best.means_[order, 0]
+    stds = np.sqrt(best.covariances_[order, 0, 0])
+    noisy = judge(best.predict_proba(e[:, None])[:, order], means, stds)
+    parts = tuple(
+        Component(float(w), float(m), float(s), bool(b))
+        for w, m, s, b in zip(weights, means, stds, noisy, strict=True)
+    )
+    return Fit(kind, parts, bic, _separation(parts)), posterior(e, parts)
+
+
+def posterior(e: np.ndarray, components: tuple[Component, ...]) -> np.ndarray:
+    """Probability of the noisy components at evidence e, made monotone: more never means less.
+
+    Two normal tails of unequal width would otherwise cross again far outside.
+    """
+    noisy = np.array([c.noisy for c in components])
+    if not noisy.any():
+        return np.zeros(len(e))
+    if noisy.all():
+        return np.ones(len(e))
+    means = np.array([c.mean for c in components])
+    x = np.clip(e, means.min(), means.max())[:, None]
+    w = np.array([c.weight for c in components])
+    s = np.array([c.std for c in components])
+    log_density = np.log(w) - np.log(s) - 0.5 * ((x - means) / s) ** 2
+    density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
+    p = density[:, noisy].sum(axis=1) / density.sum(axis=1)
+    order = np.argsort(e, kind="stable")
+    p[order] = np.maximum.accumulate(p[order])
+    return p
+
+
+def _gaussians(e: np.ndarray, k: int, seed: int) -> GaussianMixture:
+    quantiles = np.quantile(e, (np.arange(k) + 0.5) / k)[:, None]
+    model = GaussianMixture(
+        k, means_init=quantiles, reg_covar=1e-4 * float(e.var()), random_state=seed % 2**32
+    )
+    with warnings.catch_warnings():
+        # Ties leave k-means fewer clusters than asked for; unfinished EM is compared as it is.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(e[:, None])
+
+
+def _separation(parts: tuple[Component, ...]) -> float:
+    """Distance of the nearest noisy from the nearest clean component, in pooled deviations."""
+    clean, noisy = [p for p in parts if not p.noisy], [p for p in parts if p.noisy]
+    if not clean or not noisy:
+        return 0.0
+    return min(float(ashman(b.mean, b.std, c.mean, c.std)) for b in noisy for c in clean)
+
+
+def _rate_error(e: np.ndarray, fit: Fit, p: np.ndarray, seed: int) -> float:
+    """Standard error of the mean of p, over mixtures refitted on resampled evidence."""
+    if len(fit.components) < 2 or not any(c.noisy for c in fit.components):
+        return 1.0 / len(e)
+    rng = generator(seed, "rate", fit.kind)
+    rows = min(len(e), 4000)
+    rates = []
+    start = GaussianMixture(
+        len(fit.components),
+        means_init=np.array([[c.mean] for c in fit.components]),
+        weights_init=np.array([c.weight for c in fit.components]),
+        precisions_init=np.array([[[1 / c.std**2]] for c in fit.components]),
+        reg_covar=1e-4 * float(e.var()),
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for _ in range(50):
+            model = start.fit(e[rng.integers(0, len(e), rows), None])
+            order = np.argsort(model.means_[:, 0])
+            noisy = np.array([c.noisy for c in fit.components])
+            rates.append(model.weights_[order][noisy].sum())
+    return float(np.std(rates) * np.sqrt(rows / len(e)))
+
+
+def _suggest(scores: Scores, p_label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The label with the highest posterior, and that posterior."""
+    rows = np.arange(len(scores.labels))
+    q = scores.class_probs.astype(np.float64)
+    q[rows, scores.labels] = 0.0
+    q *= (p_label / np.maximum(q.sum(axis=1), 1e-12))[:, None]
+    q[rows, scores.labels] = 1 - p_label
+    suggested = q.argmax(axis=1)
+    return suggested, np.clip(q[rows, suggested], 0.0, 1.0)

@@ -1,0 +1,318 @@
+"""The run folder: what each stage made, kept so that an interrupted run goes on where it stopped.
+
+    run.json                what the folder belongs to: settings, seed, fingerprints
+    1-score/ … 5-tune/      a stage's tables (Parquet), tensors (safetensors) and stage.json
+    result.json, report.md, report.html, model.safetensors
+
+A stage appears by one rename, complete or not at all. It is reused only after its whole key was
+compared; another key is an error that names the fields that differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.config import digest
+from expunge.errors import RunError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a stage leaves behind: plain facts (JSON), tables and tensors."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """An open run. Without a folder nothing is kept and every stage is computed.
+
+    In several processes, only the one with ``writes`` touches the disk.
+    """
+
+    folder: Path | None
+    writes: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def stage(self, name: str, key: Mapping[str, Any], compute: Callable[[], Artefact]) -> Artefact:
+        """The stage's artefact: read if it was made with this key, computed and kept if not.
+
+        The key of a stage should hold the digests (`keys`) of the stages that it reads.
+        """
+        key = json.loads(json.dumps(dict(key), default=list))
+        self.keys[name] = digest(key)
+        done = self.folder / name if self.folder else None
+        if done is not None and (done / "stage.json").exists():
+            note = _read_json(done / "stage.json")
+            _require_same(note.get("key"), key, f"{done}")
+            self.seconds[name] = note["seconds"]
+            return _read_artefact(done)
+        started = time.perf_counter()
+        artefact = compute()
+        spent = time.perf_counter() - started + self._earlier(name)
+        self.seconds[name] = spent
+        if done is not None and self.writes:
+            with _writing(done):
+                _write_stage(done, artefact, {"key": key, "seconds": spent})
+                shutil.rmtree(self._partial(name), ignore_errors=True)
+        return artefact
+
+    def checkpoint(self, name: str, key: Mapping[str, Any]) -> EpochCheckpoint | None:
+        """Where a stage can keep its state between epochs; gone once the stage is done."""
+        if self.folder is None:
+            return None
+        return EpochCheckpoint(self._partial(name), digest(dict(key)), self.writes)
+
+    def write(self, name: str, content: str | Callable[[Path], None]) -> None:
+        """Write a file of the run in one rename: text, or a function that writes to a path."""
+        if self.folder is None or not self.writes:
+            return
+        target = self.folder / name
+        with _writing(target):
+            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{name}-")
+            os.close(handle)
+            try:
+                if callable(content):
+                    content(Path(temporary))
+                else:
+                    Path(temporary).write_text(content, encoding="utf-8")
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, target)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+
+    def log(self, event: str, **facts: object) -> None:
+        """Append a line to ``log.jsonl``."""
+        if self.folder is None or not self.writes:
+            return
+        line = json.dumps({"time": time.time(), "event": event, **facts}, default=str)
+        with _writing(self.folder), (self.folder / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def _partial(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.partial"
+
+    def _earlier(self, name: str) -> float:
+        """Seconds that an interrupted attempt at this stage has spent already."""
+        note = self._partial(name) / "seconds.json" if self.folder else None
+        return float(_read_json(note)["before"]) if note is not None and note.exists() else 0.0
+
+
+class EpochCheckpoint:
+    """State between two epochs in one safetensors file, with the stage's key in its header."""
+
+    def __init__(self, folder: Path, key: str, writes: bool) -> None:
+        self._folder, self._key, self._writes = folder, key, writes
+        self._file = folder / "epoch.safetensors"
+        self._started = time.perf_counter()
+        self._before = 0.0
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """The last epoch and its tensors; None if there is none for this key."""
+        if not self._file.exists():
+            return None
+        try:
+            with safe_open(self._file, framework="pt") as file:
+                note = file.metadata()
+                if note.get("key") != self._key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise RunError(
+                f"cannot be read: {error}", where=str(self._file), fix="delete this file"
+            ) from error
+        self._before = float(note["seconds"])
+        self._note_seconds()
+        return int(note["epoch"]), tensors
+
+    def save(self, epoch: int, tensors: dict[str, Tensor]) -> None:
+        """Replace the state by that after ``epoch`` epochs."""
+        if not self._writes:
+            return
+        spent = self._before + time.perf_counter() - self._started
+        note = {"key": self._key, "epoch": str(epoch), "seconds": str(spent)}
+        with _writing(self._file):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = self._file.with_suffix(".tmp")
+            save_file(tensors, temporary, metadata=note)
+            os.replace(temporary, self._file)
+
+    def _note_seconds(self) -> None:
+        if self._writes:
+            with _writing(self._folder):
+                text = json.dumps({"before": self._before})
+                (self._folder / "seconds.json").write_text(text)
+
+
+@contextmanager
+def opened(
+    folder: str | Path | None,
+    header: Mapping[str, Any],
+    *,
+    fresh: bool = False,
+    writes: bool = True,
+) -> Iterator[Run]:
+    """Open (or make) a run folder for the run that the header describes, and lock it.
+
+    A folder that holds another run, other files, or is used by another process is refused. fresh:
+    throw away what an earlier run of this folder made, and nothing else.
+    """
+    if folder is None:
+        yield Run(None)
+        return
+    path = Path(folder)
+    if not writes:
+        yield Run(path, writes=False)
+        return
+    with _writing(path):
+        if path.exists() and not path.is_dir():
+            raise RunError("is a file, not a folder", where=str(path), fix="choose another folder")
+        path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    try:
+        with _writing(path):
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            "another process works in this run folder", where=str(path), fix="wait for it to end"
+        ) from None
+    try:
+        _claim(path, header, fresh)
+        yield Run(path)
+    finally:
+        lock.release()
+
+
+def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
+    """Check that the folder is empty or holds this very run; write run.json."""
+    note = path / "run.json"
+    header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
+    others = [p.name for p in path.iterdir() if p.name not in (".lock", "run.json")]
+    if note.exists() and fresh:
+        for name in others:
+            if _is_ours(name):
+                target = path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink()
+        note.unlink()
+    if note.exists():
+        found = _read_json(note)
+        found.pop("versions", None)
+        _require_same(found, header, str(path))
+        return
+    strangers = [name for name in others if not (fresh and _is_ours(name))]
+    if strangers:
+        raise RunError(
+            f"the folder holds other files: {', '.join(sorted(strangers)[:5])}",
+            where=str(path),
+            fix="choose an empty folder",
+        )
+    with _writing(path):
+        text = json.dumps({**header, "versions": {"torch": torch.__version__}}, indent=2)
+        temporary = path / ".run.json"
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, note)
+
+
+def _is_ours(name: str) -> bool:
+    files = ("result.json", "report.md", "report.html", "model.safetensors", "log.jsonl")
+    return name in files or name[0].isdigit() or name.startswith((".", "controls"))
+
+
+def _require_same(found: Any, wanted: Any, where: str) -> None:
+    """Raise with every field that differs between what is there and what is asked for."""
+    differing = list(_differences(found, wanted, ""))
+    if differing:
+        listed = "\n".join(f"  {line}" for line in differing[:12])
+        raise RunError(
+            f"this folder belongs to a run with other inputs; what differs:\n{listed}",
+            where=where,
+            fix="choose another folder with --out, undo the change, or discard what is there "
+            "with --fresh",
+        )
+
+
+def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}):
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(found.get(key), wanted.get(key), inner)
+    elif found != wanted:
+        yield f"{path}: {_short(found)} there, {_short(wanted)} asked for"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=done.parent, prefix=f".{done.name}-"))
+    try:
+        for name, table in artefact.tables.items():
+            pq.write_table(table, temporary / f"{name}.parquet")
+        if artefact.tensors:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in artefact.tensors.items()}
+            save_file(tensors, temporary / "tensors.safetensors")
+        text = json.dumps({**note, "facts": artefact.facts}, indent=2, default=list)
+        (temporary / "stage.json").write_text(text + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        if done.exists():  # without a stage.json: not a whole stage
+            shutil.rmtree(done)
+        temporary.rename(done)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_artefact(done: Path) -> Artefact:
+    tensors = {}
+    if (done / "tensors.safetensors").exists():
+        with safe_open(done / "tensors.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tables = {p.stem: pq.read_table(p) for p in sorted(done.glob("*.parquet"))}
+    return Artefact(_read_json(done / "stage.json")["facts"], tables, tensors)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"cannot be read: {error}", where=str(path), fix="choose another folder with --out"
+        ) from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says (full, read-only, forbidden) into one of our errors."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(path),
+            fix="free some space or choose another folder with --out",
+        ) from error

@@ -1,0 +1,281 @@
+"""The only training loop: fine-tuning of a repaired model, and training from scratch.
+
+L-FT (scope ``"head"``) moves the head and the layers that were cut; F-FT (``"all"``) moves all.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from expunge.data.samples import Batch, Samples
+from expunge.errors import ConfigError, ModelError, PartitionError, some
+from expunge.layers import logits_of
+from expunge.processes import share
+from expunge.progress import Progress, silent
+from expunge.rng import generator, seeded, torch_generator
+from expunge.tables import Partition, align
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """How to train.
+
+    data: ``kept`` (not flagged, given labels), ``soft`` (all, weighted by ``1 − p_noisy``),
+    ``relabel`` (kept, and flagged label faults with their suggested label, weighted by its
+    probability), ``everything`` (all, given labels).
+    lr: the highest learning rate; ``onecycle`` rises to it over ``warmup`` of the steps and falls
+    linearly to zero, ``cosine`` falls from it, ``constant`` stays.
+    """
+
+    scope: Literal["all", "head"] = "all"
+    data: Literal["kept", "soft", "relabel", "everything"] = "kept"
+    epochs: int = 6
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    warmup: float = 0.2
+    augment: bool = True
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < (name == "batch_size"):
+                raise ConfigError(f"tune.{name} is {getattr(self, name)}: too small")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ConfigError(f"tune.lr must be above 0, not {self.lr}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"tune.warmup must lie in [0, 1), not {self.warmup}")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What to learn: positions into the samples, a label and a weight for each (``float64``)."""
+
+    positions: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+class Checkpoint(Protocol):
+    """Where the state between two epochs is kept, so that an interrupted run can go on."""
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None: ...
+
+    def save(self, epoch: int, tensors: dict[str, Tensor]) -> None: ...
+
+
+def targets_of(samples: Samples, partition: Partition | None, data: str) -> Targets:
+    """Turn a partition into training targets; see `TuneConfig.data`.
+
+    Raises `PartitionError` if nothing is left, or a class has nothing left.
+    """
+    n = len(samples)
+    labels, weights = samples.labels.copy(), np.ones(n)
+    if partition is not None and data != "everything":
+        at = align(partition.ids, samples.ids)
+        p_noisy, flagged = partition.p_noisy[at], partition.flagged[at]
+        if data == "soft":
+            weights = 1.0 - p_noisy
+        else:
+            weights = (~flagged).astype(np.float64)
+        if data == "relabel":
+            # A sample with a bad input has no right label: it is dropped.
+            mend = flagged & (partition.p_label_fault[at] >= partition.p_input_fault[at])
+            labels[mend] = partition.suggested_label[at][mend]
+            weights[mend] = partition.suggested_probability[at][mend]
+    positions = np.flatnonzero(weights > 0)
+    if len(positions) == 0:
+        raise PartitionError(
+            "the partition keeps no sample", where="tune", fix="raise the threshold"
+        )
+    lost = np.setdiff1d(np.unique(samples.labels), np.unique(labels[positions]))
+    if len(lost):
+        raise PartitionError(
+            f"nothing is kept of class {some(samples.classes[c] for c in lost)}",
+            where="tune",
+            fix="raise the threshold, or tune with data = 'soft' or 'relabel'",
+        )
+    return Targets(positions, labels[positions], weights[positions])
+
+
+def tune(
+    model: nn.Module,
+    samples: Samples,
+    targets: Targets,
+    config: TuneConfig,
+    *,
+    seed: int,
+    layers: tuple[str, ...] = (),
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+    what: str = "tune",
+) -> nn.Module:
+    """Train a copy of the model on the targets by weighted cross-entropy, and return the copy.
+
+    Every batch minimises ``Σ w_i · CE(f(x_i), y_i) / Σ w_i``. The order of the samples, the views
+    and dropout depend on the seed and the epoch alone: an interrupted run that goes on from its
+    checkpoint ends with the same weights, bit for bit on a CPU. Each of several processes takes its
+    part of every batch (DDP). ``layers``: what scope ``"head"`` trains besides the last layer.
+    """
+    accelerator = Accelerator()
+    model = copy.deepcopy(model).to(accelerator.device)
+    wanted = [p.requires_grad for p in model.parameters()]
+    _train_only(model, layers if config.scope == "head" else None)
+    channels_last = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(model, config)
+    wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
+    first = _resume(checkpoint, model, optimizer)
+    batches = math.ceil(len(targets.positions) / config.batch_size)
+    total = batches * config.epochs
+    for epoch in range(first, config.epochs):
+        with seeded(seed, what, epoch, accelerator.process_index):
+            for step, rows in enumerate(_shuffled(targets, config.batch_size, seed, epoch)):
+                done = epoch * batches + step
+                _set_lr(optimizer, config, (done + 0.5) / total)
+                x, y, w = _batch(samples, targets, rows, accelerator)
+                if config.augment and samples.view is not None and isinstance(x, Tensor):
+                    x = samples.view(
+                        x, torch_generator(seed, what, done, accelerator.process_index)
+                    )
+                if channels_last and isinstance(x, Tensor) and x.dim() == 4:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                with autocast(config.precision, accelerator.device):
+                    logits = logits_of(wrapped, x)
+                losses = nn.functional.cross_entropy(logits.float(), y, reduction="none")
+                # DDP averages over processes; the weights are those of the whole batch.
+                share_of_batch = accelerator.num_processes / targets.weights[rows].sum()
+                loss = (losses * w).sum() * float(share_of_batch)
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                optimizer.step()
+                progress(what, done + 1, total)
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the loss became {loss.item()} in epoch {epoch + 1}",
+                where=what,
+                fix="lower the learning rate",
+            )
+        if checkpoint is not None:
+            checkpoint.save(epoch + 1, _state(model, optimizer))
+    for parameter, flag in zip(model.parameters(), wanted, strict=True):
+        parameter.requires_grad_(flag)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """bfloat16 where asked for, and with ``"auto"`` where the hardware multiplies it natively."""
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+            native = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+        precision = "bfloat16" if native else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
+    """Let only these layers learn (all, if None)."""
+    prefixes = None if layers is None else tuple(f"{name}." for name in layers)
+    chosen = 0
+    for name, parameter in model.named_parameters():
+        learn = prefixes is None or name.startswith(prefixes)
+        parameter.requires_grad_(learn)
+        chosen += learn
+    if not chosen:
+        raise ModelError(
+            f"no parameter belongs to the layers {some(layers or ())}",
+            where="tune",
+            fix="name layers that have weights, or use scope = 'all'",
+        )
+
+
+def _optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decay = config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=decay,
+        nesterov=config.momentum > 0,
+    )
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) -> None:
+    """Set the learning rate for the fraction of the training that is done."""
+    factor = 1.0
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * done))
+    elif config.schedule == "onecycle":
+        rising = done / config.warmup if config.warmup else 1.0
+        factor = min(rising, (1 - done) / (1 - config.warmup))
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * factor
+
+
+def _shuffled(targets: Targets, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    order = generator(seed, "order", epoch).permutation(len(targets.positions))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _batch(
+    samples: Samples, targets: Targets, rows: np.ndarray, accelerator: Accelerator
+) -> tuple[Batch, Tensor, Tensor]:
+    """This process's part of a batch: inputs, labels, weights."""
+    mine = share(rows, accelerator)
+    x = samples.batch(targets.positions[mine], device=accelerator.device)
+    y = torch.from_numpy(targets.labels[mine]).to(accelerator.device)
+    w = torch.from_numpy(targets.weights[mine]).float().to(accelerator.device)
+    return x, y, w
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and the optimiser's memory as one flat dictionary of tensors."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, memory in optimizer.state_dict()["state"].items():
+        for key, value in memory.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+    return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+
+
+def _resume(
+    checkpoint: Checkpoint | None, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Put the saved state back, if there is one; returns the number of epochs that are done."""
+    saved = checkpoint.load() if checkpoint is not None else None
+    if saved is None:
+        return 0
+    epoch, tensors = saved
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
+    memory: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            memory.setdefault(int(index), {})[name] = value
+    state = optimizer.state_dict()
+    optimizer.load_state_dict({**state, "state": memory})
+    return epoch
