@@ -5,6 +5,7 @@ Register with ``@detector(name, kind, needs)``; keyword-only arguments are the d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,9 @@ import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 
 from expunge.errors import ConfigError
 from expunge.registry import Registry
@@ -140,6 +144,31 @@ def attribution_mass(signals: Signals) -> Detection:
     doubt = -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
     sign = spearmanr(centred, doubt).statistic if np.ptp(centred) and np.ptp(doubt) else 0.0
     return Detection(-centred if sign < 0 else centred)
+
+
+@detector("attribution_clusters", "input", "vectors")
+def attribution_clusters(signals: Signals, *, components: int = 16) -> Detection:
+    """The published partition: two Gaussian clusters of the label-free attribution vectors.
+
+    ``A_j = |h_j max_c ∂z_c/∂h_j|``, standardised, reduced to principal components (a dead unit
+    makes the full covariance singular), a mixture of two; the score is the probability of the
+    cluster with the higher mean loss (arXiv 2506.11615 orients by the truth). Cannot see labels.
+    """
+    assert signals.attributions is not None
+    vectors = signals.attributions.astype(np.float64)
+    spread = vectors.std(axis=0)
+    alive = vectors[:, spread > 1e-12 * (1 + np.abs(vectors).mean(axis=0))]
+    if len(alive) < 4 or not alive.shape[1]:
+        return Detection(np.zeros(len(vectors)))
+    standard = (alive - alive.mean(axis=0)) / alive.std(axis=0)
+    few = min(components, *standard.shape)
+    reduced = PCA(few, svd_solver="full").fit_transform(standard)
+    mixture = GaussianMixture(2, reg_covar=1e-6 * max(1.0, float(reduced.var())), random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        share = mixture.fit(reduced).predict_proba(reduced)
+    weighted = share.T @ loss(signals).score / np.maximum(share.sum(axis=0), 1e-12)
+    return Detection(share[:, int(weighted.argmax())])
 
 
 @detector("neighbour_disagreement", "label", "features")

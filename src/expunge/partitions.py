@@ -86,6 +86,38 @@ def mixture(
     )
 
 
+@partitioners.register("posterior")
+def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Partition:
+    """For detectors whose score is a probability already: the largest of each kind is ``p_fault``.
+
+    The interval of the noise rate is that of a mean, as if the probabilities were right.
+    """
+    n = len(scores.ids)
+    faults = {}
+    for kind in KINDS:
+        columns = [scores.values[name] for name, k in scores.kinds.items() if k == kind]
+        faults[kind] = np.max([np.zeros(n), *columns], axis=0)
+        if faults[kind].max(initial=0.0) > 1 or min(map(np.min, columns), default=0.0) < 0:
+            raise ConfigError(
+                "partition 'posterior' takes scores in [0, 1]", fix="use partition 'mixture'"
+            )
+    p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
+    suggested, probability = _suggest(scores, faults["label"])
+    half = 1.96 * float(np.sqrt((p_noisy * (1 - p_noisy)).sum())) / n
+    rate = float(p_noisy.mean())
+    return Partition(
+        ids=scores.ids,
+        labels=scores.labels,
+        p_noisy=p_noisy,
+        p_label_fault=faults["label"],
+        p_input_fault=faults["input"],
+        suggested_label=suggested,
+        suggested_probability=probability,
+        threshold=threshold,
+        noise_rate=(rate, max(0.0, rate - half), min(1.0, rate + half)),
+    )
+
+
 # From samples' responsibilities (n × k) and the components' means and deviations, sorted by mean,
 # to which components are noisy.
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

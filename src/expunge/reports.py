@@ -43,6 +43,7 @@ MEASURING = (
     "compare",
     "controls",
     "report",
+    "train",
 )  # stages that measure the repair, and are no part of it
 
 

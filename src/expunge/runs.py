@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from expunge.config import digest
 from expunge.errors import RunError
+from expunge.processes import once
 
 SCHEMA = 1
 
@@ -48,13 +50,19 @@ class Artefact:
 class Run:
     """An open run. Without a folder nothing is kept and every stage is computed.
 
-    In several processes, only the one with ``writes`` touches the disk.
+    In several processes all compute, and only the main one writes.
     """
 
     folder: Path | None
-    writes: bool = True
+    accelerator: Accelerator | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    made: dict[str, Artefact] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process touches the disk."""
+        return self.accelerator is None or self.accelerator.is_main_process
 
     def stage(self, name: str, key: Mapping[str, Any], compute: Callable[[], Artefact]) -> Artefact:
         """The stage's artefact: read if it was made with this key, computed and kept if not.
@@ -62,9 +70,15 @@ class Run:
         The key of a stage should hold the digests (`keys`) of the stages that it reads.
         """
         key = json.loads(json.dumps(dict(key), default=list))
+        if self.keys.get(name) == digest(key):
+            return self.made[name]
         self.keys[name] = digest(key)
+        self.made[name] = self._stage(name, key, compute)
+        return self.made[name]
+
+    def _stage(self, name: str, key: Any, compute: Callable[[], Artefact]) -> Artefact:
         done = self.folder / name if self.folder else None
-        if done is not None and (done / "stage.json").exists():
+        if done is not None and self._agreed((done / "stage.json").exists()):
             note = _read_json(done / "stage.json")
             _require_same(note.get("key"), key, f"{done}")
             self.seconds[name] = note["seconds"]
@@ -110,6 +124,10 @@ class Run:
         line = json.dumps({"time": time.time(), "event": event, **facts}, default=str)
         with _writing(self.folder), (self.folder / "log.jsonl").open("a") as file:
             file.write(line + "\n")
+
+    def _agreed(self, answer: bool) -> bool:
+        """The main process's answer: the others must not look at a disk that it is writing to."""
+        return once(self.accelerator, lambda: answer) if self.accelerator else answer
 
     def _partial(self, name: str) -> Path:
         assert self.folder is not None
@@ -173,7 +191,7 @@ def opened(
     header: Mapping[str, Any],
     *,
     fresh: bool = False,
-    writes: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Iterator[Run]:
     """Open (or make) a run folder for the run that the header describes, and lock it.
 
@@ -184,8 +202,8 @@ def opened(
         yield Run(None)
         return
     path = Path(folder)
-    if not writes:
-        yield Run(path, writes=False)
+    if accelerator is not None and not accelerator.is_main_process:
+        yield Run(path, accelerator)
         return
     with _writing(path):
         if path.exists() and not path.is_dir():
@@ -201,7 +219,7 @@ def opened(
         ) from None
     try:
         _claim(path, header, fresh)
-        yield Run(path)
+        yield Run(path, accelerator)
     finally:
         lock.release()
 
@@ -210,7 +228,7 @@ def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
     """Check that the folder is empty or holds this very run; write run.json."""
     note = path / "run.json"
     header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
-    others = [p.name for p in path.iterdir() if p.name not in (".lock", "run.json")]
+    others = [p.name for p in path.iterdir() if p.name not in (".lock", "run.json", "0-train")]
     if note.exists() and fresh:
         for name in others:
             if _is_ours(name):
@@ -269,6 +287,7 @@ def _short(value: Any) -> str:
 
 
 def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> None:
+    done.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=done.parent, prefix=f".{done.name}-"))
     try:
         for name, table in artefact.tables.items():
@@ -279,7 +298,6 @@ def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> Non
         text = json.dumps({**note, "facts": artefact.facts}, indent=2, default=list)
         (temporary / "stage.json").write_text(text + "\n", encoding="utf-8")
         temporary.chmod(0o755)
-        done.parent.mkdir(parents=True, exist_ok=True)
         if done.exists():  # without a stage.json: not a whole stage
             shutil.rmtree(done)
         temporary.rename(done)

@@ -39,8 +39,8 @@ def collect(
 ) -> Signals:
     """Run the model once over the samples, in evaluation mode, and keep what is needed.
 
-    needs: any of ``"attribution"``, ``"mass"``, ``"head"``, ``"features"``, ``"views"``; the logits
-    always come.
+    needs: any of ``"attribution"``, ``"mass"``, ``"vectors"``, ``"head"``, ``"features"`` and
+    ``"views"``; the logits always come.
     layer: where the attribution is taken; the input of the head by default, where it has a closed
     form and costs nothing. stages: layers whose outputs are pooled as features; found by default.
     views: random views a sample; every view costs one more forward pass.
@@ -53,7 +53,7 @@ def collect(
     model.to(accelerator.device)
     layout = discover(model, to_device(samples.example(), accelerator.device))
     layer = layer or layout.head
-    if needs & {"attribution", "mass", "head"} and not layer:
+    if needs & {"attribution", "mass", "vectors", "head"} and not layer:
         raise ModelError(
             "no linear layer makes the logits, so the last hidden layer is not known",
             where="score",
@@ -86,6 +86,7 @@ def collect(
         logits=_checked(parts.pop("logits"), samples),
         view_probs=parts.pop("view_probs", None),
         view_loss=parts.pop("view_loss", None),
+        attributions=parts.pop("attributions", None),
         features={k.removeprefix("feature."): v for k, v in parts.items() if "feature." in k},
         columns={k: v.astype(np.float64) for k, v in parts.items() if "feature." not in k},
     )
@@ -178,7 +179,7 @@ def _one_batch(
         out[f"feature.{name}"] = pooled(found[name])
     if "head" in needs:
         out["head_input_norm"] = found["input"].float().flatten(1).norm(dim=1)
-    if not needs & {"attribution", "mass"}:
+    if not needs & {"attribution", "mass", "vectors"}:
         return out
 
     def at(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,13 +192,16 @@ def _one_batch(
     if "attribution" in needs:
         h, gradient = at(against_rival(y, best_other(logits, y), c))
         out["attribution"] = (h * gradient).flatten(1).sum(dim=1)
-    if "mass" in needs:
+    if needs & {"mass", "vectors"}:
         strongest: Tensor | None = None
         for k in range(c):
             h, gradient = at(nn.functional.one_hot(torch.full_like(y, k), c).float())
             strongest = gradient if strongest is None else torch.maximum(strongest, gradient)
         assert strongest is not None
-        out["attribution_mass"] = (h * strongest).abs().flatten(1).sum(dim=1)
+        unsigned = (h * strongest).abs().flatten(1)
+        out["attribution_mass"] = unsigned.sum(dim=1)
+        if "vectors" in needs:
+            out["attributions"] = unsigned
     return out
 
 

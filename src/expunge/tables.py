@@ -68,7 +68,8 @@ class Signals:
     logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
     as the attribution. features: pooled activations, ``float32[n, d]`` by layer name.
     view_probs: class probabilities averaged over random views, ``float32[n, c]``; view_loss: the
-    cross-entropy averaged over the same views. Parts that no detector asked for are empty.
+    cross-entropy averaged over the same views. attributions: ``float32[n, u]``, the label-free
+    attribution of every unit. Parts that no detector asked for are empty.
     """
 
     ids: np.ndarray
@@ -78,6 +79,7 @@ class Signals:
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     view_probs: np.ndarray | None = None
     view_loss: np.ndarray | None = None
+    attributions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)

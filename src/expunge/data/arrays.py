@@ -64,10 +64,10 @@ def npz_rows(path: Path, config: DataConfig) -> Rows:
     existing_file(path)
     where = str(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError("one array, expected an .npz file with x and y", where=where)
-        with loaded as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise DataError("one array, expected an .npz file with x and y", where=where)
             for key in ("x", "y"):
                 if key not in file.files:
                     raise DataError(

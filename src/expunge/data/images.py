@@ -28,6 +28,7 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 CHUNK = 256
+SMALL = 3 * 128 * 128
 
 _DAMAGE = (
     OSError,  # Pillow's UnidentifiedImageError is one
@@ -79,7 +80,7 @@ class ImageFiles:
 
 
 class _Unfit(Exception):
-    """One image that cannot be used; its message completes "3 images …"."""
+    """One image that cannot be used; its message completes "images that …"."""
 
 
 def decode(
@@ -122,7 +123,9 @@ def decode(
                     out[i] = pixels
             return found
 
-        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        # Small images take longer to hand over between threads than to decode.
+        small = size is None and int(np.prod(shape or ())) < SMALL
+        with ThreadPoolExecutor(1 if small else min(32, os.cpu_count() or 1)) as pool:
             for found in pool.map(work, range(0, len(ids), CHUNK)):
                 for i, reason in found:
                     unfit[reason].append(i)
@@ -201,10 +204,10 @@ def _lazy(
             try:
                 pixels = _pixels(encoded, i, mode, size)
             except _Unfit as reason:
-                raise DataError(f"images {reason}: ids {ids[i]}", where=where) from reason
+                raise DataError(f"images that {reason}: ids {ids[i]}", where=where) from reason
         if pixels.shape != shape:
             raise DataError(
-                f"images are {_shown(pixels.shape)} where the first is {_shown(shape)}: "
+                f"images that are {_shown(pixels.shape)} where the first is {_shown(shape)}: "
                 f"ids {ids[i]}",
                 where=where,
                 fix=_FIX,
@@ -234,8 +237,7 @@ def _raise_unfit(
                 groups[reason] = [i for i, s in enumerate(shapes) if s == shape]
     lines = []
     for reason, positions in sorted(groups.items(), key=lambda g: g[1][0]):
-        n = len(positions)
-        lines.append(f"{n} image{'s' if n > 1 else ''} {reason}: ids {some(ids[positions])}")
+        lines.append(f"images that {reason}: ids {some(ids[positions])}")
     if len(lines) > 8:
         lines = [*lines[:8], f"… {len(lines) - 8} more kinds of problem"]
     if lines:

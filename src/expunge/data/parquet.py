@@ -33,6 +33,8 @@ def parquet_rows(path: Path, config: DataConfig) -> Rows:
     a list of numbers is features (``float32[d]``). Class names come from the Hub's ``ClassLabel``.
     """
     schema, n = _opened(path)
+    if n == 0:
+        raise DataError("no samples: the file has no rows", where=str(path))
     # A label that comes from elsewhere need not be here as well.
     named = [config.input, config.id, config.label if config.labels is None else None]
     _require_columns(schema, [name for name in named if name is not None], path)

@@ -1,0 +1,194 @@
+"""What is done at each stage, and with which numbers. Baselines are recipes too.
+
+A recipe is a function from a recipe to a recipe: the defaults come in, and a control changes just
+the part that it controls for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from expunge.config import build
+from expunge.errors import ConfigError
+from expunge.registry import Registry
+from expunge.tuning import Precision, TuneConfig
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """detectors: by name. options: of single detectors. layer: where the attribution is taken.
+
+    stages: layers whose features are compared; both are found when left out. views: random views.
+    """
+
+    detectors: tuple[str, ...] = ("view_loss", "neighbour_disagreement", "attribution_mass")
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    layer: str = ""
+    stages: tuple[str, ...] = ()
+    views: int = 8
+    batch_size: int = 256
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.batch_size < 1:
+            raise ConfigError("score.views and score.batch_size must be 1 or more")
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """method: a partitioner. threshold: samples with a larger ``p_noisy`` are flagged."""
+
+    method: str = "mixture"
+    threshold: float = 0.5
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"partition.threshold must lie in [0, 1], not {self.threshold}")
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """method: a ranker. layers: whose units are ranked; by default the ``last`` that can be cut."""
+
+    method: str = "attribution-ridge"
+    layers: tuple[str, ...] = ()
+    last: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise ConfigError(f"rank.last must be 1 or more, not {self.last}")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How many units go (a fraction or a count; 0 cuts nothing) and how; see `Budget`.
+
+    mode ``"remove"`` makes the network smaller; ``"mask"`` silences the units reversibly.
+    """
+
+    method: str = "ranked"
+    fraction: float | None = None
+    count: int | None = None
+    scope: Literal["layer", "global"] = "layer"
+    cap: float = 0.9
+    mode: Literal["remove", "mask"] = "remove"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.fraction is not None and not 0 <= self.fraction <= 1:
+            raise ConfigError(f"prune.fraction must lie in [0, 1], not {self.fraction}")
+        if self.fraction is not None and self.count is not None:
+            raise ConfigError("prune.fraction and prune.count exclude each other")
+        if self.count is not None and self.count < 0:
+            raise ConfigError(f"prune.count must not be negative: {self.count}")
+        if not 0 <= self.cap < 1:
+            raise ConfigError(f"prune.cap must lie in [0, 1), not {self.cap}")
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.fraction or self.count)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of every stage. start: fine-tune the model given, or train it anew from scratch."""
+
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    rank: RankConfig = field(default_factory=RankConfig)
+    prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.2))
+    tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
+    start: Literal["model", "scratch"] = "model"
+
+
+recipes: Registry[Callable[[Recipe], Recipe]] = Registry("recipe")
+
+
+def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name with some settings replaced: ``{"tune": {"epochs": 3}}``."""
+    chosen = recipes.get(name)(Recipe())
+    if not overrides:
+        return chosen
+    merged = asdict(chosen)
+    for stage, values in overrides.items():
+        if isinstance(values, Mapping) and isinstance(merged.get(stage), dict):
+            merged[stage] = {**merged[stage], **values}
+            if stage == "prune" and "count" in values and "fraction" not in values:
+                merged[stage]["fraction"] = None
+        else:
+            merged[stage] = values
+    return build(Recipe, merged, where=f"recipe '{name}'")
+
+
+@recipes.register("default")
+def default(recipe: Recipe) -> Recipe:
+    """Views, neighbours and attribution mass; cut by signed regression; tune with relabelling."""
+    return recipe
+
+
+@recipes.register("rlap")
+def rlap(recipe: Recipe) -> Recipe:
+    """The published procedure (arXiv 2506.11615) with its errors mended.
+
+    As published: attribution clusters, least squares on activations, 15.6 % of the last hidden
+    layer cut, Adam with rate 0.001 on what is kept, no augmentation. Mended: the cluster with the
+    higher mean loss is the bad one (theirs asks the truth); the attributions are reduced to 16
+    principal components first (a dead unit breaks a full covariance); the regression target is the
+    sample's own badness (theirs is indexed by class); units are removed, not zeroed with their bias
+    kept; training order is shuffled in every comparison.
+    """
+    return replace(
+        recipe,
+        score=replace(recipe.score, detectors=("attribution_clusters",)),
+        partition=PartitionConfig(method="posterior"),
+        rank=RankConfig(method="activation-ols", last=1),
+        prune=PruneConfig(fraction=0.156),
+        tune=replace(
+            recipe.tune,
+            data="kept",
+            optimizer="adamw",
+            lr=1e-3,
+            weight_decay=0.0,
+            schedule="constant",
+            augment=False,
+        ),
+    )
+
+
+@recipes.register("nothing")
+def nothing(recipe: Recipe) -> Recipe:
+    """Control: the model as it came."""
+    return replace(_uncut(recipe), tune=replace(recipe.tune, epochs=0))
+
+
+@recipes.register("finetune-only")
+def finetune_only(recipe: Recipe) -> Recipe:
+    """Control: the same tuning on the same partition, nothing cut."""
+    return _uncut(recipe)
+
+
+@recipes.register("random-units")
+def random_units(recipe: Recipe) -> Recipe:
+    """Control: as many units cut from each layer, drawn at random."""
+    return replace(recipe, prune=replace(recipe.prune, method="random"))
+
+
+@recipes.register("smallest-weights")
+def smallest_weights(recipe: Recipe) -> Recipe:
+    """Control: as many units cut from each layer, those with the smallest incoming weights."""
+    return replace(recipe, rank=replace(recipe.rank, method="smallest-weights", options={}))
+
+
+@recipes.register("retrain-kept")
+def retrain_kept(recipe: Recipe) -> Recipe:
+    """Control: a fresh network trained on the kept samples for as many epochs."""
+    return replace(_uncut(recipe), start="scratch", tune=replace(recipe.tune, data="kept"))
+
+
+def _uncut(recipe: Recipe) -> Recipe:
+    return replace(recipe, prune=PruneConfig(fraction=0.0))
