@@ -6,7 +6,7 @@ Register with ``@detector(name, kind, needs)``; keyword-only arguments are the d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,9 @@ class Detection:
     score: np.ndarray
     class_probs: np.ndarray | None = None
 
+
+# A layer that agrees with the given labels so much more often than views do has memorised them.
+MEMORISED = 0.1
 
 detectors: Registry[Callable[..., Detection]] = Registry("detector")
 _KINDS: dict[str, str] = {}
@@ -78,8 +81,7 @@ def detect(
         found[name] = detectors.get(name)(signals, **chosen)
     spoken = [d.class_probs for d in found.values() if d.class_probs is not None]
     if spoken:
-        log_mean = sum(np.log(np.maximum(p, 1e-12)) for p in spoken) / len(spoken)
-        class_probs = softmax(log_mean, axis=1)
+        class_probs = geometric_mean(spoken)
     else:
         class_probs = softmax(signals.logits, axis=1)
     return Scores(
@@ -175,16 +177,55 @@ def attribution_clusters(signals: Signals, *, components: int = 16) -> Detection
 def neighbour_disagreement(
     signals: Signals, *, k: int | None = None, chunk: int = 1024
 ) -> Detection:
-    """How much the nearest neighbours' labels speak against the given one.
+    """How much the nearest neighbours' labels speak against the given one, layer by layer.
 
-    ``max_{c≠y} log v_c − log v_y`` with v the smoothed label shares of the k nearest other samples
-    by the mean cosine over layers of centred, pooled features. k defaults to ``√n / 3`` within
-    5 … 50. Intermediate layers keep the evidence after the last have memorised the labels.
+    The mean over layers of ``max_{c≠y} log v_c − log v_y``, with v the smoothed label shares of the
+    k nearest other samples by cosine of centred, pooled features. k defaults to ``√n / 3`` within
+    5 … 50. A layer that has memorised the labels agrees with all of them, so it adds the same to
+    every sample and spoils nothing; mixing the layers' features before the search would.
+
+    The class distribution is the geometric mean of v over the layers that have not memorised: those
+    that agree with the given labels at most `MEMORISED` more often than predictions under views do.
 
     Cost: n² · Σ d multiply-adds in chunks of ``chunk × n``; memory n · Σ d floats.
     """
-    votes = neighbour_votes(signals.features, signals.labels, signals.logits.shape[1], k, chunk)
-    return Detection(label_margin(np.log(votes), signals.labels), votes)
+    n, c = signals.logits.shape
+    votes = [neighbour_votes(f, signals.labels, c, k, chunk) for f in signals.features.values()]
+    if not votes:
+        return Detection(np.zeros(n), np.full((n, c), 1 / c))
+    score = np.mean([label_margin(np.log(v), signals.labels) for v in votes], axis=0)
+    return Detection(score, geometric_mean(_not_memorised(votes, signals)))
+
+
+@detector("class_distance", "label", "features")
+def class_distance(signals: Signals) -> Detection:
+    """How much nearer another class is than the given one, layer by layer.
+
+    The mean over layers of ``max_{c≠y} log p_c − log p_y``, with p the linear discriminant's
+    posterior on pooled features: ``log p_c = −½ (f − μ_c)ᵀ Σ⁻¹ (f − μ_c)`` + const. The means come
+    from the given labels; wrong ones pull them together but leave the directions. Cost: n · Σ d².
+    """
+    n, c = signals.logits.shape
+    posteriors = [_discriminant(f, signals.labels, c) for f in signals.features.values()]
+    if not posteriors:
+        return Detection(np.zeros(n), np.full((n, c), 1 / c))
+    margins = [label_margin(np.log(p), signals.labels) for p in posteriors]
+    return Detection(np.mean(margins, axis=0), geometric_mean(_not_memorised(posteriors, signals)))
+
+
+@detector("feature_distance", "input", "features")
+def feature_distance(signals: Signals) -> Detection:
+    """How unusual a sample's features are, whatever its label.
+
+    The mean over layers of ``log (f − μ)ᵀ Σ⁻¹ (f − μ)``, the squared Mahalanobis distance of pooled
+    features to their mean over all samples (arXiv 1807.03888, without classes: a wrong label must
+    not look like a bad input). Cost: n · Σ d².
+    """
+    distances = []
+    for features in signals.features.values():
+        white = _whitened(features, features - features.mean(axis=0, dtype=np.float64))
+        distances.append(np.log(np.maximum((white**2).sum(axis=1), 1e-12)))
+    return Detection(np.mean(distances, axis=0) if distances else np.zeros(len(signals.ids)))
 
 
 @detector("view_loss", "label", "views")
@@ -197,14 +238,42 @@ def view_loss(signals: Signals) -> Detection:
     return Detection(signals.view_loss.astype(np.float64), signals.view_probs)
 
 
+@detector("view_margin", "label", "views")
+def view_margin(signals: Signals) -> Detection:
+    """Log-odds of the best other label against the given one under the mean over random views.
+
+    ``max_{c≠y} log p_c − log p_y`` with the probabilities smoothed as one vote in twenty would, so
+    that an overconfident network cannot outvote all other evidence.
+    """
+    assert signals.view_probs is not None
+    c = signals.logits.shape[1]
+    smooth = (20 * signals.view_probs.astype(np.float64) + 1 / c) / 21
+    return Detection(label_margin(np.log(smooth), signals.labels), smooth)
+
+
+def geometric_mean(probs: Sequence[np.ndarray]) -> np.ndarray:
+    """Normalised geometric mean of class distributions, each ``float[n, c]``."""
+    return softmax(np.mean([np.log(np.maximum(p, 1e-12)) for p in probs], axis=0), axis=1)
+
+
+def _not_memorised(votes: list[np.ndarray], signals: Signals) -> list[np.ndarray]:
+    """The votes of layers that do not agree with the given labels far more than views do."""
+    if signals.view_probs is None:
+        return votes
+    limit = float((signals.view_probs.argmax(axis=1) == signals.labels).mean()) + MEMORISED
+    agreement = [float((v.argmax(axis=1) == signals.labels).mean()) for v in votes]
+    trusted = [v for v, a in zip(votes, agreement, strict=True) if a <= limit]
+    return trusted or [votes[int(np.argmin(agreement))]]
+
+
 def neighbour_votes(
-    features: Mapping[str, np.ndarray], labels: np.ndarray, classes: int, k: int | None, chunk: int
+    features: np.ndarray, labels: np.ndarray, classes: int, k: int | None, chunk: int
 ) -> np.ndarray:
     """``float64[n, c]``: label shares among the k nearest other samples, smoothed by one vote."""
     n = len(labels)
     k = k if k is not None else int(np.clip(round(np.sqrt(n) / 3), 5, 50))
     k = min(k, n - 1)
-    space = torch.cat([_unit_rows(f) for f in features.values()], dim=1) / len(features) ** 0.5
+    space = _unit_rows(features)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels.copy()), classes).float()
     votes = torch.empty(n, classes)
     for start in range(0, n, chunk):
@@ -214,6 +283,33 @@ def neighbour_votes(
         nearest = similarity.topk(k, dim=1, sorted=False).indices
         votes[start : start + chunk] = one_hot[nearest].sum(dim=1)
     return ((votes + 1.0 / classes) / (k + 1.0)).double().numpy()
+
+
+def _discriminant(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """``float64[n, c]``: posteriors of linear discriminant analysis, equal priors, floored."""
+    present = np.unique(labels)
+    means = np.stack([features[labels == k].mean(axis=0, dtype=np.float64) for k in present])
+    row = np.searchsorted(present, labels)
+    white = _whitened(features, features - means[row], means)
+    points, centres = white[: len(features)], white[len(features) :]
+    squared = (centres**2).sum(axis=1) - 2 * points @ centres.T
+    log_p = np.full((len(features), classes), -np.inf)
+    log_p[:, present] = log_softmax(-0.5 * squared, axis=1)
+    return np.exp(np.maximum(log_p, np.log(1e-6)))
+
+
+def _whitened(
+    features: np.ndarray, residuals: np.ndarray, more: np.ndarray | None = None
+) -> np.ndarray:
+    """Features (and more rows) in the basis where the residuals are white; shrunken covariance.
+
+    ``Σ = RᵀR / n + 10⁻³ · mean variance · I``, so that constant columns do no harm.
+    """
+    covariance = residuals.T @ residuals / len(residuals)
+    ridge = 1e-3 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
+    rows = features if more is None else np.concatenate([features, more])
+    return (rows - features.mean(axis=0, dtype=np.float64)) @ (vectors / np.sqrt(values))
 
 
 def label_margin(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -34,7 +34,9 @@ def mixture(
     """One Gaussian mixture for each kind of evidence, with 1 … ``components`` components compared.
 
     The evidence of a kind is the mean of its scores, each centred on its median and scaled by its
-    spread. The number of components has the lowest Bayesian information criterion. A component
+    spread, and weighted by D², the squared distance of the two groups that a mixture finds in that
+    score alone (Fisher's discriminant weighs so): a score that sees one group only says little. The
+    number of components has the lowest Bayesian information criterion. A component
     counts as noisy
 
     - for label evidence, if most of its samples have a better supported label than the given one;
@@ -56,16 +58,19 @@ def mixture(
     faults, fits, evidence = {}, [], {}
     doubted = scores.class_probs.argmax(axis=1) != scores.labels
     errors = []
-    for kind in KINDS:
+    usable = np.ones(n, dtype=bool)
+    for kind in ("input", "label"):
         names = [name for name, k in scores.kinds.items() if k == kind]
         if not names:
             faults[kind] = np.zeros(n)
             continue
-        e = np.mean([_standardised(scores.values[name]) for name in names], axis=0)
+        e = _combined([_standardised(scores.values[name]) for name in names], seed)
         judge = _doubted(doubted) if kind == "label" else _apart(separation)
-        fit, p = _fit(e, kind, components, judge, derive(seed, "mixture", kind))
+        fit, p = _fit(e, usable, kind, components, judge, derive(seed, "mixture", kind))
         faults[kind] = p
-        errors.append(_rate_error(e, fit, p, seed))
+        # What a label says about a bad input is no guide to labels.
+        usable = usable & (p <= 0.5) if kind == "input" else usable
+        errors.append(_rate_error(e, fit, seed))
         fits.append(fit)
         evidence[f"{kind}_evidence"] = e
     p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
@@ -156,23 +161,45 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return (clipped - np.median(values)) / spread if spread > 1e-12 else np.zeros(len(values))
 
 
+def _combined(columns: list[np.ndarray], seed: int) -> np.ndarray:
+    """Mean of standardised scores, weighted by how well two groups are apart in each."""
+    if len(columns) == 1:
+        return columns[0]
+    weights = []
+    for column in columns:
+        if len(column) < _FEW or np.ptp(column) == 0:
+            weights.append(0.0)
+            continue
+        two = _gaussians(_sampled(column, seed), 2, seed)
+        (a, b), (s, t) = two.means_[:, 0], np.sqrt(two.covariances_[:, 0, 0])
+        weights.append(float(ashman(a, s, b, t)) ** 2)
+    if not any(weights):
+        weights = [1.0] * len(columns)
+    return np.average(columns, axis=0, weights=weights)
+
+
+def _sampled(e: np.ndarray, seed: int) -> np.ndarray:
+    if len(e) <= _FIT_ROWS:
+        return e
+    return e[generator(seed, "rows").choice(len(e), _FIT_ROWS, replace=False)]
+
+
 def _fit(
-    e: np.ndarray, kind: str, components: int, judge: Judge, seed: int
+    e: np.ndarray, usable: np.ndarray, kind: str, components: int, judge: Judge, seed: int
 ) -> tuple[Fit, np.ndarray]:
-    """The best mixture, and the probability that a sample belongs to its noisy components."""
-    single = Component(1.0, float(e.mean()), float(e.std()), False)
-    if len(e) < _FEW or np.ptp(e) == 0:
+    """The best mixture of the usable rows, and the probability of its noisy part for all rows."""
+    inside = e[usable]
+    single = Component(1.0, float(inside.mean()), float(inside.std()), False)
+    if len(inside) < _FEW or np.ptp(inside) == 0:
         return Fit(kind, (single,), {1: 0.0}, 0.0), np.zeros(len(e))
-    sample = e
-    if len(e) > _FIT_ROWS:
-        sample = e[generator(seed, "rows").choice(len(e), _FIT_ROWS, replace=False)]
+    sample = _sampled(inside, seed)
     models = {k: _gaussians(sample, k, seed) for k in range(1, components + 1)}
     bic = {k: float(m.bic(sample[:, None])) for k, m in models.items()}
     best = models[min(bic, key=lambda k: (bic[k], k))]
     order = np.argsort(best.means_[:, 0])
     weights, means = best.weights_[order], best.means_[order, 0]
     stds = np.sqrt(best.covariances_[order, 0, 0])
-    noisy = judge(best.predict_proba(e[:, None])[:, order], means, stds)
+    noisy = judge(best.predict_proba(e[:, None])[:, order] * usable[:, None], means, stds)
     parts = tuple(
         Component(float(w), float(m), float(s), bool(b))
         for w, m, s, b in zip(weights, means, stds, noisy, strict=True)
@@ -221,8 +248,8 @@ def _separation(parts: tuple[Component, ...]) -> float:
     return min(float(ashman(b.mean, b.std, c.mean, c.std)) for b in noisy for c in clean)
 
 
-def _rate_error(e: np.ndarray, fit: Fit, p: np.ndarray, seed: int) -> float:
-    """Standard error of the mean of p, over mixtures refitted on resampled evidence."""
+def _rate_error(e: np.ndarray, fit: Fit, seed: int) -> float:
+    """Standard error of the noisy share, over mixtures refitted on resampled evidence."""
     if len(fit.components) < 2 or not any(c.noisy for c in fit.components):
         return 1.0 / len(e)
     rng = generator(seed, "rate", fit.kind)

@@ -23,7 +23,13 @@ class ScoreConfig:
     stages: layers whose features are compared; both are found when left out. views: random views.
     """
 
-    detectors: tuple[str, ...] = ("view_loss", "neighbour_disagreement", "attribution_mass")
+    detectors: tuple[str, ...] = (
+        "view_margin",
+        "neighbour_disagreement",
+        "class_distance",
+        "attribution_mass",
+        "feature_distance",
+    )
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     layer: str = ""
     stages: tuple[str, ...] = ()

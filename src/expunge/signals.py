@@ -21,6 +21,8 @@ from expunge.tuning import Precision, autocast
 # Random views are drawn by blocks of so many samples, so that neither the batch size nor the number
 # of processes changes them.
 BLOCK = 64
+# Layers whose features are compared, unless they are named.
+STAGES = 6
 
 
 def collect(
@@ -93,8 +95,10 @@ def collect(
 
 
 def default_stages(layout: Layout) -> tuple[str, ...]:
-    """The later part of the backbone: where measurements put the evidence that survives."""
-    return layout.stages[-4:]
+    """At most `STAGES` layers, evenly over the depth, with the last: early ones memorise least."""
+    n = len(layout.stages)
+    wanted = np.unique(np.linspace(n - 1, 0, min(n, STAGES)).round().astype(int))
+    return tuple(layout.stages[i] for i in wanted)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
