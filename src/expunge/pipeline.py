@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -72,7 +72,13 @@ CODE = 1
 
 
 def score(
-    model: nn.Module, data: Data, *, seed: int = 0, progress: Progress = silent, **settings: object
+    model: nn.Module,
+    data: Data,
+    /,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    **settings: object,
 ) -> Scores:
     """How suspicious every sample is, by every detector. settings: see `ScoreConfig`.
 
@@ -81,7 +87,7 @@ def score(
     return _score(model, as_samples(data), _settings(ScoreConfig, settings), seed, progress)
 
 
-def partition(scores: Scores, *, seed: int = 0, **settings: object) -> Partition:
+def partition(scores: Scores, /, *, seed: int = 0, **settings: object) -> Partition:
     """The probability that each sample is bad, and a label to suggest. See `PartitionConfig`."""
     return _partition(scores, _settings(PartitionConfig, settings), seed)
 
@@ -90,6 +96,7 @@ def rank(
     model: nn.Module,
     data: Data,
     split: Partition,
+    /,
     *,
     progress: Progress = silent,
     **settings: object,
@@ -98,7 +105,7 @@ def rank(
     return _rank(model, as_samples(data), split, _settings(RankConfig, settings), progress)
 
 
-def plan(ranking: NeuronRanking, *, seed: int = 0, **settings: object) -> PrunePlan:
+def plan(ranking: NeuronRanking, /, *, seed: int = 0, **settings: object) -> PrunePlan:
     """Which units to cut: ``plan(ranking, fraction=0.1)``; see `PruneConfig`. Cuts nothing yet."""
     return _plan(ranking, _settings(PruneConfig, settings), seed)
 
@@ -112,6 +119,7 @@ def tune(
     model: nn.Module,
     data: Data,
     split: Partition | None = None,
+    /,
     *,
     seed: int = 0,
     layers: tuple[str, ...] = (),
@@ -249,6 +257,40 @@ def repair(
     return result
 
 
+class Stages(NamedTuple):
+    """What the stages up to the one asked for have made; None behind it."""
+
+    scores: Scores
+    partition: Partition | None
+    ranking: NeuronRanking | None
+    plan: PrunePlan | None
+
+
+def stages(
+    model: nn.Module,
+    train: Data,
+    validation: Data | None = None,
+    *,
+    until: Literal["score", "partition", "rank", "prune", "tune"],
+    recipe: str = "default",
+    overrides: Mapping[str, object] | None = None,
+    controls: tuple[str, ...] = CONTROLS,
+    seed: int = 0,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Stages:
+    """Do the first stages of a repair in its run folder; `repair` goes on from there."""
+    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
+    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+        scores = _scored(job, run)
+        split = _partitioned(job, run, scores) if until != "score" else None
+        if split is None or until == "partition":
+            return Stages(scores, split, None, None)
+        fixed = _carried_out(job, run, job.recipe, split, until=until)
+        return Stages(scores, split, fixed.ranking, fixed.plan)
+
+
 @dataclass(frozen=True)
 class _Job:
     """What a repair works on; checked before anything is computed."""
@@ -351,7 +393,14 @@ def _partitioned(job: _Job, run: Run, scores: Scores) -> Partition:
     return archive.load_partition(run.stage("2-partition", key, compute))
 
 
-def _carried_out(job: _Job, run: Run, recipe: Recipe, split: Partition, prefix: str = "") -> _Fixed:
+def _carried_out(
+    job: _Job,
+    run: Run,
+    recipe: Recipe,
+    split: Partition,
+    prefix: str = "",
+    until: str = "tune",
+) -> _Fixed:
     """Rank, plan, cut and tune as a recipe says; the prefix is that of its stages' folders."""
     read = ["1-score", "2-partition"]
     model, ranking, cut = job.model, None, None
@@ -361,10 +410,12 @@ def _carried_out(job: _Job, run: Run, recipe: Recipe, split: Partition, prefix: 
         # A control that ranks as the repair itself does shares its ranking.
         name = f"{'' if recipe.rank == job.recipe.rank else prefix}3-rank"
         ranking = _ranked(job, run, recipe.rank, split, name, read)
-        cut = _planned(job, run, recipe.prune, ranking, f"{prefix}4-prune", [*read, name])
-        read += [name, f"{prefix}4-prune"]
-        model = cut_model(model, cut, job.train, recipe.prune.mode)
-    if recipe.tune.epochs:
+        read.append(name)
+        if until != "rank":
+            cut = _planned(job, run, recipe.prune, ranking, f"{prefix}4-prune", read)
+            read.append(f"{prefix}4-prune")
+            model = cut_model(model, cut, job.train, recipe.prune.mode)
+    if recipe.tune.epochs and until == "tune":
         model = _tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
     return _Fixed(model.eval(), ranking, cut, sum(run.seconds[name] for name in read))

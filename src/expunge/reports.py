@@ -30,6 +30,7 @@ from expunge.tables import (
     Partition,
     PrunePlan,
     RepairResult,
+    Scores,
 )
 
 MIN_SEPARATION = 1.5  # pooled standard deviations between clean and noisy components
@@ -181,6 +182,27 @@ def summary(result: RepairResult) -> dict[str, Any]:
         "seed": int(result.seed),
         "run": str(result.run),
     }
+
+
+def stage_summary(
+    scores: Scores,
+    partition: Partition | None,
+    ranking: NeuronRanking | None,
+    plan: PrunePlan | None,
+) -> dict[str, Any]:
+    """What the first stages have found, as plain JSON values."""
+    facts: dict[str, Any] = {"n": len(scores.ids), "detectors": dict(scores.kinds)}
+    if partition is not None:
+        facts["flagged"] = int(partition.flagged.sum())
+        facts["noise_rate"] = dict(zip(("value", "low", "high"), partition.noise_rate, strict=True))
+    if ranking is not None:
+        facts["explained"] = dict(ranking.explained)
+        rows = range(min(10, len(ranking.unit)))
+        facts["first_units"] = [[str(ranking.layer[i]), int(ranking.unit[i])] for i in rows]
+    if plan is not None:
+        facts |= {"requested": plan.requested, "granted": plan.granted}
+        facts["units"] = {layer: list(units) for layer, units in plan.units.items()}
+    return facts
 
 
 def _metric(metric: Metric | None) -> dict[str, float | int] | None:

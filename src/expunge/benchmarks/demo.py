@@ -51,14 +51,17 @@ def scene(*, noise: LabelNoise, rate: float, kind: Kind, seed: int) -> Scene:
         noisy = wrong_labels(labels, rate=share, noise=noise, classes=10, seed=seed)
     if kind != "labels":
         inputs, fault = gaussian_inputs(inputs, rate=share, sigma=4.5, seed=seed)
-    names = tuple(str(d) for d in range(10))
-    common = {"classes": names, "mean": (0.305,), "std": (0.376,), "view": "crop"}
     return Scene(
-        from_arrays(inputs, noisy, ids=rows, name="digits, training", **common),
-        from_arrays(
-            x[held_out], digits.target[held_out], ids=held_out, name="digits, test", **common
-        ),
+        _samples(inputs, noisy, rows, "digits, training"),
+        _samples(x[held_out], digits.target[held_out], held_out, "digits, test"),
         Truth(labels, noisy != labels, fault),
+    )
+
+
+def _samples(x: np.ndarray, y: np.ndarray, ids: np.ndarray, name: str) -> Samples:
+    names = tuple(str(digit) for digit in range(10))
+    return from_arrays(
+        x, y, ids=ids, classes=names, mean=(0.305,), std=(0.376,), view="crop", name=name
     )
 
 

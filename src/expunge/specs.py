@@ -1,0 +1,281 @@
+"""The spec file (TOML): which model, weights, data and recipe. Also `check`: all its problems.
+
+A spec names code (the model's constructor), which is imported: run specs that you trust.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from expunge import pipeline
+from expunge.config import build
+from expunge.data import DataConfig, Samples, check_disjoint, read
+from expunge.data.sources import located
+from expunge.detectors import detectors, needs_of
+from expunge.errors import ConfigError, ExpungeError, ModelError, closest
+from expunge.layers import check_model, discover, logits_of, module_named
+from expunge.neurons import rankers
+from expunge.partitions import partitioners
+from expunge.progress import Progress, silent
+from expunge.pruners import pruners
+from expunge.recipes import Recipe, recipes, resolve
+from expunge.rng import seeded
+from expunge.tuning import TuneConfig
+from expunge.weights import load_weights
+
+STAGES = ("score", "partition", "rank", "prune", "tune")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """constructor: ``"package.module:function"``; it is called with the arguments.
+
+    weights: a safetensors file, or a state dictionary that ``torch.load(weights_only=True)`` reads;
+    left out, the spec needs a table ``[train]`` and the model is trained first.
+    """
+
+    constructor: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A repair as a file. The tables of the stages override single settings of the recipe."""
+
+    model: ModelConfig
+    train_data: DataConfig
+    validation_data: DataConfig | None = None
+    recipe: str = "default"
+    seed: int = 0
+    out: str = ""
+    controls: tuple[str, ...] = pipeline.CONTROLS
+    train: TuneConfig | None = None
+    score: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict)
+    rank: dict[str, Any] = field(default_factory=dict)
+    prune: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
+
+    def overrides(self) -> dict[str, Any]:
+        """The stages' tables that say something."""
+        return {name: getattr(self, name) for name in STAGES if getattr(self, name)}
+
+
+def load(path: str | Path) -> Spec:
+    """Read a spec file; everything that is wrong with it is in one error."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError("there is no such spec file", where=str(file), fix="check the path")
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not valid TOML: {error}", where=str(file)) from error
+    data = values.pop("data", None)
+    if not isinstance(data, dict) or not isinstance(data.get("train"), dict):
+        raise ConfigError(
+            "the table [data.train] is missing",
+            where=str(file),
+            fix='add [data.train] with path = "…"',
+        )
+    # What [data] says holds for both sets; each can say otherwise.
+    sets = {k: data.pop(k) for k in ("train", "validation") if isinstance(data.get(k), dict)}
+    values["train_data"] = {**data, **sets["train"]}
+    if "validation" in sets:
+        values["validation_data"] = {**data, **sets["validation"]}
+    if "train" in values:
+        values["train"] = {"data": "everything", **values["train"]}
+    return build(Spec, values, where=str(file))
+
+
+def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None]:
+    """The training and the validation set, with the same classes."""
+    train = read(spec.train_data, folder=folder, name="training data")
+    if spec.validation_data is None:
+        return train, None
+    held_out = read(
+        spec.validation_data, folder=folder, classes=train.classes, name="validation data"
+    )
+    return train, held_out
+
+
+def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
+    """Call the constructor and load the weights, if the spec names any."""
+    constructor = _constructor(config.constructor, folder)
+    try:
+        with seeded(seed, "network"):
+            model = constructor(**config.arguments)
+    except TypeError as error:
+        raise ModelError(
+            f"{error}", where=config.constructor, fix="mend model.arguments"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"made a {type(model).__name__}, not a module", where=config.constructor)
+    if config.weights:
+        load_weights(model, located(config.weights, folder))
+    return model
+
+
+class Job(NamedTuple):
+    """A spec made real; `settings` are the keyword arguments of `pipeline.repair`."""
+
+    model: nn.Module
+    train: Samples
+    validation: Samples | None
+    settings: dict[str, Any]
+    train_seconds: float | None
+
+
+def prepare(
+    path: str | Path,
+    *,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    seed: int | None = None,
+    recipe: str | None = None,
+    progress: Progress = silent,
+) -> Job:
+    """Read the data and make the model of a spec; train it first if it has no weights."""
+    spec, folder = load(path), Path(path).resolve().parent
+    seed = spec.seed if seed is None else seed
+    target = Path(out or spec.out or Path("runs") / Path(path).stem)
+    if not spec.model.weights and spec.train is None:
+        raise ConfigError(
+            "the model has no weights",
+            where=str(path),
+            fix="name model.weights, or add a table [train] to train it first",
+        )
+    train, held_out = read_data(spec, folder)
+    model, seconds = build_model(spec.model, folder, seed), None
+    if not spec.model.weights and spec.train is not None:
+        model, seconds = pipeline.train(
+            model,
+            train,
+            spec.train,
+            seed=seed,
+            out=target / "0-train",
+            fresh=fresh,
+            progress=progress,
+        )
+    settings = {
+        "recipe": recipe or spec.recipe,
+        "overrides": spec.overrides(),
+        "controls": spec.controls,
+        "seed": seed,
+        "out": target,
+        "fresh": fresh,
+        "progress": progress,
+    }
+    return Job(model, train, held_out, settings, seconds)
+
+
+def check(path: str | Path) -> list[str]:
+    """All problems of a spec, found without training: settings, data, model, weights, layers."""
+    problems: list[str] = []
+    try:
+        spec = load(path)
+    except ExpungeError as error:
+        return [str(error)]
+    folder = Path(path).resolve().parent
+
+    def attempt(step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except ExpungeError as error:
+            problems.append(str(error))
+            return None
+
+    recipe = attempt(lambda: resolve(spec.recipe, spec.overrides()))
+    for name in spec.controls:
+        attempt(lambda name=name: recipes.get(name))  # type: ignore[misc]
+    if recipe is not None:
+        attempt(lambda: _check_names(recipe))
+    train = attempt(lambda: read(spec.train_data, folder=folder, name="training data"))
+    if spec.validation_data is not None:
+        config, classes = spec.validation_data, train.classes if train else None
+        held_out = attempt(
+            lambda: read(config, folder=folder, classes=classes, name="validation data")
+        )
+        if train is not None and held_out is not None:
+            attempt(lambda: check_disjoint(train, held_out))
+    if not spec.model.weights and spec.train is None:
+        problems.append("the model has no weights, and there is no table [train]")
+    model = attempt(lambda: build_model(spec.model, folder, spec.seed))
+    if model is not None:
+        attempt(lambda: check_model(model))
+    if model is not None and train is not None:
+        attempt(lambda: _check_fit(model, train, recipe))
+    return problems
+
+
+def _check_names(recipe: Recipe) -> None:
+    needs_of(recipe.score.detectors)
+    for name, options in recipe.score.options.items():
+        detectors.check_options(name, options)
+    partitioners.check_options(recipe.partition.method, recipe.partition.options)
+    rankers.check_options(recipe.rank.method, recipe.rank.options)
+    pruners.check_options(recipe.prune.method, recipe.prune.options)
+
+
+def _check_fit(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:
+    """One sample through the model: as many logits as classes, and the named layers exist."""
+    example = pipeline.one_sample(train)
+    try:
+        logits = logits_of(model.eval(), example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(
+            f"the model fails on the first training sample: {error}",
+            fix="check model.arguments and how the data are prepared",
+        ) from error
+    if logits.shape[1] != len(train.classes):
+        raise ModelError(
+            f"the model gives {logits.shape[1]} logits, the data have {len(train.classes)} classes"
+        )
+    layout = discover(model, example)
+    if recipe is not None:
+        for name in (*recipe.score.stages, *filter(None, [recipe.score.layer])):
+            module_named(model, name)
+        for name in recipe.rank.layers:
+            if name not in layout.probes:
+                raise ModelError(f"no layer of units: '{name}'", fix=closest(name, layout.probes))
+
+
+def _constructor(name: str, folder: Path) -> Callable[..., Any]:
+    module_name, _, function = name.partition(":")
+    if not module_name or not function:
+        raise ConfigError(f"'{name}' names no constructor", fix='write "package.module:function"')
+    with _importable(folder):
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ModelError(
+                f"cannot be imported: {error}",
+                where=module_name,
+                fix="install it, or mend the name",
+            ) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise ModelError(
+            f"has no function '{function}'", where=module_name, fix=closest(function, public)
+        )
+    return found
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let modules beside the spec file be imported."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
