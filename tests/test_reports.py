@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from expunge import charts, reports
+from expunge import charts, flags, pages, reports, wording
 from expunge.data.samples import LazyInputs, Samples, TensorInputs
 from expunge.errors import DataError
 from expunge.tables import Flag, Metric, NeuronRanking, PrunePlan
@@ -161,23 +161,23 @@ def test_summary_has_null_where_there_is_no_validation_set():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: reports.percent(0.8734), "87.3%"),
-        (lambda: reports.percent(None), "–"),
-        (lambda: reports.points(-0.0123), "−1.2"),
-        (lambda: reports.points(-0.0001), "+0.0"),
-        (lambda: reports.duration(3.21), "3.2 s"),
-        (lambda: reports.duration(9.96), "10.0 s"),
-        (lambda: reports.duration(48.4), "48 s"),
-        (lambda: reports.duration(200), "3 min 20 s"),
-        (lambda: reports.duration(7500), "2 h 5 min"),
-        (lambda: reports.decimals(float("nan")), "–"),
-        (lambda: reports.decimals(-0.01234), "−0.0123"),
-        (lambda: reports.probability(0.9999), ">0.99"),
-        (lambda: reports.probability(0.0), "<0.01"),
-        (lambda: reports.q_value(1e-9), "<0.001"),
-        (lambda: reports.q_value(float("nan")), "–"),
-        (lambda: reports.change(200, 150), "−25.0%"),
-        (lambda: reports.change(0, 0), "–"),
+        (lambda: wording.percent(0.8734), "87.3%"),
+        (lambda: wording.percent(None), "–"),
+        (lambda: wording.points(-0.0123), "−1.2"),
+        (lambda: wording.points(-0.0001), "+0.0"),
+        (lambda: wording.duration(3.21), "3.2 s"),
+        (lambda: wording.duration(9.96), "10.0 s"),
+        (lambda: wording.duration(48.4), "48 s"),
+        (lambda: wording.duration(200), "3 min 20 s"),
+        (lambda: wording.duration(7500), "2 h 5 min"),
+        (lambda: wording.decimals(float("nan")), "–"),
+        (lambda: wording.decimals(-0.01234), "−0.0123"),
+        (lambda: wording.probability(0.9999), ">0.99"),
+        (lambda: wording.probability(0.0), "<0.01"),
+        (lambda: wording.q_value(1e-9), "<0.001"),
+        (lambda: wording.q_value(float("nan")), "–"),
+        (lambda: wording.change(200, 150), "−25.0%"),
+        (lambda: wording.change(0, 0), "–"),
     ],
 )
 def test_numbers_are_written_with_sensible_digits(call, text):
@@ -224,7 +224,7 @@ def test_many_classes_are_cut_to_those_with_the_largest_flagged_share():
     assert len(names) == reports.CLASSES
     assert names[-1] == f"k{c - 1}"
     assert "10 classes with a smaller flagged share" in reports.markdown(result)
-    assert "10 classes with a smaller flagged share" in reports.html(result)
+    assert "10 classes with a smaller flagged share" in pages.html(result)
 
 
 # Order of suspects
@@ -286,7 +286,7 @@ def test_every_variant_has_markdown_without_missing_values(variant):
 
 def test_page_is_well_formed_and_fetches_nothing(variant):
     ids = variant.partition.ids.tolist()
-    text = reports.html(variant, images=digits(ids))
+    text = pages.html(variant, images=digits(ids))
     page = Page(text)
     assert page.open == []
     assert not page.named("script")
@@ -322,7 +322,7 @@ def test_page_escapes_every_name_of_the_user():
         run=HOSTILE,
     )
     for images in (None, digits(ids.tolist())):
-        text = reports.html(result, images=images)
+        text = pages.html(result, images=images)
         assert "<script" not in text
         assert 'alert("x")' not in text
         assert "&lt;script&gt;" in text
@@ -330,16 +330,16 @@ def test_page_escapes_every_name_of_the_user():
 
 
 def test_page_opens_with_flags_or_says_that_there_are_none():
-    flagged = reports.html(make_result(flags=(Flag("some-code", "Some evidence."),)))
+    flagged = pages.html(make_result(flags=(Flag("some-code", "Some evidence."),)))
     assert flagged.index("Some evidence.") < flagged.index("<section")
     assert "No red flags." not in flagged
-    assert "No red flags." in reports.html(make_result())
+    assert "No red flags." in pages.html(make_result())
 
 
 def test_gallery_shows_the_flagged_only_worst_first():
     result = make_result()
     partition = result.partition
-    page = Page(reports.html(result, images=digits(partition.ids.tolist())))
+    page = Page(pages.html(result, images=digits(partition.ids.tolist())))
     shown = [int(image["alt"].split()[-1]) for image in page.named("img")]
     expected = partition.ids[reports.worst(partition, min(48, partition.flagged.sum()))]
     assert shown == expected.tolist()
@@ -348,10 +348,10 @@ def test_gallery_shows_the_flagged_only_worst_first():
 
 def test_suspects_without_pictures_are_listed():
     result = make_result()
-    text = reports.html(result)
+    text = pages.html(result)
     assert not Page(text).named("img")
     assert str(result.partition.ids[reports.worst(result.partition, 1)[0]]) in text
-    assert "No sample was flagged." in reports.html(
+    assert "No sample was flagged." in pages.html(
         make_result(partition=make_partition(threshold=1.0))
     )
 
@@ -362,14 +362,12 @@ def test_label_matrix_counts_the_flagged_samples():
     slow = np.zeros((4, 4), dtype=int)
     for i in np.flatnonzero(partition.flagged):
         slow[partition.labels[i], partition.suggested_label[i]] += 1
-    assert_array_equal(reports._matrix(result)["counts"], slow)
+    assert_array_equal(pages._matrix(result)["counts"], slow)
 
 
 def test_units_are_marked_as_cut_where_the_plan_cuts_them():
     result = make_result()
-    cut = {
-        (u["layer"], u["unit"]) for u in reports._neurons(result.ranking, result.plan) if u["cut"]
-    }
+    cut = {(u["layer"], u["unit"]) for u in pages._neurons(result.ranking, result.plan) if u["cut"]}
     planned = {(layer, unit) for layer, units in result.plan.units.items() for unit in units}
     ranking = result.ranking
     first = set(zip(ranking.layer[:30].tolist(), ranking.unit[:30].tolist(), strict=True))
@@ -380,10 +378,10 @@ def test_ranking_without_errors_has_dashes_and_no_whiskers():
     made = make_ranking()
     unknown = np.full(40, np.nan)
     ranking = NeuronRanking(made.layer, made.unit, made.effect, unknown, unknown, {})
-    row = reports._neurons(ranking, None)[0]
+    row = pages._neurons(ranking, None)[0]
     assert row["stderr"] == "–"
     assert "whisker" not in row["bar"]
-    assert Page(reports.html(make_result(ranking=ranking))).open == []
+    assert Page(pages.html(make_result(ranking=ranking))).open == []
 
 
 # Charts
@@ -425,17 +423,17 @@ def samples_of(tensor, **changes) -> Samples:
 
 def test_grey_and_colour_images_are_read_by_id():
     grey = torch.arange(4 * 64, dtype=torch.uint8).view(4, 1, 8, 8)
-    images = reports.images_for(samples_of(grey), [13, 10])
+    images = pages.images_for(samples_of(grey), [13, 10])
     assert list(images) == [13, 10]
     assert_array_equal(images[13], grey[3, 0].numpy())
     colour = torch.randint(0, 255, (4, 3, 6, 5), dtype=torch.uint8)
-    image = reports.images_for(samples_of(colour), [11])[11]
+    image = pages.images_for(samples_of(colour), [11])[11]
     assert_array_equal(image, colour[1].permute(1, 2, 0).numpy())
 
 
 def test_floating_images_are_scaled_one_by_one():
     x = torch.randn(4, 1, 8, 8) * torch.tensor([1.0, 10.0, 0.1, 0.0]).view(4, 1, 1, 1)
-    images = reports.images_for(samples_of(x), [10, 11, 12, 13])
+    images = pages.images_for(samples_of(x), [10, 11, 12, 13])
     for i in (10, 11, 12):
         assert (images[i].min(), images[i].max()) == (0, 255)
     assert images[13].max() == 0
@@ -445,26 +443,26 @@ def test_floating_images_are_scaled_one_by_one():
 def test_images_for_text_ids():
     ids = np.array(["a.png", "b.png"])
     x = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    assert list(reports.images_for(samples_of(x, ids=ids), np.array(["b.png"]))) == ["b.png"]
+    assert list(pages.images_for(samples_of(x, ids=ids), np.array(["b.png"]))) == ["b.png"]
 
 
 @pytest.mark.parametrize("shape", [(4, 16), (4, 2, 8, 8), (4, 1, 1, 30), (4, 8, 8)])
 def test_inputs_that_are_not_images_have_no_pictures(shape):
-    assert reports.images_for(samples_of(torch.zeros(shape)), [10]) == {}
+    assert pages.images_for(samples_of(torch.zeros(shape)), [10]) == {}
 
 
 def test_integer_tokens_and_dict_inputs_have_no_pictures():
     tokens = torch.zeros(4, 1, 8, 8, dtype=torch.int64)
-    assert reports.images_for(samples_of(tokens), [10]) == {}
+    assert pages.images_for(samples_of(tokens), [10]) == {}
     rows = LazyInputs(4, lambda i: {"ids": torch.zeros(5, dtype=torch.int64)}, "hash")
-    assert reports.images_for(samples_of(tokens, inputs=rows), [10]) == {}
+    assert pages.images_for(samples_of(tokens, inputs=rows), [10]) == {}
 
 
 def test_no_ids_give_no_pictures_and_unknown_ids_are_named():
     images = samples_of(torch.zeros(4, 1, 8, 8))
-    assert reports.images_for(images, []) == {}
+    assert pages.images_for(images, []) == {}
     with pytest.raises(DataError, match="no samples with the ids 99"):
-        reports.images_for(images, [10, 99])
+        pages.images_for(images, [10, 99])
 
 
 def test_large_pictures_are_shrunk():
@@ -484,7 +482,7 @@ def codes(**changes) -> list[str]:
         "after": make_evaluation(0.85),
         "controls": {"random-units": make_control(0.7, 0.15)},
     }
-    return [flag.code for flag in reports.find_flags(**healthy | changes)]
+    return [flag.code for flag in flags.find_flags(**healthy | changes)]
 
 
 def one_class(share: float, flagged: int = 20) -> dict:
@@ -512,7 +510,7 @@ PLANTED = {
 
 def test_a_healthy_repair_has_no_flags():
     assert codes() == []
-    assert reports.find_flags(None, None, None, None, {}) == ()
+    assert flags.find_flags(None, None, None, None, {}) == ()
 
 
 @pytest.mark.parametrize("code", PLANTED)
@@ -551,7 +549,7 @@ def test_sentences_hold_the_numbers():
     said = {
         flag.code: flag.sentence
         for planted in PLANTED.values()
-        for flag in reports.find_flags(
+        for flag in flags.find_flags(
             **{"partition": None, "plan": None, "controls": {}, "before": make_evaluation(0.6)}
             | {"after": None}
             | planted
@@ -570,5 +568,5 @@ def test_sentences_hold_the_numbers():
 
 def test_flags_from_elsewhere_come_first():
     extra = Flag("model-memorised-its-labels", "It fits 99.8% of the given labels.")
-    found = reports.find_flags(None, None, None, None, {}, shared_inputs=2, extra=(extra,))
+    found = flags.find_flags(None, None, None, None, {}, shared_inputs=2, extra=(extra,))
     assert [flag.code for flag in found] == [extra.code, "validation-overlaps-training"]

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from scipy.special import softmax
 from torch import nn
 
-from expunge import archive, metrics, reports, surgery, tuning
+from expunge import archive, flags, metrics, pages, reports, surgery, tuning
 from expunge.config import build
 from expunge.data import Samples, as_samples, check_disjoint, shared_inputs
 from expunge.data.samples import Batch
@@ -518,7 +518,7 @@ def _result(
         size_before=surgery.size(job.model, example),
         size_after=surgery.size(fixed.model, example),
         seconds=seconds,
-        flags=reports.find_flags(split, fixed.plan, before, after, controls, shared),
+        flags=flags.find_flags(split, fixed.plan, before, after, controls, shared),
         run=str(run.folder) if run.folder else "",
         classes=job.train.classes,
     )
@@ -527,11 +527,11 @@ def _result(
 def _write(job: _Job, run: Run, result: RepairResult) -> None:
     """The files for people and programs: the model, the partition, the result and the reports."""
     suspects = result.partition.ids[reports.worst(result.partition, reports.GALLERY)]
-    images = reports.images_for(job.train, suspects.tolist())
+    images = pages.images_for(job.train, suspects.tolist())
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
     run.write("model.safetensors", lambda p: save_weights(result.model, p, {"plan": plan}))
     run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
-    run.write("report.html", reports.html(result, images=images))
+    run.write("report.html", pages.html(result, images=images))
     run.write("report.md", reports.markdown(result))
     run.write("result.json", json.dumps(reports.summary(result), indent=2) + "\n")
 
