@@ -1,0 +1,28 @@
+# make demo   a network that memorised wrong labels, repaired
+# make test   lint, format check, type check, tests
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+# Installed again whenever the requirements change.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/expunge demo $(DEMO)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest --numprocesses 2 --dist loadscope
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache
