@@ -557,7 +557,7 @@ def test_sentences_hold_the_numbers():
     }
     assert set(said) == set(PLANTED)
     assert "1.49 standard deviations" in said["mixture-not-separated"]
-    assert "lower by 4.0" in said["one-component-fits-better"]
+    assert "label evidence by 4.0" in said["one-component-fits-better"]
     assert "+1.0 (−3.0 to +5.0) points" in said["random-control-as-good"]
     assert said["granted-less-than-requested"] == "1 of 3 units were cut: a: cap reached."
     assert "share 1 input:" in said["validation-overlaps-training"]

@@ -79,7 +79,9 @@ def main() -> None:
     try:
         app()
     except ExpungeError as error:
-        err_console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        err_console.print(
+            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(1)
 
 
@@ -109,16 +111,17 @@ def demo(
             progress=show,
         )
     if as_json:
-        _print_json({**reports.summary(result), "truth": truth})
+        _print_json(reports.summary(result))
     else:
         _print_result(result)
-        if "auroc" in truth:
-            typer.echo(
-                f"Against the truth, which the repair did not see: AUROC {truth['auroc']:.3f}, "
-                f"F1 {truth['f1']:.3f}, noise rate {truth['noise_rate']:.1%}, suggested labels "
-                f"right for {truth['suggested_accuracy']:.1%} of the training samples "
-                f"({1 - truth['noise_rate']:.1%} of the samples were good)."
-            )
+    if "auroc" in truth:
+        typer.echo(
+            f"Against the truth, which the repair did not see: AUROC {truth['auroc']:.3f}, "
+            f"F1 {truth['f1']:.3f}, noise rate {truth['noise_rate']:.1%}, suggested labels "
+            f"right for {truth['suggested_accuracy']:.1%} of the training samples "
+            f"({1 - truth['noise_rate']:.1%} of the samples were good).",
+            err=as_json,
+        )
     _exit(result, strict)
 
 
@@ -256,13 +259,15 @@ def list_(
 def _print_result(result: RepairResult) -> None:
     for flag in result.flags:
         out_console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
-    table = Table("model", "accuracy", "95 % interval", "repaired is ahead by", "seconds", "size")
+    table = Table()
+    for head in ("model", "accuracy (95 %)", "repaired is ahead by", "seconds", "parameters"):
+        left = head == "model"
+        table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for row in reports.outcomes(result):
         accuracy, gain = row.accuracy, row.gain
         table.add_row(
             row.name,
-            f"{accuracy.value:.1%}" if accuracy else "–",
-            f"{accuracy.low:.1%} – {accuracy.high:.1%}" if accuracy else "–",
+            f"{accuracy.value:.1%} ({accuracy.low:.1%}–{accuracy.high:.1%})" if accuracy else "–",
             _points(gain),
             f"{row.seconds:.1f}" if row.seconds is not None else "–",
             f"{row.parameters:,}",
@@ -276,7 +281,7 @@ def _print_result(result: RepairResult) -> None:
 def _points(gain: Metric | None) -> str:
     if gain is None:
         return "–"
-    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} … {100 * gain.high:+.1f})"
+    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f}…{100 * gain.high:+.1f})"
 
 
 def _plain(metric: dict[str, float] | None) -> str:

@@ -418,6 +418,8 @@ def _carried_out(
     if recipe.tune.epochs and until == "tune":
         model = _tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
+    if model is job.model:  # the caller's own: neither handed out nor put into another mode
+        model = copy.deepcopy(model)
     return _Fixed(model.eval(), ranking, cut, sum(run.seconds[name] for name in read))
 
 

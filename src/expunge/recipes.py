@@ -196,5 +196,12 @@ def retrain_kept(recipe: Recipe) -> Recipe:
     return replace(_uncut(recipe), start="scratch", tune=replace(recipe.tune, data="kept"))
 
 
+@recipes.register("retrain-long")
+def retrain_long(recipe: Recipe) -> Recipe:
+    """Control: the same with six times the epochs, a schedule to the end instead of equal time."""
+    retrain = retrain_kept(recipe)
+    return replace(retrain, tune=replace(retrain.tune, epochs=6 * retrain.tune.epochs))
+
+
 def _uncut(recipe: Recipe) -> Recipe:
     return replace(recipe, prune=PruneConfig(fraction=0.0))

@@ -67,12 +67,16 @@ class Registry(Generic[F]):
     def _load_external(self) -> None:
         if self._external_loaded:
             return
-        self._external_loaded = True
+        found: dict[str, F] = {}
         for point in entry_points(group=f"expunge.{self.kind}"):
-            if point.name in self._items:
+            function = point.load()
+            # Loading may have run our decorator, which brought in this very function.
+            if {**self._items, **found}.get(point.name, function) is not function:
                 package = point.dist.name if point.dist else "?"
                 raise ConfigError(
                     f"package '{package}' brings a {self.kind} named '{point.name}', "
                     "which exists already"
                 )
-            self._items[point.name] = point.load()
+            found[point.name] = function
+        self._items |= found
+        self._external_loaded = True

@@ -31,10 +31,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.config import digest
-from expunge.errors import RunError
+from expunge.errors import RunError, some
 from expunge.processes import once
 
 SCHEMA = 1
+_STAGES = ("1-score", "2-partition", "3-rank", "4-prune", "5-tune", "model")
+# What a run makes in its folder; nothing else is ever deleted.
+_OURS = frozenset(
+    {*_STAGES, *(f"{name}.partial" for name in _STAGES), "controls", "log.jsonl", "result.json"}
+    | {"model.safetensors", "partition.parquet", "report.html", "report.md"}
+)
+_TEMPORARY = ".partial-"  # how files begin that are not yet whole
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Run:
             return
         target = self.folder / name
         with _writing(target):
-            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=f".{name}-")
+            handle, temporary = tempfile.mkstemp(target.suffix, _TEMPORARY, self.folder)
             os.close(handle)
             try:
                 if callable(content):
@@ -210,13 +217,15 @@ def opened(
             raise RunError("is a file, not a folder", where=str(path), fix="choose another folder")
         path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / ".lock")
-    try:
-        with _writing(path):
+    with _writing(path):
+        try:
             lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(
-            "another process works in this run folder", where=str(path), fix="wait for it to end"
-        ) from None
+        except Timeout:
+            raise RunError(
+                "another process works in this run folder",
+                where=str(path),
+                fix="wait for it to end",
+            ) from None
     try:
         _claim(path, header, fresh)
         yield Run(path, accelerator)
@@ -224,39 +233,61 @@ def opened(
         lock.release()
 
 
+def require_room(folder: str | Path, *, fresh: bool = False) -> None:
+    """Refuse a folder that cannot become this run's, before a model is trained for it in there."""
+    path = Path(folder)
+    if not path.is_dir():
+        return
+    if not (path / "run.json").exists():
+        _require_no_strangers(path)
+    elif not fresh and not (path / "0-train").exists():
+        raise RunError(
+            "this folder belongs to a run whose model was not trained in it",
+            where=str(path),
+            fix="choose another folder with --out, or discard what is there with --fresh",
+        )
+
+
 def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
     """Check that the folder is empty or holds this very run; write run.json."""
     note = path / "run.json"
     header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
-    others = [p.name for p in path.iterdir() if p.name not in (".lock", "run.json", "0-train")]
-    if note.exists() and fresh:
-        for name in others:
-            if _is_ours(name):
-                target = path / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink()
-        note.unlink()
-    if note.exists():
+    if not note.exists():
+        _require_no_strangers(path)
+    elif not fresh:
         found = _read_json(note)
         found.pop("versions", None)
         _require_same(found, header, str(path))
-        return
-    strangers = [name for name in others if not (fresh and _is_ours(name))]
-    if strangers:
-        raise RunError(
-            f"the folder holds other files: {', '.join(sorted(strangers)[:5])}",
-            where=str(path),
-            fix="choose an empty folder",
-        )
     with _writing(path):
+        for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
+            _delete(left_over)
+        if note.exists() and not fresh:
+            return
+        for name in _OURS if note.exists() else ():
+            _delete(path / name)
         text = json.dumps({**header, "versions": {"torch": torch.__version__}}, indent=2)
-        temporary = path / ".run.json"
+        temporary = path / f"{_TEMPORARY}run.json"
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, note)
 
 
-def _is_ours(name: str) -> bool:
-    files = ("result.json", "report.md", "report.html", "model.safetensors", "log.jsonl")
-    return name in files or name[0].isdigit() or name.startswith((".", "controls"))
+def _require_no_strangers(path: Path) -> None:
+    """A folder without run.json holds a training at most (and what a killed process left)."""
+    names = sorted(p.name for p in path.iterdir() if p.name not in (".lock", "0-train"))
+    strangers = [name for name in names if not name.startswith(_TEMPORARY)]
+    if strangers:
+        raise RunError(
+            f"the folder holds other files: {some(strangers)}",
+            where=str(path),
+            fix="choose an empty folder",
+        )
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _require_same(found: Any, wanted: Any, where: str) -> None:
@@ -288,7 +319,7 @@ def _short(value: Any) -> str:
 
 def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> None:
     done.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=done.parent, prefix=f".{done.name}-"))
+    temporary = Path(tempfile.mkdtemp(dir=done.parent, prefix=_TEMPORARY))
     try:
         for name, table in artefact.tables.items():
             pq.write_table(table, temporary / f"{name}.parquet")
@@ -307,20 +338,34 @@ def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> Non
 
 def _read_artefact(done: Path) -> Artefact:
     tensors = {}
-    if (done / "tensors.safetensors").exists():
-        with safe_open(done / "tensors.safetensors", framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tables = {p.stem: pq.read_table(p) for p in sorted(done.glob("*.parquet"))}
+    try:
+        if (done / "tensors.safetensors").exists():
+            with safe_open(done / "tensors.safetensors", framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tables = {p.stem: pq.read_table(p) for p in sorted(done.glob("*.parquet"))}
+    except (OSError, SafetensorError, pa.ArrowException) as error:
+        raise RunError(
+            f"cannot be read: {error}",
+            where=str(done),
+            fix="delete this folder; the stage is then done again",
+        ) from error
     return Artefact(_read_json(done / "stage.json")["facts"], tables, tensors)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(
             f"cannot be read: {error}", where=str(path), fix="choose another folder with --out"
         ) from error
+    if not isinstance(found, dict):
+        raise RunError(
+            f"holds a {type(found).__name__}, not an object",
+            where=str(path),
+            fix="choose another folder with --out",
+        )
+    return found
 
 
 @contextmanager
@@ -328,9 +373,9 @@ def _writing(path: Path) -> Iterator[None]:
     """Turn what the disk says (full, read-only, forbidden) into one of our errors."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(
-            f"cannot be written: {error.strerror or error}",
+            f"cannot be written: {getattr(error, 'strerror', None) or error}",
             where=str(path),
             fix="free some space or choose another folder with --out",
         ) from error

@@ -31,6 +31,11 @@ def _freeze(record: object, **arrays: tuple[ArrayLike, Any]) -> None:
         object.__setattr__(record, name, frozen_array(values, dtype))
 
 
+def _freeze_mapping(record: object, name: str, dtype: Any = None) -> None:
+    arrays = {k: frozen_array(v, dtype) for k, v in getattr(record, name).items()}
+    object.__setattr__(record, name, arrays)
+
+
 def _require_finite(array: np.ndarray, ids: np.ndarray, what: str) -> None:
     finite = np.isfinite(array.reshape(len(ids), -1)).all(axis=1)
     if not finite.all():
@@ -89,10 +94,17 @@ class Signals:
             labels=(self.labels, np.int64),
             logits=(self.logits, np.float32),
         )
-        _require_rows(self, n, "labels", "logits")
+        _freeze_mapping(self, "columns")
+        _freeze_mapping(self, "features")
+        optional = ("view_probs", "view_loss", "attributions")
+        parts = [p for p in optional if getattr(self, p) is not None]
+        _freeze(self, **{p: (getattr(self, p), None) for p in parts})
+        _require_rows(self, n, "labels", "logits", *parts)
         if len(np.unique(self.ids)) != n:
             raise DataError("Signals.ids are not unique")
         _require_finite(self.logits, self.ids, "the model's output")
+        for part in parts:
+            _require_finite(getattr(self, part), self.ids, f"'{part}'")
         for name, column in [*self.columns.items(), *self.features.items()]:
             if len(column) != n:
                 raise DataError(f"Signals: '{name}' has {len(column)} rows, expected {n}")
@@ -122,10 +134,9 @@ class Scores:
             labels=(self.labels, np.int64),
             class_probs=(self.class_probs, np.float32),
         )
-        object.__setattr__(
-            self, "values", {k: frozen_array(v, np.float64) for k, v in self.values.items()}
-        )
+        _freeze_mapping(self, "values", np.float64)
         _require_rows(self, n, "labels", "class_probs")
+        _require_finite(self.class_probs, self.ids, "class_probs")
         if not self.values:
             raise DataError("Scores need one detector or more")
         for name, column in self.values.items():
@@ -203,6 +214,7 @@ class Partition:
             suggested_label=(self.suggested_label, np.int64),
             suggested_probability=(self.suggested_probability, f8),
         )
+        _freeze_mapping(self, "evidence")
         probabilities = ("p_noisy", "p_label_fault", "p_input_fault", "suggested_probability")
         _require_rows(self, n, "labels", "suggested_label", *probabilities)
         for name in probabilities:
@@ -258,6 +270,7 @@ class NeuronRanking:
         effect = np.asarray(self.effect, dtype=np.float64)
         if not np.isfinite(effect).all():
             raise PruneError("a neuron's effect is NaN or infinite")
+        _require_rows(self, len(effect), "layer", "unit", "stderr", "q_value")
         order = np.lexsort((self.unit, self.layer, -effect))
         for name, dtype in (
             ("layer", str),

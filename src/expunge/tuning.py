@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError, PartitionError, some
 from expunge.layers import logits_of
-from expunge.processes import share
+from expunge.processes import once, share
 from expunge.progress import Progress, silent
 from expunge.rng import generator, seeded, torch_generator
 from expunge.tables import Partition, align
@@ -140,12 +140,14 @@ def tune(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(model, config)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
-    first = _resume(checkpoint, model, optimizer)
-    batches = math.ceil(len(targets.positions) / config.batch_size)
+    first = _resume(checkpoint, model, optimizer, accelerator)
+    cuts = _cuts(len(targets.positions), config.batch_size, 2 * accelerator.num_processes)
+    batches = len(cuts) + 1
     total = batches * config.epochs
     for epoch in range(first, config.epochs):
         with seeded(seed, what, epoch, accelerator.process_index):
-            for step, rows in enumerate(_shuffled(targets, config.batch_size, seed, epoch)):
+            order = generator(seed, "order", epoch).permutation(len(targets.positions))
+            for step, rows in enumerate(np.split(order, cuts)):
                 done = epoch * batches + step
                 _set_lr(optimizer, config, (done + 0.5) / total)
                 x, y, w = _batch(samples, targets, rows, accelerator)
@@ -173,6 +175,8 @@ def tune(
             )
         if checkpoint is not None:
             checkpoint.save(epoch + 1, _state(model, optimizer))
+    if accelerator.num_processes > 1:  # each has seen its own part: batch norm's averages differ
+        broadcast(list(model.buffers()))
     for parameter, flag in zip(model.parameters(), wanted, strict=True):
         parameter.requires_grad_(flag)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -233,10 +237,14 @@ def _set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) -
         group["lr"] = config.lr * factor
 
 
-def _shuffled(targets: Targets, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    order = generator(seed, "order", epoch).permutation(len(targets.positions))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def _cuts(n: int, size: int, least: int) -> np.ndarray:
+    """Where n samples are cut into batches.
+
+    A rest of fewer than ``least`` joins the batch before it: batch norm needs two samples in every
+    process, and a process without one would hold up the others.
+    """
+    cuts = np.arange(size, n, size)
+    return cuts[:-1] if len(cuts) and n - cuts[-1] < min(least, size) else cuts
 
 
 def _batch(
@@ -261,10 +269,13 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def _resume(
-    checkpoint: Checkpoint | None, model: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
 ) -> int:
     """Put the saved state back, if there is one; returns the number of epochs that are done."""
-    saved = checkpoint.load() if checkpoint is not None else None
+    saved = once(accelerator, checkpoint.load) if checkpoint is not None else None
     if saved is None:
         return 0
     epoch, tensors = saved

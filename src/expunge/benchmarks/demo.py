@@ -22,6 +22,7 @@ from expunge.tuning import TuneConfig
 
 Kind = Literal["labels", "inputs", "both"]
 
+CONTROLS = (*pipeline.CONTROLS, "retrain-long")
 # Trained until the labels are memorised, as one would a clean set: no augmentation, no early stop.
 TRAINING = TuneConfig(data="everything", epochs=40, lr=0.1, batch_size=64, augment=False)
 
@@ -79,7 +80,7 @@ def demo(
     seed: int = 0,
     out: str | Path | None = None,
     recipe: str = "default",
-    controls: tuple[str, ...] = pipeline.CONTROLS,
+    controls: tuple[str, ...] = CONTROLS,
     overrides: dict[str, object] | None = None,
     fresh: bool = False,
     progress: Progress = silent,

@@ -196,6 +196,7 @@ class Samples:
             "classes": hashlib.sha256("\x1f".join(self.classes).encode()).hexdigest(),
             "inputs": self.inputs.fingerprint(),
             "preparation": hashlib.sha256(repr(self.prepare).encode()).hexdigest(),
+            "view": _name_of(self.view),
         }
 
 
@@ -213,6 +214,13 @@ class _Subset:
         return hashlib.sha256(
             (self._inputs.fingerprint() + _hash(self._positions)).encode()
         ).hexdigest()
+
+
+def _name_of(view: View | None) -> str:
+    """The name of the function: a view has no content that could be hashed."""
+    if view is None:
+        return ""
+    return f"{view.__module__}.{getattr(view, '__qualname__', type(view).__qualname__)}"
 
 
 def _hash(array: np.ndarray) -> str:
