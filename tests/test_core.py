@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from expunge import registry as registry_module
 from expunge.config import build, canonical, digest
-from expunge.errors import ConfigError, DataError, ExpungeError, PruneError, closest, raise_all, some
+from expunge.errors import (
+    ConfigError,
+    DataError,
+    ExpungeError,
+    PruneError,
+    closest,
+    raise_all,
+    some,
+)
 from expunge.registry import Registry
 from expunge.rng import derive, generator, seeded, torch_generator
 from expunge.tables import (
@@ -48,7 +56,9 @@ def test_all_problems_come_in_one_error(n):
         return
     with pytest.raises(DataError) as caught:
         raise_all(DataError, problems, where="here")
-    expected = "problem a" if n == 1 else "3 problems\n  1. problem a\n  2. problem b\n  3. problem c"
+    expected = (
+        "problem a" if n == 1 else "3 problems\n  1. problem a\n  2. problem b\n  3. problem c"
+    )
     assert str(caught.value) == f"here: {expected}"
 
 
@@ -279,7 +289,9 @@ def test_building_leaves_the_given_tables_alone():
 
 
 def test_canonical_text_does_not_depend_on_the_order_of_keys():
-    assert canonical({"b": 1, "a": (1, 2)}) == canonical({"a": [1, 2], "b": 1}) == '{"a":[1,2],"b":1}'
+    assert (
+        canonical({"b": 1, "a": (1, 2)}) == canonical({"a": [1, 2], "b": 1}) == '{"a":[1,2],"b":1}'
+    )
     assert canonical(Inner()) == '{"mode":"fast","rate":0.5}'
 
 
@@ -527,5 +539,5 @@ def test_an_evaluation_has_one_outcome_a_sample():
     metrics = {"accuracy": Metric(0.5, 0.0, 1.0, 2)}
     made = Evaluation(np.arange(2), np.array([True, False]), metrics, {})
     assert made.accuracy.value == 0.5
-    with pytest.raises(DataError, match="Evaluation.correct has 3 rows, expected 2"):
+    with pytest.raises(DataError, match=r"Evaluation\.correct has 3 rows, expected 2"):
         Evaluation(np.arange(2), np.ones(3), metrics, {})

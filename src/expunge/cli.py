@@ -22,6 +22,7 @@ from rich.table import Table
 
 from expunge import pipeline, reports, specs
 from expunge.benchmarks import demo as demos
+from expunge.benchmarks import digits
 from expunge.data.sources import sources
 from expunge.data.views import views
 from expunge.detectors import detectors
@@ -39,6 +40,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+bench = typer.Typer(help="Benchmarks: the only place that knows the truth.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 out_console = Console()
 err_console = Console(stderr=True)
 
@@ -123,6 +126,34 @@ def demo(
             err=as_json,
         )
     _exit(result, strict)
+
+
+@bench.command("digits")
+def bench_digits(
+    kind: Annotated[list[Kind] | None, typer.Option(help="What is made bad; all kinds.")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Share of bad samples; 0.4.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 … n − 1.")] = 5,
+    recipe: Annotated[str, typer.Option(help="See `expunge list recipes`.")] = "default",
+    out: Annotated[Path, typer.Option(help="Where the runs and the table go.")] = Path(
+        "runs/bench-digits"
+    ),
+    as_json: Json = False,
+) -> None:
+    """The demo over kinds of noise and seeds: accuracy, controls, detection, with intervals."""
+    with _progress() as show:
+        rows = digits.bench(
+            kinds=tuple(k.value for k in kind or Kind),
+            rates=tuple(rate or [0.4]),
+            seeds=tuple(range(seeds)),
+            recipe=recipe,
+            out=out,
+            progress=show,
+        )
+    if as_json:
+        _print_json(rows)
+    else:
+        typer.echo(digits.table(rows))
+        typer.echo(f"rows: {out / 'rows.jsonl'}")
 
 
 @app.command()

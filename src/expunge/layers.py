@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,6 +131,12 @@ def captured(
             handle.remove()
 
 
+# A tensor and how often it was changed in place: `x += y` makes another value of the same tensor.
+Value = tuple[int, int]
+# For every value, the layers that read it and what they make of it.
+Readers = dict[Value, list[tuple[str, nn.Module, Value]]]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where things are in a model.
@@ -150,7 +156,8 @@ class Layout:
 
 def discover(model: nn.Module, example: Batch) -> Layout:
     """Find the layers of a model by running it once on an example and following the tensors."""
-    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    calls: list[tuple[str, nn.Module, Value, Value]] = []
+    alive: list[Tensor] = []
     handles = []
     for name, module in model.named_modules():
         if name:
@@ -160,7 +167,8 @@ def discover(model: nn.Module, example: Batch) -> Layout:
             ) -> None:
                 source = args[0] if args else None
                 if isinstance(source, Tensor) and isinstance(output, Tensor):
-                    calls.append((name, m, source, output))
+                    calls.append((name, m, _value(source), _value(output)))
+                    alive.extend((source, output))
 
             handles.append(module.register_forward_hook(hook))
     try:
@@ -174,61 +182,67 @@ def discover(model: nn.Module, example: Batch) -> Layout:
         raise ModelError(
             "no linear or convolution layer is called", fix="pass the network itself, not a wrapper"
         )
-    head = next((n for n, m, _, y in leaves if isinstance(m, nn.Linear) and y is logits), "")
-    readers: dict[int, list[tuple[str, nn.Module, Tensor]]] = defaultdict(list)
+    last = _value(logits)
+    head = next((n for n, m, _, y in leaves if isinstance(m, nn.Linear) and y == last), "")
+    readers: Readers = defaultdict(list)
+    times = Counter(c[0] for c in leaves)
     for name, module, x, y in leaves:
-        readers[id(x)].append((name, module, y))
+        # A layer that is called more than once has no one output that could stand for another's.
+        readers[x].append((name, module if times[name] == 1 else nn.Module(), y))
     probes: dict[str, str] = {}
     ends: list[tuple[int, str]] = []
+    # By tensor: what is done to it in place later is what a stage shows.
     seen: set[int] = {id(logits)}
-    order = {id(c[3]): i for i, c in reversed(list(enumerate(calls)))}
+    order = {c[3]: i for i, c in reversed(list(enumerate(calls)))}
     for name, module, _, y in leaves:
         if isinstance(module, WEIGHT_LAYERS) and name != head:
             probes[name], end = _follow(name, y, readers, _CHANNELWISE)
-            seen.add(id(y))
-            ends.append((order[id(end)], probes[name]))
-            while id(end) not in seen:
-                seen.add(id(end))
+            seen.add(y[0])
+            ends.append((order[end], probes[name]))
+            while end[0] not in seen:
+                seen.add(end[0])
                 _, end = _follow("", end, readers, _POOLING)
     for name, module, _, y in calls:
         holds_weights = any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
-        if holds_weights and module not in [c[1] for c in leaves] and id(y) not in seen:
-            seen.add(id(y))
-            ends.append((order[id(y)], name))
+        if holds_weights and module not in [c[1] for c in leaves] and y[0] not in seen:
+            seen.add(y[0])
+            ends.append((order[y], name))
     stages = tuple(dict.fromkeys(name for _, name in sorted(ends)))
     return Layout(head, probes, stages, _tail(head, leaves))
 
 
+def _value(tensor: Tensor) -> Value:
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
+
+
 def _follow(
-    name: str,
-    tensor: Tensor,
-    readers: dict[int, list[tuple[str, nn.Module, Tensor]]],
-    kinds: tuple[type[nn.Module], ...],
-) -> tuple[str, Tensor]:
-    """Walk on from a tensor while the layer that reads it next is of one of these kinds."""
+    name: str, value: Value, readers: Readers, kinds: tuple[type[nn.Module], ...]
+) -> tuple[str, Value]:
+    """Walk on from a value while the layer that reads it next is of one of these kinds."""
     visited = set()
-    while id(tensor) not in visited:
-        visited.add(id(tensor))
-        following = [r for r in readers[id(tensor)] if isinstance(r[1], kinds) and r[0] != name]
-        if len(following) != 1 or len(readers[id(tensor)]) != 1:
+    while value not in visited:
+        visited.add(value)
+        following = [r for r in readers[value] if isinstance(r[1], kinds) and r[0] != name]
+        if len(following) != 1 or len(readers[value]) != 1:
             break
-        name, _, tensor = following[0]
-    return name, tensor
+        name, _, value = following[0]
+    return name, value
 
 
-def _tail(head: str, leaves: list[tuple[str, nn.Module, Tensor, Tensor]]) -> tuple[str, ...]:
+def _tail(head: str, leaves: list[tuple[str, nn.Module, Value, Value]]) -> tuple[str, ...]:
     """Names of the linear and ReLU layers that end the model, the first of them first."""
-    made_by = {id(y): (name, m, x) for name, m, x, y in leaves}
+    # Identity and, in evaluation mode, dropout return what they got: they made nothing.
+    passing = (nn.Dropout, nn.Identity)
+    made_by = {y: (name, m, x) for name, m, x, y in leaves if not isinstance(m, passing)}
     tail: list[str] = []
-    tensor = next((y for name, _, _, y in leaves if name == head), None)
-    while tensor is not None and id(tensor) in made_by:
-        name, module, source = made_by[id(tensor)]
-        inactive = isinstance(module, nn.Dropout | nn.Identity)
+    value = next((y for name, _, _, y in leaves if name == head), None)
+    while value is not None and value in made_by:
+        name, module, source = made_by[value]
         inplace = isinstance(module, nn.ReLU) and module.inplace
-        if not (isinstance(module, nn.Linear | nn.ReLU) or inactive) or inplace or name in tail:
+        if not isinstance(module, nn.Linear | nn.ReLU) or inplace or name in tail:
             break
         tail.insert(0, name)
-        tensor = source
+        value = source
     return tuple(tail)
 
 

@@ -107,7 +107,7 @@ class Recipe:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     rank: RankConfig = field(default_factory=RankConfig)
-    prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.2))
+    prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.3))
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
     start: Literal["model", "scratch"] = "model"
 

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ModelError, some
-from expunge.layers import Layout, captured, discover, evaluating, logits_of, module_named
+from expunge.layers import (
+    WEIGHT_LAYERS,
+    Layout,
+    captured,
+    discover,
+    evaluating,
+    logits_of,
+    module_named,
+)
 from expunge.processes import merge, share_blocks
 from expunge.progress import Progress, silent
 from expunge.rng import torch_generator
@@ -108,11 +116,22 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch.to(device)
 
 
-def pooled(output: Tensor) -> Tensor:
-    """``[b, d, …] → [b, d]``: the mean over space; sequences ``[b, t, d]`` over time."""
+def pooled(output: Tensor, *, unit: int) -> Tensor:
+    """``[b, …, d, …] → [b, d]``: the mean over space or time; unit: the dimension of size d."""
+    over = tuple(k for k in range(1, output.dim()) if k != unit)
+    return output.mean(dim=over) if over else output
+
+
+def unit_dimension(stage: nn.Module, chains: list[nn.Module], output: Tensor) -> int:
+    """The dimension of a stage's units: 1 behind convolutions, else the last.
+
+    chains: the weight layers whose chain ends at the stage; for a block, those that it holds count.
+    """
+    layers = chains or [m for m in stage.modules() if isinstance(m, WEIGHT_LAYERS)]
+    convolved = [not isinstance(m, nn.Linear) for m in layers]
     if output.dim() == 3:
-        return output.mean(dim=1)
-    return output.flatten(2).mean(dim=2) if output.dim() > 3 else output
+        convolved = [isinstance(m, nn.Conv1d) for m in layers[-1:]]
+    return 1 if any(convolved) else output.dim() - 1
 
 
 def attribute(
@@ -180,7 +199,9 @@ def _one_batch(
         logits = logits_of(model, x).float()
     out = {"logits": logits}
     for name in stages:
-        out[f"feature.{name}"] = pooled(found[name])
+        chains = [module_named(model, k) for k, end in layout.probes.items() if end == name]
+        unit = unit_dimension(module_named(model, name), chains, found[name])
+        out[f"feature.{name}"] = pooled(found[name], unit=unit)
     if "head" in needs:
         out["head_input_norm"] = found["input"].float().flatten(1).norm(dim=1)
     if not needs & {"attribution", "mass", "vectors"}:

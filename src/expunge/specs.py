@@ -20,7 +20,7 @@ from expunge import pipeline
 from expunge.config import build
 from expunge.data import DataConfig, Samples, check_disjoint, read
 from expunge.data.sources import located
-from expunge.detectors import detectors, needs_of
+from expunge.detectors import detectors
 from expunge.errors import ConfigError, ExpungeError, ModelError, closest
 from expunge.layers import check_model, discover, logits_of, module_named
 from expunge.neurons import rankers
@@ -28,7 +28,9 @@ from expunge.partitions import partitioners
 from expunge.progress import Progress, silent
 from expunge.pruners import pruners
 from expunge.recipes import Recipe, recipes, resolve
+from expunge.registry import Registry
 from expunge.rng import seeded
+from expunge.runs import require_room
 from expunge.tuning import TuneConfig
 from expunge.weights import load_weights
 
@@ -73,7 +75,11 @@ class Spec:
 
 def load(path: str | Path) -> Spec:
     """Read a spec file; everything that is wrong with it is in one error."""
-    file = Path(path)
+    return build(Spec, _values(Path(path)), where=str(path))
+
+
+def _values(file: Path) -> dict[str, Any]:
+    """What the file says, by the names of `Spec`."""
     if not file.is_file():
         raise ConfigError("there is no such spec file", where=str(file), fix="check the path")
     try:
@@ -92,9 +98,9 @@ def load(path: str | Path) -> Spec:
     values["train_data"] = {**data, **sets["train"]}
     if "validation" in sets:
         values["validation_data"] = {**data, **sets["validation"]}
-    if "train" in values:
+    if isinstance(values.get("train"), dict):
         values["train"] = {"data": "everything", **values["train"]}
-    return build(Spec, values, where=str(file))
+    return values
 
 
 def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None]:
@@ -114,9 +120,9 @@ def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
     try:
         with seeded(seed, "network"):
             model = constructor(**config.arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise ModelError(
-            f"{error}", where=config.constructor, fix="mend model.arguments"
+            f"{type(error).__name__}: {error}", where=config.constructor, fix="mend model.arguments"
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not a module", where=config.constructor)
@@ -157,6 +163,7 @@ def prepare(
     train, held_out = read_data(spec, folder)
     model, seconds = build_model(spec.model, folder, seed), None
     if not spec.model.weights and spec.train is not None:
+        require_room(target, fresh=fresh)
         model, seconds = pipeline.train(
             model,
             train,
@@ -181,11 +188,6 @@ def prepare(
 def check(path: str | Path) -> list[str]:
     """All problems of a spec, found without training: settings, data, model, weights, layers."""
     problems: list[str] = []
-    try:
-        spec = load(path)
-    except ExpungeError as error:
-        return [str(error)]
-    folder = Path(path).resolve().parent
 
     def attempt(step: Callable[[], Any]) -> Any:
         try:
@@ -194,22 +196,27 @@ def check(path: str | Path) -> list[str]:
             problems.append(str(error))
             return None
 
-    recipe = attempt(lambda: resolve(spec.recipe, spec.overrides()))
-    for name in spec.controls:
-        attempt(lambda name=name: recipes.get(name))  # type: ignore[misc]
-    if recipe is not None:
-        attempt(lambda: _check_names(recipe))
-    train = attempt(lambda: read(spec.train_data, folder=folder, name="training data"))
+    values = attempt(lambda: _values(Path(path)))
+    if values is None:
+        return problems
+    folder = Path(path).resolve().parent
+    attempt(lambda: build(Spec, values, where=str(path)))
+    spec, unsound = _sound(values)
+    recipe = _checked_recipe(spec, attempt)
+    train = held_out = model = None
+    if "train_data" not in unsound:
+        train = attempt(lambda: read(spec.train_data, folder=folder, name="training data"))
     if spec.validation_data is not None:
         config, classes = spec.validation_data, train.classes if train else None
         held_out = attempt(
             lambda: read(config, folder=folder, classes=classes, name="validation data")
         )
-        if train is not None and held_out is not None:
-            attempt(lambda: check_disjoint(train, held_out))
-    if not spec.model.weights and spec.train is None:
+    if train is not None and held_out is not None:
+        attempt(lambda: check_disjoint(train, held_out))
+    if not unsound & {"model", "train"} and not spec.model.weights and spec.train is None:
         problems.append("the model has no weights, and there is no table [train]")
-    model = attempt(lambda: build_model(spec.model, folder, spec.seed))
+    if "model" not in unsound:
+        model = attempt(lambda: build_model(spec.model, folder, spec.seed))
     if model is not None:
         attempt(lambda: check_model(model))
     if model is not None and train is not None:
@@ -217,13 +224,37 @@ def check(path: str | Path) -> list[str]:
     return problems
 
 
-def _check_names(recipe: Recipe) -> None:
-    needs_of(recipe.score.detectors)
-    for name, options in recipe.score.options.items():
-        detectors.check_options(name, options)
-    partitioners.check_options(recipe.partition.method, recipe.partition.options)
-    rankers.check_options(recipe.rank.method, recipe.rank.options)
-    pruners.check_options(recipe.prune.method, recipe.prune.options)
+def _sound(values: dict[str, Any]) -> tuple[Spec, set[str]]:
+    """A spec of the entries that are right by themselves, and the names of the others."""
+    stub = {"model": {"constructor": ""}, "train_data": {"path": ""}}
+    sound, unsound = dict(stub), {name for name in stub if name not in values}
+    for name, value in values.items():
+        try:
+            build(Spec, {**stub, name: value}, where="")
+            sound[name] = value
+        except ConfigError:
+            unsound.add(name)
+    return build(Spec, sound, where=""), unsound
+
+
+def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> Recipe | None:
+    """The recipe, if it is sound; every name in it is looked up."""
+    known = attempt(lambda: recipes.get(spec.recipe)) is not None
+    for name in spec.controls:
+        attempt(lambda name=name: recipes.get(name))  # type: ignore[misc]
+    recipe = attempt(lambda: resolve(spec.recipe if known else "default", spec.overrides()))
+    if recipe is None:
+        return None
+    used: list[tuple[Registry[Any], str, dict[str, Any]]] = [
+        *((detectors, name, {}) for name in recipe.score.detectors),
+        *((detectors, name, options) for name, options in recipe.score.options.items()),
+        (partitioners, recipe.partition.method, recipe.partition.options),
+        (rankers, recipe.rank.method, recipe.rank.options),
+        (pruners, recipe.prune.method, recipe.prune.options),
+    ]
+    for registry, name, options in used:
+        attempt(lambda r=registry, n=name, o=options: r.check_options(n, o))  # type: ignore[misc]
+    return recipe if known else None
 
 
 def _check_fit(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:

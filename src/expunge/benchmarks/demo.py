@@ -17,6 +17,7 @@ from expunge.data import Samples, from_arrays
 from expunge.models import convnet
 from expunge.progress import Progress, silent
 from expunge.rng import seeded
+from expunge.runs import require_room
 from expunge.tables import RepairResult
 from expunge.tuning import TuneConfig
 
@@ -91,6 +92,8 @@ def demo(
     ``p_noisy`` and the accuracy of the suggested labels.
     """
     made = scene(noise=noise, rate=rate, kind=kind, seed=seed)
+    if out:
+        require_room(out, fresh=fresh)
     noisy = pipeline.train(
         network(seed),
         made.train,

@@ -1,0 +1,470 @@
+"""The laws that every registered detector keeps, and what each one computes."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from scipy.spatial.distance import mahalanobis
+from scipy.special import log_softmax, softmax
+from sklearn.datasets import load_digits
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+
+from expunge.benchmarks.noise import gaussian_inputs, wrong_labels
+from expunge.data import from_arrays
+from expunge.detectors import (
+    Detection,
+    _discriminant,
+    detect,
+    detectors,
+    geometric_mean,
+    kind_of,
+    label_margin,
+    needs_of,
+    neighbour_disagreement,
+    neighbour_votes,
+)
+from expunge.errors import ConfigError, ExpungeError
+from expunge.models import convnet
+from expunge.signals import collect
+from expunge.tables import Signals
+from expunge.tuning import TuneConfig, targets_of, tune
+
+NAMES = detectors.names()
+# These see the samples in an order: their mixture starts from k-means.
+STARTS_ANYWHERE = {"attribution_clusters"}
+
+
+def signals(n=80, c=4, seed=0, **changes):
+    """Every signal there is, without anything planted."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.standard_normal((n, c))
+    fields = {
+        "ids": np.arange(n) * 3,
+        "labels": rng.integers(0, c, n),
+        "logits": logits,
+        "columns": {
+            "attribution": rng.standard_normal(n),
+            "attribution_mass": rng.random(n) + 0.5,
+            "head_input_norm": rng.random(n) + 1,
+        },
+        "features": {
+            "early": rng.standard_normal((n, 6)).astype(np.float32),
+            "late": rng.standard_normal((n, 3)).astype(np.float32),
+        },
+        "view_probs": softmax(logits + rng.standard_normal((n, c)), axis=1).astype(np.float32),
+        "view_loss": rng.random(n).astype(np.float32),
+        "attributions": rng.random((n, 5)).astype(np.float32),
+    }
+    return Signals(**{**fields, **changes})
+
+
+def rows(s, at):
+    """The same signals for some of the samples, in another order."""
+    part = lambda table: {k: v[at] for k, v in table.items()}  # noqa: E731
+    return Signals(
+        s.ids[at],
+        s.labels[at],
+        s.logits[at],
+        part(s.columns),
+        part(s.features),
+        s.view_probs[at],
+        s.view_loss[at],
+        s.attributions[at],
+    )
+
+
+def grouped(n=90, c=3, seed=0):
+    """Signals with two clear groups of attributions."""
+    s = signals(n, c, seed)
+    far = np.random.default_rng(seed).random(n) < 0.3
+    return rows(s, np.arange(n)), far
+
+
+# ------------------------------------------------------------------------------- laws
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_one_finite_float64_a_sample_and_the_same_every_time(name):
+    s = signals()
+    made = detectors.get(name)(s)
+    assert (made.score.shape, made.score.dtype) == ((80,), np.float64)
+    assert np.isfinite(made.score).all()
+    assert np.ptp(made.score) > 0
+    if made.class_probs is not None:
+        assert made.class_probs.shape == (80, 4)
+        assert (made.class_probs >= 0).all()
+        assert_allclose(made.class_probs.sum(axis=1), 1, atol=1e-4)
+    again = detectors.get(name)(signals())
+    assert (again.score == made.score).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_follow_the_samples_whatever_their_order(name):
+    far = np.random.default_rng(1).random(80) < 0.3
+    s = signals(attributions=signals().attributions + 3 * far[:, None])
+    order = np.random.default_rng(2).permutation(80)
+    made, mixed = (detectors.get(name)(x) for x in (s, rows(s, order)))
+    assert_allclose(mixed.score, made.score[order], rtol=1e-5, atol=1e-6)
+    if made.class_probs is not None:
+        assert_allclose(mixed.class_probs, made.class_probs[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_detectors_change_neither_the_signals_nor_random_states(name):
+    s, before = signals(), signals()
+    state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    detectors.get(name)(s)
+    assert (s.logits == before.logits).all()
+    assert all((s.features[k] == before.features[k]).all() for k in s.features)
+    assert (s.attributions == before.attributions).all()
+    assert torch.equal(state, torch.get_rng_state())
+    assert (legacy == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def odd_signals():
+    n, c = 40, 3
+    one = signals(n, c)
+    half = np.arange(n) % 2
+    dead = {k: v * (np.arange(v.shape[1]) == 0) for k, v in one.features.items()}
+    return {
+        "a single class": signals(n, c, labels=np.ones(n)),
+        "a class that no prediction has": signals(n, c, logits=np.eye(c)[half]),
+        "three samples": signals(3, c),
+        "two samples": signals(2, 2),
+        "one sample": signals(1, 2),
+        "dead units": signals(n, c, features=dead, attributions=one.attributions * [1, 0, 0, 0, 0]),
+        "no layer": signals(n, c, features={}),
+        "all the same": rows(one, np.arange(n)).__class__(
+            np.arange(n),
+            np.zeros(n),
+            np.ones((n, c)),
+            {k: np.ones(n) for k in one.columns},
+            {k: np.full_like(v, 0.1) for k, v in one.features.items()},
+            np.full((n, c), 1 / c),
+            np.ones(n),
+            np.full((n, 5), 0.1, dtype=np.float32),
+        ),
+        "all units dead": signals(
+            n,
+            c,
+            features={k: np.zeros_like(v) for k, v in one.features.items()},
+            attributions=np.zeros((n, 5)),
+            columns={k: np.zeros(n) for k in one.columns},
+        ),
+        "two kinds of samples": signals(
+            n,
+            2,
+            labels=half,
+            logits=np.eye(2)[half] * 4,
+            features={"late": np.eye(2)[half]},
+            attributions=np.eye(2)[half],
+            columns=dict.fromkeys(one.columns, 1.0 + half),
+        ),
+        "very certain": signals(
+            n, c, logits=1e4 * one.logits, view_probs=np.eye(c)[np.zeros(n, int)]
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", list(odd_signals()))
+def test_odd_signals_give_finite_scores_or_an_error_of_ours(name, case):
+    s = odd_signals()[case]
+    try:
+        made = detect(s, (name,))
+    except ExpungeError as error:
+        assert str(error)
+        return
+    assert made.values[name].shape == (len(s.ids),)
+    assert np.isfinite(made.values[name]).all()
+    assert np.isfinite(made.class_probs).all()
+    if case == "all the same":
+        assert np.ptp(made.values[name]) < 1e-6
+
+
+# ------------------------------------------------------------------------------- planted faults
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A network trained on digits with wrong labels and noisy inputs, its signals, the truth."""
+    x, y = load_digits(return_X_y=True)
+    x = x[:900].reshape(-1, 1, 8, 8).astype(np.float32) / 16
+    x, bad_input = gaussian_inputs(x, rate=0.15, sigma=0.6, seed=0)
+    labels = wrong_labels(y[:900], rate=0.2, noise="symmetric", classes=10, seed=0)
+    data = from_arrays(x, labels, view="crop")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = convnet(classes=10, channels=1, widths=(16, 32), hidden=32, convolutions=1)
+    config = TuneConfig(data="everything", epochs=8, batch_size=64, lr=0.1, precision="float32")
+    trained = tune(model, data, targets_of(data, None, "everything"), config, seed=0)
+    made = collect(trained, data, needs=needs_of(tuple(NAMES)), views=4, precision="float32")
+    return made, {"label": labels != y[:900], "input": bad_input}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_detectors_find_planted_faults_of_their_kind(planted, name):
+    made, truth = planted
+    kind = kind_of(name)
+    # A wrong label on a bad input is nothing that one score could show.
+    judged = ~truth["input"] if kind == "label" else np.ones(len(made.ids), dtype=bool)
+    auroc = roc_auc_score(truth[kind][judged], detectors.get(name)(made).score[judged])
+    assert auroc > (0.85 if kind == "label" else 0.7)
+
+
+@pytest.mark.parametrize("name", ["view_margin", "neighbour_disagreement", "class_distance"])
+def test_class_distributions_know_the_right_label_of_many_wrong_ones(planted, name):
+    made, truth = planted
+    wrong = truth["label"] & ~truth["input"]
+    right = load_digits().target[:900][wrong]
+    guessed = detectors.get(name)(made).class_probs[wrong].argmax(axis=1)
+    assert (guessed == right).mean() > 0.6
+    assert (made.labels[wrong] != right).all()
+
+
+def test_input_detectors_do_not_take_wrong_labels_for_bad_inputs(planted):
+    made, truth = planted
+    for name in ("attribution_mass", "feature_distance", "attribution_clusters"):
+        other = rows(made, np.arange(len(made.ids)))
+        shuffled = np.random.default_rng(0).permutation(made.labels)
+        other = Signals(**{**vars(other), "labels": shuffled})
+        if name != "attribution_clusters":
+            assert_allclose(detectors.get(name)(other).score, detectors.get(name)(made).score)
+    assert truth["input"].any()
+
+
+# ------------------------------------------------------------------------------- single detectors
+
+
+def test_loss_margin_and_error_norm_agree_with_slow_loops():
+    s = signals()
+    loss, margin, el2n, influence, view = [], [], [], [], []
+    for z, y, h, v in zip(
+        s.logits.astype(float), s.labels, s.columns["head_input_norm"], s.view_probs, strict=True
+    ):
+        p = np.exp(z) / np.exp(z).sum()
+        loss.append(-np.log(p[y]))
+        margin.append(max(z[c] for c in range(4) if c != y) - z[y])
+        error = np.array([p[c] - (c == y) for c in range(4)])
+        el2n.append(np.sqrt((error**2).sum()))
+        # Gradient of the loss by the last layer's weights and biases.
+        influence.append(np.sqrt((np.outer(error, h) ** 2).sum() + (error**2).sum()))
+        q = (20 * v.astype(float) + 0.25) / 21
+        view.append(np.log(max(q[c] for c in range(4) if c != y) / q[y]))
+    expected = {
+        "loss": loss,
+        "margin": margin,
+        "el2n": el2n,
+        "self_influence": influence,
+        "view_margin": view,
+        "view_loss": s.view_loss,
+        "attribution": -s.columns["attribution"],
+    }
+    for name, values in expected.items():
+        assert_allclose(detectors.get(name)(s).score, values, rtol=1e-6, err_msg=name)
+
+
+def test_neighbour_votes_agree_with_a_slow_loop():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((50, 4)).astype(np.float32) + 5
+    labels, k, c = rng.integers(0, 3, 50), 7, 3
+    centred = features.astype(float) - features.astype(float).mean(axis=0)
+    expected = np.zeros((50, c))
+    for i in range(50):
+        cosine = [
+            -np.inf if j == i else a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            for j, (a, b) in enumerate((centred[i], b) for b in centred)
+        ]
+        for j in np.argsort(cosine)[-k:]:
+            expected[i, labels[j]] += 1
+    expected = (expected + 1 / c) / (k + 1)
+    assert_allclose(neighbour_votes(features, labels, c, k, chunk=1024), expected, rtol=1e-6)
+    assert_allclose(neighbour_votes(features, labels, c, k, chunk=16), expected, rtol=1e-6)
+
+
+def test_more_neighbours_than_samples_means_all_others():
+    labels = np.array([0, 0, 1])
+    votes = neighbour_votes(np.eye(3, dtype=np.float32), labels, 2, 50, chunk=10)
+    assert_allclose(votes, (np.array([[1, 1], [1, 1], [2, 0]]) + 0.5) / 3)
+
+
+def test_a_constant_layer_does_not_change_who_the_neighbours_are():
+    s = signals()
+    wide = np.concatenate([s.features["late"], np.full((80, 9), 0.1, np.float32)], axis=1)
+    made = neighbour_votes(wide, s.labels, 4, 5, chunk=1024)
+    assert_allclose(made, neighbour_votes(s.features["late"], s.labels, 4, 5, chunk=1024))
+
+
+def test_discriminant_posteriors_agree_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400)
+    mixing = rng.standard_normal((5, 5))
+    features = (rng.standard_normal((400, 5)) + 1.2 * rng.standard_normal((3, 5))[labels]) @ mixing
+    lda = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(3, 1 / 3))
+    expected = lda.fit(features, labels).predict_proba(features)
+    # Scikit-learn weighs the class covariances by the priors, and nothing is shrunken there.
+    made = _discriminant(features.astype(np.float32), labels, 3)
+    assert_allclose(made, expected, atol=0.02)
+    assert np.corrcoef(made.ravel(), expected.ravel())[0, 1] > 0.9999
+
+
+def test_discriminant_posteriors_agree_with_a_direct_formula():
+    rng = np.random.default_rng(1)
+    labels = rng.choice([0, 2], 100)
+    features = rng.standard_normal((100, 3)) + labels[:, None]
+    means = {k: features[labels == k].mean(axis=0) for k in (0, 2)}
+    residuals = features - np.array([means[k] for k in labels])
+    covariance = residuals.T @ residuals / 100
+    covariance += 1e-3 * np.trace(covariance) / 3 * np.eye(3)
+    inverse = np.linalg.inv(covariance)
+    log_p = np.stack(
+        [[-0.5 * (f - means[k]) @ inverse @ (f - means[k]) for k in (0, 2)] for f in features]
+    )
+    expected = np.exp(log_softmax(log_p, axis=1))
+    made = _discriminant(features, labels, 3)
+    assert_allclose(made[:, [0, 2]], np.maximum(expected, 1e-6), rtol=1e-6)
+    assert_allclose(made[:, 1], 1e-6)
+
+
+def test_feature_distance_agrees_with_scipy():
+    s = signals()
+    expected = []
+    for f in (v.astype(float) for v in s.features.values()):
+        covariance = np.cov(f.T, bias=True)
+        covariance += 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        inverse, mean = np.linalg.inv(covariance), f.mean(axis=0)
+        expected.append([2 * np.log(mahalanobis(row, mean, inverse)) for row in f])
+    made = detectors.get("feature_distance")(s).score
+    assert_allclose(made, np.mean(expected, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_mass_is_compared_within_the_predicted_class_and_points_at_doubt(sign):
+    rng = np.random.default_rng(0)
+    n = 300
+    predicted = rng.integers(0, 3, n)
+    bad = rng.random(n) < 0.3
+    logits = np.eye(3)[predicted] * np.where(bad, 1.0, 5.0)[:, None]
+    # Classes differ in their mass far more than bad samples do.
+    log_mass = 10 * predicted + sign * 2 * bad + 0.1 * rng.standard_normal(n)
+    columns = {**signals(n, 3).columns, "attribution_mass": np.exp(log_mass)}
+    s = signals(n, 3, logits=logits, columns=columns)
+    score = detectors.get("attribution_mass")(s).score
+    assert roc_auc_score(bad, score) > 0.99
+    centred = log_mass.copy()
+    for k in range(3):
+        centred[predicted == k] -= np.median(log_mass[predicted == k])
+    expected = sign * centred / np.median(np.abs(centred))
+    assert_allclose(score, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_attribution_clusters_are_those_of_a_mixture_of_two_gaussians():
+    s = signals(200)
+    bad = np.random.default_rng(1).random(200) < 0.3
+    vectors = s.attributions.astype(float) + 2.0 * bad[:, None]
+    probs = np.full((200, 4), 1.0)
+    probs[np.arange(200), s.labels] = np.where(bad, 0.1, 50.0)
+    planted_signals = signals(200, attributions=vectors, logits=np.log(probs))
+    score = detectors.get("attribution_clusters")(planted_signals).score
+    standard = (vectors - vectors.mean(axis=0)) / vectors.std(axis=0)
+    mixture = GaussianMixture(2, random_state=0).fit(standard)
+    share = mixture.predict_proba(standard)
+    assert_allclose(score, share[:, mixture.means_.sum(axis=1).argmax()], atol=1e-4)
+    assert ((score > 0.5) == bad).mean() > 0.99
+
+
+def test_layers_that_memorised_the_labels_do_not_suggest_labels():
+    n, c = 120, 3
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, c, n)
+    wrong = rng.random(n) < 0.3
+    labels = np.where(wrong, (truth + 1) % c, truth)
+    noise = 0.1 * rng.standard_normal((n, c))
+    s = signals(
+        n,
+        c,
+        labels=labels,
+        features={"early": np.eye(c)[truth] + noise, "late": np.eye(c)[labels] + noise},
+        view_probs=0.8 * np.eye(c)[truth] + 0.2 / c,
+    )
+    for name in ("neighbour_disagreement", "class_distance"):
+        made = detectors.get(name)(s)
+        assert (made.class_probs.argmax(axis=1) == truth).mean() > 0.95
+        assert roc_auc_score(wrong, made.score) > 0.95
+
+
+def test_chunks_and_their_size_do_not_change_the_score():
+    s = signals()
+    made = neighbour_disagreement(s)
+    for chunk in (1, 7, 80):
+        assert_allclose(neighbour_disagreement(s, chunk=chunk).score, made.score, rtol=1e-6)
+
+
+def test_a_geometric_mean_is_that_of_every_row():
+    a, b = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.2, 0.8], [1.0, 0.0]])
+    made = geometric_mean([a, b])
+    assert_allclose(made[0], np.sqrt([0.1, 0.4]) / np.sqrt([0.1, 0.4]).sum())
+    assert_allclose(made.sum(axis=1), 1)
+    assert made[1, 0] > 0.99
+
+
+def test_a_label_margin_compares_with_the_best_other():
+    values = np.array([[1.0, 5.0, 3.0], [2.0, 2.0, 2.0]])
+    assert label_margin(values, np.array([1, 0])).tolist() == [-2.0, 0.0]
+    assert values[0, 1] == 5.0
+
+
+# ------------------------------------------------------------------------------- detect
+
+
+def test_detect_names_scores_and_kinds_and_takes_options():
+    s = signals()
+    made = detect(s, ("loss", "neighbour_disagreement"), {"neighbour_disagreement": {"k": 3}})
+    assert list(made.values) == ["loss", "neighbour_disagreement"]
+    assert made.kinds == {"loss": "label", "neighbour_disagreement": "label"}
+    alone = neighbour_disagreement(s, k=3)
+    assert (made.values["neighbour_disagreement"] == alone.score).all()
+    assert_allclose(made.class_probs, alone.class_probs, rtol=1e-5)
+    assert (made.ids == s.ids).all()
+
+
+def test_without_a_class_distribution_the_softmax_is_taken():
+    s = signals()
+    assert_allclose(detect(s, ("loss",)).class_probs, softmax(s.logits, axis=1), rtol=1e-5)
+
+
+def test_wrong_names_and_options_are_refused():
+    s = signals()
+    with pytest.raises(ConfigError, match=r"no detector is named\n.*choose from"):
+        detect(s, ())
+    with pytest.raises(ConfigError, match=r"no detector is called 'los'\n.*did you mean 'loss'"):
+        detect(s, ("los",))
+    with pytest.raises(ConfigError, match="'neighbour_disagreement' has no option 'kk'"):
+        detect(s, ("neighbour_disagreement",), {"neighbour_disagreement": {"kk": 3}})
+
+
+def test_needs_are_those_of_all_named_detectors():
+    assert needs_of(("loss",)) == frozenset()
+    assert needs_of(("self_influence", "view_loss", "loss")) == {"head", "views"}
+    with pytest.raises(ConfigError, match="no detector is called"):
+        needs_of(("nothing_like_it",))
+
+
+def test_a_detector_without_a_kind_speaks_of_labels(monkeypatch):
+    monkeypatch.setitem(detectors._items, "theirs", lambda s: Detection(np.zeros(len(s.ids))))
+    assert kind_of("theirs") == "label"
+    assert needs_of(("theirs",)) == frozenset()
+    assert not detect(signals(), ("theirs",)).values["theirs"].any()
+
+
+def test_detectors_do_not_warn():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detect(signals(), tuple(NAMES))
+    assert caught == []

@@ -1,0 +1,620 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from oracles_digits import (
+    QUICK,
+    TRAINING,
+    clean,
+    contents,
+    digits,
+    memorised,
+    network,
+    noisy,
+    noisy_arrays,
+)
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import expunge
+from expunge import pipeline, surgery
+from expunge.data import Samples, from_arrays, from_dataset
+from expunge.errors import ConfigError, DataError, ModelError, RunError
+from expunge.models import mlp
+from expunge.recipes import PruneConfig, recipes
+from expunge.tables import PrunePlan, RepairResult
+from expunge.weights import load_weights, read_weights
+
+
+def repaired(**changes: Any) -> RepairResult:
+    settings = {"overrides": QUICK, "controls": (), "seed": 0}
+    return pipeline.repair(memorised(), noisy(), clean(), **{**settings, **changes})
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    assert list(a.state_dict()) == list(b.state_dict())
+    for (name, x), (_, y) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def without_seconds(result: Any) -> Any:
+    """result.json without what a clock says."""
+    if isinstance(result, dict):
+        return {k: without_seconds(v) for k, v in result.items() if k not in ("seconds", "run")}
+    return [without_seconds(v) for v in result] if isinstance(result, list) else result
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert pq.read_table(a / "partition.parquet") == pq.read_table(b / "partition.parquet")
+    first, second = (json.loads((f / "result.json").read_text()) for f in (a, b))
+    assert without_seconds(first) == without_seconds(second)
+    assert first["seconds"].keys() == second["seconds"].keys()
+
+
+# ------------------------------------------------------------------------------ the whole
+
+
+def test_a_repair_makes_a_network_that_memorised_noise_better_and_smaller():
+    result = repaired(overrides={"tune": {"epochs": 8, "batch_size": 32}})
+    assert result.gain.low > 0
+    assert result.after.accuracy.value - result.before.accuracy.value > 0.04
+    assert result.size_after.parameters < 0.9 * result.size_before.parameters
+    assert result.partition.noise_rate[1] < 0.3 < result.partition.noise_rate[2] + 0.1
+    wrong = noisy().labels != digits()[1][:400]
+    assert result.partition.p_noisy[wrong].mean() > 2 * result.partition.p_noisy[~wrong].mean()
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others():
+    first, second, other = repaired(), repaired(), repaired(seed=1)
+    assert_same_weights(first.model, second.model)
+    assert np.array_equal(first.partition.p_noisy, second.partition.p_noisy)
+    assert first.plan == second.plan
+    assert any(
+        x.shape != y.shape or not torch.equal(x, y)
+        for x, y in zip(first.model.parameters(), other.model.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("recipe", ["default", "nothing"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_given_is_left_as_it_was(recipe, training):
+    model = memorised()
+    model.train(training)
+    model[1].eval()
+    model[1].weight.requires_grad_(False)
+    before = copy.deepcopy(model)
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    result = pipeline.repair(
+        model, noisy(), clean(), recipe=recipe, overrides=QUICK, controls=("nothing",)
+    )
+    assert_same_weights(model, before)
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    assert [p.requires_grad for p in model.parameters()] == [
+        p.requires_grad for p in before.parameters()
+    ]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert np.random.get_state()[1].tolist() == state[1]  # noqa: NPY002
+    assert result.model is not model
+    assert not any(m.training for m in result.model.modules())
+
+
+def test_a_repair_takes_arrays_and_data_sets_as_well():
+    x, y = noisy_arrays()
+    given = {"overrides": QUICK, "controls": ()}
+    arrays = pipeline.repair(memorised(), (x, y), **given)
+    pairs = pipeline.repair(memorised(), list(zip(x, y.tolist(), strict=True)), **given)
+    assert_same_weights(arrays.model, pairs.model)
+
+
+def test_without_validation_nothing_is_measured_and_no_control_runs(tmp_path):
+    result = pipeline.repair(memorised(), noisy(), overrides=QUICK, out=tmp_path / "run")
+    assert result.before is result.after is result.gain is None
+    assert result.controls == {}
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert found["before"] is None
+    assert (tmp_path / "run" / "report.html").exists()
+    assert_same_weights(result.model, repaired().model)
+
+
+def test_validation_decides_nothing():
+    validation = clean()
+    wrong = clean(labels := 300)
+    shuffled = from_arrays(
+        digits()[0][500 : 500 + labels],
+        np.random.default_rng(0).permutation(wrong.labels),
+        classes=wrong.classes,
+    )
+    results = [
+        pipeline.repair(memorised(), noisy(), v, overrides=QUICK, controls=())
+        for v in (validation, shuffled)
+    ]
+    assert_same_weights(results[0].model, results[1].model)
+    assert results[0].after.accuracy.value > results[1].after.accuracy.value
+
+
+def test_string_ids_name_the_same_samples(tmp_path):
+    names = np.array([f"img/{i}.png" for i in range(400)])
+    plain = repaired()
+    data = noisy(ids=names)
+    for _ in range(2):  # made, and read again
+        named = pipeline.repair(
+            memorised(), data, clean(), overrides=QUICK, controls=(), out=tmp_path / "run"
+        )
+        assert named.partition.ids.tolist() == names.tolist()
+        assert np.array_equal(named.partition.p_noisy, plain.partition.p_noisy)
+        assert_same_weights(named.model, plain.model)
+    table = pq.read_table(tmp_path / "run" / "partition.parquet")
+    assert table["id"].to_pylist() == names.tolist()
+
+
+class DictModel(nn.Module):
+    """Takes named tensors and returns an object with logits, as Hugging Face models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, *, pixels: Tensor, bias: Tensor) -> Any:
+        return SimpleNamespace(logits=self.net(pixels) + 0 * bias)
+
+
+def test_a_model_of_dictionaries_is_repaired_as_one_of_tensors():
+    x, y = noisy_arrays()
+    bias = np.zeros(1, dtype=np.float32)
+    items = [{"pixels": x[i], "bias": bias, "label": int(y[i])} for i in range(len(x))]
+    model = DictModel()
+    model.net.load_state_dict(memorised().state_dict())
+    overrides = {**QUICK, "score": {"layer": "net.5"}}
+    result = pipeline.repair(model, from_dataset(items), overrides=overrides)
+    plain = pipeline.repair(
+        memorised(), from_arrays(x, y), overrides={**QUICK, "score": {"layer": "5"}}
+    )
+    assert_close(result.partition.p_noisy, plain.partition.p_noisy, rtol=1e-3, atol=1e-3)
+    assert result.plan.granted == plain.plan.granted > 0
+
+
+def test_masks_silence_as_many_units_and_leave_the_size(tmp_path):
+    cut, masked = (
+        repaired(overrides={**QUICK, "prune": {"mode": mode}}, out=tmp_path / mode)
+        for mode in ("remove", "mask")
+    )
+    assert masked.plan == cut.plan
+    assert masked.size_after == masked.size_before
+    x = clean().batch(np.arange(20))
+    for layer, units in masked.plan.units.items():
+        with torch.no_grad():  # silent: their weights make no difference to the output
+            before = masked.model(x)
+            masked.model.get_submodule(layer).bias[list(units)] += 100.0
+            assert_close(masked.model(x), before)
+    again = repaired(overrides={**QUICK, "prune": {"mode": "mask"}}, out=tmp_path / "mask")
+    with torch.no_grad():
+        assert_close(again.model(x), before)
+
+
+# ------------------------------------------------------------------------------ stage by stage
+
+
+def test_stage_by_stage_gives_the_partition_and_the_plan_of_a_repair():
+    model, data = memorised(), noisy()
+    result = repaired()
+    scores = expunge.score(model, data)
+    split = expunge.partition(scores)
+    ranking = expunge.rank(model, data, split)
+    plan = expunge.plan(ranking, fraction=result.config["prune"]["fraction"])
+    assert np.array_equal(split.p_noisy, result.partition.p_noisy)
+    assert np.array_equal(split.suggested_label, result.partition.suggested_label)
+    assert np.array_equal(ranking.effect, result.ranking.effect)
+    assert plan == result.plan
+    pruned = expunge.prune(model, plan, data)
+    fixed = expunge.tune(pruned, data, split, seed=0, **result.config["tune"])
+    assert [p.shape for p in fixed.parameters()] == [p.shape for p in result.model.parameters()]
+    found = expunge.compare(model, fixed, clean())
+    assert found.gain.low > 0
+    assert found.before.accuracy == result.before.accuracy
+    assert "accuracy" in str(found)
+    assert_same_weights(model, memorised())
+
+
+@pytest.mark.parametrize("until", ["score", "partition", "rank", "prune", "tune"])
+def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until):
+    folder, order = tmp_path / "run", ["score", "partition", "rank", "prune", "tune"]
+    settings = {"overrides": QUICK, "controls": (), "out": folder}
+    made = pipeline.stages(memorised(), noisy(), clean(), until=until, **settings)
+    done = order[: order.index(until) + 1]
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {
+        f"{order.index(name) + 1}-{name}" for name in done
+    }
+    assert (made.partition is not None) == ("partition" in done)
+    assert (made.ranking is not None) == ("rank" in done)
+    assert (made.plan is not None) == ("prune" in done)
+    before = {k: v for k, v in contents(folder).items() if k.endswith("stage.json")}
+    result = pipeline.repair(memorised(), noisy(), clean(), **settings)
+    assert before.items() <= contents(folder).items()
+    assert_same_weights(result.model, repaired().model)
+
+
+def test_stages_of_a_recipe_that_cuts_nothing(tmp_path):
+    made = pipeline.stages(memorised(), noisy(), until="prune", recipe="finetune-only")
+    assert made.partition is not None
+    assert made.ranking is made.plan is None
+
+
+# ------------------------------------------------------------------------------ resuming
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+WITH_CONTROLS = ("random-units", "retrain-kept")
+STOPS = [
+    ("score", 1),
+    ("rank", 1),
+    ("5-tune", 1),
+    ("5-tune", 20),
+    ("controls/random-units/5-tune", 15),
+    ("controls/retrain-kept/5-tune", 30),
+    ("evaluate", 1),
+]
+
+
+def whole_repair(out: Path, progress: Any = lambda *a: None) -> RepairResult:
+    return repaired(out=out, controls=WITH_CONTROLS, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    whole_repair(out)
+    return out
+
+
+@pytest.mark.parametrize(("stage", "step"), STOPS)
+def test_resumed_after_a_stop_anywhere_equals_uninterrupted(tmp_path, uninterrupted, stage, step):
+    seen = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        seen.append(what)
+        if what == stage and (done >= step or done == total):
+            raise Killed
+
+    with pytest.raises(Killed):
+        whole_repair(tmp_path / "run", stop)
+    assert not (tmp_path / "run" / "result.json").exists()
+    whole_repair(tmp_path / "run")
+    assert_same_run(tmp_path / "run", uninterrupted)
+    assert stage in seen
+
+
+def test_stopped_again_and_again_equals_uninterrupted(tmp_path, uninterrupted):
+    left = [*STOPS, ("none", 0)]
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == left[0][0] and (done >= left[0][1] or done == total):
+            raise Killed
+
+    while left:
+        try:
+            whole_repair(tmp_path / "run", stop)
+        except Killed:
+            assert left[0][0] != "none"
+        left.pop(0)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_pipeline import whole_repair
+
+def kill(what, done, total):
+    if what == "5-tune" and done == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+whole_repair(Path(sys.argv[1]), kill)
+"""
+
+
+def test_resumed_after_sigkill_equals_uninterrupted(tmp_path, uninterrupted):
+    code = f"import torch; torch.set_num_threads(1)\n{KILLED}"
+    out = tmp_path / "run"
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(out)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert (out / "5-tune.partial" / "epoch.safetensors").exists()
+    assert not (out / "5-tune").exists()
+    whole_repair(out)
+    assert_same_run(out, uninterrupted)
+    assert not (out / "5-tune.partial").exists()
+
+
+def test_a_second_repair_reads_everything_and_gives_the_same(tmp_path):
+    first = repaired(out=tmp_path / "run")
+    calls: list[str] = []
+    second = repaired(out=tmp_path / "run", progress=lambda what, *a: calls.append(what))
+    assert set(calls) == {"evaluate"}
+    assert_same_weights(first.model, second.model)
+    assert {k: v for k, v in first.seconds.items() if k != "compare"} == {
+        k: v for k, v in second.seconds.items() if k != "compare"
+    }
+
+
+def changed_labels() -> Samples:
+    x, y = noisy_arrays()
+    y[7] = (y[7] + 1) % 10
+    return from_arrays(x, y, ids=noisy().ids, classes=noisy().classes)
+
+
+def changed_inputs() -> Samples:
+    x, y = noisy_arrays()
+    x[7, 0, 3, 3] += 0.125
+    return from_arrays(x, y, ids=noisy().ids, classes=noisy().classes)
+
+
+def other_model() -> nn.Module:
+    model = memorised()
+    with torch.no_grad():
+        model[1].weight[0, 0] += 1e-3
+    return model
+
+
+CHANGES = {
+    "a label": ({"train": changed_labels}, "train.labels"),
+    "a pixel": ({"train": changed_inputs}, "train.inputs"),
+    "an id": ({"train": lambda: noisy(ids=np.arange(400) + 2000)}, "train.ids"),
+    "the class names": (
+        {
+            "train": lambda: noisy(classes=[f"d{i}" for i in range(10)]),
+            "validation": lambda: clean(classes=[f"d{i}" for i in range(10)]),
+        },
+        "train.classes",
+    ),
+    "the preparation": ({"train": lambda: noisy(mean=(0.3,), std=(0.4,))}, "train.preparation"),
+    "the view": ({"train": lambda: noisy(view="crop")}, "train.view"),
+    "the validation set": ({"validation": lambda: clean(200)}, "validation.inputs"),
+    "no validation set": ({"validation": lambda: None}, "validation"),
+    "a weight": ({"model": other_model}, "model"),
+    "the seed": ({"seed": 1}, "seed: 0 there, 1 asked for"),
+    "the recipe": ({"recipe": "rlap"}, 'recipe: "default" there, "rlap" asked for'),
+    "a setting": ({"overrides": {"tune": {"epochs": 2}}}, "settings.tune.epochs: 3 there, 2"),
+    "the controls": ({"controls": ("nothing",)}, "controls"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    repaired(out=out)
+    return out
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_input_is_refused_and_named_and_nothing_touched(finished, change):
+    given, message = CHANGES[change]
+    before = contents(finished)
+    settings = {"overrides": QUICK, "controls": (), "seed": 0, "out": finished}
+    settings |= {k: v for k, v in given.items() if k not in ("model", "train", "validation")}
+    made = {"model": memorised, "train": noisy, "validation": clean} | given
+    with pytest.raises(RunError, match="what differs") as error:
+        pipeline.repair(made["model"](), made["train"](), made["validation"](), **settings)
+    assert f"\n  {message}" in str(error.value)
+    assert contents(finished) == before
+
+
+def test_fresh_does_a_changed_repair_in_the_same_folder(tmp_path):
+    repaired(out=tmp_path / "run", seed=1)
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    fresh = repaired(out=tmp_path / "run", fresh=True)
+    assert_same_weights(fresh.model, repaired().model)
+    assert (tmp_path / "run" / "notes.md").read_text() == "mine"
+
+
+def test_training_resumes_and_equals_uninterrupted(tmp_path):
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 50:
+            raise Killed
+
+    config = TRAINING.__class__(data="everything", epochs=6, batch_size=32, lr=0.05)
+    whole = pipeline.train(network(), noisy(), config)
+    with pytest.raises(Killed):
+        pipeline.train(network(), noisy(), config, out=tmp_path / "t", progress=stop)
+    model = network()
+    resumed = pipeline.train(model, noisy(), config, out=tmp_path / "t")
+    assert_same_weights(whole.model, resumed.model)
+    assert_same_weights(model, network())
+    read = pipeline.train(network(), noisy(), config, out=tmp_path / "t")
+    assert_same_weights(whole.model, read.model)
+    assert read.seconds == resumed.seconds
+    with pytest.raises(RunError, match="seed: 0 there, 1 asked for"):
+        pipeline.train(network(), noisy(), config, seed=1, out=tmp_path / "t")
+
+
+# ------------------------------------------------------------------------------ what is left
+
+
+def test_the_saved_model_rebuilds_from_constructor_plan_and_weights(finished):
+    result = repaired(out=finished)
+    file = finished / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        units = json.loads(opened.metadata()["plan"])
+    plan = PrunePlan({k: tuple(v) for k, v in units.items()}, requested=0)
+    assert plan.units == result.plan.units
+    x = clean().batch(np.arange(50))
+    found = surgery.rebuild(network(seed=5), plan, x[:1], read_weights(file))
+    assert torch.equal(found(x), result.model(x))
+    with pytest.raises(ModelError, match="wrong shape"):
+        load_weights(network(), file)
+
+
+def test_a_model_saved_by_torch_rebuilds_too(tmp_path):
+    result = repaired()
+    torch.save(result.model.state_dict(), tmp_path / "fixed.pt")
+    x = clean().batch(np.arange(50))
+    state = read_weights(tmp_path / "fixed.pt")
+    found = surgery.rebuild(network(seed=5), result.plan, x[:1], state)
+    assert torch.equal(found(x), result.model(x))
+
+
+def test_the_run_folder_holds_what_the_result_says(finished):
+    result = repaired(out=finished)
+    found = json.loads((finished / "result.json").read_text())
+    assert found["after"]["accuracy"] == {
+        k: getattr(result.after.accuracy, k) for k in ("value", "low", "high", "n")
+    }
+    assert found["pruning"]["granted"] == result.plan.granted
+    assert found["run"] == str(finished)
+    assert not any(Path(p).is_absolute() for p in contents(finished))
+    table = pq.read_table(finished / "partition.parquet")
+    assert table.column_names[:3] == ["id", "label", "p_noisy"]
+    assert table["id"].to_pylist() == noisy().ids.tolist()
+    assert np.array_equal(table["p_noisy"].to_numpy(), result.partition.p_noisy)
+    assert table["flagged"].to_pylist() == result.partition.flagged.tolist()
+    assert [p.name for p in finished.glob(".partial*")] == []
+
+
+# ------------------------------------------------------------------------------ controls
+
+
+@pytest.fixture(scope="module")
+def controlled() -> RepairResult:
+    return repaired(controls=(*pipeline.CONTROLS, "nothing"))
+
+
+def test_controls_cut_as_many_units_of_each_layer_as_the_repair(controlled):
+    size = controlled.size_after
+    assert controlled.controls["random-units"].size == size
+    assert controlled.controls["smallest-weights"].size == size
+    for name in ("finetune-only", "retrain-kept", "nothing"):
+        assert controlled.controls[name].size == controlled.size_before, name
+
+
+def test_the_control_that_does_nothing_measures_the_model_given(controlled):
+    nothing = controlled.controls["nothing"]
+    assert nothing.evaluation.accuracy == controlled.before.accuracy
+    assert nothing.gain == controlled.gain
+
+
+def test_a_control_changes_nothing_of_the_repair(controlled):
+    assert_same_weights(controlled.model, repaired().model)
+
+
+def test_a_control_equals_the_recipe_of_its_name_in_what_it_cuts():
+    as_recipe = repaired(recipe="smallest-weights")
+    effect = as_recipe.ranking.effect
+    assert as_recipe.plan.granted == repaired().plan.granted
+    assert np.all(np.diff(effect) <= 0)
+
+
+# ------------------------------------------------------------------------------ fingerprints
+
+
+def test_the_model_s_fingerprint_changes_with_any_weight_and_the_architecture():
+    first = pipeline.model_fingerprint(memorised())
+    assert first == pipeline.model_fingerprint(memorised())
+    seen = {first}
+    for name, _ in memorised().named_parameters():
+        model = memorised()
+        with torch.no_grad():
+            model.get_parameter(name).view(-1)[-1] += 1e-4
+        seen.add(pipeline.model_fingerprint(model))
+    model = memorised()
+    model[2] = nn.Tanh()
+    seen.add(pipeline.model_fingerprint(model))
+    assert len(seen) == 2 + len(list(memorised().parameters()))
+
+
+def test_buffers_and_their_kind_are_part_of_the_fingerprint():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    first = pipeline.model_fingerprint(model)
+    model[1].running_mean[1] = 0.5
+    assert pipeline.model_fingerprint(model) != first
+
+
+def test_the_data_s_fingerprint_names_the_part_that_changed():
+    first = noisy().fingerprint()
+    for change, part in (
+        (changed_labels, "labels"),
+        (changed_inputs, "inputs"),
+        (lambda: noisy(ids=np.arange(400)), "ids"),
+        (lambda: noisy(classes=[f"d{i}" for i in range(10)]), "classes"),
+        (lambda: noisy(mean=(0.1,), std=(1.0,)), "preparation"),
+        (lambda: noisy(view="flip"), "view"),
+    ):
+        found = change().fingerprint()
+        assert {k for k in first if first[k] != found[k]} == {part}
+
+
+# ------------------------------------------------------------------------------ settings
+
+
+def test_settings_are_checked_before_anything_is_done(tmp_path):
+    def fail(*args: object) -> None:
+        pytest.fail("nothing must run")
+
+    common = {"out": tmp_path / "run", "progress": fail}
+    with pytest.raises(ConfigError, match="no recipe is called 'defalt'\n  fix: did you mean"):
+        repaired(recipe="defalt", **common)
+    with pytest.raises(ConfigError, match="no recipe is called 'random'"):
+        repaired(controls=("random",), **common)
+    with pytest.raises(ConfigError, match=r"unknown key 'tune.epoch': did you mean 'epochs'"):
+        repaired(overrides={"tune": {"epoch": 3}}, **common)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_cannot_be_drawn_anew_is_named():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * x
+
+    model = nn.Sequential(mlp(inputs=4, classes=2, hidden=4), Scaled())
+    with pytest.raises(ModelError, match=r"retrain: '1' \(Scaled\) cannot be initialised anew"):
+        pipeline.reinitialised(model, 0)
+
+
+def test_fresh_weights_depend_on_the_seed_alone():
+    first, second, other = (pipeline.reinitialised(memorised(), s) for s in (0, 0, 1))
+    assert_same_weights(first, second)
+    assert not torch.equal(first[1].weight, other[1].weight)
+    assert not torch.equal(first[1].weight, memorised()[1].weight)
+
+
+def test_cutting_needs_an_amount():
+    ranking = repaired().ranking
+    with pytest.raises(ConfigError, match="nothing to cut"):
+        expunge.plan(ranking)
+    assert not PruneConfig().cuts
+    assert expunge.plan(ranking, count=2).granted == 2 * len(ranking.units_by_layer())
+
+
+def test_classes_of_training_and_validation_must_agree():
+    with pytest.raises((ConfigError, DataError), match="classes"):
+        pipeline.repair(memorised(), noisy(), clean(classes=[f"d{i}" for i in range(10)]))
+
+
+def test_every_recipe_is_documented():
+    assert all(recipes.summary(name) for name in recipes.names())
