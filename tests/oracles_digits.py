@@ -20,8 +20,10 @@ from expunge.rng import seeded
 from expunge.tuning import TuneConfig
 
 CLASSES = tuple(str(c) for c in range(10))
-TRAINING = TuneConfig(data="everything", epochs=25, lr=0.05, batch_size=32, augment=False)
+TRAINING = TuneConfig(data="everything", epochs=60, lr=0.05, batch_size=32, augment=False)
 QUICK: dict[str, Any] = {"tune": {"epochs": 3, "batch_size": 32}}
+# One line of evidence that needs no views.
+FAST: dict[str, Any] = {**QUICK, "score": {"detectors": ["margin", "neighbour_disagreement"]}}
 
 
 @cache

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,17 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from oracles_digits import (
-    QUICK,
-    TRAINING,
-    clean,
-    contents,
-    digits,
-    memorised,
-    network,
-    noisy,
-    noisy_arrays,
-)
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -37,11 +27,29 @@ from expunge.models import mlp
 from expunge.recipes import PruneConfig, recipes
 from expunge.tables import PrunePlan, RepairResult
 from expunge.weights import load_weights, read_weights
+from oracles_digits import (
+    FAST,
+    QUICK,
+    TRAINING,
+    clean,
+    contents,
+    digits,
+    memorised,
+    network,
+    noisy,
+    noisy_arrays,
+)
 
 
 def repaired(**changes: Any) -> RepairResult:
-    settings = {"overrides": QUICK, "controls": (), "seed": 0}
+    settings = {"overrides": FAST, "controls": (), "seed": 0}
     return pipeline.repair(memorised(), noisy(), clean(), **{**settings, **changes})
+
+
+@cache
+def plain() -> RepairResult:
+    """What `repaired` gives, without a run folder."""
+    return repaired()
 
 
 def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
@@ -69,7 +77,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def test_a_repair_makes_a_network_that_memorised_noise_better_and_smaller():
-    result = repaired(overrides={"tune": {"epochs": 8, "batch_size": 32}})
+    result = repaired(overrides={"tune": {"epochs": 6, "batch_size": 32}})
     assert result.gain.low > 0
     assert result.after.accuracy.value - result.before.accuracy.value > 0.04
     assert result.size_after.parameters < 0.9 * result.size_before.parameters
@@ -79,7 +87,7 @@ def test_a_repair_makes_a_network_that_memorised_noise_better_and_smaller():
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others():
-    first, second, other = repaired(), repaired(), repaired(seed=1)
+    first, second, other = plain(), repaired(), repaired(seed=1)
     assert_same_weights(first.model, second.model)
     assert np.array_equal(first.partition.p_noisy, second.partition.p_noisy)
     assert first.plan == second.plan
@@ -99,7 +107,7 @@ def test_the_model_given_is_left_as_it_was(recipe, training):
     before = copy.deepcopy(model)
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     result = pipeline.repair(
-        model, noisy(), clean(), recipe=recipe, overrides=QUICK, controls=("nothing",)
+        model, noisy(), clean(), recipe=recipe, overrides=FAST, controls=("nothing",)
     )
     assert_same_weights(model, before)
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
@@ -116,20 +124,20 @@ def test_the_model_given_is_left_as_it_was(recipe, training):
 
 def test_a_repair_takes_arrays_and_data_sets_as_well():
     x, y = noisy_arrays()
-    given = {"overrides": QUICK, "controls": ()}
+    given = {"overrides": FAST, "controls": ()}
     arrays = pipeline.repair(memorised(), (x, y), **given)
     pairs = pipeline.repair(memorised(), list(zip(x, y.tolist(), strict=True)), **given)
     assert_same_weights(arrays.model, pairs.model)
 
 
 def test_without_validation_nothing_is_measured_and_no_control_runs(tmp_path):
-    result = pipeline.repair(memorised(), noisy(), overrides=QUICK, out=tmp_path / "run")
+    result = pipeline.repair(memorised(), noisy(), overrides=FAST, out=tmp_path / "run")
     assert result.before is result.after is result.gain is None
     assert result.controls == {}
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     assert found["before"] is None
     assert (tmp_path / "run" / "report.html").exists()
-    assert_same_weights(result.model, repaired().model)
+    assert_same_weights(result.model, plain().model)
 
 
 def test_validation_decides_nothing():
@@ -141,7 +149,7 @@ def test_validation_decides_nothing():
         classes=wrong.classes,
     )
     results = [
-        pipeline.repair(memorised(), noisy(), v, overrides=QUICK, controls=())
+        pipeline.repair(memorised(), noisy(), v, overrides=FAST, controls=())
         for v in (validation, shuffled)
     ]
     assert_same_weights(results[0].model, results[1].model)
@@ -150,15 +158,14 @@ def test_validation_decides_nothing():
 
 def test_string_ids_name_the_same_samples(tmp_path):
     names = np.array([f"img/{i}.png" for i in range(400)])
-    plain = repaired()
     data = noisy(ids=names)
     for _ in range(2):  # made, and read again
         named = pipeline.repair(
-            memorised(), data, clean(), overrides=QUICK, controls=(), out=tmp_path / "run"
+            memorised(), data, clean(), overrides=FAST, controls=(), out=tmp_path / "run"
         )
         assert named.partition.ids.tolist() == names.tolist()
-        assert np.array_equal(named.partition.p_noisy, plain.partition.p_noisy)
-        assert_same_weights(named.model, plain.model)
+        assert np.array_equal(named.partition.p_noisy, plain().partition.p_noisy)
+        assert_same_weights(named.model, plain().model)
     table = pq.read_table(tmp_path / "run" / "partition.parquet")
     assert table["id"].to_pylist() == names.tolist()
 
@@ -171,7 +178,7 @@ class DictModel(nn.Module):
         self.net = network()
 
     def forward(self, *, pixels: Tensor, bias: Tensor) -> Any:
-        return SimpleNamespace(logits=self.net(pixels) + 0 * bias)
+        return SimpleNamespace(logits=self.net(pixels + bias[:, :, None, None]))
 
 
 def test_a_model_of_dictionaries_is_repaired_as_one_of_tensors():
@@ -180,18 +187,14 @@ def test_a_model_of_dictionaries_is_repaired_as_one_of_tensors():
     items = [{"pixels": x[i], "bias": bias, "label": int(y[i])} for i in range(len(x))]
     model = DictModel()
     model.net.load_state_dict(memorised().state_dict())
-    overrides = {**QUICK, "score": {"layer": "net.5"}}
-    result = pipeline.repair(model, from_dataset(items), overrides=overrides)
-    plain = pipeline.repair(
-        memorised(), from_arrays(x, y), overrides={**QUICK, "score": {"layer": "5"}}
-    )
-    assert_close(result.partition.p_noisy, plain.partition.p_noisy, rtol=1e-3, atol=1e-3)
-    assert result.plan.granted == plain.plan.granted > 0
+    result = pipeline.repair(model, from_dataset(items), overrides=FAST)
+    np.testing.assert_allclose(result.partition.p_noisy, plain().partition.p_noisy, atol=1e-6)
+    assert {f"net.{k}": v for k, v in plain().plan.units.items()} == result.plan.units
 
 
 def test_masks_silence_as_many_units_and_leave_the_size(tmp_path):
     cut, masked = (
-        repaired(overrides={**QUICK, "prune": {"mode": mode}}, out=tmp_path / mode)
+        repaired(overrides={**FAST, "prune": {"mode": mode}}, out=tmp_path / mode)
         for mode in ("remove", "mask")
     )
     assert masked.plan == cut.plan
@@ -202,7 +205,7 @@ def test_masks_silence_as_many_units_and_leave_the_size(tmp_path):
             before = masked.model(x)
             masked.model.get_submodule(layer).bias[list(units)] += 100.0
             assert_close(masked.model(x), before)
-    again = repaired(overrides={**QUICK, "prune": {"mode": "mask"}}, out=tmp_path / "mask")
+    again = repaired(overrides={**FAST, "prune": {"mode": "mask"}}, out=tmp_path / "mask")
     with torch.no_grad():
         assert_close(again.model(x), before)
 
@@ -212,7 +215,7 @@ def test_masks_silence_as_many_units_and_leave_the_size(tmp_path):
 
 def test_stage_by_stage_gives_the_partition_and_the_plan_of_a_repair():
     model, data = memorised(), noisy()
-    result = repaired()
+    result = repaired(overrides=QUICK)
     scores = expunge.score(model, data)
     split = expunge.partition(scores)
     ranking = expunge.rank(model, data, split)
@@ -231,10 +234,10 @@ def test_stage_by_stage_gives_the_partition_and_the_plan_of_a_repair():
     assert_same_weights(model, memorised())
 
 
-@pytest.mark.parametrize("until", ["score", "partition", "rank", "prune", "tune"])
+@pytest.mark.parametrize("until", ["score", "rank", "tune"])
 def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until):
     folder, order = tmp_path / "run", ["score", "partition", "rank", "prune", "tune"]
-    settings = {"overrides": QUICK, "controls": (), "out": folder}
+    settings = {"overrides": FAST, "controls": (), "out": folder}
     made = pipeline.stages(memorised(), noisy(), clean(), until=until, **settings)
     done = order[: order.index(until) + 1]
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {
@@ -246,11 +249,13 @@ def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until
     before = {k: v for k, v in contents(folder).items() if k.endswith("stage.json")}
     result = pipeline.repair(memorised(), noisy(), clean(), **settings)
     assert before.items() <= contents(folder).items()
-    assert_same_weights(result.model, repaired().model)
+    assert_same_weights(result.model, plain().model)
 
 
-def test_stages_of_a_recipe_that_cuts_nothing(tmp_path):
-    made = pipeline.stages(memorised(), noisy(), until="prune", recipe="finetune-only")
+def test_stages_of_a_recipe_that_cuts_nothing():
+    made = pipeline.stages(
+        memorised(), noisy(), until="prune", recipe="finetune-only", overrides=FAST
+    )
     assert made.partition is not None
     assert made.ranking is made.plan is None
 
@@ -285,7 +290,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("stage", "step"), STOPS)
+@pytest.mark.parametrize(("stage", "step"), [STOPS[2], STOPS[3], STOPS[5]])
 def test_resumed_after_a_stop_anywhere_equals_uninterrupted(tmp_path, uninterrupted, stage, step):
     seen = []
 
@@ -336,7 +341,7 @@ def test_resumed_after_sigkill_equals_uninterrupted(tmp_path, uninterrupted):
     out = tmp_path / "run"
     found = subprocess.run(
         [sys.executable, "-c", code, str(out)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         capture_output=True,
         text=True,
         timeout=120,
@@ -396,8 +401,14 @@ CHANGES = {
     "no validation set": ({"validation": lambda: None}, "validation"),
     "a weight": ({"model": other_model}, "model"),
     "the seed": ({"seed": 1}, "seed: 0 there, 1 asked for"),
-    "the recipe": ({"recipe": "rlap"}, 'recipe: "default" there, "rlap" asked for'),
-    "a setting": ({"overrides": {"tune": {"epochs": 2}}}, "settings.tune.epochs: 3 there, 2"),
+    "the recipe": (
+        {"recipe": "nothing"},
+        'recipe: "default" there, "nothing" asked for',
+    ),
+    "a setting": (
+        {"overrides": {**FAST, "tune": {"epochs": 2, "batch_size": 32}}},
+        "settings.tune.epochs: 3 there, 2",
+    ),
     "the controls": ({"controls": ("nothing",)}, "controls"),
 }
 
@@ -413,7 +424,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_changed_input_is_refused_and_named_and_nothing_touched(finished, change):
     given, message = CHANGES[change]
     before = contents(finished)
-    settings = {"overrides": QUICK, "controls": (), "seed": 0, "out": finished}
+    settings = {"overrides": FAST, "controls": (), "seed": 0, "out": finished}
     settings |= {k: v for k, v in given.items() if k not in ("model", "train", "validation")}
     made = {"model": memorised, "train": noisy, "validation": clean} | given
     with pytest.raises(RunError, match="what differs") as error:
@@ -426,7 +437,7 @@ def test_fresh_does_a_changed_repair_in_the_same_folder(tmp_path):
     repaired(out=tmp_path / "run", seed=1)
     (tmp_path / "run" / "notes.md").write_text("mine")
     fresh = repaired(out=tmp_path / "run", fresh=True)
-    assert_same_weights(fresh.model, repaired().model)
+    assert_same_weights(fresh.model, plain().model)
     assert (tmp_path / "run" / "notes.md").read_text() == "mine"
 
 
@@ -468,7 +479,7 @@ def test_the_saved_model_rebuilds_from_constructor_plan_and_weights(finished):
 
 
 def test_a_model_saved_by_torch_rebuilds_too(tmp_path):
-    result = repaired()
+    result = plain()
     torch.save(result.model.state_dict(), tmp_path / "fixed.pt")
     x = clean().batch(np.arange(50))
     state = read_weights(tmp_path / "fixed.pt")
@@ -516,13 +527,13 @@ def test_the_control_that_does_nothing_measures_the_model_given(controlled):
 
 
 def test_a_control_changes_nothing_of_the_repair(controlled):
-    assert_same_weights(controlled.model, repaired().model)
+    assert_same_weights(controlled.model, plain().model)
 
 
 def test_a_control_equals_the_recipe_of_its_name_in_what_it_cuts():
     as_recipe = repaired(recipe="smallest-weights")
     effect = as_recipe.ranking.effect
-    assert as_recipe.plan.granted == repaired().plan.granted
+    assert as_recipe.plan.granted == plain().plan.granted
     assert np.all(np.diff(effect) <= 0)
 
 
@@ -604,7 +615,7 @@ def test_fresh_weights_depend_on_the_seed_alone():
 
 
 def test_cutting_needs_an_amount():
-    ranking = repaired().ranking
+    ranking = plain().ranking
     with pytest.raises(ConfigError, match="nothing to cut"):
         expunge.plan(ranking)
     assert not PruneConfig().cuts

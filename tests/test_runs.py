@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from oracles_digits import contents
-from oracles_results import make_partition
 
 from expunge import archive
 from expunge.errors import RunError
 from expunge.runs import Artefact, opened, require_room
 from expunge.tables import NeuronRanking, PrunePlan, Scores
+from oracles_digits import contents
+from oracles_results import make_partition
 
 HEADER = {"recipe": "default", "seed": 0, "train": {"labels": "aa", "inputs": "bb"}}
 ARTEFACT = Artefact(
@@ -127,9 +127,10 @@ def test_a_failure_inside_writing_leaves_no_half_stage(tmp_path, monkeypatch, wh
     with opened(tmp_path / "run", HEADER) as run:
         owner = {"write_table": "pq", "save_file": ""}.get(what, "Path")
         target = f"expunge.runs.{owner}.{what}" if owner else f"expunge.runs.{what}"
-        with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left"):
+        with monkeypatch.context() as patch:
             patch.setattr(target, full)
-            run.stage("2-partition", {}, Compute())
+            with pytest.raises(RunError, match="No space left"):
+                run.stage("2-partition", {}, Compute())
         assert contents(tmp_path) == before
         assert not (tmp_path / "run" / "2-partition").exists()
         compute = Compute()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles_results import make_partition
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -18,6 +17,7 @@ from expunge.rng import generator, seeded
 from expunge.runs import opened
 from expunge.tables import Partition
 from expunge.tuning import Targets, TuneConfig, targets_of, tune
+from oracles_results import make_partition
 
 PLAIN = TuneConfig(epochs=2, batch_size=16, lr=0.1, schedule="constant", augment=False)
 

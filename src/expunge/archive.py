@@ -13,6 +13,7 @@ from expunge.tables import Component, Fit, NeuronRanking, Partition, PrunePlan, 
 
 
 def store_scores(scores: Scores) -> Artefact:
+    """The scores as a table; who made them and the class probabilities beside it."""
     return Artefact(
         facts={"kinds": dict(scores.kinds)},
         tables={"scores": scores.to_table()},
@@ -21,6 +22,7 @@ def store_scores(scores: Scores) -> Artefact:
 
 
 def load_scores(artefact: Artefact) -> Scores:
+    """The very scores that were stored."""
     columns = _columns(artefact.tables["scores"])
     kinds = artefact.facts["kinds"]
     return Scores(
@@ -33,6 +35,7 @@ def load_scores(artefact: Artefact) -> Scores:
 
 
 def store_partition(partition: Partition) -> Artefact:
+    """The partition as a table; threshold, noise rate and fits beside it."""
     facts = {
         "threshold": partition.threshold,
         "noise_rate": partition.noise_rate,
@@ -43,6 +46,7 @@ def store_partition(partition: Partition) -> Artefact:
 
 
 def load_partition(artefact: Artefact) -> Partition:
+    """The very partition that was stored."""
     columns, facts = _columns(artefact.tables["partition"]), artefact.facts
     value, low, high = facts["noise_rate"]
     fits = []
@@ -66,11 +70,13 @@ def load_partition(artefact: Artefact) -> Partition:
 
 
 def store_ranking(ranking: NeuronRanking) -> Artefact:
+    """The ranking as a table, one row a unit; groups and explained shares beside it."""
     facts = {"groups": dict(ranking.groups), "explained": dict(ranking.explained)}
     return Artefact(facts=facts, tables={"ranking": ranking.to_table()})
 
 
 def load_ranking(artefact: Artefact) -> NeuronRanking:
+    """The very ranking that was stored."""
     columns = _columns(artefact.tables["ranking"])
     return NeuronRanking(
         **columns, groups=artefact.facts["groups"], explained=artefact.facts["explained"]
@@ -78,10 +84,12 @@ def load_ranking(artefact: Artefact) -> NeuronRanking:
 
 
 def store_plan(plan: PrunePlan) -> Artefact:
+    """The plan as plain facts."""
     return Artefact(facts=asdict(plan))
 
 
 def load_plan(artefact: Artefact) -> PrunePlan:
+    """The very plan that was stored."""
     units = {layer: tuple(u) for layer, u in artefact.facts["units"].items()}
     return PrunePlan(units, artefact.facts["requested"], tuple(artefact.facts["reasons"]))
 

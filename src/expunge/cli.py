@@ -6,18 +6,26 @@ Exit codes: 0 done, 1 an error that the user can mend, 2 wrong usage, 3 red flag
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from expunge import pipeline, reports, specs
@@ -57,11 +65,15 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 
 class Noise(StrEnum):
+    """How the demo's wrong labels are drawn."""
+
     symmetric = "symmetric"
     pair = "pair"
 
 
 class Kind(StrEnum):
+    """What the demo makes bad."""
+
     labels = "labels"
     inputs = "inputs"
     both = "both"
@@ -80,7 +92,9 @@ def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 1."""
     _keep_freed_memory()
     try:
-        app()
+        # Of several processes, which all have the result, the first one prints it.
+        with redirect_stdout(io.StringIO()) if int(os.environ.get("RANK", 0)) else nullcontext():
+            app()
     except ExpungeError as error:
         err_console.print(
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
@@ -342,8 +356,14 @@ def _result_of(run: Path) -> dict[str, Any]:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each stage on stderr, with the time left; nothing if stderr is no terminal."""
-    columns = [TextColumn("{task.description:28}"), BarColumn(), TimeElapsedColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=err_console, transient=True) as bars:
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description:28}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+    ]
+    columns.append(TimeRemainingColumn())
+    hidden = not err_console.is_terminal
+    with Progress(*columns, console=err_console, transient=True, disable=hidden) as bars:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -166,7 +166,7 @@ def _ridge(moments: Moments) -> Effects:
     noise = residual / max(moments.n - 1 - freedom, 1.0)
     variance = noise * (vectors**2 @ (values / (values + penalty) ** 2))
     stderr = np.sqrt(variance)
-    beta[scale == 0] = 0.0
+    beta[scale == 0], stderr[scale == 0] = 0.0, 0.0
     z = np.divide(beta, stderr, where=stderr > 0, out=np.full(len(beta), -np.inf))
     return Effects(beta, stderr, norm.sf(z), 1 - residual)
 
@@ -179,13 +179,17 @@ def _standardise(moments: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     n = moments.n
     mean, mean_y = moments.x / n, moments.y / n
     covariance = moments.xx / n - np.outer(mean, mean)
-    variance = covariance.diagonal()
-    scale = np.sqrt(np.where(variance > 1e-12 * (1 + mean**2), variance, 0.0))
-    deviation = float(np.sqrt(max(moments.yy / n - mean_y**2, 0.0)))
+    scale = _deviation(covariance.diagonal(), moments.xx.diagonal() / n)
+    deviation = float(_deviation(moments.yy / n - mean_y**2, moments.yy / n))
     inverse = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
     correlations = covariance * np.outer(inverse, inverse)
     r = (moments.xy / n - mean * mean_y) * inverse
     return scale, correlations, r / deviation if deviation > 0 else np.zeros_like(r), deviation
+
+
+def _deviation(variance: np.ndarray | float, square: np.ndarray | float) -> np.ndarray:
+    """Root of a variance; 0 where it is but the rounding error of the mean square."""
+    return np.sqrt(np.where(variance > 1e-12 * np.asarray(square), variance, 0.0))
 
 
 def _moments(
@@ -223,7 +227,7 @@ def _moments(
                 # One product gives all sums: of (x, y, 1) with itself.
                 extended = torch.cat([values.double(), y[:, None], torch.ones_like(y)[:, None]], 1)
                 sums[name] = sums.get(name, 0) + extended.T @ extended
-            progress("rank", done * batch_size, len(mine))
+            progress("rank", min(done * batch_size, len(mine)), len(mine))
     return {n: _unpack(total(s, accelerator).cpu().numpy(), norms[n]) for n, s in sums.items()}
 
 

@@ -20,6 +20,8 @@ partitioners: Registry[Callable[..., Partition]] = Registry("partition")
 _FIT_ROWS = 20_000
 # Below this many samples a mixture says nothing.
 _FEW = 20
+# EM has arrived when a step gains less log-likelihood a sample.
+_TOLERANCE = 1e-5
 
 
 @partitioners.register("mixture")
@@ -34,14 +36,14 @@ def mixture(
     """One Gaussian mixture for each kind of evidence, with 1 … ``components`` components compared.
 
     The evidence of a kind is the mean of its scores, each centred on its median and scaled by its
-    spread, and weighted by D², the squared distance of the two groups that a mixture finds in that
-    score alone (Fisher's discriminant weighs so): a score that sees one group only says little. The
-    number of components has the lowest Bayesian information criterion. A component
+    spread, and weighted by the ratio of the variance between to that within the two groups that a
+    mixture finds in that score alone: a score that sees one group only says little. The number of components has the lowest Bayesian information criterion. A component
     counts as noisy
 
     - for label evidence, if most of its samples have a better supported label than the given one;
-    - for input evidence, if it lies above the lowest component by ``separation`` pooled standard
-      deviations (Ashman's D, doi 10.1086/117248): above 2, two groups are two groups.
+    - for input evidence, if it lies above a gap: two neighbouring components that are more than
+      ``separation`` pooled standard deviations apart (Ashman's D, doi 10.1086/117248). A skewed
+      single group needs several components too, but leaves no gap between them.
 
     So "no noise" is a possible answer, and no truth is needed to tell the sides apart.
     ``p_fault = Σ_noisy w_k N(e; μ_k, σ_k) / Σ_k w_k N(e; μ_k, σ_k)``, made monotone in the evidence
@@ -50,10 +52,11 @@ def mixture(
 
     Cost: O(n) for each EM step; 50 refits give the interval of the noise rate.
     """
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"threshold must lie in [0, 1], not {threshold}")
+    _check_threshold(threshold)
     if components < 1:
         raise ConfigError(f"components must be 1 or more, not {components}")
+    if not separation >= 0:
+        raise ConfigError(f"separation must be 0 or more, not {separation}")
     n = len(scores.ids)
     faults, fits, evidence = {}, [], {}
     doubted = scores.class_probs.argmax(axis=1) != scores.labels
@@ -97,6 +100,7 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
 
     The interval of the noise rate is that of a mean, as if the probabilities were right.
     """
+    _check_threshold(threshold)
     n = len(scores.ids)
     faults = {}
     for kind in KINDS:
@@ -123,6 +127,11 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
     )
 
 
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold must lie in [0, 1], not {threshold}")
+
+
 # From samples' responsibilities (n × k) and the components' means and deviations, sorted by mean,
 # to which components are noisy.
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -139,14 +148,17 @@ def _doubted(doubted: np.ndarray) -> Judge:
 
 def _apart(separation: float) -> Judge:
     def judge(share: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
-        distance = ashman(means, stds, means[0], stds[0])
-        return np.logical_or.accumulate(distance > separation)
+        gaps = ashman(means[1:], stds[1:], means[:-1], stds[:-1])
+        return np.append(False, np.logical_or.accumulate(gaps > separation))
 
     return judge
 
 
 def ashman(
-    mean: np.ndarray | float, std: np.ndarray | float, mean0: float, std0: float
+    mean: np.ndarray | float,
+    std: np.ndarray | float,
+    mean0: np.ndarray | float,
+    std0: np.ndarray | float,
 ) -> np.ndarray:
     """``√2 |μ − μ₀| / √(σ² + σ₀²)``: distance of two normal distributions in pooled deviations."""
     spread = np.sqrt(np.square(std) + np.square(std0))
@@ -171,8 +183,8 @@ def _combined(columns: list[np.ndarray], seed: int) -> np.ndarray:
             weights.append(0.0)
             continue
         two = _gaussians(_sampled(column, seed), 2, seed)
-        (a, b), (s, t) = two.means_[:, 0], np.sqrt(two.covariances_[:, 0, 0])
-        weights.append(float(ashman(a, s, b, t)) ** 2)
+        (a, b), (u, v) = two.means_[:, 0], two.weights_
+        weights.append(float(u * v * (a - b) ** 2 / (two.weights_ @ two.covariances_[:, 0, 0])))
     if not any(weights):
         weights = [1.0] * len(columns)
     return np.average(columns, axis=0, weights=weights)
@@ -230,14 +242,19 @@ def posterior(e: np.ndarray, components: tuple[Component, ...]) -> np.ndarray:
 
 
 def _gaussians(e: np.ndarray, k: int, seed: int) -> GaussianMixture:
-    quantiles = np.quantile(e, (np.arange(k) + 0.5) / k)[:, None]
     model = GaussianMixture(
-        k, means_init=quantiles, reg_covar=1e-4 * float(e.var()), random_state=seed % 2**32
+        k,
+        reg_covar=1e-4 * float(e.var()),
+        random_state=seed % 2**32,
+        # EM is slow where groups overlap: stopped early, it would estimate their shares wrongly.
+        tol=_TOLERANCE,
+        max_iter=500,
     )
     with warnings.catch_warnings():
         # Ties leave k-means fewer clusters than asked for; unfinished EM is compared as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(e[:, None])
+        # Sorted, so that the order of the samples cannot change where k-means starts.
+        return model.fit(np.sort(e)[:, None])
 
 
 def _separation(parts: tuple[Component, ...]) -> float:
@@ -253,6 +270,7 @@ def _rate_error(e: np.ndarray, fit: Fit, seed: int) -> float:
     if len(fit.components) < 2 or not any(c.noisy for c in fit.components):
         return 1.0 / len(e)
     rng = generator(seed, "rate", fit.kind)
+    e = np.sort(e)
     rows = min(len(e), 4000)
     rates = []
     start = GaussianMixture(
@@ -262,6 +280,7 @@ def _rate_error(e: np.ndarray, fit: Fit, seed: int) -> float:
         precisions_init=np.array([[[1 / c.std**2]] for c in fit.components]),
         reg_covar=1e-4 * float(e.var()),
         random_state=0,
+        tol=_TOLERANCE,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -281,4 +300,6 @@ def _suggest(scores: Scores, p_label: np.ndarray) -> tuple[np.ndarray, np.ndarra
     q *= (p_label / np.maximum(q.sum(axis=1), 1e-12))[:, None]
     q[rows, scores.labels] = 1 - p_label
     suggested = q.argmax(axis=1)
+    # A tie speaks for no other label.
+    suggested = np.where(q[rows, suggested] > q[rows, scores.labels], suggested, scores.labels)
     return suggested, np.clip(q[rows, suggested], 0.0, 1.0)

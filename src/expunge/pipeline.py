@@ -65,7 +65,7 @@ T = TypeVar("T")
 # What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
 Data = Any
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 1
+CODE = 2
 
 
 # ------------------------------------------------------------------------------- the stages

@@ -160,7 +160,13 @@ def prepare(
             where=str(path),
             fix="name model.weights, or add a table [train] to train it first",
         )
+    # What a repair would refuse is refused before a training.
+    resolve(recipe or spec.recipe, spec.overrides())
+    for name in spec.controls:
+        recipes.get(name)
     train, held_out = read_data(spec, folder)
+    if held_out is not None:
+        check_disjoint(train, held_out)
     model, seconds = build_model(spec.model, folder, seed), None
     if not spec.model.weights and spec.train is not None:
         require_room(target, fresh=fresh)
