@@ -27,6 +27,7 @@ LAYERS = [
     {"archive", "recipes"},
     {"wording", "flags", "charts"},
     {"reports", "pages"},
+    {"stages"},
     {"pipeline"},
     {"benchmarks", "related", "specs"},
     {"cli"},

@@ -25,7 +25,6 @@ work(Path(sys.argv[1]))
 
 def case():
     """A network with batch norm, and noisy digits that the processes cannot share evenly."""
-    from expunge import pipeline
     from expunge.models import convnet
     from expunge.rng import seeded
     from expunge.tuning import TuneConfig
@@ -34,7 +33,7 @@ def case():
     with seeded(0, "network"):
         model = convnet(classes=10, channels=1, widths=(4, 8), hidden=16, convolutions=1)
     config = TuneConfig(data="everything", epochs=3, lr=0.05, batch_size=32, augment=False)
-    return pipeline, model, noisy(201, view="crop"), clean(101), config
+    return model, noisy(201, view="crop"), clean(101), config
 
 
 def work(out: Path) -> None:
@@ -42,11 +41,13 @@ def work(out: Path) -> None:
     from accelerate import Accelerator
     from accelerate.utils import gather_object
 
-    pipeline, model, train, validation, config = case()
+    from expunge import pipeline, stages
+
+    model, train, validation, config = case()
     accelerator = Accelerator(cpu=True)
-    scores = pipeline.score(model, train, detectors=["loss", "view_margin", "attribution_mass"])
-    split = pipeline.partition(scores)
-    ranking = pipeline.rank(model, train, split)
+    scores = stages.score(model, train, detectors=["loss", "view_margin", "attribution_mass"])
+    split = stages.partition(scores)
+    ranking = stages.rank(model, train, split)
     trained = pipeline.train(model, train, config, out=out / "0-train")
     settings = {
         "overrides": {"tune": {"epochs": 2, "batch_size": 25}},
@@ -145,10 +146,12 @@ def test_all_processes_end_with_the_same_models_and_decisions(two):
 
 def test_two_processes_give_the_scores_partition_and_ranking_of_one(two):
     found = np.load(two / "numbers.npz")
-    pipeline, model, train, _, _ = case()
-    scores = pipeline.score(model, train, detectors=["loss", "view_margin", "attribution_mass"])
-    split = pipeline.partition(scores)
-    ranking = pipeline.rank(model, train, split)
+    from expunge import stages
+
+    model, train, _, _ = case()
+    scores = stages.score(model, train, detectors=["loss", "view_margin", "attribution_mass"])
+    split = stages.partition(scores)
+    ranking = stages.rank(model, train, split)
     assert found["ids"].tolist() == scores.ids.tolist()
     for name, values in scores.values.items():
         np.testing.assert_allclose(found[f"score.{name}"], values, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import expunge
-from expunge import pipeline, surgery
+from expunge import pipeline, stages, surgery
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, RunError
 from expunge.models import mlp
@@ -238,7 +238,7 @@ def test_stage_by_stage_gives_the_partition_and_the_plan_of_a_repair():
 def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until):
     folder, order = tmp_path / "run", ["score", "partition", "rank", "prune", "tune"]
     settings = {"overrides": FAST, "controls": (), "out": folder}
-    made = pipeline.stages(memorised(), noisy(), clean(), until=until, **settings)
+    made = pipeline.repair_until(memorised(), noisy(), clean(), until=until, **settings)
     done = order[: order.index(until) + 1]
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {
         f"{order.index(name) + 1}-{name}" for name in done
@@ -253,7 +253,7 @@ def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until
 
 
 def test_stages_of_a_recipe_that_cuts_nothing():
-    made = pipeline.stages(
+    made = pipeline.repair_until(
         memorised(), noisy(), until="prune", recipe="finetune-only", overrides=FAST
     )
     assert made.partition is not None
@@ -604,11 +604,11 @@ def test_a_network_that_cannot_be_drawn_anew_is_named():
 
     model = nn.Sequential(mlp(inputs=4, classes=2, hidden=4), Scaled())
     with pytest.raises(ModelError, match=r"retrain: '1' \(Scaled\) cannot be initialised anew"):
-        pipeline.reinitialised(model, 0)
+        stages.reinitialised(model, 0)
 
 
 def test_fresh_weights_depend_on_the_seed_alone():
-    first, second, other = (pipeline.reinitialised(memorised(), s) for s in (0, 0, 1))
+    first, second, other = (stages.reinitialised(memorised(), s) for s in (0, 0, 1))
     assert_same_weights(first, second)
     assert not torch.equal(first[1].weight, other[1].weight)
     assert not torch.equal(first[1].weight, memorised()[1].weight)

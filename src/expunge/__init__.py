@@ -2,8 +2,9 @@
 
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ExpungeError
-from expunge.pipeline import compare, partition, plan, prune, rank, repair, score, tune
+from expunge.pipeline import repair
 from expunge.reports import markdown as report
+from expunge.stages import compare, partition, plan, prune, rank, score, tune
 
 __all__ = [
     "ExpungeError",

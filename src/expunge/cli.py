@@ -220,7 +220,7 @@ def _stage(name: str, says: str) -> Callable[..., None]:
     ) -> None:
         with _progress() as show:
             job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
-            made = pipeline.stages(
+            made = pipeline.repair_until(
                 job.model,
                 job.train,
                 job.validation,

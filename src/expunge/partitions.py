@@ -37,8 +37,8 @@ def mixture(
 
     The evidence of a kind is the mean of its scores, each centred on its median and scaled by its
     spread, and weighted by the ratio of the variance between to that within the two groups that a
-    mixture finds in that score alone: a score that sees one group only says little. The number of components has the lowest Bayesian information criterion. A component
-    counts as noisy
+    mixture finds in that score alone: a score that sees one group only says little. The number of
+    components has the lowest Bayesian information criterion. A component counts as noisy
 
     - for label evidence, if most of its samples have a better supported label than the given one;
     - for input evidence, if it lies above a gap: two neighbouring components that are more than

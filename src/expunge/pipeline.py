@@ -1,7 +1,7 @@
-"""The method from top to bottom: score, partition, rank, plan, prune, tune, compare — repair.
+"""The repair from top to bottom: score, partition, rank, plan, prune, tune, compare.
 
-Each stage is a function that can be called by itself; `repair` calls them all, keeps what each made
-in a run folder, and runs the controls from the same partition.
+`repair` calls the stages one after the other, keeps what each made in a run folder, runs the
+controls from the same partition, and measures. The stages themselves are in `stages`.
 """
 
 from __future__ import annotations
@@ -13,44 +13,41 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from scipy.special import softmax
 from torch import nn
 
 from expunge import archive, flags, metrics, pages, reports, surgery, tuning
-from expunge.config import build
 from expunge.data import Samples, as_samples, check_disjoint, shared_inputs
-from expunge.data.samples import Batch
-from expunge.detectors import detect, needs_of
-from expunge.errors import ConfigError, ModelError
-from expunge.layers import check_model, discover
-from expunge.neurons import rank_units
-from expunge.partitions import partitioners
+from expunge.errors import ConfigError
+from expunge.layers import check_model
 from expunge.processes import once
 from expunge.progress import Progress, silent
-from expunge.pruners import pruners
 from expunge.recipes import (
-    PartitionConfig,
     PruneConfig,
     RankConfig,
     Recipe,
-    ScoreConfig,
     recipes,
     resolve,
 )
-from expunge.rng import seeded
 from expunge.runs import Artefact, Run, opened
-from expunge.signals import collect
+from expunge.stages import (
+    Data,
+    cut_model,
+    evaluate,
+    one_sample,
+    partition,
+    plan,
+    rank,
+    reinitialised,
+    score,
+    tuned_layers,
+)
 from expunge.tables import (
-    Budget,
     Control,
-    Evaluation,
-    Metric,
     NeuronRanking,
     Partition,
     PrunePlan,
@@ -61,103 +58,83 @@ from expunge.tuning import TuneConfig
 from expunge.weights import fit_weights, save_weights
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
-T = TypeVar("T")
-# What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
-Data = Any
 # Raised when a stage computes something else than before, so that old results are not reused.
 CODE = 2
 
 
-# ------------------------------------------------------------------------------- the stages
-
-
-def score(
+def repair(
     model: nn.Module,
-    data: Data,
-    /,
+    train: Data,
+    validation: Data | None = None,
     *,
+    recipe: str = "default",
+    overrides: Mapping[str, object] | None = None,
+    controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    train_seconds: float | None = None,
     progress: Progress = silent,
-    **settings: object,
-) -> Scores:
-    """How suspicious every sample is, by every detector. settings: see `ScoreConfig`.
+) -> RepairResult:
+    """Repair a model that was trained on noisy data.
 
-    One pass over the data (and one more for each random view); the model is left as it was.
+    model: any classifier; it is not changed. train: the data that it was trained on, noise and
+    all. validation: held-out samples that measure the result and decide nothing. recipe: what to
+    do; overrides: single settings of it, ``{"tune": {"epochs": 3}}``. controls: recipes to compare
+    with, from the same partition; each takes its own tuning time, and none runs without validation.
+    out: the run folder; an interrupted repair goes on from it. fresh: discard what is in it.
+    train_seconds: what the training of the model took, if known, for the report.
+
+    Returns the repaired model with the evidence for every decision.
     """
-    return _score(model, as_samples(data), _settings(ScoreConfig, settings), seed, progress)
+    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
+    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+        run.log("start", recipe=recipe, seed=seed)
+        scores = _scored(job, run)
+        split = _partitioned(job, run, scores)
+        fixed = _carried_out(job, run, job.recipe, split)
+        others = {
+            name: _carried_out(job, run, recipes.get(name)(job.recipe), split, f"controls/{name}/")
+            for name in job.controls
+        }
+        result = _result(job, run, scores, split, fixed, others, train_seconds)
+        _write(job, run, result)
+        run.log("end", flags=[flag.code for flag in result.flags])
+    return result
 
 
-def partition(scores: Scores, /, *, seed: int = 0, **settings: object) -> Partition:
-    """The probability that each sample is bad, and a label to suggest. See `PartitionConfig`."""
-    return _partition(scores, _settings(PartitionConfig, settings), seed)
+class Stages(NamedTuple):
+    """What the stages up to the one asked for have made; None behind it."""
+
+    scores: Scores
+    partition: Partition | None
+    ranking: NeuronRanking | None
+    plan: PrunePlan | None
 
 
-def rank(
+def repair_until(
     model: nn.Module,
-    data: Data,
-    split: Partition,
-    /,
+    train: Data,
+    validation: Data | None = None,
     *,
-    progress: Progress = silent,
-    **settings: object,
-) -> NeuronRanking:
-    """Neurons by how much of the noise they carry. See `RankConfig`."""
-    return _rank(model, as_samples(data), split, _settings(RankConfig, settings), progress)
-
-
-def plan(ranking: NeuronRanking, /, *, seed: int = 0, **settings: object) -> PrunePlan:
-    """Which units to cut: ``plan(ranking, fraction=0.1)``; see `PruneConfig`. Cuts nothing yet."""
-    return _plan(ranking, _settings(PruneConfig, settings), seed)
-
-
-def prune(model: nn.Module, plan: PrunePlan, data: Data) -> nn.Module:
-    """A new, physically smaller model without the planned units. data: to trace the model with."""
-    return surgery.prune(model, plan, as_samples(data).example())
-
-
-def tune(
-    model: nn.Module,
-    data: Data,
-    split: Partition | None = None,
-    /,
-    *,
+    until: Literal["score", "partition", "rank", "prune", "tune"],
+    recipe: str = "default",
+    overrides: Mapping[str, object] | None = None,
+    controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
-    layers: tuple[str, ...] = (),
+    out: str | Path | None = None,
+    fresh: bool = False,
     progress: Progress = silent,
-    **settings: object,
-) -> nn.Module:
-    """A fine-tuned copy: ``tune(model, data, split, epochs=3)``. See `TuneConfig`."""
-    samples, config = as_samples(data), _settings(TuneConfig, settings)
-    targets = tuning.targets_of(samples, split, config.data)
-    layers = _tuned_layers(model, samples, config, layers)
-    return tuning.tune(model, samples, targets, config, seed=seed, layers=layers, progress=progress)
-
-
-class Comparison(NamedTuple):
-    """Two models on the same samples; gain is after − before in accuracy, paired."""
-
-    before: Evaluation
-    after: Evaluation
-    gain: Metric
-
-    def __str__(self) -> str:
-        return f"accuracy {self.before.accuracy} → {self.after.accuracy}, gain {self.gain}"
-
-
-def compare(before: nn.Module, after: nn.Module, data: Data, *, seed: int = 0) -> Comparison:
-    """Evaluate two models on held-out samples, with 95 % bootstrap intervals."""
-    samples = as_samples(data)
-    first, second = (evaluate(m, samples, seed=seed) for m in (before, after))
-    return Comparison(first, second, metrics.paired_gain(second, first, seed=seed))
-
-
-def evaluate(
-    model: nn.Module, samples: Samples, *, seed: int = 0, progress: Progress = silent
-) -> Evaluation:
-    """Accuracy, macro F1, worst class and calibration error on labelled samples."""
-    signals = collect(model, samples, progress=progress, what="evaluate")
-    probs = softmax(signals.logits.astype(np.float64), axis=1)
-    return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
+) -> Stages:
+    """Do the first stages of a repair in its run folder; `repair` goes on from there."""
+    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
+    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+        scores = _scored(job, run)
+        split = _partitioned(job, run, scores) if until != "score" else None
+        if split is None or until == "partition":
+            return Stages(scores, split, None, None)
+        fixed = _carried_out(job, run, job.recipe, split, until=until)
+        return Stages(scores, split, fixed.ranking, fixed.plan)
 
 
 class Trained(NamedTuple):
@@ -211,84 +188,6 @@ def train(
     trained = copy.deepcopy(model)
     fit_weights(trained, artefact.tensors, where="train")
     return Trained(trained.eval(), run.seconds["model"])
-
-
-# ------------------------------------------------------------------------------- the whole
-
-
-def repair(
-    model: nn.Module,
-    train: Data,
-    validation: Data | None = None,
-    *,
-    recipe: str = "default",
-    overrides: Mapping[str, object] | None = None,
-    controls: tuple[str, ...] = CONTROLS,
-    seed: int = 0,
-    out: str | Path | None = None,
-    fresh: bool = False,
-    train_seconds: float | None = None,
-    progress: Progress = silent,
-) -> RepairResult:
-    """Repair a model that was trained on noisy data.
-
-    model: any classifier; it is not changed. train: the data that it was trained on, noise and
-    all. validation: held-out samples that measure the result and decide nothing. recipe: what to
-    do; overrides: single settings of it, ``{"tune": {"epochs": 3}}``. controls: recipes to compare
-    with, from the same partition; each takes its own tuning time, and none runs without validation.
-    out: the run folder; an interrupted repair goes on from it. fresh: discard what is in it.
-    train_seconds: what the training of the model took, if known, for the report.
-
-    Returns the repaired model with the evidence for every decision.
-    """
-    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
-    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
-        run.log("start", recipe=recipe, seed=seed)
-        scores = _scored(job, run)
-        split = _partitioned(job, run, scores)
-        fixed = _carried_out(job, run, job.recipe, split)
-        others = {
-            name: _carried_out(job, run, recipes.get(name)(job.recipe), split, f"controls/{name}/")
-            for name in job.controls
-        }
-        result = _result(job, run, scores, split, fixed, others, train_seconds)
-        _write(job, run, result)
-        run.log("end", flags=[flag.code for flag in result.flags])
-    return result
-
-
-class Stages(NamedTuple):
-    """What the stages up to the one asked for have made; None behind it."""
-
-    scores: Scores
-    partition: Partition | None
-    ranking: NeuronRanking | None
-    plan: PrunePlan | None
-
-
-def stages(
-    model: nn.Module,
-    train: Data,
-    validation: Data | None = None,
-    *,
-    until: Literal["score", "partition", "rank", "prune", "tune"],
-    recipe: str = "default",
-    overrides: Mapping[str, object] | None = None,
-    controls: tuple[str, ...] = CONTROLS,
-    seed: int = 0,
-    out: str | Path | None = None,
-    fresh: bool = False,
-    progress: Progress = silent,
-) -> Stages:
-    """Do the first stages of a repair in its run folder; `repair` goes on from there."""
-    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
-    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
-        scores = _scored(job, run)
-        split = _partitioned(job, run, scores) if until != "score" else None
-        if split is None or until == "partition":
-            return Stages(scores, split, None, None)
-        fixed = _carried_out(job, run, job.recipe, split, until=until)
-        return Stages(scores, split, fixed.ranking, fixed.plan)
 
 
 @dataclass(frozen=True)
@@ -377,7 +276,9 @@ def _scored(job: _Job, run: Run) -> Scores:
     config = job.recipe.score
 
     def compute() -> Artefact:
-        return archive.store_scores(_score(job.model, job.train, config, job.seed, job.progress))
+        return archive.store_scores(
+            score(job.model, job.train, seed=job.seed, progress=job.progress, **asdict(config))
+        )
 
     return archive.load_scores(run.stage("1-score", job.key(run, config, ()), compute))
 
@@ -386,7 +287,7 @@ def _partitioned(job: _Job, run: Run, scores: Scores) -> Partition:
     config = job.recipe.partition
 
     def compute() -> Artefact:
-        split = once(job.accelerator, lambda: _partition(scores, config, job.seed))
+        split = once(job.accelerator, lambda: partition(scores, seed=job.seed, **asdict(config)))
         return archive.store_partition(split)
 
     key = job.key(run, config, ["1-score"])
@@ -427,7 +328,9 @@ def _ranked(
     job: _Job, run: Run, config: RankConfig, split: Partition, name: str, read: list[str]
 ) -> NeuronRanking:
     def compute() -> Artefact:
-        return archive.store_ranking(_rank(job.model, job.train, split, config, job.progress))
+        return archive.store_ranking(
+            rank(job.model, job.train, split, progress=job.progress, **asdict(config))
+        )
 
     return archive.load_ranking(run.stage(name, job.key(run, config, read), compute))
 
@@ -436,7 +339,9 @@ def _planned(
     job: _Job, run: Run, config: PruneConfig, ranking: NeuronRanking, name: str, read: list[str]
 ) -> PrunePlan:
     def compute() -> Artefact:
-        return archive.store_plan(once(job.accelerator, lambda: _plan(ranking, config, job.seed)))
+        return archive.store_plan(
+            once(job.accelerator, lambda: plan(ranking, seed=job.seed, **asdict(config)))
+        )
 
     return archive.load_plan(run.stage(name, job.key(run, config, read), compute))
 
@@ -463,7 +368,7 @@ def _tuned(
             tuning.targets_of(job.train, split, config.data),
             config,
             seed=job.seed,
-            layers=_tuned_layers(model, job.train, config, cut_layers),
+            layers=tuned_layers(model, job.train, config, cut_layers),
             checkpoint=run.checkpoint(name, key),
             progress=job.progress,
             what=name,
@@ -538,94 +443,6 @@ def _write(job: _Job, run: Run, result: RepairResult) -> None:
     run.write("result.json", json.dumps(reports.summary(result), indent=2) + "\n")
 
 
-# ------------------------------------------------------------------------------- what they share
-
-
-def _score(
-    model: nn.Module, samples: Samples, config: ScoreConfig, seed: int, progress: Progress
-) -> Scores:
-    needs = needs_of(config.detectors)
-    signals = collect(
-        model,
-        samples,
-        needs=needs,
-        layer=config.layer,
-        stages=config.stages,
-        views=config.views,
-        batch_size=config.batch_size,
-        precision=config.precision,
-        seed=seed,
-        progress=progress,
-    )
-    return detect(signals, config.detectors, config.options)
-
-
-def _partition(scores: Scores, config: PartitionConfig, seed: int) -> Partition:
-    partitioners.check_options(config.method, config.options)
-    method = partitioners.get(config.method)
-    return method(scores, seed=seed, threshold=config.threshold, **config.options)
-
-
-def _rank(
-    model: nn.Module, samples: Samples, split: Partition, config: RankConfig, progress: Progress
-) -> NeuronRanking:
-    example = one_sample(samples)
-    # Where nothing can be removed, all hidden layers can still be masked.
-    able = surgery.prunable(model, example) or list(discover(model, example).probes)
-    layers = config.layers or tuple(able[-config.last :])
-    if not layers:
-        raise ModelError("the model has no hidden layer whose units could be ranked")
-    return rank_units(
-        model,
-        samples,
-        split,
-        method=config.method,
-        layers=layers,
-        groups=surgery.groups(model, example, layers),
-        progress=progress,
-        **config.options,
-    )
-
-
-def _plan(ranking: NeuronRanking, config: PruneConfig, seed: int) -> PrunePlan:
-    if not config.cuts:
-        raise ConfigError("nothing to cut", fix="give prune a fraction or a count above 0")
-    budget = Budget(config.fraction, config.count, config.scope, config.cap)
-    pruners.check_options(config.method, config.options)
-    return pruners.get(config.method)(ranking, budget, seed=seed, **config.options)
-
-
-def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) -> nn.Module:
-    """A copy of the model without the planned units: removed, or silenced by masks."""
-    if mode == "remove":
-        return surgery.prune(model, plan, one_sample(samples))
-    masked = copy.deepcopy(model)
-    surgery.mask(masked, plan, one_sample(samples))
-    return masked
-
-
-def reinitialised(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with fresh weights: every module with weights draws its own anew."""
-    fresh = copy.deepcopy(model)
-    with seeded(seed, "initialise"):
-        for name, module in fresh.named_modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif any(True for _ in module.parameters(recurse=False)):
-                raise ModelError(
-                    f"'{name}' ({type(module).__name__}) cannot be initialised anew",
-                    where="retrain",
-                    fix="give it a method `reset_parameters`, or leave this recipe out",
-                )
-    return fresh
-
-
-def one_sample(samples: Samples) -> Batch:
-    """The first input, prepared: enough to trace a model, and quick."""
-    return samples.batch(np.arange(1))
-
-
 def model_fingerprint(model: nn.Module) -> str:
     """A hash of the architecture and of all weights."""
     hashed = hashlib.sha256(repr(model).encode())
@@ -633,17 +450,3 @@ def model_fingerprint(model: nn.Module) -> str:
         hashed.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return hashed.hexdigest()
-
-
-def _tuned_layers(
-    model: nn.Module, samples: Samples, config: TuneConfig, layers: tuple[str, ...]
-) -> tuple[str, ...]:
-    """What L-FT trains: the head and the layers that were cut."""
-    if config.scope == "all":
-        return ()
-    head = discover(model, one_sample(samples)).head
-    return tuple(dict.fromkeys((*layers, *([head] if head else []))))
-
-
-def _settings(kind: type[T], values: Mapping[str, object]) -> T:
-    return build(kind, dict(values), where=kind.__name__)

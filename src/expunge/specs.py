@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from expunge import pipeline
+from expunge import pipeline, stages
 from expunge.config import build
 from expunge.data import DataConfig, Samples, check_disjoint, read
 from expunge.data.sources import located
@@ -265,7 +265,7 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
 
 def _check_fit(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:
     """One sample through the model: as many logits as classes, and the named layers exist."""
-    example = pipeline.one_sample(train)
+    example = stages.one_sample(train)
     try:
         logits = logits_of(model.eval(), example)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -1,0 +1,216 @@
+"""The stages of a repair, one function each: score, partition, rank, plan, prune, tune, compare.
+
+Each takes a model, data and the records of the stages before it, and returns a new record or model.
+Settings are keywords; what they mean stands at the dataclass that each docstring names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from scipy.special import softmax
+from torch import nn
+
+from expunge import metrics, surgery, tuning
+from expunge.config import build
+from expunge.data import Samples, as_samples
+from expunge.data.samples import Batch
+from expunge.detectors import detect, needs_of
+from expunge.errors import ConfigError, ModelError
+from expunge.layers import discover
+from expunge.neurons import rank_units
+from expunge.partitions import partitioners
+from expunge.progress import Progress, silent
+from expunge.pruners import pruners
+from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
+from expunge.rng import seeded
+from expunge.signals import collect
+from expunge.tables import (
+    Budget,
+    Evaluation,
+    Metric,
+    NeuronRanking,
+    Partition,
+    PrunePlan,
+    Scores,
+)
+from expunge.tuning import TuneConfig
+
+T = TypeVar("T")
+# What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
+Data = Any
+
+
+def score(
+    model: nn.Module,
+    data: Data,
+    /,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    **settings: object,
+) -> Scores:
+    """How suspicious every sample is, by every detector. settings: see `ScoreConfig`.
+
+    One pass over the data (and one more for each random view); the model is left as it was.
+    """
+    samples, config = as_samples(data), _settings(ScoreConfig, settings)
+    needs = needs_of(config.detectors)
+    signals = collect(
+        model,
+        samples,
+        needs=needs,
+        layer=config.layer,
+        stages=config.stages,
+        views=config.views,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        seed=seed,
+        progress=progress,
+    )
+    return detect(signals, config.detectors, config.options)
+
+
+def partition(scores: Scores, /, *, seed: int = 0, **settings: object) -> Partition:
+    """The probability that each sample is bad, and a label to suggest. See `PartitionConfig`."""
+    config = _settings(PartitionConfig, settings)
+    partitioners.check_options(config.method, config.options)
+    method = partitioners.get(config.method)
+    return method(scores, seed=seed, threshold=config.threshold, **config.options)
+
+
+def rank(
+    model: nn.Module,
+    data: Data,
+    split: Partition,
+    /,
+    *,
+    progress: Progress = silent,
+    **settings: object,
+) -> NeuronRanking:
+    """Neurons by how much of the noise they carry. See `RankConfig`."""
+    samples, config = as_samples(data), _settings(RankConfig, settings)
+    example = one_sample(samples)
+    # Where nothing can be removed, all hidden layers can still be masked.
+    able = surgery.prunable(model, example) or list(discover(model, example).probes)
+    layers = config.layers or tuple(able[-config.last :])
+    if not layers:
+        raise ModelError("the model has no hidden layer whose units could be ranked")
+    return rank_units(
+        model,
+        samples,
+        split,
+        method=config.method,
+        layers=layers,
+        groups=surgery.groups(model, example, layers),
+        progress=progress,
+        **config.options,
+    )
+
+
+def plan(ranking: NeuronRanking, /, *, seed: int = 0, **settings: object) -> PrunePlan:
+    """Which units to cut: ``plan(ranking, fraction=0.1)``; see `PruneConfig`. Cuts nothing yet."""
+    config = _settings(PruneConfig, settings)
+    if not config.cuts:
+        raise ConfigError("nothing to cut", fix="give prune a fraction or a count above 0")
+    budget = Budget(config.fraction, config.count, config.scope, config.cap)
+    pruners.check_options(config.method, config.options)
+    return pruners.get(config.method)(ranking, budget, seed=seed, **config.options)
+
+
+def prune(model: nn.Module, plan: PrunePlan, data: Data) -> nn.Module:
+    """A new, physically smaller model without the planned units. data: to trace the model with."""
+    return surgery.prune(model, plan, as_samples(data).example())
+
+
+def tune(
+    model: nn.Module,
+    data: Data,
+    split: Partition | None = None,
+    /,
+    *,
+    seed: int = 0,
+    layers: tuple[str, ...] = (),
+    progress: Progress = silent,
+    **settings: object,
+) -> nn.Module:
+    """A fine-tuned copy: ``tune(model, data, split, epochs=3)``. See `TuneConfig`."""
+    samples, config = as_samples(data), _settings(TuneConfig, settings)
+    targets = tuning.targets_of(samples, split, config.data)
+    layers = tuned_layers(model, samples, config, layers)
+    return tuning.tune(model, samples, targets, config, seed=seed, layers=layers, progress=progress)
+
+
+class Comparison(NamedTuple):
+    """Two models on the same samples; gain is after − before in accuracy, paired."""
+
+    before: Evaluation
+    after: Evaluation
+    gain: Metric
+
+    def __str__(self) -> str:
+        return f"accuracy {self.before.accuracy} → {self.after.accuracy}, gain {self.gain}"
+
+
+def compare(before: nn.Module, after: nn.Module, data: Data, *, seed: int = 0) -> Comparison:
+    """Evaluate two models on held-out samples, with 95 % bootstrap intervals."""
+    samples = as_samples(data)
+    first, second = (evaluate(m, samples, seed=seed) for m in (before, after))
+    return Comparison(first, second, metrics.paired_gain(second, first, seed=seed))
+
+
+def evaluate(
+    model: nn.Module, samples: Samples, *, seed: int = 0, progress: Progress = silent
+) -> Evaluation:
+    """Accuracy, macro F1, worst class and calibration error on labelled samples."""
+    signals = collect(model, samples, progress=progress, what="evaluate")
+    probs = softmax(signals.logits.astype(np.float64), axis=1)
+    return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
+
+
+def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) -> nn.Module:
+    """A copy of the model without the planned units: removed, or silenced by masks."""
+    if mode == "remove":
+        return surgery.prune(model, plan, one_sample(samples))
+    masked = copy.deepcopy(model)
+    surgery.mask(masked, plan, one_sample(samples))
+    return masked
+
+
+def reinitialised(model: nn.Module, seed: int) -> nn.Module:
+    """A copy with fresh weights: every module with weights draws its own anew."""
+    fresh = copy.deepcopy(model)
+    with seeded(seed, "initialise"):
+        for name, module in fresh.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif any(True for _ in module.parameters(recurse=False)):
+                raise ModelError(
+                    f"'{name}' ({type(module).__name__}) cannot be initialised anew",
+                    where="retrain",
+                    fix="give it a method `reset_parameters`, or leave this recipe out",
+                )
+    return fresh
+
+
+def one_sample(samples: Samples) -> Batch:
+    """The first input, prepared: enough to trace a model, and quick."""
+    return samples.batch(np.arange(1))
+
+
+def tuned_layers(
+    model: nn.Module, samples: Samples, config: TuneConfig, layers: tuple[str, ...]
+) -> tuple[str, ...]:
+    """What L-FT trains: the head and the layers that were cut."""
+    if config.scope == "all":
+        return ()
+    head = discover(model, one_sample(samples)).head
+    return tuple(dict.fromkeys((*layers, *([head] if head else []))))
+
+
+def _settings(kind: type[T], values: Mapping[str, object]) -> T:
+    return build(kind, dict(values), where=kind.__name__)
