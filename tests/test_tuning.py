@@ -269,6 +269,15 @@ def test_bfloat16_trains_nearly_as_float32():
 # ------------------------------------------------------------------------------ what learns
 
 
+def test_scope_head_leaves_the_averages_of_other_batch_norms():
+    samples, model = blobs(), net(norm=True)
+    config = replace(PLAIN, scope="head")
+    head = tune(model, samples, everything(samples), config, seed=0, layers=("6",))
+    whole = tune(model, samples, everything(samples), PLAIN, seed=0)
+    assert_close(head[1].running_mean, model[1].running_mean, rtol=0, atol=0)
+    assert not torch.equal(whole[1].running_mean, model[1].running_mean)
+
+
 def test_scope_head_moves_only_the_named_layers():
     samples = blobs()
     config = replace(PLAIN, scope="head")

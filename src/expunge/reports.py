@@ -230,6 +230,7 @@ def worst(partition: Partition, k: int) -> np.ndarray:
 
 
 def kind_of_evidence(evidence: str) -> str:
+    """``"label_evidence"`` → ``"label"``."""
     return evidence.removesuffix("_evidence")
 
 

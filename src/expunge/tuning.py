@@ -129,17 +129,19 @@ def tune(
     Every batch minimises ``Σ w_i · CE(f(x_i), y_i) / Σ w_i``. The order of the samples, the views
     and dropout depend on the seed and the epoch alone: an interrupted run that goes on from its
     checkpoint ends with the same weights, bit for bit on a CPU. Each of several processes takes its
-    part of every batch (DDP). ``layers``: what scope ``"head"`` trains besides the last layer.
+    part of every batch (DDP). ``layers``: what scope ``"head"`` trains; batch norm of all other
+    layers keeps its averages (the published L-FT lets them move).
     """
     accelerator = Accelerator()
     model = copy.deepcopy(model).to(accelerator.device)
     wanted = [p.requires_grad for p in model.parameters()]
     _train_only(model, layers if config.scope == "head" else None)
-    channels_last = any(isinstance(m, nn.Conv2d) for m in model.modules())
-    if channels_last:
+    if all(p.dim() < 5 for p in model.parameters()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(model, config)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
+    _freeze_batch_norm(model)
+    augment = config.augment and samples.view is not None
     first = _resume(checkpoint, model, optimizer, accelerator)
     cuts = _cuts(len(targets.positions), config.batch_size, 2 * accelerator.num_processes)
     batches = len(cuts) + 1
@@ -150,13 +152,8 @@ def tune(
             for step, rows in enumerate(np.split(order, cuts)):
                 done = epoch * batches + step
                 _set_lr(optimizer, config, (done + 0.5) / total)
-                x, y, w = _batch(samples, targets, rows, accelerator)
-                if config.augment and samples.view is not None and isinstance(x, Tensor):
-                    x = samples.view(
-                        x, torch_generator(seed, what, done, accelerator.process_index)
-                    )
-                if channels_last and isinstance(x, Tensor) and x.dim() == 4:
-                    x = x.contiguous(memory_format=torch.channels_last)
+                draw = torch_generator(seed, what, done, accelerator.process_index)
+                x, y, w = _batch(samples, targets, rows, accelerator, draw if augment else None)
                 with autocast(config.precision, accelerator.device):
                     logits = logits_of(wrapped, x)
                 losses = nn.functional.cross_entropy(logits.float(), y, reduction="none")
@@ -211,6 +208,15 @@ def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
         )
 
 
+def _freeze_batch_norm(model: nn.Module) -> None:
+    """Batch norm whose weights do not learn does not move its averages either."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            weights = list(module.parameters())
+            if weights and not any(p.requires_grad for p in weights):
+                module.eval()
+
+
 def _optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = config.weight_decay
@@ -248,11 +254,20 @@ def _cuts(n: int, size: int, least: int) -> np.ndarray:
 
 
 def _batch(
-    samples: Samples, targets: Targets, rows: np.ndarray, accelerator: Accelerator
+    samples: Samples,
+    targets: Targets,
+    rows: np.ndarray,
+    accelerator: Accelerator,
+    draw: torch.Generator | None,
 ) -> tuple[Batch, Tensor, Tensor]:
-    """This process's part of a batch: inputs, labels, weights."""
+    """This process's part of a batch: inputs (a random view if there is a draw), labels, weights."""
     mine = share(rows, accelerator)
     x = samples.batch(targets.positions[mine], device=accelerator.device)
+    if isinstance(x, Tensor):
+        if draw is not None and samples.view is not None:
+            x = samples.view(x, draw)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(targets.labels[mine]).to(accelerator.device)
     w = torch.from_numpy(targets.weights[mine]).float().to(accelerator.device)
     return x, y, w

@@ -56,14 +56,17 @@ def change(before: int, after: int) -> str:
 
 
 def span(metric: Metric) -> str:
+    """The interval in percent."""
     return f"{percent(metric.low)} to {percent(metric.high)}"
 
 
 def signed_gain(metric: Metric | None) -> str:
+    """A gain in points with its interval; a dash if there is none."""
     if metric is None:
         return "–"
     return f"{points(metric.value)} ({points(metric.low)} to {points(metric.high)})"
 
 
 def counted(n: int, noun: str) -> str:
+    """``1 sample``, ``2 samples``."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
