@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
@@ -27,16 +28,19 @@ from expunge.tables import Scores, Signals
 class Detection:
     """What a detector says.
 
-    score: ``float64[n]``. class_probs: ``float[n, c]``, the label distribution that its evidence
-    supports with the given label left aside, or None if it has nothing to say about that.
+    score: ``float64[n]``. class_probs: what each of its sources says about the label, each
+    ``float[n, c]``; none if it has nothing to say about that.
     """
 
     score: np.ndarray
-    class_probs: np.ndarray | None = None
+    class_probs: tuple[np.ndarray, ...] = ()
 
 
 # A layer that agrees with the given labels so much more often than views do has memorised them.
 MEMORISED = 0.1
+# The opinion pool is fitted on about so many samples; its ridge keeps certain sources finite.
+_POOL_ROWS = 20_000
+_POOL_RIDGE = 1e-3
 
 detectors: Registry[Callable[..., Detection]] = Registry("detector")
 _KINDS: dict[str, str] = {}
@@ -69,8 +73,8 @@ def detect(
 ) -> Scores:
     """Run the named detectors on the signals.
 
-    The class distribution of the result is the normalised geometric mean of the detectors' own;
-    where none has one, it is the model's softmax.
+    The class distribution of the result pools what the detectors say about labels, see
+    `opinion_pool`; where none says anything, it is the model's softmax.
     """
     if not names:
         raise ConfigError("no detector is named", fix=f"choose from: {detectors.names()}")
@@ -79,11 +83,10 @@ def detect(
         chosen = dict((options or {}).get(name, {}))
         detectors.check_options(name, chosen)
         found[name] = detectors.get(name)(signals, **chosen)
-    spoken = [d.class_probs for d in found.values() if d.class_probs is not None]
-    if spoken:
-        class_probs = geometric_mean(spoken)
-    else:
-        class_probs = softmax(signals.logits, axis=1)
+    sources = _not_memorised([q for d in found.values() for q in d.class_probs], signals)
+    class_probs = softmax(signals.logits, axis=1)
+    if sources:
+        class_probs = opinion_pool(sources, signals.labels)
     return Scores(
         ids=signals.ids,
         labels=signals.labels,
@@ -184,17 +187,14 @@ def neighbour_disagreement(
     5 … 50. A layer that has memorised the labels agrees with all of them, so it adds the same to
     every sample and spoils nothing; mixing the layers' features before the search would.
 
-    The class distribution is the geometric mean of v over the layers that have not memorised: those
-    that agree with the given labels at most `MEMORISED` more often than predictions under views do.
-
     Cost: n² · Σ d multiply-adds in chunks of ``chunk × n``; memory n · Σ d floats.
     """
     n, c = signals.logits.shape
     votes = [neighbour_votes(f, signals.labels, c, k, chunk) for f in signals.features.values()]
     if not votes:
-        return Detection(np.zeros(n), np.full((n, c), 1 / c))
+        return Detection(np.zeros(n))
     score = np.mean([label_margin(np.log(v), signals.labels) for v in votes], axis=0)
-    return Detection(score, geometric_mean(_not_memorised(votes, signals)))
+    return Detection(score, tuple(votes))
 
 
 @detector("class_distance", "label", "features")
@@ -208,9 +208,9 @@ def class_distance(signals: Signals) -> Detection:
     n, c = signals.logits.shape
     posteriors = [_discriminant(f, signals.labels, c) for f in signals.features.values()]
     if not posteriors:
-        return Detection(np.zeros(n), np.full((n, c), 1 / c))
+        return Detection(np.zeros(n))
     margins = [label_margin(np.log(p), signals.labels) for p in posteriors]
-    return Detection(np.mean(margins, axis=0), geometric_mean(_not_memorised(posteriors, signals)))
+    return Detection(np.mean(margins, axis=0), tuple(posteriors))
 
 
 @detector("feature_distance", "input", "features")
@@ -235,7 +235,8 @@ def view_loss(signals: Signals) -> Detection:
     Views that the training did not use bring back what memorisation hides.
     """
     assert signals.view_loss is not None
-    return Detection(signals.view_loss.astype(np.float64), signals.view_probs)
+    assert signals.view_probs is not None
+    return Detection(signals.view_loss.astype(np.float64), _views_if_trusted(signals))
 
 
 @detector("view_margin", "label", "views")
@@ -248,22 +249,58 @@ def view_margin(signals: Signals) -> Detection:
     assert signals.view_probs is not None
     c = signals.logits.shape[1]
     smooth = (20 * signals.view_probs.astype(np.float64) + 1 / c) / 21
-    return Detection(label_margin(np.log(smooth), signals.labels), smooth)
+    return Detection(label_margin(np.log(smooth), signals.labels), _views_if_trusted(signals))
 
 
-def geometric_mean(probs: Sequence[np.ndarray]) -> np.ndarray:
-    """Normalised geometric mean of class distributions, each ``float[n, c]``."""
-    return softmax(np.mean([np.log(np.maximum(p, 1e-12)) for p in probs], axis=0), axis=1)
+def opinion_pool(sources: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """One class distribution out of many: ``p ∝ Π_s q_s^{β_s}``, ``float64[n, c]``.
+
+    The weights β ≥ 0 maximise the likelihood of the given labels (a logarithmic opinion pool, doi
+    10.1214/ss/1177013825; convex, few parameters). So a poor or overconfident source gets little
+    weight, and the result is calibrated for labels as noisy as the given ones are; which class is
+    the most likely is as it would be for the right ones, as long as wrong labels scatter.
+    """
+    logs = np.stack([np.log(np.maximum(q, 1e-12)) for q in sources])
+    fitted = logs[:, :: max(1, len(labels) // _POOL_ROWS)]
+    given = labels[:: max(1, len(labels) // _POOL_ROWS)]
+    rows = np.arange(len(given))
+
+    def loss_and_slope(beta: np.ndarray) -> tuple[float, np.ndarray]:
+        log_p = log_softmax(np.tensordot(beta, fitted, axes=1), axis=1)
+        expected = (fitted * np.exp(log_p)).sum(axis=2).mean(axis=1)
+        slope = expected - fitted[:, rows, given].mean(axis=1)
+        return -log_p[
+            rows, given
+        ].mean() + _POOL_RIDGE * beta @ beta, slope + 2 * _POOL_RIDGE * beta
+
+    start = np.full(len(sources), 1 / len(sources))
+    bounds = [(0.0, None)] * len(sources)
+    beta = minimize(loss_and_slope, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return softmax(np.tensordot(beta, logs, axes=1), axis=1)
 
 
-def _not_memorised(votes: list[np.ndarray], signals: Signals) -> list[np.ndarray]:
-    """The votes of layers that do not agree with the given labels far more than views do."""
-    if signals.view_probs is None:
-        return votes
-    limit = float((signals.view_probs.argmax(axis=1) == signals.labels).mean()) + MEMORISED
-    agreement = [float((v.argmax(axis=1) == signals.labels).mean()) for v in votes]
-    trusted = [v for v, a in zip(votes, agreement, strict=True) if a <= limit]
-    return trusted or [votes[int(np.argmin(agreement))]]
+def _not_memorised(sources: list[np.ndarray], signals: Signals) -> list[np.ndarray]:
+    """The sources that do not agree with the given labels far more often than views do."""
+    if signals.view_probs is None or not sources:
+        return sources
+    limit = _agreement(signals.view_probs, signals) + MEMORISED
+    agreement = [_agreement(q, signals) for q in sources]
+    trusted = [q for q, a in zip(sources, agreement, strict=True) if a <= limit]
+    return trusted or [sources[int(np.argmin(agreement))]]
+
+
+def _views_if_trusted(signals: Signals) -> tuple[np.ndarray, ...]:
+    """Views of a network that fits the labels far better than its views has memorised: no say.
+
+    They lean towards the wrong labels too, and the likelihood of these would favour them.
+    """
+    assert signals.view_probs is not None
+    gap = _agreement(signals.logits, signals) - _agreement(signals.view_probs, signals)
+    return () if gap > MEMORISED else (signals.view_probs,)
+
+
+def _agreement(values: np.ndarray, signals: Signals) -> float:
+    return float((values.argmax(axis=1) == signals.labels).mean())
 
 
 def neighbour_votes(

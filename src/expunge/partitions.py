@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from expunge.detectors import label_margin
 from expunge.errors import ConfigError
 from expunge.registry import Registry
 from expunge.rng import derive, generator
@@ -38,9 +39,11 @@ def mixture(
     The evidence of a kind is the mean of its scores, each centred on its median and scaled by its
     spread, and weighted by the ratio of the variance between to that within the two groups that a
     mixture finds in that score alone: a score that sees one group only says little. The number of
-    components has the lowest Bayesian information criterion. A component counts as noisy
+    components has the lowest Bayesian information criterion. Label evidence is averaged with the
+    margin of the scores' class distribution. A component counts as noisy
 
-    - for label evidence, if most of its samples have a better supported label than the given one;
+    - for label evidence, if in it the best other label is more than twice as likely as the given
+      one (geometric mean of the odds in the scores' class distribution);
     - for input evidence, if it lies above a gap: two neighbouring components that are more than
       ``separation`` pooled standard deviations apart (Ashman's D, doi 10.1086/117248). A skewed
       single group needs several components too, but leaves no gap between them.
@@ -59,7 +62,8 @@ def mixture(
         raise ConfigError(f"separation must be 0 or more, not {separation}")
     n = len(scores.ids)
     faults, fits, evidence = {}, [], {}
-    doubted = scores.class_probs.argmax(axis=1) != scores.labels
+    log_probs = np.log(np.maximum(scores.class_probs.astype(np.float64), 1e-12))
+    odds = label_margin(log_probs, scores.labels)
     errors = []
     usable = np.ones(n, dtype=bool)
     for kind in ("input", "label"):
@@ -68,7 +72,9 @@ def mixture(
             faults[kind] = np.zeros(n)
             continue
         e = _combined([_standardised(scores.values[name]) for name in names], seed)
-        judge = _doubted(doubted) if kind == "label" else _apart(separation)
+        if kind == "label":
+            e = (_standardised(e) + _standardised(odds)) / 2
+        judge = _doubted(odds) if kind == "label" else _apart(separation)
         fit, p = _fit(e, usable, kind, components, judge, derive(seed, "mixture", kind))
         faults[kind] = p
         # What a label says about a bad input is no guide to labels.
@@ -137,11 +143,10 @@ def _check_threshold(threshold: float) -> None:
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def _doubted(doubted: np.ndarray) -> Judge:
+def _doubted(odds: np.ndarray) -> Judge:
     def judge(share: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
         weight = np.maximum(share.sum(axis=0), 1e-12)
-        noisy = (share * doubted[:, None]).sum(axis=0) / weight > 0.5
-        return np.logical_or.accumulate(noisy)
+        return np.logical_or.accumulate(odds @ share / weight > np.log(2))
 
     return judge
 

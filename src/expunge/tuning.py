@@ -260,7 +260,7 @@ def _batch(
     accelerator: Accelerator,
     draw: torch.Generator | None,
 ) -> tuple[Batch, Tensor, Tensor]:
-    """This process's part of a batch: inputs (a random view if there is a draw), labels, weights."""
+    """This process's part of a batch: inputs (a random view, given a draw), labels, weights."""
     mine = share(rows, accelerator)
     x = samples.batch(targets.positions[mine], device=accelerator.device)
     if isinstance(x, Tensor):

@@ -20,14 +20,16 @@ from expunge.data import from_arrays
 from expunge.detectors import (
     Detection,
     _discriminant,
+    _not_memorised,
     detect,
     detectors,
-    geometric_mean,
     kind_of,
     label_margin,
     needs_of,
     neighbour_disagreement,
     neighbour_votes,
+    opinion_pool,
+    view_margin,
 )
 from expunge.errors import ConfigError, ExpungeError
 from expunge.models import convnet
@@ -89,10 +91,10 @@ def test_scores_are_one_finite_float64_a_sample_and_the_same_every_time(name):
     assert (made.score.shape, made.score.dtype) == ((80,), np.float64)
     assert np.isfinite(made.score).all()
     assert np.ptp(made.score) > 0
-    if made.class_probs is not None:
-        assert made.class_probs.shape == (80, 4)
-        assert (made.class_probs >= 0).all()
-        assert_allclose(made.class_probs.sum(axis=1), 1, atol=1e-4)
+    for probs in made.class_probs:
+        assert probs.shape == (80, 4)
+        assert (probs >= 0).all()
+        assert_allclose(probs.sum(axis=1), 1, atol=1e-4)
     again = detectors.get(name)(signals())
     assert (again.score == made.score).all()
 
@@ -104,8 +106,8 @@ def test_scores_follow_the_samples_whatever_their_order(name):
     order = np.random.default_rng(2).permutation(80)
     made, mixed = (detectors.get(name)(x) for x in (s, rows(s, order)))
     assert_allclose(mixed.score, made.score[order], rtol=1e-5, atol=1e-6)
-    if made.class_probs is not None:
-        assert_allclose(mixed.class_probs, made.class_probs[order], rtol=1e-5, atol=1e-6)
+    for probs, others in zip(made.class_probs, mixed.class_probs, strict=True):
+        assert_allclose(others, probs[order], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,7 +217,7 @@ def test_class_distributions_know_the_right_label_of_many_wrong_ones(planted, na
     made, truth = planted
     wrong = truth["label"] & ~truth["input"]
     right = load_digits().target[:900][wrong]
-    guessed = detectors.get(name)(made).class_probs[wrong].argmax(axis=1)
+    guessed = detect(made, (name,)).class_probs[wrong].argmax(axis=1)
     assert (guessed == right).mean() > 0.6
     assert (made.labels[wrong] != right).all()
 
@@ -382,9 +384,17 @@ def test_layers_that_memorised_the_labels_do_not_suggest_labels():
         view_probs=0.8 * np.eye(c)[truth] + 0.2 / c,
     )
     for name in ("neighbour_disagreement", "class_distance"):
-        made = detectors.get(name)(s)
+        made = detect(s, (name,))
         assert (made.class_probs.argmax(axis=1) == truth).mean() > 0.95
-        assert roc_auc_score(wrong, made.score) > 0.95
+        assert roc_auc_score(wrong, made.values[name]) > 0.95
+
+
+def test_views_of_a_network_that_memorised_have_no_say():
+    views = signals().view_probs
+    agreeing = np.eye(4)[signals().labels] * 9.0
+    assert (views.argmax(axis=1) == signals().labels).mean() < 0.8
+    assert view_margin(signals(logits=agreeing)).class_probs == ()
+    assert len(view_margin(signals(logits=np.log(views))).class_probs) == 1
 
 
 def test_chunks_and_their_size_do_not_change_the_score():
@@ -394,12 +404,47 @@ def test_chunks_and_their_size_do_not_change_the_score():
         assert_allclose(neighbour_disagreement(s, chunk=chunk).score, made.score, rtol=1e-6)
 
 
-def test_a_geometric_mean_is_that_of_every_row():
-    a, b = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.2, 0.8], [1.0, 0.0]])
-    made = geometric_mean([a, b])
-    assert_allclose(made[0], np.sqrt([0.1, 0.4]) / np.sqrt([0.1, 0.4]).sum())
+def planted_sources(n=3000, c=4, seed=0):
+    """Labels, and three sources: informative but overconfident, weak, and silent."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, c, n)
+    good = 1.5 * np.eye(c)[labels] + rng.standard_normal((n, c))
+    weak = 0.3 * np.eye(c)[labels] + rng.standard_normal((n, c))
+    return labels, [softmax(4 * good, axis=1), softmax(weak, axis=1), np.full((n, c), 1 / c)]
+
+
+def likelihood(probs, labels):
+    return np.log(probs[np.arange(len(labels)), labels]).mean()
+
+
+def test_a_pool_of_one_source_has_the_temperature_of_a_slow_search():
+    labels, (good, *_) = planted_sources()
+    made = opinion_pool([good], labels)
+    slow = max(
+        (softmax(beta * np.log(good), axis=1) for beta in np.linspace(0, 2, 401)),
+        key=lambda probs: likelihood(probs, labels),
+    )
+    assert_allclose(made, slow, atol=5e-3)
+
+
+def test_a_pool_is_likelier_than_its_sources_and_ignores_the_silent_one():
+    labels, sources = planted_sources()
+    made = opinion_pool(sources, labels)
     assert_allclose(made.sum(axis=1), 1)
-    assert made[1, 0] > 0.99
+    assert likelihood(made, labels) > max(
+        likelihood(opinion_pool([q], labels), labels) for q in sources
+    )
+    assert_allclose(made, opinion_pool(sources[:2], labels), atol=1e-3)
+
+
+def test_a_pool_is_calibrated_for_the_labels_given():
+    labels, sources = planted_sources(20_000)
+    made = opinion_pool(sources, labels)
+    sure = made.max(axis=1)
+    right = made.argmax(axis=1) == labels
+    for low in (0.4, 0.6, 0.8):
+        inside = (sure >= low) & (sure < low + 0.2)
+        assert right[inside].mean() == pytest.approx(sure[inside].mean(), abs=0.05)
 
 
 def test_a_label_margin_compares_with_the_best_other():
@@ -418,7 +463,8 @@ def test_detect_names_scores_and_kinds_and_takes_options():
     assert made.kinds == {"loss": "label", "neighbour_disagreement": "label"}
     alone = neighbour_disagreement(s, k=3)
     assert (made.values["neighbour_disagreement"] == alone.score).all()
-    assert_allclose(made.class_probs, alone.class_probs, rtol=1e-5)
+    trusted = _not_memorised(list(alone.class_probs), s)
+    assert_allclose(made.class_probs, opinion_pool(trusted, s.labels), rtol=1e-5)
     assert (made.ids == s.ids).all()
 
 

@@ -120,8 +120,9 @@ def test_partitions_follow_the_samples_whatever_their_order(name, apart):
 def test_more_evidence_never_means_less_suspicion(name):
     s = both_kinds(name)
     made = partitioners.get(name)(s, seed=0)
-    for kind, p in (("l0", made.p_label_fault), ("i0", made.p_input_fault)):
-        order = np.argsort(s.values[kind], kind="stable")
+    label = made.evidence.get("label_evidence", s.values["l0"])
+    for evidence, p in ((label, made.p_label_fault), (s.values["i0"], made.p_input_fault)):
+        order = np.argsort(evidence, kind="stable")
         assert (np.diff(p[order]) >= 0).all()
 
 
@@ -240,8 +241,13 @@ def test_intervals_cover_the_true_share_about_as_often_as_they_say():
 
 
 def test_posteriors_are_those_of_the_planted_mixture():
-    e, bad = two_groups(4000, 0.3)
-    made = mixture(scores([e], doubted=bad), seed=0)
+    e, _ = two_groups(4000, 0.3)
+    # The class distribution says the same as the score: odds of e^(e − 2) against the given label.
+    labels = np.zeros(4000, dtype=int)
+    probs = np.full((4000, CLASSES), 1e-9)
+    probs[:, 1] = 1 / (1 + np.exp(2 - e))
+    probs[:, 0] = 1 - probs[:, 1]
+    made = mixture(scores([e], labels=labels, class_probs=probs), seed=0)
     w, f1, f0 = 0.3, norm.pdf(e, 4.0), norm.pdf(e, 0.0)
     assert_allclose(made.p_noisy, w * f1 / (w * f1 + (1 - w) * f0), atol=0.1)
     (fit,) = made.fits
