@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, DataError
 from expunge.registry import Registry
 from expunge.tables import Scores, Signals
 
@@ -82,6 +82,7 @@ def detect(
     for name in names:
         chosen = dict((options or {}).get(name, {}))
         detectors.check_options(name, chosen)
+        _require(signals, name)
         found[name] = detectors.get(name)(signals, **chosen)
     sources = _not_memorised([q for d in found.values() for q in d.class_probs], signals)
     class_probs = softmax(signals.logits, axis=1)
@@ -94,6 +95,24 @@ def detect(
         kinds={name: kind_of(name) for name in names},
         class_probs=class_probs,
     )
+
+
+def _require(signals: Signals, name: str) -> None:
+    """Refuse signals that were collected without what the detector needs."""
+    has = {
+        "attribution": "attribution" in signals.columns,
+        "mass": "attribution_mass" in signals.columns,
+        "head": "head_input_norm" in signals.columns,
+        "vectors": signals.attributions is not None,
+        "views": signals.view_probs is not None and signals.view_loss is not None,
+        "features": True,  # a network may have no hidden layer
+    }
+    missing = sorted(need for need in needs_of((name,)) if not has[need])
+    if missing:
+        raise DataError(
+            f"detector '{name}' needs {', '.join(missing)}, which the signals do not hold",
+            fix="collect them with needs = needs_of(detectors)",
+        )
 
 
 @detector("loss", "label")
@@ -269,9 +288,8 @@ def opinion_pool(sources: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarra
         log_p = log_softmax(np.tensordot(beta, fitted, axes=1), axis=1)
         expected = (fitted * np.exp(log_p)).sum(axis=2).mean(axis=1)
         slope = expected - fitted[:, rows, given].mean(axis=1)
-        return -log_p[
-            rows, given
-        ].mean() + _POOL_RIDGE * beta @ beta, slope + 2 * _POOL_RIDGE * beta
+        unlikely = -log_p[rows, given].mean() + _POOL_RIDGE * beta @ beta
+        return unlikely, slope + 2 * _POOL_RIDGE * beta
 
     start = np.full(len(sources), 1 / len(sources))
     bounds = [(0.0, None)] * len(sources)

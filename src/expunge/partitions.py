@@ -82,22 +82,8 @@ def mixture(
         errors.append(_rate_error(e, fit, seed))
         fits.append(fit)
         evidence[f"{kind}_evidence"] = e
-    p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
-    suggested, probability = _suggest(scores, faults["label"])
-    rate, half = float(p_noisy.mean()), 1.96 * float(np.hypot.reduce(errors))
-    return Partition(
-        ids=scores.ids,
-        labels=scores.labels,
-        p_noisy=p_noisy,
-        p_label_fault=faults["label"],
-        p_input_fault=faults["input"],
-        suggested_label=suggested,
-        suggested_probability=probability,
-        threshold=threshold,
-        noise_rate=(rate, max(0.0, rate - half), min(1.0, rate + half)),
-        fits=tuple(fits),
-        evidence=evidence,
-    )
+    error = float(np.hypot.reduce(errors))
+    return _made(scores, faults, threshold, error, tuple(fits), evidence)
 
 
 @partitioners.register("posterior")
@@ -117,8 +103,20 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
                 "partition 'posterior' takes scores in [0, 1]", fix="use partition 'mixture'"
             )
     p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
+    return _made(scores, faults, threshold, float(np.sqrt((p_noisy * (1 - p_noisy)).sum())) / n)
+
+
+def _made(
+    scores: Scores,
+    faults: dict[str, np.ndarray],
+    threshold: float,
+    error: float,
+    fits: tuple[Fit, ...] = (),
+    evidence: dict[str, np.ndarray] | None = None,
+) -> Partition:
+    """The record: the two faults together, suggested labels, the rate ± 1.96 standard errors."""
+    p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
     suggested, probability = _suggest(scores, faults["label"])
-    half = 1.96 * float(np.sqrt((p_noisy * (1 - p_noisy)).sum())) / n
     rate = float(p_noisy.mean())
     return Partition(
         ids=scores.ids,
@@ -129,7 +127,9 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
         suggested_label=suggested,
         suggested_probability=probability,
         threshold=threshold,
-        noise_rate=(rate, max(0.0, rate - half), min(1.0, rate + half)),
+        noise_rate=(rate, max(0.0, rate - 1.96 * error), min(1.0, rate + 1.96 * error)),
+        fits=fits,
+        evidence=evidence or {},
     )
 
 

@@ -133,7 +133,7 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
 
 @recipes.register("default")
 def default(recipe: Recipe) -> Recipe:
-    """Views, neighbours and attribution mass; cut by signed regression; tune with relabelling."""
+    """All evidence, layer by layer; cut by signed regression; tune with suspects relabelled."""
     return recipe
 
 

@@ -31,7 +31,7 @@ from expunge.detectors import (
     opinion_pool,
     view_margin,
 )
-from expunge.errors import ConfigError, ExpungeError
+from expunge.errors import ConfigError, DataError, ExpungeError
 from expunge.models import convnet
 from expunge.signals import collect
 from expunge.tables import Signals
@@ -471,6 +471,19 @@ def test_detect_names_scores_and_kinds_and_takes_options():
 def test_without_a_class_distribution_the_softmax_is_taken():
     s = signals()
     assert_allclose(detect(s, ("loss",)).class_probs, softmax(s.logits, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "change"),
+    [
+        ("view_margin", "views", {"view_probs": None}),
+        ("attribution_clusters", "vectors", {"attributions": None}),
+        ("self_influence", "head", {"columns": {}}),
+    ],
+)
+def test_signals_without_what_a_detector_needs_are_refused(name, missing, change):
+    with pytest.raises(DataError, match=f"detector '{name}' needs {missing}"):
+        detect(signals(**change), (name,))
 
 
 def test_wrong_names_and_options_are_refused():
