@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -304,15 +305,15 @@ def list_(
 def _print_result(result: RepairResult) -> None:
     for flag in result.flags:
         out_console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
-    table = Table()
-    for head in ("model", "accuracy (95 %)", "repaired is ahead by", "seconds", "parameters"):
+    table = Table(box=box.SIMPLE)
+    for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):
         left = head == "model"
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
     for row in reports.outcomes(result):
         accuracy, gain = row.accuracy, row.gain
         table.add_row(
             row.name,
-            f"{accuracy.value:.1%} ({accuracy.low:.1%}–{accuracy.high:.1%})" if accuracy else "–",
+            _percent(accuracy),
             _points(gain),
             f"{row.seconds:.1f}" if row.seconds is not None else "–",
             f"{row.parameters:,}",
@@ -321,6 +322,12 @@ def _print_result(result: RepairResult) -> None:
     typer.echo(reports.verdict(result))
     if result.run:
         typer.echo(f"report: {Path(result.run) / 'report.html'}")
+
+
+def _percent(metric: Metric | None) -> str:
+    if metric is None:
+        return "–"
+    return f"{100 * metric.value:.1f} ({100 * metric.low:.1f}–{100 * metric.high:.1f})"
 
 
 def _points(gain: Metric | None) -> str:
