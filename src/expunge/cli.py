@@ -305,7 +305,7 @@ def list_(
 def _print_result(result: RepairResult) -> None:
     for flag in result.flags:
         out_console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):
         left = head == "model"
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
@@ -333,7 +333,7 @@ def _percent(metric: Metric | None) -> str:
 def _points(gain: Metric | None) -> str:
     if gain is None:
         return "–"
-    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f}…{100 * gain.high:+.1f})"
+    return f"{100 * gain.value:+.1f} ({100 * gain.low:.1f}…{100 * gain.high:.1f})"
 
 
 def _plain(metric: dict[str, float] | None) -> str:
