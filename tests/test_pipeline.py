@@ -22,7 +22,7 @@ from torch.testing import assert_close
 import expunge
 from expunge import pipeline, stages, surgery
 from expunge.data import Samples, from_arrays, from_dataset
-from expunge.errors import ConfigError, DataError, ModelError, RunError
+from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.models import mlp
 from expunge.recipes import PruneConfig, recipes
 from expunge.tables import PrunePlan, RepairResult
@@ -620,6 +620,8 @@ def test_cutting_needs_an_amount():
         expunge.plan(ranking)
     assert not PruneConfig().cuts
     assert expunge.plan(ranking, count=2).granted == 2 * len(ranking.units_by_layer())
+    with pytest.raises(PruneError, match=r"fraction 1e-06 of \d+ units is less than one unit"):
+        expunge.plan(ranking, fraction=1e-6)
 
 
 def test_classes_of_training_and_validation_must_agree():

@@ -87,7 +87,9 @@ def rank_units(
     layer of u units an eigendecomposition, O(u³).
     """
     rankers.check_options(method, options)
-    sums = _moments(model, samples, partition, layers, _USES[method], batch_size, progress)
+    sums = _moments(
+        model, samples, partition, layers, _USES.get(method, "attribution"), batch_size, progress
+    )
     effects = {layer: rankers.get(method)(moments, **options) for layer, moments in sums.items()}
     p_values = np.concatenate([e.p_value for e in effects.values()])
     known = np.isfinite(p_values)

@@ -19,7 +19,7 @@ from expunge.config import build
 from expunge.data import Samples, as_samples
 from expunge.data.samples import Batch
 from expunge.detectors import detect, needs_of
-from expunge.errors import ConfigError, ModelError
+from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.layers import discover
 from expunge.neurons import rank_units
 from expunge.partitions import partitioners
@@ -118,7 +118,13 @@ def plan(ranking: NeuronRanking, /, *, seed: int = 0, **settings: object) -> Pru
         raise ConfigError("nothing to cut", fix="give prune a fraction or a count above 0")
     budget = Budget(config.fraction, config.count, config.scope, config.cap)
     pruners.check_options(config.method, config.options)
-    return pruners.get(config.method)(ranking, budget, seed=seed, **config.options)
+    made = pruners.get(config.method)(ranking, budget, seed=seed, **config.options)
+    if not made.requested:
+        raise PruneError(
+            f"fraction {config.fraction} of {len(ranking.unit)} units is less than one unit",
+            fix="raise prune.fraction, or give prune.count",
+        )
+    return made
 
 
 def prune(model: nn.Module, plan: PrunePlan, data: Data) -> nn.Module:

@@ -107,7 +107,7 @@ def targets_of(samples: Samples, partition: Partition | None, data: str) -> Targ
         raise PartitionError(
             f"nothing is kept of class {some(samples.classes[c] for c in lost)}",
             where="tune",
-            fix="raise the threshold, or tune with data = 'soft' or 'relabel'",
+            fix="raise partition.threshold, or tune with data = 'soft'",
         )
     return Targets(positions, labels[positions], weights[positions])
 
