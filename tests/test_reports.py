@@ -570,3 +570,20 @@ def test_flags_from_elsewhere_come_first():
     extra = Flag("model-memorised-its-labels", "It fits 99.8% of the given labels.")
     found = flags.find_flags(None, None, None, None, {}, shared_inputs=2, extra=(extra,))
     assert [flag.code for flag in found] == [extra.code, "validation-overlaps-training"]
+
+
+@pytest.mark.parametrize(
+    ("agreement", "raised"),
+    [
+        ({"model": 1.0, "views": 0.58}, True),
+        ({"model": 0.6, "views": 0.58}, False),
+        ({"model": 1.0}, False),
+        ({}, False),
+    ],
+)
+def test_a_model_that_fits_labels_but_not_views_has_memorised(agreement, raised):
+    scores = replace(make_result().scores, agreement=agreement)
+    found = flags.memorised(scores)
+    assert [flag.code for flag in found] == ["model-memorised-its-labels"] * raised
+    if raised:
+        assert "100.0% of the given labels, and 58.0% under random views" in found[0].sentence

@@ -15,7 +15,7 @@ from expunge.tables import Component, Fit, NeuronRanking, Partition, PrunePlan, 
 def store_scores(scores: Scores) -> Artefact:
     """The scores as a table; who made them and the class probabilities beside it."""
     return Artefact(
-        facts={"kinds": dict(scores.kinds)},
+        facts={"kinds": dict(scores.kinds), "agreement": dict(scores.agreement)},
         tables={"scores": scores.to_table()},
         tensors={"class_probs": torch.from_numpy(scores.class_probs.copy())},
     )
@@ -31,6 +31,7 @@ def load_scores(artefact: Artefact) -> Scores:
         values={name: columns[name] for name in kinds},
         kinds=kinds,
         class_probs=artefact.tensors["class_probs"].numpy(),
+        agreement=artefact.facts["agreement"],
     )
 
 

@@ -88,12 +88,16 @@ def detect(
     class_probs = softmax(signals.logits, axis=1)
     if sources:
         class_probs = opinion_pool(sources, signals.labels)
+    agreement = {"model": _agreement(signals.logits, signals)}
+    if signals.view_probs is not None:
+        agreement["views"] = _agreement(signals.view_probs, signals)
     return Scores(
         ids=signals.ids,
         labels=signals.labels,
         values={name: d.score for name, d in found.items()},
         kinds={name: kind_of(name) for name in names},
         class_probs=class_probs,
+        agreement=agreement,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from expunge.tables import Control, Evaluation, Flag, Partition, PrunePlan
+from expunge.detectors import MEMORISED
+from expunge.tables import Control, Evaluation, Flag, Partition, PrunePlan, Scores
 from expunge.wording import counted, percent, signed_gain, span
 
 MIN_SEPARATION = 1.5  # pooled standard deviations between clean and noisy components
@@ -37,6 +38,19 @@ def find_flags(
         *_clean_accuracy_fell(before, after),
         *_random_control_as_good(controls),
     )
+
+
+def memorised(scores: Scores) -> tuple[Flag, ...]:
+    """The model fits the given labels far better than it does under views that it never saw."""
+    model, views = scores.agreement.get("model"), scores.agreement.get("views")
+    if model is None or views is None or model - views <= MEMORISED:
+        return ()
+    sentence = (
+        f"The model predicts {percent(model)} of the given labels, and {percent(views)} under "
+        "random views of the same inputs: it has learned labels by heart, so its last layers and "
+        "its own confidence are no evidence, and earlier layers decide."
+    )
+    return (Flag("model-memorised-its-labels", sentence),)
 
 
 def _mixture_not_separated(partition: Partition) -> Iterator[Flag]:

@@ -59,7 +59,7 @@ from expunge.weights import fit_weights, save_weights
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 3
+CODE = 4
 
 
 def repair(
@@ -425,7 +425,9 @@ def _result(
         size_before=surgery.size(job.model, example),
         size_after=surgery.size(fixed.model, example),
         seconds=seconds,
-        flags=flags.find_flags(split, fixed.plan, before, after, controls, shared),
+        flags=flags.find_flags(
+            split, fixed.plan, before, after, controls, shared, extra=flags.memorised(scores)
+        ),
         run=str(run.folder) if run.folder else "",
         classes=job.train.classes,
     )

@@ -117,7 +117,8 @@ class Scores:
 
     kinds: the fault that each score speaks of, ``"label"`` or ``"input"``.
     class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
-    label is left aside; it makes the suggested labels.
+    label is left aside; it makes the suggested labels. agreement: share of the given labels that
+    the model predicts (``"model"``), and that it predicts under random views (``"views"``).
     """
 
     ids: np.ndarray
@@ -125,6 +126,7 @@ class Scores:
     values: Mapping[str, np.ndarray]
     kinds: Mapping[str, str]
     class_probs: np.ndarray
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)

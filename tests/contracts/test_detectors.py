@@ -473,6 +473,14 @@ def test_without_a_class_distribution_the_softmax_is_taken():
     assert_allclose(detect(s, ("loss",)).class_probs, softmax(s.logits, axis=1), rtol=1e-5)
 
 
+def test_detect_says_how_often_model_and_views_agree_with_the_labels():
+    s = signals()
+    made = detect(s, ("loss",))
+    assert made.agreement["model"] == (s.logits.argmax(axis=1) == s.labels).mean()
+    assert made.agreement["views"] == (s.view_probs.argmax(axis=1) == s.labels).mean()
+    assert "views" not in detect(signals(view_probs=None), ("loss",)).agreement
+
+
 @pytest.mark.parametrize(
     ("name", "missing", "change"),
     [
