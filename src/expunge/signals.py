@@ -82,7 +82,7 @@ def collect(
             outputs = _one_batch(model, x, y, needs, layout, layer, stages, precision)
             if "views" in needs:
                 draws = [torch_generator(seed, "views", int(first)) for first in at[::BLOCK]]
-                outputs |= _views(model, samples, x, y, views, draws, precision)
+                outputs |= _views(model, samples, x, y, outputs["logits"], views, draws, precision)
             for name, values in outputs.items():
                 rows[name].append(values.detach().float().cpu().numpy())
             done += len(at)
@@ -218,11 +218,15 @@ def _one_batch(
         h, gradient = at(against_rival(y, best_other(logits, y), c))
         out["attribution"] = (h * gradient).flatten(1).sum(dim=1)
     if needs & {"mass", "vectors"}:
-        strongest: Tensor | None = None
-        for k in range(c):
-            h, gradient = at(nn.functional.one_hot(torch.full_like(y, k), c).float())
-            strongest = gradient if strongest is None else torch.maximum(strongest, gradient)
-        assert strongest is not None
+        if layer == layout.head:  # the gradient of logit k is row k of the weight
+            h = found["input"].float()
+            weight: Tensor = module_named(model, layer).weight  # type: ignore[assignment]
+            strongest = weight.max(dim=0).values
+        else:
+            strongest = torch.full((), -torch.inf, device=y.device)
+            for k in range(c):
+                h, gradient = at(nn.functional.one_hot(torch.full_like(y, k), c).float())
+                strongest = torch.maximum(strongest, gradient)
         unsigned = (h * strongest).abs().flatten(1)
         out["attribution_mass"] = unsigned.sum(dim=1)
         if "vectors" in needs:
@@ -245,21 +249,26 @@ def _views(
     samples: Samples,
     x: Batch,
     y: Tensor,
+    plain: Tensor,
     views: int,
     draws: list[torch.Generator],
     precision: Precision,
 ) -> dict[str, Tensor]:
-    """Mean probabilities and mean loss over random views; the plain input where there are none."""
+    """Mean probabilities and mean loss over random views; those of the plain logits without any."""
+    cross_entropy = nn.functional.cross_entropy
+    if samples.view is None or not isinstance(x, Tensor):
+        return {
+            "view_probs": plain.softmax(dim=1),
+            "view_loss": cross_entropy(plain, y, reduction="none"),
+        }
     probs, loss = torch.zeros((), device=y.device), torch.zeros((), device=y.device)
     for _ in range(views):
-        seen = x
-        if samples.view is not None and isinstance(x, Tensor):
-            blocks = zip(x.split(BLOCK), draws, strict=True)
-            seen = torch.cat([samples.view(block, draw) for block, draw in blocks])
+        blocks = zip(x.split(BLOCK), draws, strict=True)
+        seen = torch.cat([samples.view(block, draw) for block, draw in blocks])
         with autocast(precision, y.device):
             logits = logits_of(model, seen).float()
         probs = probs + logits.softmax(dim=1) / views
-        loss = loss + nn.functional.cross_entropy(logits, y, reduction="none") / views
+        loss = loss + cross_entropy(logits, y, reduction="none") / views
     return {"view_probs": probs, "view_loss": loss}
 
 
