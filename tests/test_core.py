@@ -448,6 +448,7 @@ def test_tables_have_one_row_a_sample_and_all_evidence():
     assert scores().to_table().to_pydict() == {
         "id": [0, 1, 2, 3],
         "label": [0, 1, 0, 1],
+        "trusted": [False] * 4,
         "loss": [0.0, 1.0, 2.0, 3.0],
     }
 

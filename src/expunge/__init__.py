@@ -4,7 +4,7 @@ from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ExpungeError
 from expunge.pipeline import repair
 from expunge.reports import markdown as report
-from expunge.stages import compare, partition, plan, prune, rank, score, tune
+from expunge.stages import compare, partition, plan, prune, rank, score, trajectory, tune
 
 __all__ = [
     "ExpungeError",
@@ -19,5 +19,6 @@ __all__ = [
     "repair",
     "report",
     "score",
+    "trajectory",
     "tune",
 ]

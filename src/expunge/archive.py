@@ -17,7 +17,10 @@ def store_scores(scores: Scores) -> Artefact:
     return Artefact(
         facts={"kinds": dict(scores.kinds), "agreement": dict(scores.agreement)},
         tables={"scores": scores.to_table()},
-        tensors={"class_probs": torch.from_numpy(scores.class_probs.copy())},
+        tensors={
+            "class_probs": torch.from_numpy(scores.class_probs.copy()),
+            "sources": torch.from_numpy(np.array(scores.sources)),
+        },
     )
 
 
@@ -32,6 +35,8 @@ def load_scores(artefact: Artefact) -> Scores:
         kinds=kinds,
         class_probs=artefact.tensors["class_probs"].numpy(),
         agreement=artefact.facts["agreement"],
+        trusted=columns["trusted"],
+        sources=artefact.tensors["sources"].numpy(),
     )
 
 

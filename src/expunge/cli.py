@@ -9,6 +9,7 @@ import ctypes
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -30,8 +31,8 @@ from rich.progress import (
 from rich.table import Table
 
 from expunge import pipeline, reports, specs
+from expunge.benchmarks import cifar, detect, digits
 from expunge.benchmarks import demo as demos
-from expunge.benchmarks import digits
 from expunge.data.sources import sources
 from expunge.data.views import views
 from expunge.detectors import detectors
@@ -86,6 +87,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 if there are red flags.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what the run folder holds.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Fdr = Annotated[
+    float | None,
+    typer.Option(help="Flag as many samples as keep the expected share of clean ones below this."),
+]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="See `expunge list recipes`.")]
 
 
@@ -171,6 +176,76 @@ def bench_digits(
         typer.echo(f"rows: {out / 'rows.jsonl'}")
 
 
+class Noisy(StrEnum):
+    """What `bench detect` does to the data."""
+
+    none = "none"
+    symmetric = "symmetric"
+    pair = "pair"
+    instance = "instance"
+    idn_20 = "idn_20"
+    human_aggregate = "human_aggregate"
+    human_random1 = "human_random1"
+    gaussian = "gaussian"
+    mild = "mild"
+    both = "both"
+    labels = "labels"
+
+
+class State(StrEnum):
+    """How the networks of a suite were trained."""
+
+    fresh = "fresh"
+    memorised = "memorised"
+
+
+@bench.command("detect")
+def bench_detect(
+    data: Annotated[
+        Path, typer.Option(help="train.parquet and test.parquet, or cifar-10-batches-py.")
+    ] = Path("cifar10"),
+    noise: Annotated[list[Noisy] | None, typer.Option(help="Kinds of noise; all.")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Shares of bad samples.")] = None,
+    state: Annotated[list[State] | None, typer.Option(help="States of the network; both.")] = None,
+    detector: Annotated[
+        list[str] | None, typer.Option(help="expunge, expunge-fast, a detector, or a peer.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 … n − 1.")] = 1,
+    n: Annotated[int, typer.Option(min=100, help="Training images.")] = 25_000,
+    labels: Annotated[str, typer.Option(help="FILE:COLUMN, for the noise 'labels'.")] = "",
+    truth: Annotated[str, typer.Option(help="FILE:COLUMN, the right labels of these.")] = "",
+    out: Annotated[Path, typer.Option(help="Where networks, rows and tables go.")] = Path(
+        "runs/bench-detect"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Detection on CIFAR-10: noise × state of the network × detector, against the truth."""
+    if bool(labels) != bool(truth):
+        raise typer.BadParameter("--labels and --truth go together")
+    extra = cifar.Extra(labels, truth) if labels else None
+    chosen = noise or ([Noisy.labels] if extra else [k for k in Noisy if k != Noisy.labels])
+    settings = detect.grid(
+        noises=[k.value for k in chosen],
+        rates=rate or [],
+        states=[s.value for s in state or State],
+        seeds=range(seeds),
+        n=n,
+    )
+    with _progress() as show:
+        rows = detect.bench(
+            cifar.Cifar(data, extra),
+            settings=settings,
+            names=detector or detect.DEFAULT,
+            out=out,
+            command=shlex.join(["expunge", *sys.argv[1:]]),
+            progress=show,
+        )
+    if as_json:
+        _print_json(rows)
+    else:
+        typer.echo((out / "table.md").read_text(encoding="utf-8"))
+
+
 @app.command()
 def check(spec: SpecPath, as_json: Json = False) -> None:
     """List all problems of a spec without training anything."""
@@ -191,13 +266,16 @@ def repair(
     out: Out = None,
     seed: Seed = None,
     recipe: RecipeName = None,
+    fdr: Fdr = None,
     as_json: Json = False,
     strict: Strict = False,
     fresh: Fresh = False,
 ) -> None:
     """Repair the model of a spec; an interrupted repair goes on where it stopped."""
     with _progress() as show:
-        job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
+        job = specs.prepare(
+            spec, out=out, fresh=fresh, seed=seed, recipe=recipe, fdr=fdr, progress=show
+        )
         result = pipeline.repair(
             job.model, job.train, job.validation, train_seconds=job.train_seconds, **job.settings
         )
@@ -216,11 +294,14 @@ def _stage(name: str, says: str) -> Callable[..., None]:
         out: Out = None,
         seed: Seed = None,
         recipe: RecipeName = None,
+        fdr: Fdr = None,
         as_json: Json = False,
         fresh: Fresh = False,
     ) -> None:
         with _progress() as show:
-            job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
+            job = specs.prepare(
+                spec, out=out, fresh=fresh, seed=seed, recipe=recipe, fdr=fdr, progress=show
+            )
             made = pipeline.repair_until(
                 job.model,
                 job.train,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, DataError, extra_required
 from expunge.registry import Registry
 from expunge.tables import Scores, Signals
 
@@ -29,18 +29,25 @@ class Detection:
     """What a detector says.
 
     score: ``float64[n]``. class_probs: what each of its sources says about the label, each
-    ``float[n, c]``; none if it has nothing to say about that.
+    ``float[n, c]``; none if it has nothing to say about that. left_out: whether these were made
+    without the sample's own label.
     """
 
     score: np.ndarray
     class_probs: tuple[np.ndarray, ...] = ()
+    left_out: bool = False
 
 
+Search = Literal["exact", "approximate"]
 # A layer that agrees with the given labels so much more often than views do has memorised them.
 MEMORISED = 0.1
 # The opinion pool is fitted on about so many samples; its ridge keeps certain sources finite.
 _POOL_ROWS = 20_000
 _POOL_RIDGE = 1e-3
+_POOL_TRUSTED = 100
+# The discriminant's covariance is shrunken by so much, and its rows are taken so many at a time.
+_SHRINKAGE = 0.1
+_PIECE = 8192
 
 detectors: Registry[Callable[..., Detection]] = Registry("detector")
 _KINDS: dict[str, str] = {}
@@ -85,11 +92,12 @@ def detect(
         _require(signals, name)
         found[name] = detectors.get(name)(signals, **chosen)
     sources = _not_memorised([q for d in found.values() for q in d.class_probs], signals)
+    left_out = [q for d in found.values() if d.left_out for q in d.class_probs]
     class_probs = softmax(signals.logits, axis=1)
     if sources:
-        class_probs = opinion_pool(sources, signals.labels)
+        class_probs = opinion_pool(sources, signals.labels, signals.trusted)
     agreement = {"model": _agreement(signals.logits, signals)}
-    if signals.view_probs is not None:
+    if signals.view_probs is not None and signals.views:
         agreement["views"] = _agreement(signals.view_probs, signals)
     return Scores(
         ids=signals.ids,
@@ -98,6 +106,8 @@ def detect(
         kinds={name: kind_of(name) for name in names},
         class_probs=class_probs,
         agreement=agreement,
+        trusted=signals.trusted,
+        sources=np.stack(left_out) if left_out else None,
     )
 
 
@@ -201,7 +211,7 @@ def attribution_clusters(signals: Signals, *, components: int = 16) -> Detection
 
 @detector("neighbour_disagreement", "label", "features")
 def neighbour_disagreement(
-    signals: Signals, *, k: int | None = None, chunk: int = 1024
+    signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
 ) -> Detection:
     """How much the nearest neighbours' labels speak against the given one, layer by layer.
 
@@ -210,10 +220,16 @@ def neighbour_disagreement(
     5 … 50. A layer that has memorised the labels agrees with all of them, so it adds the same to
     every sample and spoils nothing; mixing the layers' features before the search would.
 
-    Cost: n² · Σ d multiply-adds in chunks of ``chunk × n``; memory n · Σ d floats.
+    Cost: n² · Σ d multiply-adds in chunks of ``chunk × n``; memory n · Σ d floats. Beyond some
+    100,000 samples search ``"approximate"`` is quicker (the extra ``expunge[faiss]``).
     """
+    if search not in get_args(Search):
+        raise ConfigError(f"search '{search}' is none of: {', '.join(get_args(Search))}")
     n, c = signals.logits.shape
-    votes = [neighbour_votes(f, signals.labels, c, k, chunk) for f in signals.features.values()]
+    votes = [
+        neighbour_votes(f, signals.labels, c, k=k, search=search, chunk=chunk)
+        for f in signals.features.values()
+    ]
     if not votes:
         return Detection(np.zeros(n))
     score = np.mean([label_margin(np.log(v), signals.labels) for v in votes], axis=0)
@@ -225,15 +241,16 @@ def class_distance(signals: Signals) -> Detection:
     """How much nearer another class is than the given one, layer by layer.
 
     The mean over layers of ``max_{c≠y} log p_c − log p_y``, with p the linear discriminant's
-    posterior on pooled features: ``log p_c = −½ (f − μ_c)ᵀ Σ⁻¹ (f − μ_c)`` + const. The means come
-    from the given labels; wrong ones pull them together but leave the directions. Cost: n · Σ d².
+    posterior on pooled features, the sample itself left out:
+    ``log p_c = −½ (f − μ_c)ᵀ Σ⁻¹ (f − μ_c)`` + const. The means come from the given labels; wrong
+    ones pull them together but leave the directions. Cost: n · Σ d².
     """
     n, c = signals.logits.shape
     posteriors = [_discriminant(f, signals.labels, c) for f in signals.features.values()]
     if not posteriors:
         return Detection(np.zeros(n))
     margins = [label_margin(np.log(p), signals.labels) for p in posteriors]
-    return Detection(np.mean(margins, axis=0), tuple(posteriors))
+    return Detection(np.mean(margins, axis=0), tuple(posteriors), left_out=True)
 
 
 @detector("feature_distance", "input", "features")
@@ -270,22 +287,48 @@ def view_margin(signals: Signals) -> Detection:
     that an overconfident network cannot outvote all other evidence.
     """
     assert signals.view_probs is not None
-    c = signals.logits.shape[1]
-    smooth = (20 * signals.view_probs.astype(np.float64) + 1 / c) / 21
-    return Detection(label_margin(np.log(smooth), signals.labels), _views_if_trusted(signals))
+    margin = label_margin(np.log(_smoothed(signals.view_probs)), signals.labels)
+    return Detection(margin, _views_if_trusted(signals))
 
 
-def opinion_pool(sources: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+@detector("given_probs", "label")
+def given_probs(signals: Signals) -> Detection:
+    """Log-odds of the best other label against the given one in probabilities from elsewhere.
+
+    Out-of-sample probabilities (arXiv 1911.00068) or means over a training's checkpoints; see
+    `Samples`. Smoothed as in ``view_margin``; the mean where there are several sources.
+    """
+    if not signals.probs:
+        raise DataError(
+            "detector 'given_probs' needs probabilities from elsewhere",
+            fix="give the samples some: dataclasses.replace(samples, probs={'folds': p})",
+        )
+    sources = [_smoothed(p) for p in signals.probs.values()]
+    margins = [label_margin(np.log(p), signals.labels) for p in sources]
+    return Detection(np.mean(margins, axis=0), tuple(sources))
+
+
+def _smoothed(probs: np.ndarray) -> np.ndarray:
+    """As if every class had a share of one more vote in twenty."""
+    return (20 * probs.astype(np.float64) + 1 / probs.shape[1]) / 21
+
+
+def opinion_pool(
+    sources: Sequence[np.ndarray], labels: np.ndarray, trusted: np.ndarray | None = None
+) -> np.ndarray:
     """One class distribution out of many: ``p ∝ Π_s q_s^{β_s}``, ``float64[n, c]``.
 
     The weights β ≥ 0 maximise the likelihood of the given labels (a logarithmic opinion pool, doi
     10.1214/ss/1177013825; convex, few parameters). So a poor or overconfident source gets little
     weight, and the result is calibrated for labels as noisy as the given ones are; which class is
-    the most likely is as it would be for the right ones, as long as wrong labels scatter.
+    the most likely is as it would be for the right ones, as long as wrong labels scatter. Where
+    100 samples or more are trusted, only these fit the weights: calibrated for right labels.
     """
     logs = np.stack([np.log(np.maximum(q, 1e-12)) for q in sources])
-    fitted = logs[:, :: max(1, len(labels) // _POOL_ROWS)]
-    given = labels[:: max(1, len(labels) // _POOL_ROWS)]
+    chosen = np.arange(0, len(labels), max(1, len(labels) // _POOL_ROWS))
+    if trusted is not None and trusted.sum() >= _POOL_TRUSTED:
+        chosen = np.flatnonzero(trusted)[:_POOL_ROWS]
+    fitted, given = logs[:, chosen], labels[chosen]
     rows = np.arange(len(given))
 
     def loss_and_slope(beta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -326,7 +369,13 @@ def _agreement(values: np.ndarray, signals: Signals) -> float:
 
 
 def neighbour_votes(
-    features: np.ndarray, labels: np.ndarray, classes: int, k: int | None, chunk: int
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    k: int | None = None,
+    search: Search = "exact",
+    chunk: int = 1024,
 ) -> np.ndarray:
     """``float64[n, c]``: label shares among the k nearest other samples, smoothed by one vote."""
     n = len(labels)
@@ -334,27 +383,99 @@ def neighbour_votes(
     k = min(k, n - 1)
     space = _unit_rows(features)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels.copy()), classes).float()
+    find = _exact(space) if search == "exact" else _approximate(space)
     votes = torch.empty(n, classes)
     for start in range(0, n, chunk):
-        similarity = space[start : start + chunk] @ space.T
-        rows = torch.arange(len(similarity))
-        similarity[rows, rows + start] = -torch.inf
-        nearest = similarity.topk(k, dim=1, sorted=False).indices
-        votes[start : start + chunk] = one_hot[nearest].sum(dim=1)
+        votes[start : start + chunk] = one_hot[find(start, chunk, k)].sum(dim=1)
     return ((votes + 1.0 / classes) / (k + 1.0)).double().numpy()
 
 
+# From the first of some rows, how many, and k, to the k nearest other rows of each: int64[rows, k].
+Find = Callable[[int, int, int], torch.Tensor]
+
+
+def _exact(space: torch.Tensor) -> Find:
+    def find(start: int, count: int, k: int) -> torch.Tensor:
+        similarity = space[start : start + count] @ space.T
+        rows = torch.arange(len(similarity))
+        similarity[rows, rows + start] = -torch.inf
+        return similarity.topk(k, dim=1, sorted=False).indices
+
+    return find
+
+
+def _approximate(space: torch.Tensor) -> Find:
+    """An inverted file (faiss): √n cells, of which the 16 nearest are searched."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise extra_required("faiss", "faiss") from error
+    n, d = space.shape
+    cells = max(1, round(np.sqrt(n) / 2))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, cells, faiss.METRIC_INNER_PRODUCT)
+    index.cp.min_points_per_centroid = 1
+    index.nprobe = min(16, cells)
+    rows = space.numpy()
+    index.train(rows)
+    index.add(rows)
+
+    def find(start: int, count: int, k: int) -> torch.Tensor:
+        # One more, for the row itself; where the cells held too few, the nearest counts again.
+        _, near = index.search(rows[start : start + count], k + 1)
+        own = near == np.arange(start, start + len(near))[:, None]
+        own[~own.any(axis=1), -1] = True
+        others = near[~own].reshape(len(near), k)
+        return torch.from_numpy(np.where(others < 0, others[:, :1], others))
+
+    return find
+
+
 def _discriminant(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """``float64[n, c]``: posteriors of linear discriminant analysis, equal priors, floored."""
-    present = np.unique(labels)
-    means = np.stack([features[labels == k].mean(axis=0, dtype=np.float64) for k in present])
-    row = np.searchsorted(present, labels)
-    white = _whitened(features, features - means[row], means)
-    points, centres = white[: len(features)], white[len(features) :]
-    squared = (centres**2).sum(axis=1) - 2 * points @ centres.T
-    log_p = np.full((len(features), classes), -np.inf)
-    log_p[:, present] = log_softmax(-0.5 * squared, axis=1)
-    return np.exp(np.maximum(log_p, np.log(1e-6)))
+    """``float64[n, c]``: posteriors of linear discriminant analysis, each sample left out.
+
+    In closed form: without sample i of class y, with ``r = f − μ_y``, the mean of y moves by
+    ``−r / (n_y − 1)`` and the scatter loses ``a r rᵀ``, ``a = n_y / (n_y − 1)``, which
+    Sherman and Morrison's formula takes out of its inverse. Equal priors, standardised columns,
+    ``Σ = (1/n) Σ r rᵀ + 0.1 · mean variance · I``; posteriors are at least 10⁻⁴.
+    """
+    n = len(labels)
+    counts = np.bincount(labels, minlength=classes)
+    location, scale = (
+        features.mean(axis=0, dtype=np.float64),
+        features.std(axis=0, dtype=np.float64),
+    )
+    scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(location)), scale, np.inf)
+
+    def standard(rows: slice) -> np.ndarray:
+        return (features[rows] - location) / scale
+
+    pieces = [slice(start, start + _PIECE) for start in range(0, n, _PIECE)]
+    means = np.zeros((classes, features.shape[1]))
+    for rows in pieces:
+        means += np.eye(classes)[labels[rows]].T @ standard(rows)
+    means /= np.maximum(counts, 1)[:, None]
+    scatter = np.zeros((features.shape[1],) * 2)
+    for rows in pieces:
+        residual = standard(rows) - means[labels[rows]]
+        scatter += residual.T @ residual / n
+    ridge = _SHRINKAGE * max(float(np.trace(scatter)) / len(scatter), 1e-12)
+    values, vectors = np.linalg.eigh(scatter + ridge * np.eye(len(scatter)))
+    basis = vectors / np.sqrt(values)
+    centres = means @ basis
+    log_p = np.empty((n, classes))
+    for rows in pieces:
+        z, y = standard(rows) @ basis, labels[rows]
+        r = z - centres[y]
+        a = counts[y] / np.maximum(counts[y] - 1, 1)
+        squared_r = (r**2).sum(axis=1)
+        gain = a / np.maximum(1 - a * squared_r / n, 1e-3) / n
+        squared = (z**2).sum(axis=1)[:, None] - 2 * z @ centres.T + (centres**2).sum(axis=1)
+        along = (z * r).sum(axis=1)[:, None] - r @ centres.T
+        squared += gain[:, None] * along**2
+        squared[np.arange(len(y)), y] = a**2 * (squared_r + gain * squared_r**2)
+        squared[:, counts == 0] = np.inf
+        log_p[rows] = log_softmax(-0.5 * squared, axis=1)
+    return np.exp(np.maximum(log_p, np.log(1e-4)))
 
 
 def _whitened(

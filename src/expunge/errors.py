@@ -48,6 +48,13 @@ class RunError(ExpungeError):
     """The run folder belongs to another run, is in use or cannot be written."""
 
 
+def extra_required(package: str, extra: str) -> ConfigError:
+    """The error for an optional package that is not installed."""
+    return ConfigError(
+        f"the package '{package}' is not installed", fix=f"pip install 'expunge[{extra}]'"
+    )
+
+
 def closest(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: the closest match, or the list of what there is."""
     known = sorted(choices)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from expunge.detectors import label_margin
+from expunge import transitions
+from expunge.detectors import MEMORISED, label_margin
 from expunge.errors import ConfigError
 from expunge.registry import Registry
 from expunge.rng import derive, generator
@@ -55,35 +57,103 @@ def mixture(
 
     Cost: O(n) for each EM step; 50 refits give the interval of the noise rate.
     """
-    _check_threshold(threshold)
-    if components < 1:
-        raise ConfigError(f"components must be 1 or more, not {components}")
-    if not separation >= 0:
-        raise ConfigError(f"separation must be 0 or more, not {separation}")
-    n = len(scores.ids)
-    faults, fits, evidence = {}, [], {}
-    log_probs = np.log(np.maximum(scores.class_probs.astype(np.float64), 1e-12))
-    odds = label_margin(log_probs, scores.labels)
-    errors = []
-    usable = np.ones(n, dtype=bool)
-    for kind in ("input", "label"):
-        names = [name for name, k in scores.kinds.items() if k == kind]
-        if not names:
-            faults[kind] = np.zeros(n)
-            continue
-        e = _combined([_standardised(scores.values[name]) for name in names], seed)
-        if kind == "label":
-            e = (_standardised(e) + _standardised(odds)) / 2
-        judge = _doubted(odds) if kind == "label" else _apart(separation)
-        fit, p = _fit(e, usable, kind, components, judge, derive(seed, "mixture", kind))
-        faults[kind] = p
+    _check_options(threshold, components, separation)
+    p_input, fits, evidence, error = _input_faults(scores, components, separation, seed)
+    p_label = np.zeros(len(scores.ids))
+    columns = _columns(scores, "label")
+    if columns:
+        log_probs = np.log(np.maximum(scores.class_probs.astype(np.float64), 1e-12))
+        odds = label_margin(log_probs, scores.labels)
+        e = (_standardised(_combined(columns, seed)) + _standardised(odds)) / 2
         # What a label says about a bad input is no guide to labels.
-        usable = usable & (p <= 0.5) if kind == "input" else usable
-        errors.append(_rate_error(e, fit, seed))
-        fits.append(fit)
-        evidence[f"{kind}_evidence"] = e
-    error = float(np.hypot.reduce(errors))
-    return _made(scores, faults, threshold, error, tuple(fits), evidence)
+        usable, start = p_input <= 0.5, derive(seed, "mixture", "label")
+        fit, p_label = _fit(e, usable, "label", components, _doubted(odds), start)
+        error = float(np.hypot(error, _rate_error(e, fit, seed)))
+        fits, evidence = (*fits, fit), {**evidence, "label_evidence": e}
+    return _made(scores, {"label": p_label, "input": p_input}, threshold, error, fits, evidence)
+
+
+def _input_faults(
+    scores: Scores, components: int, separation: float, seed: int
+) -> tuple[np.ndarray, tuple[Fit, ...], dict[str, np.ndarray], float]:
+    """Probability of an input fault, the fit, its evidence, the standard error of the rate."""
+    columns = _columns(scores, "input")
+    if not columns:
+        return np.zeros(len(scores.ids)), (), {}, 0.0
+    e = _combined(columns, seed)
+    everyone, start = np.ones(len(e), dtype=bool), derive(seed, "mixture", "input")
+    fit, p = _fit(e, everyone, "input", components, _apart(separation), start)
+    return p, (fit,), {"input_evidence": e}, _rate_error(e, fit, seed)
+
+
+def _columns(scores: Scores, kind: str) -> list[np.ndarray]:
+    return [_standardised(scores.values[name]) for name, k in scores.kinds.items() if k == kind]
+
+
+@partitioners.register("noise-model")
+def noise_model(
+    scores: Scores,
+    *,
+    seed: int,
+    threshold: float = 0.5,
+    components: int = 3,
+    separation: float = 2.0,
+) -> Partition:
+    """Label faults by a noise transition, input faults by a mixture of Gaussians.
+
+    The sources of the scores tell the right label's distribution ``π_i``, and given labels are
+    right ones seen through a transition ``T``, both fitted together; see `transitions.fit`. Then
+
+    ``p_label = 1 − π_i(y) T_yy / Σ_c π_i(c) T_cy``,
+
+    and the suggested label has the highest ``π_i(c) T_cy``: a label that is given often where
+    another is right (pair flips) is doubted more. Where no label being wrong explains the labels
+    as well (Bayesian information criterion), none is. Nothing is assumed about how wrong labels
+    are made, but that the transition does not depend on the input; where it does, T is a mean.
+
+    Input faults are those of `mixture`, and samples that have one say nothing about labels. The
+    whole is `mixture` where no source speaks of labels, and for a model that has not memorised
+    them: there the sources are weaker than its own views, and hard samples pass for wrong labels.
+    """
+    sources, labels = np.asarray(scores.sources), scores.labels
+    said = scores.agreement
+    memorised = said.get("model", 0.0) - said.get("views", 1.0) > MEMORISED
+    if not len(sources) or len(labels) < _FEW or not memorised:
+        return mixture(
+            scores, seed=seed, threshold=threshold, components=components, separation=separation
+        )
+    _check_options(threshold, components, separation)
+    p_input, fits, evidence, error = _input_faults(scores, components, separation, seed)
+    usable = p_input <= 0.5 if (p_input <= 0.5).sum() >= _FEW else np.ones(len(labels), dtype=bool)
+    trusted = np.asarray(scores.trusted)
+    model = transitions.fit(sources[:, usable], labels[usable], seed=seed, trusted=trusted[usable])
+    given = np.eye(sources.shape[2])[labels]
+    q = model.posterior(sources, labels) if model.noisy else given
+    q = np.where(trusted[:, None], given, q)
+    p_label = np.clip(1 - (q * given).sum(axis=1), 0.0, 1.0)
+    odds = np.clip(p_label, 1e-6, 1 - 1e-6)
+    e = np.log(odds / (1 - odds))
+    split = _made(
+        scores,
+        {"label": p_label, "input": p_input},
+        threshold,
+        float(np.hypot(error, model.error)),
+        (*fits, _described(e, p_label, usable, model.bic)),
+        {**evidence, "label_evidence": e},
+    )
+    best, probability = q.argmax(axis=1), np.clip(q.max(axis=1), 0.0, 1.0)
+    return replace(split, suggested_label=best, suggested_probability=probability)
+
+
+def _described(e: np.ndarray, p: np.ndarray, usable: np.ndarray, bic: dict[int, float]) -> Fit:
+    """The clean and the noisy side of the label evidence, each by weight, mean and deviation."""
+    parts = []
+    for noisy, share in ((False, (1 - p) * usable), (True, p * usable)):
+        if share.sum() > 0:
+            mean = float(np.average(e, weights=share))
+            std = float(np.sqrt(np.average((e - mean) ** 2, weights=share)))
+            parts.append(Component(float(share.sum() / usable.sum()), mean, std, noisy))
+    return Fit("label", tuple(parts), bic, _separation(tuple(parts)))
 
 
 @partitioners.register("posterior")
@@ -106,6 +176,26 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
     return _made(scores, faults, threshold, float(np.sqrt((p_noisy * (1 - p_noisy)).sum())) / n)
 
 
+def fdr_threshold(p_noisy: np.ndarray, fdr: float) -> float:
+    """The lowest threshold at which at most a share ``fdr`` of the flagged is expected to be clean.
+
+    With the samples sorted by ``p_noisy``, most suspicious first, the largest k is flagged for
+    which ``Σ_{i ≤ k} (1 − p_i) / k ≤ fdr`` (Bayesian false-discovery rate, doi
+    10.1198/016214507000000941); of equal probabilities all or none. 1, which flags nothing, if
+    there is no such k. As good as the probabilities are calibrated.
+
+    >>> fdr_threshold(np.array([0.99, 0.95, 0.5, 0.1]), 0.05)
+    0.5
+    """
+    p = np.sort(p_noisy)[::-1]
+    expected = np.cumsum(1 - p) / np.arange(1, len(p) + 1)
+    able = np.flatnonzero((expected <= fdr) & np.append(p[:-1] > p[1:], True))
+    if not len(able):
+        return 1.0
+    k = int(able[-1]) + 1
+    return float(p[k]) if k < len(p) else 0.0
+
+
 def _made(
     scores: Scores,
     faults: dict[str, np.ndarray],
@@ -115,6 +205,8 @@ def _made(
     evidence: dict[str, np.ndarray] | None = None,
 ) -> Partition:
     """The record: the two faults together, suggested labels, the rate ± 1.96 standard errors."""
+    trusted = np.asarray(scores.trusted)
+    faults = {kind: np.where(trusted, 0.0, p) for kind, p in faults.items()}
     p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
     suggested, probability = _suggest(scores, faults["label"])
     rate = float(p_noisy.mean())
@@ -131,6 +223,14 @@ def _made(
         fits=fits,
         evidence=evidence or {},
     )
+
+
+def _check_options(threshold: float, components: int, separation: float) -> None:
+    _check_threshold(threshold)
+    if components < 1:
+        raise ConfigError(f"components must be 1 or more, not {components}")
+    if not separation >= 0:
+        raise ConfigError(f"separation must be 0 or more, not {separation}")
 
 
 def _check_threshold(threshold: float) -> None:

@@ -38,21 +38,30 @@ class ScoreConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        if self.views < 1 or self.batch_size < 1:
-            raise ConfigError("score.views and score.batch_size must be 1 or more")
+        if self.views < 0 or self.batch_size < 1:
+            raise ConfigError("score.views must not be negative, score.batch_size 1 or more")
 
 
 @dataclass(frozen=True)
 class PartitionConfig:
-    """method: a partitioner. threshold: samples with a larger ``p_noisy`` are flagged."""
+    """method: a partitioner. threshold: samples with a larger ``p_noisy`` are flagged.
 
-    method: str = "mixture"
+    fdr: sets the threshold instead, so that at most this share of the flagged is expected to be
+    clean; see `fdr_threshold`.
+    """
+
+    method: str = "noise-model"
     threshold: float = 0.5
+    fdr: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"partition.threshold must lie in [0, 1], not {self.threshold}")
+        if self.fdr is not None and not 0 < self.fdr < 1:
+            raise ConfigError(
+                f"partition.fdr must lie in (0, 1), not {self.fdr}", fix="0.05 means 5 %"
+            )
 
 
 @dataclass(frozen=True)

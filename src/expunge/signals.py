@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from expunge.tuning import Precision, autocast
 BLOCK = 64
 # Layers whose features are compared, unless they are named.
 STAGES = 6
+# Means of an image's quarters are taken where they give at most so many features a layer.
+COLUMNS = 512
 
 
 def collect(
@@ -53,15 +56,19 @@ def collect(
     ``"views"``; the logits always come.
     layer: where the attribution is taken; the input of the head by default, where it has a closed
     form and costs nothing. stages: layers whose outputs are pooled as features; found by default.
-    views: random views a sample; every view costs one more forward pass.
+    views: random views a sample; every view costs one more forward pass. Features are averaged
+    over them: a network that has memorised a sample knows it less well under other views. With 0,
+    or where the samples have no view, both are those of the plain pass.
 
-    Memory: ``n × (c + Σ d)`` floats, with d the channels of each stage; nothing else grows with n.
+    Memory: ``n × (c + Σ d)`` floats, with d the features of each stage (see `pooled`).
     Several processes share the samples and all get the whole result, ordered as the samples are.
     The model is left as it was: modes, hooks, gradients.
     """
     accelerator = Accelerator()
     model.to(accelerator.device)
-    layout = discover(model, to_device(samples.example(), accelerator.device))
+    example = to_device(samples.example(), accelerator.device)
+    layout = discover(model, example)
+    looks = views if samples.view is not None and isinstance(example, Tensor) else 0
     layer = layer or layout.head
     if needs & {"attribution", "mass", "vectors", "head"} and not layer:
         raise ModelError(
@@ -69,8 +76,7 @@ def collect(
             where="score",
             fix="name a layer for the attribution",
         )
-    if "features" in needs:
-        stages = stages or default_stages(layout)
+    stages = (stages or default_stages(layout)) if "features" in needs else ()
     mine = share_blocks(len(samples), BLOCK, accelerator)
     batch_size = -(-batch_size // BLOCK) * BLOCK
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -79,10 +85,13 @@ def collect(
         for at in samples.batches(batch_size, positions=mine):
             x = samples.batch(at, device=accelerator.device)
             y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
-            outputs = _one_batch(model, x, y, needs, layout, layer, stages, precision)
-            if "views" in needs:
+            outputs = _one_batch(
+                model, x, y, needs, layout, layer, () if looks else stages, precision
+            )
+            if looks and isinstance(x, Tensor) and needs & {"features", "views"}:
                 draws = [torch_generator(seed, "views", int(first)) for first in at[::BLOCK]]
-                outputs |= _views(model, samples, x, y, outputs["logits"], views, draws, precision)
+                shown = _shown(samples, x, looks, draws)
+                outputs |= _mean_look(model, shown, y, layout, stages, precision)
             for name, values in outputs.items():
                 rows[name].append(values.detach().float().cpu().numpy())
             done += len(at)
@@ -97,6 +106,9 @@ def collect(
         view_probs=parts.pop("view_probs", None),
         view_loss=parts.pop("view_loss", None),
         attributions=parts.pop("attributions", None),
+        probs=samples.probs,
+        views=looks if needs & {"features", "views"} else 0,
+        trusted=samples.trusted,
         features={k.removeprefix("feature."): v for k, v in parts.items() if "feature." in k},
         columns={k: v.astype(np.float64) for k, v in parts.items() if "feature." not in k},
     )
@@ -117,7 +129,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def pooled(output: Tensor, *, unit: int) -> Tensor:
-    """``[b, …, d, …] → [b, d]``: the mean over space or time; unit: the dimension of size d."""
+    """``[b, …, d, …] → [b, d]``: the mean over space or time; unit: the dimension of size d.
+
+    Of images ``[b, d, h, w]`` the means of the four quarters, ``[b, 4 d]``, if these are no more
+    than `COLUMNS`: where something is tells more, and costs more.
+    """
+    image = output.dim() == 4 and unit == 1 and min(output.shape[2:]) > 1
+    if image and 4 * output.shape[1] <= COLUMNS:
+        return nn.functional.adaptive_avg_pool2d(output, 2).flatten(1)
     over = tuple(k for k in range(1, output.dim()) if k != unit)
     return output.mean(dim=over) if over else output
 
@@ -192,16 +211,14 @@ def _one_batch(
     stages: tuple[str, ...],
     precision: Precision,
 ) -> dict[str, Tensor]:
-    """Everything that one forward pass gives; only a layer with no closed form needs gradients."""
+    """Everything that the plain pass gives; only a layer with no closed form needs gradients."""
     tail = _tail_behind(layout, layer)
     names = (*stages, layer) if tail and layer != layout.head else stages
     with captured(model, names, inputs_of=layout.head) as found, autocast(precision, y.device):
         logits = logits_of(model, x).float()
-    out = {"logits": logits}
-    for name in stages:
-        chains = [module_named(model, k) for k, end in layout.probes.items() if end == name]
-        unit = unit_dimension(module_named(model, name), chains, found[name])
-        out[f"feature.{name}"] = pooled(found[name], unit=unit)
+    out = {"logits": logits, **_features(model, layout, stages, found)}
+    if "views" in needs:
+        out |= _judgement(logits, y)
     if "head" in needs:
         out["head_input_norm"] = found["input"].float().flatten(1).norm(dim=1)
     if not needs & {"attribution", "mass", "vectors"}:
@@ -244,32 +261,52 @@ def _tail_behind(layout: Layout, layer: str) -> tuple[str, ...]:
     return layout.tail[layout.tail.index(layer) + 1 :] if layer in layout.tail else ()
 
 
-def _views(
-    model: nn.Module,
-    samples: Samples,
-    x: Batch,
-    y: Tensor,
-    plain: Tensor,
-    views: int,
-    draws: list[torch.Generator],
-    precision: Precision,
-) -> dict[str, Tensor]:
-    """Mean probabilities and mean loss over random views; those of the plain logits without any."""
-    cross_entropy = nn.functional.cross_entropy
-    if samples.view is None or not isinstance(x, Tensor):
-        return {
-            "view_probs": plain.softmax(dim=1),
-            "view_loss": cross_entropy(plain, y, reduction="none"),
-        }
-    probs, loss = torch.zeros((), device=y.device), torch.zeros((), device=y.device)
+def _shown(
+    samples: Samples, x: Tensor, views: int, draws: list[torch.Generator]
+) -> Iterator[Tensor]:
+    """Random views of a batch, one after the other."""
+    assert samples.view is not None
     for _ in range(views):
         blocks = zip(x.split(BLOCK), draws, strict=True)
-        seen = torch.cat([samples.view(block, draw) for block, draw in blocks])
-        with autocast(precision, y.device):
-            logits = logits_of(model, seen).float()
-        probs = probs + logits.softmax(dim=1) / views
-        loss = loss + cross_entropy(logits, y, reduction="none") / views
-    return {"view_probs": probs, "view_loss": loss}
+        yield torch.cat([samples.view(block, draw) for block, draw in blocks])
+
+
+def _mean_look(
+    model: nn.Module,
+    shown: Iterator[Tensor],
+    y: Tensor,
+    layout: Layout,
+    stages: tuple[str, ...],
+    precision: Precision,
+) -> dict[str, Tensor]:
+    """Means over views of a batch: class probabilities, loss, features of the stages."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for x in shown:
+        with captured(model, stages) as found, autocast(precision, y.device):
+            logits = logits_of(model, x).float()
+        values = _judgement(logits, y) | _features(model, layout, stages, found)
+        sums = {k: v + sums[k] if sums else v for k, v in values.items()}
+        count += 1
+    return {k: v / count for k, v in sums.items()}
+
+
+def _judgement(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Class probabilities, and the cross-entropy of the given label."""
+    loss = nn.functional.cross_entropy(logits, y, reduction="none")
+    return {"view_probs": logits.softmax(dim=1), "view_loss": loss}
+
+
+def _features(
+    model: nn.Module, layout: Layout, stages: tuple[str, ...], found: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The stages' outputs, each pooled to one number a unit."""
+    features = {}
+    for name in stages:
+        chains = [module_named(model, k) for k, end in layout.probes.items() if end == name]
+        unit = unit_dimension(module_named(model, name), chains, found[name])
+        features[f"feature.{name}"] = pooled(found[name], unit=unit).float()
+    return features
 
 
 def _checked(logits: np.ndarray, samples: Samples) -> np.ndarray:

@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +42,14 @@ class ModelConfig:
     """constructor: ``"package.module:function"``; it is called with the arguments.
 
     weights: a safetensors file, or a state dictionary that ``torch.load(weights_only=True)`` reads;
-    left out, the spec needs a table ``[train]`` and the model is trained first.
+    left out, the spec needs a table ``[train]`` and the model is trained first. checkpoints:
+    weights saved during the training, optional evidence (see `trajectory`).
     """
 
     constructor: str
     arguments: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
+    checkpoints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,16 @@ def prepare(
     fresh: bool = False,
     seed: int | None = None,
     recipe: str | None = None,
+    fdr: float | None = None,
     progress: Progress = silent,
 ) -> Job:
-    """Read the data and make the model of a spec; train it first if it has no weights."""
+    """Read the data and make the model of a spec; train it first if it has no weights.
+
+    seed, recipe, fdr: instead of what the spec says (``partition.fdr`` for the last).
+    """
     spec, folder = load(path), Path(path).resolve().parent
+    if fdr is not None:
+        spec = replace(spec, partition={**spec.partition, "fdr": fdr})
     seed = spec.seed if seed is None else seed
     target = Path(out or spec.out or Path("runs") / Path(path).stem)
     if not spec.model.weights and spec.train is None:
@@ -179,6 +187,10 @@ def prepare(
             fresh=fresh,
             progress=progress,
         )
+    if spec.model.checkpoints:
+        files = [located(file, folder) for file in spec.model.checkpoints]
+        seen = stages.trajectory(model, train, files, progress=progress)
+        train = replace(train, probs={**train.probs, "trajectory": seen})
     settings = {
         "recipe": recipe or spec.recipe,
         "overrides": spec.overrides(),

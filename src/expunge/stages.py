@@ -7,12 +7,14 @@ Settings are keywords; what they mean stands at the dataclass that each docstrin
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.special import softmax
-from torch import nn
+from torch import Tensor, nn
 
 from expunge import metrics, surgery, tuning
 from expunge.config import build
@@ -22,7 +24,7 @@ from expunge.detectors import detect, needs_of
 from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.layers import discover
 from expunge.neurons import rank_units
-from expunge.partitions import partitioners
+from expunge.partitions import fdr_threshold, partitioners
 from expunge.progress import Progress, silent
 from expunge.pruners import pruners
 from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
@@ -38,6 +40,7 @@ from expunge.tables import (
     Scores,
 )
 from expunge.tuning import TuneConfig
+from expunge.weights import fit_weights, load_weights
 
 T = TypeVar("T")
 # What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
@@ -58,7 +61,10 @@ def score(
     One pass over the data (and one more for each random view); the model is left as it was.
     """
     samples, config = as_samples(data), _settings(ScoreConfig, settings)
-    needs = needs_of(config.detectors)
+    # When more is there, more is used.
+    more = ("given_probs",) if samples.probs and "given_probs" not in config.detectors else ()
+    chosen = (*config.detectors, *more)
+    needs = needs_of(chosen)
     signals = collect(
         model,
         samples,
@@ -71,7 +77,35 @@ def score(
         seed=seed,
         progress=progress,
     )
-    return detect(signals, config.detectors, config.options)
+    return detect(signals, chosen, config.options)
+
+
+def trajectory(
+    model: nn.Module,
+    data: Data,
+    checkpoints: Iterable[str | Path | Mapping[str, Tensor]],
+    /,
+    *,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Class probabilities averaged over checkpoints of a training, ``float32[n, c]``.
+
+    A network learns the right labels first and wrong ones late (arXiv 2001.10528), so the mean
+    over the whole training says more than its end. checkpoints: weights of the model, as files or
+    state dictionaries. Hand the result to `score` as ``replace(samples, probs={"trajectory": p})``.
+    One plain pass each; the model is left as it was.
+    """
+    samples, other, sums, count = as_samples(data), copy.deepcopy(model), 0.0, 0
+    for checkpoint in checkpoints:
+        if isinstance(checkpoint, Mapping):
+            fit_weights(other, checkpoint)
+        else:
+            load_weights(other, checkpoint)
+        logits = collect(other, samples, progress=progress, what="trajectory").logits
+        sums, count = sums + softmax(logits.astype(np.float64), axis=1), count + 1
+    if not count:
+        raise ConfigError("there is no checkpoint", where="trajectory", fix="name one or more")
+    return np.asarray(sums / count, dtype=np.float32)
 
 
 def partition(scores: Scores, /, *, seed: int = 0, **settings: object) -> Partition:
@@ -79,7 +113,10 @@ def partition(scores: Scores, /, *, seed: int = 0, **settings: object) -> Partit
     config = _settings(PartitionConfig, settings)
     partitioners.check_options(config.method, config.options)
     method = partitioners.get(config.method)
-    return method(scores, seed=seed, threshold=config.threshold, **config.options)
+    split = method(scores, seed=seed, threshold=config.threshold, **config.options)
+    if config.fdr is None:
+        return split
+    return replace(split, threshold=fdr_threshold(split.p_noisy, config.fdr))
 
 
 def rank(

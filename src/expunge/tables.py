@@ -73,8 +73,10 @@ class Signals:
     logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
     as the attribution. features: pooled activations, ``float32[n, d]`` by layer name.
     view_probs: class probabilities averaged over random views, ``float32[n, c]``; view_loss: the
-    cross-entropy averaged over the same views. attributions: ``float32[n, u]``, the label-free
-    attribution of every unit. Parts that no detector asked for are empty.
+    cross-entropy averaged over the same views; views: how many there were, 0 if the plain inputs
+    stand for them. attributions: ``float32[n, u]``, the label-free
+    attribution of every unit. probs: class probabilities from elsewhere, by name, and trusted:
+    samples known to be right; see `Samples`. Parts that no detector asked for are empty.
     """
 
     ids: np.ndarray
@@ -85,6 +87,9 @@ class Signals:
     view_probs: np.ndarray | None = None
     view_loss: np.ndarray | None = None
     attributions: np.ndarray | None = None
+    probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trusted: np.ndarray | None = None
+    views: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -96,7 +101,8 @@ class Signals:
         )
         _freeze_mapping(self, "columns")
         _freeze_mapping(self, "features")
-        optional = ("view_probs", "view_loss", "attributions")
+        _freeze_mapping(self, "probs")
+        optional = ("view_probs", "view_loss", "attributions", "trusted")
         parts = [p for p in optional if getattr(self, p) is not None]
         _freeze(self, **{p: (getattr(self, p), None) for p in parts})
         _require_rows(self, n, "labels", "logits", *parts)
@@ -117,8 +123,10 @@ class Scores:
 
     kinds: the fault that each score speaks of, ``"label"`` or ``"input"``.
     class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
-    label is left aside; it makes the suggested labels. agreement: share of the given labels that
-    the model predicts (``"model"``), and that it predicts under random views (``"views"``).
+    label is left aside; it makes the suggested labels. sources: ``float32[s, n, c]``, label
+    distributions made without the sample's own label, layer by layer. agreement: share of the given
+    labels that the model predicts (``"model"``), and that it predicts under random views (``"views"``), if it
+    was shown any. trusted: ``bool[n]``, samples that are known to be right.
     """
 
     ids: np.ndarray
@@ -127,9 +135,17 @@ class Scores:
     kinds: Mapping[str, str]
     class_probs: np.ndarray
     agreement: Mapping[str, float] = field(default_factory=dict)
+    trusted: np.ndarray | None = None
+    sources: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
+        sources = (
+            np.empty((0, *np.shape(self.class_probs))) if self.sources is None else self.sources
+        )
+        _freeze(self, sources=(sources, np.float32))
+        trusted = np.zeros(n, dtype=bool) if self.trusted is None else self.trusted
+        _freeze(self, trusted=(trusted, np.bool_))
         _freeze(
             self,
             ids=(self.ids, None),
@@ -137,7 +153,7 @@ class Scores:
             class_probs=(self.class_probs, np.float32),
         )
         _freeze_mapping(self, "values", np.float64)
-        _require_rows(self, n, "labels", "class_probs")
+        _require_rows(self, n, "labels", "class_probs", "trusted")
         _require_finite(self.class_probs, self.ids, "class_probs")
         if not self.values:
             raise DataError("Scores need one detector or more")
@@ -149,8 +165,8 @@ class Scores:
                 raise DataError(f"score '{name}' needs a kind: one of {KINDS}")
 
     def to_table(self) -> pa.Table:
-        """``id, label`` and one column a detector."""
-        columns = {"id": self.ids, "label": self.labels, **self.values}
+        """``id, label, trusted`` and one column a detector."""
+        columns = {"id": self.ids, "label": self.labels, "trusted": self.trusted, **self.values}
         return pa.table({k: pa.array(v) for k, v in columns.items()})
 
 

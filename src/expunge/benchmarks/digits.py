@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from expunge import reports
 from expunge.benchmarks.demo import Kind, demo
+from expunge.benchmarks.suites import distinct, mean
 from expunge.progress import Progress, silent
 
 
@@ -60,16 +59,21 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| noise | rate | model | accuracy | repaired is ahead by | seconds | parameters |",
         "|---|---|---|---|---|---|---|",
     ]
-    for kind, rate in _distinct(rows, "kind", "rate"):
+    for kind, rate in distinct(rows, "kind", "rate"):
         here = [r for r in rows if (r["kind"], r["rate"]) == (kind, rate)]
-        by_model = {m: [r for r in here if r["model"] == m] for (m,) in _distinct(here, "model")}
+        by_model = {m: [r for r in here if r["model"] == m] for (m,) in distinct(here, "model")}
         repaired = {r["seed"]: r["accuracy"] for r in by_model["repaired"]}
         for model, found in by_model.items():
             ahead = [repaired[r["seed"]] - r["accuracy"] for r in found]
             seconds = [r["seconds"] for r in found if r["seconds"] is not None]
             cells = [
-                *(kind, f"{rate:g}", model, _mean([r["accuracy"] for r in found])),
-                "–" if model == "repaired" else _mean(ahead, signed=True),
+                *(
+                    kind,
+                    f"{rate:g}",
+                    model,
+                    mean([r["accuracy"] for r in found], form=".1f", scale=100),
+                ),
+                "–" if model == "repaired" else mean(ahead, form="+.1f", scale=100),
                 f"{np.mean(seconds):.1f}" if seconds else "–",
                 f"{np.mean([r['parameters'] for r in found]):,.0f}",
             ]
@@ -79,28 +83,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| noise | rate | flagged | estimated rate | AUROC | F1 | best F1 | suggested right |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for kind, rate in _distinct(rows, "kind", "rate"):
+    for kind, rate in distinct(rows, "kind", "rate"):
         once = [r for r in rows if (r["kind"], r["rate"], r["model"]) == (kind, rate, "repaired")]
         names = ("flagged", "rate_estimated", "auroc", "f1", "best_f1", "suggested_accuracy")
-        cells = [_decimals([r[name] for r in once]) for name in names]
+        cells = [mean(r[name] for r in once) for name in names]
         lines.append(f"| {kind} | {rate:g} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _distinct(rows: Iterable[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
-    return list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
-
-
-def _mean(values: list[float], *, signed: bool = False) -> str:
-    """Mean in percent, with half the width of its 95 % t-interval over seeds."""
-    form = "+.1f" if signed else ".1f"
-    text = f"{100 * np.mean(values):{form}}"
-    if len(values) < 2:
-        return text
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{text} ± {100 * half:.1f}"
-
-
-def _decimals(values: list[float | None]) -> str:
-    known = [v for v in values if v is not None]
-    return f"{np.mean(known):.3f}" if known else "–"

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
+from scipy.special import softmax
+from scipy.stats import truncnorm
 
 from expunge.errors import ConfigError
 from expunge.rng import generator
 
 LabelNoise = Literal["symmetric", "pair"]
+# Standard deviation of the rates that `instance_dependent` draws, as published.
+RATE_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,69 @@ def gaussian_inputs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs of which ``round(rate · n)`` are replaced by ``clip(x + σ · N(0, 1), 0, 1)``.
 
-    The published corruption (arXiv 2506.11615), fixed for each sample. x: float in [0, 1].
-    Returns the inputs, and which were corrupted (``bool[n]``).
+    The published corruption (arXiv 2506.11615), fixed for each sample; published on images that
+    were standardised by channel before. Returns the inputs, and which were corrupted (``bool[n]``).
     """
     chosen = chosen_rows(len(x), rate, seed=seed, what="inputs")
     corrupted = x.copy()
     draw = generator(seed, "noise", "gaussian").standard_normal((len(chosen), *x.shape[1:]))
     corrupted[chosen] = np.clip(x[chosen] + sigma * draw, 0, 1).astype(x.dtype)
-    fault = np.zeros(len(x), dtype=bool)
-    fault[chosen] = True
-    return corrupted, fault
+    return corrupted, _at(chosen, len(x))
+
+
+def instance_dependent(
+    x: np.ndarray, labels: np.ndarray, *, rate: float, classes: int, seed: int
+) -> np.ndarray:
+    """Labels that are wrong more often, and in another way, from image to image.
+
+    The generator of Xia et al. (arXiv 2006.07836): a flip rate ``q_i ~ N(rate, 0.1²)`` truncated to
+    [0, 1] for each sample; a projection ``W_y ~ N(0, 1)`` for each true class; with
+    ``a = x_iᵀ W_y`` and ``a_y = −∞`` the label is c ≠ y with probability ``q_i · softmax(a)_c``.
+
+    x: ``float[n, …]``. Its scaling shapes the noise: raw or [0, 1] pixels send most of a class to
+    one other class; centred ones (mean 0, deviation 1 by channel) about three in ten.
+    """
+    rng = generator(seed, "noise", "instance")
+    low, high = -rate / RATE_SPREAD, (1 - rate) / RATE_SPREAD
+    q = truncnorm.rvs(low, high, rate, RATE_SPREAD, size=len(labels), random_state=rng)
+    flat = x.reshape(len(x), -1)
+    noisy = labels.copy()
+    for y in range(classes):
+        rows = np.flatnonzero(labels == y)
+        a = flat[rows] @ rng.standard_normal((flat.shape[1], classes)).astype(flat.dtype)
+        a[:, y] = -np.inf
+        p = q[rows, None] * softmax(a.astype(np.float64), axis=1)
+        p[:, y] = 1 - q[rows]
+        draw = rng.random(len(rows))[:, None]
+        noisy[rows] = np.minimum((p.cumsum(axis=1) < draw).sum(axis=1), classes - 1)
+    return noisy
+
+
+def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of which ``round(rate · n)`` are blurred, occluded or low in contrast, a third each.
+
+    Blur: Gaussian, σ = 1/16 of the side. Occlusion: a grey square of half the side somewhere.
+    Contrast: a fifth of it, around the image's mean. x: ``float[n, C, H, W]`` in [0, 1].
+    Returns the inputs, and which were corrupted (``bool[n]``).
+    """
+    chosen = chosen_rows(len(x), rate, seed=seed, what="inputs")
+    rng = generator(seed, "noise", "mild")
+    corrupted = x.copy()
+    side = x.shape[-1]
+    blurred, occluded, faded = np.array_split(chosen, 3)
+    corrupted[blurred] = gaussian_filter(x[blurred], (0, 0, side / 16, side / 16))
+    for row in occluded:
+        top, left = rng.integers(0, side - side // 2 + 1, 2)
+        corrupted[row, :, top : top + side // 2, left : left + side // 2] = 0.5
+    means = x[faded].mean(axis=(1, 2, 3), keepdims=True)
+    corrupted[faded] = means + (x[faded] - means) / 5
+    return corrupted, _at(chosen, len(x))
+
+
+def _at(rows: np.ndarray, n: int) -> np.ndarray:
+    found = np.zeros(n, dtype=bool)
+    found[rows] = True
+    return found
 
 
 def chosen_rows(n: int, rate: float, *, seed: int, what: str) -> np.ndarray:

@@ -73,6 +73,26 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
     raise DataError(f"column '{name}' holds {kind}, expected integers or strings", where=str(path))
 
 
+def read_values(path: Path, name: str) -> np.ndarray:
+    """A column of truth values, ``bool[n]``, or of lists of numbers, ``float[n, k]``."""
+    _require_columns(_opened(path)[0], [name], path)
+    column = _read(path, [name]).column(0)
+    if not column.null_count and pa.types.is_boolean(column.type):
+        return column.to_numpy()
+    rows = column.to_pylist()
+    try:
+        values = np.array(rows, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if column.null_count or values.ndim != 2:
+        raise DataError(
+            f"column '{name}' holds {column.type}, expected truth values, or lists of as many "
+            "numbers as there are classes, and no null",
+            where=str(path),
+        )
+    return values
+
+
 def class_names(path: Path, name: str) -> tuple[str, ...]:
     """The class names of the Hub's ``ClassLabel`` metadata; () if there is none."""
     names = _feature(_opened(path)[0], name).get("names", ())

@@ -7,7 +7,7 @@ memory are decoded once and kept as one tensor; others are read batch by batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -107,6 +107,9 @@ class Samples:
     classes: names of the ``c`` classes. inputs: by position. prepare: stored → model inputs, on
     whole batches. view: a random view of prepared inputs (augmentation), or None. named_ids:
     whether the ids came with the data (and so mean something elsewhere) or are positions.
+    probs: class probabilities from elsewhere by name, ``float32[n, c]``: out-of-sample ones of
+    models that did not see the sample (cross-validation), or means over the checkpoints of the
+    training. trusted: ``bool[n]``, samples that are known to be right. Both are optional evidence.
     """
 
     ids: np.ndarray
@@ -117,6 +120,8 @@ class Samples:
     view: View | None = None
     named_ids: bool = False
     name: str = "data"
+    probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trusted: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         ids = np.array(self.ids)
@@ -136,12 +141,25 @@ class Samples:
         if (counts > 1).any():
             problems.append(f"duplicate ids: {some(unique[counts > 1])}")
         problems += _label_problems(labels, ids, len(self.classes))
+        shape = (len(ids), len(self.classes))
+        probs = {k: np.array(v, dtype=np.float32) for k, v in self.probs.items()}
+        for key, p in probs.items():
+            problems += _probability_problems(p, key, ids, shape)
+        trusted = None if self.trusted is None else np.array(self.trusted)
+        if trusted is not None and (trusted.shape, trusted.dtype) != (ids.shape, np.bool_):
+            problems.append(
+                f"trusted must be {len(ids)} truth values, not {trusted.dtype}{trusted.shape}"
+            )
         raise_all(DataError, problems, where=self.name)
         labels = labels.astype(np.int64)
         ids.setflags(write=False)
         labels.setflags(write=False)
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "labels", labels)
+        for array in (*probs.values(), *([] if trusted is None else [trusted])):
+            array.setflags(write=False)
+        object.__setattr__(self, "probs", probs)
+        object.__setattr__(self, "trusted", trusted)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -186,6 +204,8 @@ class Samples:
             ids=self.ids[positions],
             labels=self.labels[positions],
             inputs=_Subset(self.inputs, np.asarray(positions)),
+            probs={k: p[positions] for k, p in self.probs.items()},
+            trusted=None if self.trusted is None else self.trusted[positions],
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -197,6 +217,8 @@ class Samples:
             "inputs": self.inputs.fingerprint(),
             "preparation": hashlib.sha256(repr(self.prepare).encode()).hexdigest(),
             "view": _name_of(self.view),
+            **{f"probs.{k}": _hash(p) for k, p in self.probs.items()},
+            **({} if self.trusted is None else {"trusted": _hash(self.trusted)}),
         }
 
 
@@ -226,6 +248,17 @@ def _name_of(view: View | None) -> str:
 def _hash(array: np.ndarray) -> str:
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _probability_problems(
+    p: np.ndarray, name: str, ids: np.ndarray, shape: tuple[int, int]
+) -> list[str]:
+    if p.shape != shape:
+        return [f"probabilities '{name}' have shape {p.shape}, expected {shape}"]
+    bad = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1.0, atol=1e-3))
+    if bad.any():
+        return [f"probabilities '{name}' are negative or do not sum to 1: ids {some(ids[bad])}"]
+    return []
 
 
 def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,9 @@ import numpy as np
 from expunge.data.arrays import npz_rows
 from expunge.data.cifar import BATCHES, cifar_rows, human_labels
 from expunge.data.folder import class_folders, folder_rows
-from expunge.data.labels import join
+from expunge.data.labels import encode, join
 from expunge.data.manifest import manifest_rows, read_table, require_columns, table_column
-from expunge.data.parquet import class_names, parquet_rows, read_column
+from expunge.data.parquet import class_names, parquet_rows, read_column, read_values
 from expunge.data.rows import Rows, existing_file, first_rows, to_samples
 from expunge.data.samples import Samples
 from expunge.errors import ConfigError, DataError
@@ -43,7 +43,9 @@ class DataConfig:
     path: the file or folder; ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
     source: parquet, folder, manifest, arrays or cifar10; "" guesses from the path.
     input, label, id: column names; without ``id`` the ids are row numbers.
-    labels: labels from a second file. classes: class names, in order.
+    labels: labels from a second file. probs: class probabilities from elsewhere, by name, and
+    trusted: whether a sample is known to be right; each a list or truth column of a Parquet file,
+    joined by id, see `Samples`. classes: class names, in order.
     mean, std: by channel, in units of the input scaled to [0, 1].
     size: resize images to size × size; without it all must agree. mode: convert images to RGB or L.
     view: the augmentation (none, crop, flip, crop-flip). rows: read the first rows only.
@@ -56,6 +58,8 @@ class DataConfig:
     label: str = "label"
     id: str | None = None
     labels: LabelFile | None = None
+    probs: dict[str, LabelFile] = field(default_factory=dict)
+    trusted: LabelFile | None = None
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -119,7 +123,7 @@ def read(
         rows = _relabelled(rows, config.labels, folder)
     if config.rows is not None:
         rows = first_rows(rows, config.rows)
-    return to_samples(
+    samples = to_samples(
         rows,
         classes=tuple(classes or config.classes),
         mean=config.mean,
@@ -130,6 +134,29 @@ def read(
         name=name,
         where=f"{name} ({path})",
     )
+    if not config.probs and config.trusted is None:
+        return samples
+    probs = {k: _joined(samples, file, folder) for k, file in config.probs.items()}
+    trusted = _joined(samples, config.trusted, folder) if config.trusted else None
+    return replace(samples, probs=probs, trusted=trusted)
+
+
+def _joined(samples: Samples, file: LabelFile, folder: Path) -> np.ndarray:
+    """A column of truth values, or of lists of numbers, for the samples' ids."""
+    path = existing_file(located(file.path, folder))
+    values = read_values(path, file.column)
+    return join(samples.ids, read_column(path, file.id), values, where=str(path))
+
+
+def other_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samples:
+    """The samples with the labels of a second file, as class indices of the samples' classes."""
+    rows = Rows(samples.ids, samples.labels, samples.inputs, samples.classes, samples.named_ids)
+    rows = _relabelled(rows, labels, folder)
+    where = f"{labels.path}, column '{labels.column}'"
+    values, _ = encode(
+        rows.labels, rows.ids, names=rows.names, classes=samples.classes, where=where
+    )
+    return replace(samples, labels=values)
 
 
 def located(text: str, folder: Path) -> Path:

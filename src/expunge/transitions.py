@@ -1,0 +1,260 @@
+"""The noise model: right labels that the evidence tells, seen through a noise transition. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import OptimizeResult, brentq, minimize
+from scipy.special import log_softmax, logsumexp
+
+from expunge.rng import generator
+
+# A model is fitted on at most so many samples, and its sources are chosen on so many.
+ROWS, FEW_ROWS = 10_000, 3_000
+# Further sources may explain away so much of the wrong labels that the reference finds.
+LEAK = 0.2
+_FLOOR = 1e-4  # no source is certain
+_RIDGE = 1e-3  # on the weights of the sources, so that certain ones stay finite
+_START = 0.7  # share of right labels to begin with
+_DEVIATION = 2.0  # of the prior on the log-odds among the wrong labels of a class
+_REFITS, _EM_STEPS = 30, 10
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """What makes the given labels: ``P(ỹ_i = k) = Σ_c π_i(c) T_ck``.
+
+    sources: which were used; weights β ≥ 0, one for each, and offsets b:
+    ``π_i = softmax(Σ_s β_s log q_si + b)``, the distribution of the right label; transition ``T``,
+    rows sum to one. leak δ ≥ 0: by how much the sources favour a sample's own given label, in
+    log-odds. rate, error: share of wrong labels and its standard error. bic: Bayesian information
+    criterion without (1) and with (2) wrong labels.
+    """
+
+    sources: tuple[int, ...]
+    weights: np.ndarray
+    offsets: np.ndarray
+    transition: np.ndarray
+    bic: dict[int, float]
+    likelihood: float
+    rate: float = 0.0
+    error: float = 0.0
+    leak: float = 0.0
+
+    @property
+    def noisy(self) -> bool:
+        """Whether wrong labels explain the given ones better than none would."""
+        return self.bic[2] < self.bic[1]
+
+    def posterior(self, sources: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The right label given evidence and given label: ``∝ π_i(c) e^{−δ [c = y_i]} T_{c, y_i}``.
+
+        sources: ``float[s, n, c]``, all that there are. Returns ``float64[n, c]``.
+        """
+        return self._posterior(_logs(sources[list(self.sources)]), labels)
+
+    def _posterior(self, logs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        joint = np.exp(_log_right(logs, self.weights, self.offsets))
+        joint[np.arange(len(labels)), labels] *= np.exp(-self.leak)
+        joint *= self.transition[:, labels].T
+        return joint / joint.sum(axis=1, keepdims=True)
+
+
+def fit(
+    sources: np.ndarray, labels: np.ndarray, *, seed: int, trusted: np.ndarray | None = None
+) -> NoiseModel:
+    """The noise model of some labels, from class probabilities of several sources.
+
+    Logistic regression for labels that may be wrong (doi 10.1016/S0304-4076(98)00015-3), with one
+    weight a source: a right label that the sources leave no doubt of is given as often as its
+    transition says, and that tells a noisy label from a hard sample. Priors: one more right label
+    a class, and ``N(0, 2²)`` on the log-odds among a class's wrong labels, so that few samples
+    speak for symmetric noise and many for what they show (pair flips, say).
+
+    A trained network knows some wrong labels by heart, and so do features taken from it. Therefore
+
+    1. the reference are the sources in which wrong labels are most evident: greedily those that
+       raise the gain in the information criterion of a transition over none. A source that has
+       memorised needs no transition, one that knows little shows none. The reference sets the rate;
+    2. others that raise the likelihood join, as long as they explain away no more than a fifth of
+       that rate;
+    3. what they do explain away is taken back: δ is such that the rate is the reference's.
+
+    sources: ``float[s, n, c]``, not told the sample's own label. trusted: ``bool[n]``,
+    labels that are right for sure. Looks at given labels only. Cost: some s² fits, each of about
+    100 evaluations of ``O(s · min(n, 10,000) · c)``.
+    """
+    few, full = _Rows(sources, labels, trusted, FEW_ROWS), _Rows(sources, labels, trusted, ROWS)
+    reference = _most_evident(few)
+    found = _fitted(full, reference)
+    found = replace(found, rate=full.rate(found), error=_error(few, found, len(labels), seed))
+    chosen = _joined(few, reference, found.rate) if found.noisy else reference
+    if chosen == reference:
+        return found
+    wider = replace(_fitted(full, chosen), rate=found.rate, error=found.error, bic=found.bic)
+
+    def excess(leak: float) -> float:
+        return full.rate(replace(wider, leak=leak)) - found.rate
+
+    leak = brentq(excess, 0.0, 20.0, xtol=1e-3) if excess(0.0) < 0 < excess(20.0) else 0.0
+    return replace(wider, leak=float(leak))
+
+
+class _Rows:
+    """A regular sample of the rows: log probabilities, labels, and which labels are sure."""
+
+    def __init__(
+        self, sources: np.ndarray, labels: np.ndarray, trusted: np.ndarray | None, limit: int
+    ) -> None:
+        rows = np.arange(0, len(labels), -(-len(labels) // limit))
+        self.logs, self.given = _logs(sources[:, rows]), labels[rows]
+        self.sure = np.zeros(len(rows), dtype=bool) if trusted is None else trusted[rows]
+
+    def rate(self, model: NoiseModel) -> float:
+        """Mean probability that a label is wrong."""
+        q = model._posterior(self.logs[list(model.sources)], self.given)
+        right = q[np.arange(len(q)), self.given]
+        return float(1 - np.where(self.sure, 1.0, right).mean())
+
+
+def _most_evident(rows: _Rows) -> tuple[int, ...]:
+    """Greedily, the sources that make the gain of a transition in BIC largest."""
+
+    def gain(chosen: tuple[int, ...]) -> float:
+        bic = _fitted(rows, chosen).bic
+        return bic[1] - bic[2]
+
+    chosen: tuple[int, ...] = ()
+    best = -np.inf
+    while gains := {s: gain((*chosen, s)) for s in range(len(rows.logs)) if s not in chosen}:
+        s = max(gains, key=lambda s: (gains[s], -s))
+        if gains[s] <= best:
+            break
+        chosen, best = (*chosen, s), gains[s]
+    return chosen
+
+
+def _joined(rows: _Rows, chosen: tuple[int, ...], rate: float) -> tuple[int, ...]:
+    """Greedily, more sources that raise the likelihood and leave most of the rate."""
+    best = _fitted(rows, chosen).likelihood
+    while len(chosen) < len(rows.logs):
+        wider = (_fitted(rows, (*chosen, s)) for s in range(len(rows.logs)) if s not in chosen)
+        honest = [model for model in wider if rows.rate(model) >= (1 - LEAK) * rate]
+        if not honest:
+            break
+        model = max(honest, key=lambda model: (model.likelihood, -model.sources[-1]))
+        if model.likelihood <= best + 1:
+            break
+        chosen, best = model.sources, model.likelihood
+    return chosen
+
+
+def _fitted(rows: _Rows, chosen: tuple[int, ...]) -> NoiseModel:
+    problem = _Problem(rows.logs[list(chosen)], rows.given, rows.sure)
+    c = problem.c
+    even = np.full((c, c), (1 - _START) / (c - 1))
+    np.fill_diagonal(even, _START)
+    said = np.eye(c)[problem.logs.mean(axis=0).argmax(axis=1)]
+    seen = said.T @ problem.one_hot + even  # what the sources say against what is given
+    starts = (even, seen / seen.sum(axis=1, keepdims=True))
+    best = min((problem.solve(start) for start in starts), key=lambda found: found.fun)
+    weights, offsets, u = problem.unpacked(best.x)
+    likelihood, plain = (problem.likelihood(x) for x in (best.x, problem.solve(None).x))
+    penalty = np.log(len(rows.given))
+    # The priors tie the transition's numbers together: it counts as one, the rate.
+    bic = {
+        1: float((len(chosen) + c) * penalty - 2 * plain),
+        2: float((len(chosen) + c + 1) * penalty - 2 * likelihood),
+    }
+    transition = np.exp(log_softmax(u, axis=1))
+    return NoiseModel(chosen, weights, offsets, transition, bic, likelihood)
+
+
+class _Problem:
+    """Minus the log posterior density of weights, offsets and transition, and its slope."""
+
+    def __init__(self, logs: np.ndarray, given: np.ndarray, sure: np.ndarray) -> None:
+        self.logs, self.given = logs, given
+        self.s, self.n, self.c = logs.shape
+        self.one_hot = np.eye(self.c)[given]
+        self.sure = sure
+
+    def unpacked(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights, offsets, and the logits of the transition."""
+        s, c = self.s, self.c
+        return x[:s], x[s : s + c], x[s + c :].reshape(c, c)
+
+    def likelihood(self, x: np.ndarray) -> float:
+        """Log likelihood, without the priors."""
+        return float(self._parts(*self.unpacked(x))[0].sum())
+
+    def solve(self, start: np.ndarray | None) -> OptimizeResult:
+        """From an equal weight for all and this transition; None holds it at the identity."""
+        s, c = self.s, self.c
+        u = 30.0 * np.eye(c) if start is None else np.log(start)
+        bounds: list[tuple[float | None, float | None]] = [(0.0, None)] * s + [(None, None)] * c
+        bounds += [(v, v) if start is None else (-30.0, 30.0) for v in u.ravel()]
+        return minimize(
+            self.loss_and_slope,
+            np.concatenate([np.full(s, 1 / s), np.zeros(c), u.ravel()]),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 500, "maxfun": 1000, "ftol": 1e-7, "gtol": 1e-6, "maxcor": 20},
+        )
+
+    def loss_and_slope(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Per sample."""
+        beta, b, u = self.unpacked(x)
+        each, log_p, log_t, share = self._parts(beta, b, u)
+        up = share - np.exp(log_p)  # slope of the likelihood in the right labels' logits
+        d_beta = np.tensordot(self.logs, up, axes=([1, 2], [0, 1])) / self.n
+        d_b = up.sum(axis=0) / self.n
+        seen = np.where(self.sure[:, None], 0.0, share).T @ self.one_hot
+        seen[np.diag_indices(self.c)] += 1
+        d_u = (seen - np.exp(log_t) * seen.sum(axis=1, keepdims=True)) / self.n
+        others = 1 - np.eye(self.c)
+        odds = (u - (u * others).sum(axis=1, keepdims=True) / (self.c - 1)) * others
+        odds /= _DEVIATION**2 * self.n
+        value = each.mean() + np.diag(log_t).sum() / self.n
+        value -= 0.5 * (odds * u).sum() + _RIDGE * (beta @ beta + b @ b)
+        slope = [d_beta - 2 * _RIDGE * beta, d_b - 2 * _RIDGE * b, (d_u - odds).ravel()]
+        return -value, -np.concatenate(slope)
+
+    def _parts(
+        self, beta: np.ndarray, b: np.ndarray, u: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Log likelihood of each label, log π, log T, and whose label it is (posterior)."""
+        log_p, log_t = _log_right(self.logs, beta, b), log_softmax(u, axis=1)
+        joint = log_p + log_t[:, self.given].T
+        certain = np.where(self.one_hot > 0, log_p, -np.inf)
+        joint = np.where(self.sure[:, None], certain, joint)
+        each = logsumexp(joint, axis=1)
+        return each, log_p, log_t, np.exp(joint - each[:, None])
+
+
+def _error(rows: _Rows, model: NoiseModel, n: int, seed: int) -> float:
+    """Standard error of the rate among n samples: the transition refitted on resampled rows."""
+    rng = generator(seed, "noise rate")
+    pi = np.exp(_log_right(rows.logs[list(model.sources)], model.weights, model.offsets))
+    one_hot = np.eye(pi.shape[1])[rows.given]
+    rates = []
+    for _ in range(_REFITS):
+        weight = rng.multinomial(len(pi), np.full(len(pi), 1 / len(pi)))[:, None]
+        t = model.transition
+        for _ in range(_EM_STEPS):
+            joint = pi * (one_hot @ t.T)
+            share = weight * joint / joint.sum(axis=1, keepdims=True)
+            t = share.T @ one_hot + 1e-9
+            t /= t.sum(axis=1, keepdims=True)
+        rates.append(1 - (share * one_hot).sum() / len(pi))
+    return float(np.std(rates) * np.sqrt(len(pi) / n))
+
+
+def _logs(sources: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(np.asarray(sources, dtype=np.float64), _FLOOR))
+
+
+def _log_right(logs: np.ndarray, weights: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    return log_softmax(np.tensordot(weights, logs, axes=1) + offsets, axis=1)

@@ -1,0 +1,239 @@
+"""The noise that suites put into data, what they measure, and their rows on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+from scipy.stats import t
+
+from expunge.benchmarks import cifar, detect
+from expunge.benchmarks.noise import Truth, instance_dependent, mild_inputs
+from expunge.benchmarks.peers import Case, Verdict, peers
+from expunge.benchmarks.suites import Ledger, Table, mean
+from expunge.errors import ConfigError, DataError, RunError
+from expunge.tables import Partition
+
+N = 120
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """CIFAR-10 in the Hub's layout, small: ten classes of coloured noise."""
+    path = tmp_path_factory.mktemp("cifar10")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", N), ("test", 40)):
+        labels = np.arange(n) % 10
+        images = []
+        for label in labels:
+            pixels = rng.integers(0, 60, (32, 32, 3)) + 18 * label
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        table = {"id": np.arange(n) + 1000, "image": images, "label": labels}
+        if split == "train":
+            table["human_random1"] = np.where(np.arange(n) % 6 == 0, (labels + 1) % 10, labels)
+        pq.write_table(pa.table(table), path / f"{split}.parquet")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return cifar.Cifar(folder)
+
+
+# ------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4])
+def test_instance_dependent_labels_are_wrong_at_the_rate_and_depend_on_the_input(rate):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 4000)
+    x = rng.standard_normal((4000, 64)).astype(np.float32)
+    noisy = instance_dependent(x, labels, rate=rate, classes=5, seed=1)
+    assert abs((noisy != labels).mean() - rate) < 0.03
+    assert_array_equal(noisy, instance_dependent(x, labels, rate=rate, classes=5, seed=1))
+    # An image and its double go the same way when both go wrong; drawn labels would in a quarter.
+    twice = instance_dependent(np.tile(x, (2, 1)), np.tile(labels, 2), rate=rate, classes=5, seed=1)
+    first, second = twice[:4000], twice[4000:]
+    both = (first != labels) & (second != labels)
+    assert (first == second)[both].mean() > 0.8
+
+
+def test_mild_corruption_changes_as_many_images_as_asked_and_no_others():
+    x = np.random.default_rng(0).random((90, 3, 16, 16)).astype(np.float32)
+    corrupted, fault = mild_inputs(x, rate=1 / 3, seed=0)
+    assert fault.sum() == 30
+    assert_array_equal(corrupted[~fault], x[~fault])
+    assert (np.abs(corrupted - x).max(axis=(1, 2, 3))[fault] > 0.05).all()
+    assert corrupted.min() >= 0
+    assert corrupted.max() <= 1
+    low = corrupted.std(axis=(1, 2, 3))[fault] / x.std(axis=(1, 2, 3))[fault]
+    assert (np.isclose(low, 0.2, atol=1e-3)).sum() == 10  # a third fades to a fifth
+
+
+@pytest.mark.parametrize("noise", [n for n in cifar.NOISES if n not in ("idn_20", "labels")])
+def test_scenes_say_the_truth_about_their_faults(data, noise):
+    if noise == "human_aggregate":
+        with pytest.raises(DataError, match="human_aggregate"):
+            data.scene(cifar.Setting(noise, n=100))
+        return
+    rate = cifar.RATES.get(noise, (0.0,))[0]
+    scene = data.scene(cifar.Setting(noise, rate, n=100))
+    clean = data.scene(cifar.Setting("none", n=100))
+    assert_array_equal(scene.truth.labels, clean.train.labels)
+    assert_array_equal(scene.truth.label_fault, scene.train.labels != clean.train.labels)
+    rows = np.arange(100)
+    changed = (scene.train.inputs.batch(rows) != clean.train.inputs.batch(rows)).flatten(1).any(1)
+    assert_array_equal(scene.truth.input_fault, changed.numpy())
+    wanted = {"none": 0.0, "human_random1": 1 / 6, "both": 0.36}.get(noise, rate)
+    assert abs(scene.truth.noisy.mean() - wanted) < (0.15 if noise == "instance" else 0.05)
+    assert len(scene.test) == 40
+
+
+def test_published_noise_is_clipped_to_the_unit_interval_of_standardised_images(data):
+    scene = data.scene(cifar.Setting("gaussian", 0.5, n=100))
+    bad = np.flatnonzero(scene.truth.input_fault)
+    x = scene.train.batch(bad)
+    assert (x.min(), x.max()) == (pytest.approx(0, abs=0.02), pytest.approx(1, abs=0.02))
+
+
+def test_labels_from_other_files_are_joined_by_id(data, folder, tmp_path):
+    ids = np.arange(N)[::-1] + 1000
+    given = np.full(N, 3)
+    pq.write_table(pa.table({"id": ids, "said": given}), tmp_path / "l.parquet")
+    extra = cifar.Extra(f"{tmp_path / 'l.parquet'}:said", f"{folder / 'train.parquet'}:label")
+    scene = cifar.Cifar(folder, extra).scene(cifar.Setting("human_random1", n=100))
+    assert scene.truth.noisy.any()
+    with pytest.raises(DataError, match="same label"):  # all are 3
+        cifar.Cifar(folder, extra).scene(cifar.Setting("labels", n=100))
+    pq.write_table(pa.table({"id": ids, "said": (ids - 999) % 10}), tmp_path / "l.parquet")
+    scene = cifar.Cifar(folder, extra).scene(cifar.Setting("labels", n=100))
+    assert_array_equal(scene.train.labels, (np.arange(100) + 1) % 10)
+    assert scene.truth.label_fault.all()
+    with pytest.raises(ConfigError, match="FILE:COLUMN"):
+        cifar.Cifar(folder, cifar.Extra("no-colon", "x:y")).scene(cifar.Setting("labels", n=100))
+    with pytest.raises(ConfigError, match="FILE:COLUMN"):
+        data.scene(cifar.Setting("labels", n=100))
+
+
+def test_more_samples_than_there_are_is_an_error(data):
+    with pytest.raises(DataError, match=f"{N + 1} samples of {N}"):
+        data.scene(cifar.Setting("none", n=N + 1))
+
+
+# ----------------------------------------------------------------------------- measures
+
+
+def test_every_number_of_a_row_against_counting_by_hand():
+    truth = Truth(
+        labels=np.array([0, 1, 2, 0, 1]),
+        label_fault=np.array([True, False, False, True, False]),
+        input_fault=np.array([False, True, False, False, False]),
+    )
+    p_label = np.array([0.9, 0.8, 0.1, 0.2, 0.0])
+    p_input = np.array([0.0, 0.7, 0.0, 0.1, 0.0])
+    p = 1 - (1 - p_label) * (1 - p_input)
+    suggested = np.array([0, 0, 2, 0, 1])
+    split = Partition(
+        np.arange(5), np.array([1, 1, 2, 1, 1]), p, p_label, p_input, suggested,
+        np.ones(5), 0.5, (0.5, 0.4, 0.6),
+    )  # fmt: skip
+    found = detect.measured(Verdict(p, p > 0.5, 0.5, split, suggested), truth)
+    assert found["auroc"] == 1
+    assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 0 + 1))
+    assert (found["best_f1"], found["miss_rate"]) == (1, 0)
+    assert found["kind_accuracy"] == 0.5  # the second looks more like a wrong label
+    assert found["suggested_accuracy"] == 0.8
+    assert (found["rate_true"], found["rate_estimated"], found["flagged"]) == (0.6, 0.5, 0.4)
+
+
+def test_without_noise_there_is_no_auroc_but_a_share_flagged():
+    truth = Truth(np.arange(4), np.zeros(4, bool), np.zeros(4, bool))
+    found = detect.measured(Verdict(np.arange(4.0), np.array([1, 0, 0, 0], bool), 0.2), truth)
+    assert found["auroc"] is None
+    assert found["flagged"] == 0.25
+
+
+def test_means_carry_the_t_interval():
+    values = [0.5, 0.6, 0.9]
+    half = t.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
+    assert mean(values) == f"0.667 ± {half:.3f}"
+    assert mean([0.5, None]) == "0.500"
+    assert mean([None]) == "–"
+
+
+# -------------------------------------------------------------------------------- rows
+
+
+def test_rows_on_disk_survive_a_cut_off_line(tmp_path):
+    ledger = Ledger(tmp_path, ("a",))
+    ledger.add({"a": 1, "x": 0.5})
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"a": 2, "x"')
+    assert {"a": 1} in ledger
+    assert {"a": 2} not in ledger
+    ledger.add({"a": 2, "x": None})
+    assert ledger.rows() == [{"a": 1, "x": 0.5}, {"a": 2, "x": None}]
+
+
+def test_rows_of_something_else_are_an_error(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"b": 1}\n')
+    with pytest.raises(RunError, match="line 1 is no row of this suite"):
+        Ledger(tmp_path, ("a",)).rows()
+
+
+def test_tables_are_escaped_in_html(tmp_path):
+    table = Table(("a", "b"), (("<b>", "1"),), "Caption")
+    text = Ledger(tmp_path, ("a",)).write("T", "expunge bench", [table])
+    assert text == "Caption\n\n| a | b |\n| --- | --- |\n| <b> | 1 |\n"
+    assert "&lt;b&gt;" in (tmp_path / "table.html").read_text()
+
+
+def test_a_suite_makes_each_row_once(data, tmp_path, monkeypatch):
+    settings = detect.grid(
+        noises=["human_random1", "gaussian"], rates=[], states=["fresh"], seeds=[0], n=100
+    )
+    rows = detect.bench(data, settings=settings, names=("loss", "expunge-fast"), out=tmp_path)
+    assert [(r["noise"], r["detector"]) for r in rows] == [
+        ("human_random1", "loss"),
+        ("human_random1", "expunge-fast"),
+        ("gaussian", "loss"),
+        ("gaussian", "expunge-fast"),
+    ]
+    fields = (
+        "data n noise rate state detector seed auroc auprc f1 best_f1 miss_rate ece rate_true "
+        "rate_estimated kind_accuracy suggested_accuracy seconds passes peak_bytes"
+    )
+    assert set(fields.split()) <= set(rows[0])
+    assert rows[0]["seconds"] > 0
+    json.dumps(rows)
+    monkeypatch.setattr(detect, "judged", None)
+    assert (
+        detect.bench(data, settings=settings, names=("loss", "expunge-fast"), out=tmp_path) == rows
+    )
+    assert "| gaussian 0.5 | fresh | loss | 1 |" in (tmp_path / "table.md").read_text()
+
+
+def test_unknown_detectors_are_refused_before_any_training(data, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'cleanlab'"):
+        detect.bench(data, settings=[cifar.Setting("none")], names=("cleanlap",), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", peers.names())
+def test_peers_say_something_of_every_sample(data, tmp_path, name):
+    setting = cifar.Setting("human_random1", n=100)
+    scene = data.scene(setting)
+    model = cifar.trained(scene, setting, tmp_path).model
+    verdict = peers.get(name)(Case(model, scene, setting, tmp_path, lambda *_: None))
+    assert verdict.score.shape == verdict.flagged.shape == (100,)
+    assert np.isfinite(verdict.score).all()
+    assert verdict.flagged.dtype == bool
+    assert 0 <= verdict.rate <= 1
