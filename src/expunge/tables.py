@@ -125,8 +125,8 @@ class Scores:
     class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
     label is left aside; it makes the suggested labels. sources: ``float32[s, n, c]``, label
     distributions made without the sample's own label, layer by layer. agreement: share of the given
-    labels that the model predicts (``"model"``), and that it predicts under random views (``"views"``), if it
-    was shown any. trusted: ``bool[n]``, samples that are known to be right.
+    labels that the model predicts (``"model"``), and that it predicts under random views
+    (``"views"``), if it was shown any. trusted: ``bool[n]``, samples that are known to be right.
     """
 
     ids: np.ndarray
