@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy.stats import t
 
@@ -18,6 +18,7 @@ from expunge.benchmarks.noise import Truth, instance_dependent, mild_inputs
 from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Table, mean
 from expunge.errors import ConfigError, DataError, RunError
+from expunge.signals import collect
 from expunge.tables import Partition
 
 N = 120
@@ -237,3 +238,14 @@ def test_peers_say_something_of_every_sample(data, tmp_path, name):
     assert np.isfinite(verdict.score).all()
     assert verdict.flagged.dtype == bool
     assert 0 <= verdict.rate <= 1
+
+
+def test_captum_agrees_with_the_closed_form_of_self_influence_but_for_the_bias(data, tmp_path):
+    setting = cifar.Setting("human_random1", n=100)
+    scene = data.scene(setting)
+    model = cifar.trained(scene, setting, tmp_path).model
+    case = Case(model, scene, setting, tmp_path, lambda *_: None)
+    theirs = np.exp(peers.get("tracin")(case).score)
+    ours = detect.judged("self_influence", case).score ** 2
+    h = collect(model, scene.train, needs=frozenset({"head"})).columns["head_input_norm"]
+    assert_allclose(theirs, ours * h**2 / (h**2 + 1), rtol=1e-4, atol=1e-9)
