@@ -1,0 +1,81 @@
+"""The noise model against planted transitions, and the threshold by the false-discovery rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.optimize import approx_fprime
+from scipy.special import softmax
+
+from expunge.partitions import fdr_threshold
+from expunge.transitions import _Problem, fit
+
+N, C = 4000, 4
+
+
+def planted(transition, seed=0, sharp=2.0):
+    """Right labels, a source that is calibrated for them, and given labels."""
+    rng = np.random.default_rng(seed)
+    q = softmax(sharp * rng.standard_normal((N, C)), axis=1)
+    right = (q.cumsum(axis=1) < rng.random(N)[:, None]).sum(axis=1).clip(max=C - 1)
+    given = (transition[right].cumsum(axis=1) < rng.random(N)[:, None]).sum(axis=1).clip(max=C - 1)
+    return q[None], right, given
+
+
+def symmetric(rate):
+    return np.full((C, C), rate / (C - 1)) + (1 - rate - rate / (C - 1)) * np.eye(C)
+
+
+def test_slopes_agree_with_differences():
+    rng = np.random.default_rng(0)
+    logs = np.log(rng.dirichlet(np.ones(C), (3, 50)))
+    problem = _Problem(logs, rng.integers(0, C, 50), rng.random(50) < 0.2)
+    x = 0.3 * rng.standard_normal(3 + C + C * C)
+    x[:3] = np.abs(x[:3])
+    value, slope = problem.loss_and_slope(x)
+    assert_allclose(
+        slope, approx_fprime(x, lambda v: problem.loss_and_slope(v)[0], 1e-7), atol=1e-5
+    )
+    assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+def test_a_planted_transition_is_found_again(kind):
+    pair = 0.7 * np.eye(C) + 0.3 * np.roll(np.eye(C), 1, axis=1)
+    transition = symmetric(0.3) if kind == "symmetric" else pair
+    sources, right, given = planted(transition, sharp=4.0)
+    model = fit(sources, given, seed=0)
+    assert model.noisy
+    assert abs(model.rate - (given != right).mean()) < 0.04
+    assert_allclose(model.transition, transition, atol=0.08)
+    q = model.posterior(sources, given)
+    assert_allclose(q.sum(axis=1), 1)
+    assert (q.argmax(axis=1) == right).mean() > (given == right).mean()
+
+
+def test_right_labels_are_found_to_be_right_however_hard_the_samples_are():
+    sources, _, given = planted(np.eye(C), sharp=1.0)
+    assert not fit(sources, given, seed=0).noisy
+
+
+def test_a_source_that_knows_the_given_labels_by_heart_is_not_the_reference():
+    sources, right, given = planted(symmetric(0.3), sharp=4.0)
+    heart = 0.98 * np.eye(C)[given] + 0.005
+    model = fit(np.concatenate([heart[None], sources]), given, seed=0)
+    assert model.sources[0] == 1
+    assert abs(model.rate - (given != right).mean()) < 0.04
+
+
+def test_the_threshold_keeps_the_expected_share_of_clean_samples_as_counting_does():
+    rng = np.random.default_rng(0)
+    p = np.round(rng.random(200), 2)  # with ties
+    for fdr in (0.01, 0.05, 0.2):
+        threshold = fdr_threshold(p, fdr)
+        cuts = [t for t in np.unique([0.0, *p]) if (p > t).any() and (1 - p[p > t]).mean() <= fdr]
+        assert (p > threshold).sum() == max([(p > t).sum() for t in cuts], default=0)
+
+
+def test_where_nothing_is_sure_enough_nothing_is_flagged():
+    p = np.full(5, 0.6)
+    assert not (p > fdr_threshold(p, 0.05)).any()
