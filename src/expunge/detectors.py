@@ -263,8 +263,8 @@ def feature_distance(signals: Signals) -> Detection:
     """
     distances = []
     for features in signals.features.values():
-        white = _whitened(features, features - features.mean(axis=0, dtype=np.float64))
-        distances.append(np.log(np.maximum((white**2).sum(axis=1), 1e-12)))
+        squared = (_whitened(features) ** 2).sum(axis=1)
+        distances.append(np.log(np.maximum(squared, 1e-12)))
     return Detection(np.mean(distances, axis=0) if distances else np.zeros(len(signals.ids)))
 
 
@@ -405,7 +405,7 @@ def _exact(space: torch.Tensor) -> Find:
 
 
 def _approximate(space: torch.Tensor) -> Find:
-    """An inverted file (faiss): √n cells, of which the 16 nearest are searched."""
+    """An inverted file (faiss): √n / 2 cells, of which the 16 nearest are searched."""
     try:
         import faiss
     except ImportError as error:
@@ -440,10 +440,8 @@ def _discriminant(features: np.ndarray, labels: np.ndarray, classes: int) -> np.
     """
     n = len(labels)
     counts = np.bincount(labels, minlength=classes)
-    location, scale = (
-        features.mean(axis=0, dtype=np.float64),
-        features.std(axis=0, dtype=np.float64),
-    )
+    location = features.mean(axis=0, dtype=np.float64)
+    scale = features.std(axis=0, dtype=np.float64)
     scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(location)), scale, np.inf)
 
     def standard(rows: slice) -> np.ndarray:
@@ -478,18 +476,16 @@ def _discriminant(features: np.ndarray, labels: np.ndarray, classes: int) -> np.
     return np.exp(np.maximum(log_p, np.log(1e-4)))
 
 
-def _whitened(
-    features: np.ndarray, residuals: np.ndarray, more: np.ndarray | None = None
-) -> np.ndarray:
-    """Features (and more rows) in the basis where the residuals are white; shrunken covariance.
+def _whitened(features: np.ndarray) -> np.ndarray:
+    """Centred features in the basis where they are white.
 
-    ``Σ = RᵀR / n + 10⁻³ · mean variance · I``, so that constant columns do no harm.
+    ``Σ = FᵀF / n + 10⁻³ · mean variance · I``, so that constant columns do no harm.
     """
-    covariance = residuals.T @ residuals / len(residuals)
+    centred = features - features.mean(axis=0, dtype=np.float64)
+    covariance = centred.T @ centred / len(centred)
     ridge = 1e-3 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
     values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
-    rows = features if more is None else np.concatenate([features, more])
-    return (rows - features.mean(axis=0, dtype=np.float64)) @ (vectors / np.sqrt(values))
+    return centred @ (vectors / np.sqrt(values))
 
 
 def label_margin(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -145,7 +145,7 @@ def noise_model(
     return replace(split, suggested_label=best, suggested_probability=probability)
 
 
-def _described(e: np.ndarray, p: np.ndarray, usable: np.ndarray, bic: dict[int, float]) -> Fit:
+def _described(e: np.ndarray, p: np.ndarray, usable: np.ndarray, bic: Mapping[int, float]) -> Fit:
     """The clean and the noisy side of the label evidence, each by weight, mean and deviation."""
     parts = []
     for noisy, share in ((False, (1 - p) * usable), (True, p * usable)):

@@ -300,7 +300,7 @@ def _judgement(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
 def _features(
     model: nn.Module, layout: Layout, stages: tuple[str, ...], found: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The stages' outputs, each pooled to one number a unit."""
+    """The stages' outputs, pooled."""
     features = {}
     for name in stages:
         chains = [module_named(model, k) for k, end in layout.probes.items() if end == name]

@@ -71,12 +71,12 @@ class Signals:
     """What one pass over the data collects for the detectors.
 
     logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
-    as the attribution. features: pooled activations, ``float32[n, d]`` by layer name.
-    view_probs: class probabilities averaged over random views, ``float32[n, c]``; view_loss: the
-    cross-entropy averaged over the same views; views: how many there were, 0 if the plain inputs
-    stand for them. attributions: ``float32[n, u]``, the label-free
-    attribution of every unit. probs: class probabilities from elsewhere, by name, and trusted:
-    samples known to be right; see `Samples`. Parts that no detector asked for are empty.
+    as the attribution. features: pooled activations, ``float32[n, d]`` by layer name, averaged over
+    random views. view_probs: class probabilities averaged over the same views, ``float32[n, c]``;
+    view_loss: the cross-entropy averaged over them; views: how many there were, 0 if the plain
+    inputs stand for them. attributions: ``float32[n, u]``, the label-free attribution of every
+    unit. probs: class probabilities from elsewhere, by name, and trusted: samples known to be
+    right; see `Samples`. Parts that no detector asked for are empty.
     """
 
     ids: np.ndarray

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import OptimizeResult, brentq, minimize
@@ -27,17 +28,18 @@ class NoiseModel:
 
     sources: which were used; weights β ≥ 0, one for each, and offsets b:
     ``π_i = softmax(Σ_s β_s log q_si + b)``, the distribution of the right label; transition ``T``,
-    rows sum to one. leak δ ≥ 0: by how much the sources favour a sample's own given label, in
-    log-odds. rate, error: share of wrong labels and its standard error. bic: Bayesian information
-    criterion without (1) and with (2) wrong labels.
+    rows sum to one. likelihood: the log likelihood of the labels fitted on. bic: Bayesian
+    information criterion without (1) and with (2) wrong labels. rate, error: share of wrong labels
+    and its standard error. leak δ ≥ 0: by how much the sources favour a sample's own given label,
+    in log-odds.
     """
 
     sources: tuple[int, ...]
     weights: np.ndarray
     offsets: np.ndarray
     transition: np.ndarray
-    bic: dict[int, float]
     likelihood: float
+    bic: Mapping[int, float] = field(default_factory=dict)
     rate: float = 0.0
     error: float = 0.0
     leak: float = 0.0
@@ -87,7 +89,7 @@ def fit(
     """
     few, full = _Rows(sources, labels, trusted, FEW_ROWS), _Rows(sources, labels, trusted, ROWS)
     reference = _most_evident(few)
-    found = _fitted(full, reference)
+    found = _compared(full, _fitted(full, reference))
     found = replace(found, rate=full.rate(found), error=_error(few, found, len(labels), seed))
     chosen = _joined(few, reference, found.rate) if found.noisy else reference
     if chosen == reference:
@@ -122,7 +124,7 @@ def _most_evident(rows: _Rows) -> tuple[int, ...]:
     """Greedily, the sources that make the gain of a transition in BIC largest."""
 
     def gain(chosen: tuple[int, ...]) -> float:
-        bic = _fitted(rows, chosen).bic
+        bic = _compared(rows, _fitted(rows, chosen)).bic
         return bic[1] - bic[2]
 
     chosen: tuple[int, ...] = ()
@@ -160,15 +162,21 @@ def _fitted(rows: _Rows, chosen: tuple[int, ...]) -> NoiseModel:
     starts = (even, seen / seen.sum(axis=1, keepdims=True))
     best = min((problem.solve(start) for start in starts), key=lambda found: found.fun)
     weights, offsets, u = problem.unpacked(best.x)
-    likelihood, plain = (problem.likelihood(x) for x in (best.x, problem.solve(None).x))
-    penalty = np.log(len(rows.given))
+    transition = np.exp(log_softmax(u, axis=1))
+    return NoiseModel(chosen, weights, offsets, transition, problem.likelihood(best.x))
+
+
+def _compared(rows: _Rows, model: NoiseModel) -> NoiseModel:
+    """The model, with its information criterion beside that of no wrong labels."""
+    problem = _Problem(rows.logs[list(model.sources)], rows.given, rows.sure)
+    plain = problem.likelihood(problem.solve(None).x)
+    parameters, penalty = problem.s + problem.c, np.log(problem.n)
     # The priors tie the transition's numbers together: it counts as one, the rate.
     bic = {
-        1: float((len(chosen) + c) * penalty - 2 * plain),
-        2: float((len(chosen) + c + 1) * penalty - 2 * likelihood),
+        1: float(parameters * penalty - 2 * plain),
+        2: float((parameters + 1) * penalty - 2 * model.likelihood),
     }
-    transition = np.exp(log_softmax(u, axis=1))
-    return NoiseModel(chosen, weights, offsets, transition, bic, likelihood)
+    return replace(model, bic=bic)
 
 
 class _Problem:

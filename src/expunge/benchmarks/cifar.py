@@ -14,6 +14,7 @@ from torch import nn
 
 from expunge import pipeline
 from expunge.benchmarks.noise import (
+    Scene,
     Truth,
     gaussian_inputs,
     instance_dependent,
@@ -81,15 +82,6 @@ class Setting:
         """A folder name."""
         rate = f"-{self.rate:g}" if self.noise in RATES else ""
         return f"{self.noise}{rate}-{self.state}-{self.n}-{self.seed}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Training and test samples; truth is for measuring alone, no stage of a repair gets it."""
-
-    train: Samples
-    test: Samples
-    truth: Truth
 
 
 @dataclass(frozen=True)
@@ -185,7 +177,7 @@ class Cifar:
 
 
 def network(seed: int) -> nn.Module:
-    """An untrained residual network: 309,000 weights, 1,000 images a second on two cores."""
+    """An untrained residual network: 309,000 weights."""
     with seeded(seed, "network"):
         return resnet(classes=10, widths=(16, 32, 64, 128), blocks=(1, 1, 1, 1))
 

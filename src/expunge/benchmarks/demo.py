@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from expunge import metrics, pipeline
-from expunge.benchmarks.noise import LabelNoise, Truth, gaussian_inputs, wrong_labels
+from expunge import pipeline
+from expunge.benchmarks.noise import LabelNoise, Scene, Truth, gaussian_inputs, wrong_labels
 from expunge.data import Samples, from_arrays
 from expunge.models import convnet
 from expunge.progress import Progress, silent
@@ -26,15 +25,6 @@ Kind = Literal["labels", "inputs", "both"]
 CONTROLS = (*pipeline.CONTROLS, "retrain-long")
 # Trained until the labels are memorised, as one would a clean set: no augmentation, no early stop.
 TRAINING = TuneConfig(data="everything", epochs=40, lr=0.1, batch_size=64, augment=False)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What the demo starts from. truth is for measuring alone; no stage of the repair gets it."""
-
-    train: Samples
-    test: Samples
-    truth: Truth
 
 
 def scene(*, noise: LabelNoise, rate: float, kind: Kind, seed: int) -> Scene:
@@ -122,9 +112,7 @@ def demo(
 def against_truth(result: RepairResult, truth: Truth) -> dict[str, float]:
     """How well the partition saw the faults."""
     split = result.partition
-    found = {"noise_rate": float(truth.noisy.mean())}
-    if truth.noisy.any():
-        found |= metrics.detection(truth.noisy, split.p_noisy)
-        found["f1"] = metrics.f1(truth.noisy, split.flagged)
+    found = truth.found_by(split.p_noisy, split.flagged)
+    found["noise_rate"] = float(truth.noisy.mean())
     found["suggested_accuracy"] = float((split.suggested_label == truth.labels).mean())
     return found

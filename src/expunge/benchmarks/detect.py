@@ -12,9 +12,9 @@ import numpy as np
 from expunge import metrics, stages
 from expunge.benchmarks.cifar import RATES, Cifar, Setting, State, trained
 from expunge.benchmarks.noise import Truth
-from expunge.benchmarks.peers import Case, Verdict, by_mixture, peers
+from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean, timed
-from expunge.detectors import detectors, kind_of
+from expunge.detectors import detectors
 from expunge.errors import ConfigError, closest
 from expunge.progress import Progress, silent
 from expunge.recipes import ScoreConfig
@@ -87,15 +87,13 @@ def judged(name: str, case: Case) -> Verdict:
     if name in peers.names():
         return peers.get(name)(case)
     train, seed = case.scene.train, case.setting.seed
+    chosen = {WHOLE: ScoreConfig().detectors, FAST: FAST_DETECTORS}.get(name, (name,))
+    scores = stages.score(case.model, train, seed=seed, detectors=chosen)
     if name in (WHOLE, FAST):
-        chosen = ScoreConfig().detectors if name == WHOLE else FAST_DETECTORS
-        scores = stages.score(case.model, train, seed=seed, detectors=chosen)
         split = stages.partition(scores, seed=seed)
-        return Verdict(
-            split.p_noisy, split.flagged, split.noise_rate[0], split, split.suggested_label
-        )
-    scores = stages.score(case.model, train, seed=seed, detectors=(name,))
-    return by_mixture(scores.values[name], scores.class_probs, train, seed, kind_of(name))
+        return Verdict.of(split.p_noisy, split)
+    split = stages.partition(scores, seed=seed, method="mixture")
+    return Verdict.of(scores.values[name], split)
 
 
 def measured(verdict: Verdict, truth: Truth) -> dict[str, float | None]:
@@ -105,9 +103,8 @@ def measured(verdict: Verdict, truth: Truth) -> dict[str, float | None]:
         ("auroc", "auprc", "f1", "best_f1", "miss_rate", "ece", "kind_accuracy")
     )
     split = verdict.partition
+    found |= truth.found_by(verdict.score, verdict.flagged)
     if noisy.any():
-        found |= metrics.detection(noisy, verdict.score)
-        found["f1"] = metrics.f1(noisy, verdict.flagged)
         worst = np.argsort(-verdict.score, kind="stable")[: noisy.sum()]
         found["miss_rate"] = float(1 - noisy[worst].mean())
     if split is not None:

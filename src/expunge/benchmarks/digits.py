@@ -10,7 +10,7 @@ import numpy as np
 
 from expunge import reports
 from expunge.benchmarks.demo import Kind, demo
-from expunge.benchmarks.suites import distinct, mean
+from expunge.benchmarks.suites import Table, distinct, mean
 from expunge.progress import Progress, silent
 
 
@@ -55,37 +55,31 @@ def bench(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: accuracy by model with 95 % intervals over seeds; then the detection."""
-    lines = [
-        "| noise | rate | model | accuracy | repaired is ahead by | seconds | parameters |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    outcome, detection = [], []
     for kind, rate in distinct(rows, "kind", "rate"):
         here = [r for r in rows if (r["kind"], r["rate"]) == (kind, rate)]
         by_model = {m: [r for r in here if r["model"] == m] for (m,) in distinct(here, "model")}
-        repaired = {r["seed"]: r["accuracy"] for r in by_model["repaired"]}
+        repaired = by_model["repaired"]
+        best = {r["seed"]: r["accuracy"] for r in repaired}
         for model, found in by_model.items():
-            ahead = [repaired[r["seed"]] - r["accuracy"] for r in found]
+            ahead = [best[r["seed"]] - r["accuracy"] for r in found]
             seconds = [r["seconds"] for r in found if r["seconds"] is not None]
-            cells = [
-                *(
-                    kind,
-                    f"{rate:g}",
-                    model,
-                    mean([r["accuracy"] for r in found], form=".1f", scale=100),
-                ),
-                "–" if model == "repaired" else mean(ahead, form="+.1f", scale=100),
-                f"{np.mean(seconds):.1f}" if seconds else "–",
-                f"{np.mean([r['parameters'] for r in found]):,.0f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| noise | rate | flagged | estimated rate | AUROC | F1 | best F1 | suggested right |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for kind, rate in distinct(rows, "kind", "rate"):
-        once = [r for r in rows if (r["kind"], r["rate"], r["model"]) == (kind, rate, "repaired")]
+            outcome.append(
+                (
+                    *(kind, f"{rate:g}", model),
+                    mean((r["accuracy"] for r in found), form=".1f", scale=100),
+                    "–" if model == "repaired" else mean(ahead, form="+.1f", scale=100),
+                    f"{np.mean(seconds):.1f}" if seconds else "–",
+                    f"{np.mean([r['parameters'] for r in found]):,.0f}",
+                )
+            )
         names = ("flagged", "rate_estimated", "auroc", "f1", "best_f1", "suggested_accuracy")
-        cells = [mean(r[name] for r in once) for name in names]
-        lines.append(f"| {kind} | {rate:g} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        numbers = (mean(r[name] for r in repaired) for name in names)
+        detection.append((kind, f"{rate:g}", *numbers))
+    models = ("model", "accuracy", "repaired is ahead by", "seconds", "parameters")
+    faults = ("flagged", "estimated rate", "AUROC", "F1", "best F1", "suggested right")
+    tables = (
+        Table(("noise", "rate", *models), tuple(outcome)),
+        Table(("noise", "rate", *faults), tuple(detection)),
+    )
+    return "\n".join(t.markdown() for t in tables)

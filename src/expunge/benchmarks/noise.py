@@ -10,6 +10,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 from scipy.stats import truncnorm
 
+from expunge import metrics
+from expunge.data import Samples
 from expunge.errors import ConfigError
 from expunge.rng import generator
 
@@ -30,6 +32,21 @@ class Truth:
     def noisy(self) -> np.ndarray:
         """``bool[n]``: bad in one way or another."""
         return self.label_fault | self.input_fault
+
+    def found_by(self, score: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
+        """AUROC, average precision and best F1 of a score, F1 of a decision; {} without faults."""
+        if not self.noisy.any():
+            return {}
+        return metrics.detection(self.noisy, score) | {"f1": metrics.f1(self.noisy, flagged)}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Training and test samples; truth is for measuring alone, no stage of a repair gets it."""
+
+    train: Samples
+    test: Samples
+    truth: Truth
 
 
 def wrong_labels(

@@ -49,6 +49,11 @@ class Verdict:
     partition: Partition | None = None
     suggested: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, score: np.ndarray, split: Partition) -> Verdict:
+        """A score, and what a partition made of it."""
+        return cls(score, split.flagged, split.noise_rate[0], split, split.suggested_label)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -116,7 +121,10 @@ def tracin(case: Case) -> Verdict:
         warnings.simplefilter("ignore")
         score = influence.self_influence(batches).numpy()
     probs = _probabilities(case.model, train)
-    return by_mixture(np.log(np.maximum(score, 1e-12)), probs, train, case.setting.seed)
+    score = np.log(np.maximum(score, 1e-12))
+    scores = Scores(train.ids, train.labels, {"tracin": score}, {"tracin": "label"}, probs)
+    split = stages.partition(scores, seed=case.setting.seed, method="mixture")
+    return Verdict.of(score, split)
 
 
 @peers.register("rlap-published")
@@ -142,15 +150,6 @@ def rlap_published(case: Case) -> Verdict:
     if len(sides) == 1:
         flagged = np.zeros(len(train), dtype=bool)
     return Verdict(flagged.astype(np.float64), flagged, float(flagged.mean()))
-
-
-def by_mixture(
-    score: np.ndarray, probs: np.ndarray, samples: Samples, seed: int, kind: str = "label"
-) -> Verdict:
-    """The verdict of one score, with the mixture partition as its threshold."""
-    scores = Scores(samples.ids, samples.labels, {"score": score}, {"score": kind}, probs)
-    split = stages.partition(scores, seed=seed)
-    return Verdict(score, split.flagged, split.noise_rate[0], split, split.suggested_label)
 
 
 def _confident(labels: np.ndarray, probs: np.ndarray) -> Verdict:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,8 +53,11 @@ class Ledger:
         return rows
 
     def __contains__(self, key: Row) -> bool:
-        wanted = self._key(key)
-        return any(self._key(row) == wanted for row in self.rows())
+        return self._key(key) in self._known
+
+    @cached_property
+    def _known(self) -> set[tuple[Any, ...]]:
+        return {self._key(row) for row in self.rows()}
 
     def add(self, row: Row) -> None:
         """Append one row."""
@@ -64,6 +68,7 @@ class Ledger:
             file.write_text(kept[0] + kept[1], encoding="utf-8")
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(dict(row)) + "\n")
+        self._known.add(self._key(row))
 
     def write(self, title: str, command: str, tables: Sequence[Table]) -> str:
         """``table.md`` and ``table.html``; returns the Markdown."""
