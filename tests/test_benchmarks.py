@@ -17,6 +17,7 @@ from expunge.benchmarks import cifar, detect
 from expunge.benchmarks.noise import Truth, instance_dependent, mild_inputs
 from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Table, mean
+from expunge.detectors import detectors
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.signals import collect
 from expunge.tables import Partition
@@ -246,6 +247,7 @@ def test_captum_agrees_with_the_closed_form_of_self_influence_but_for_the_bias(d
     model = cifar.trained(scene, setting, tmp_path).model
     case = Case(model, scene, setting, tmp_path, lambda *_: None)
     theirs = np.exp(peers.get("tracin")(case).score)
-    ours = detect.judged("self_influence", case).score ** 2
-    h = collect(model, scene.train, needs=frozenset({"head"})).columns["head_input_norm"]
+    signals = collect(model, scene.train, needs=frozenset({"head"}), precision="float32")
+    ours = detectors.get("self_influence")(signals).score ** 2
+    h = signals.columns["head_input_norm"]
     assert_allclose(theirs, ours * h**2 / (h**2 + 1), rtol=1e-4, atol=1e-9)

@@ -79,3 +79,26 @@ def test_the_threshold_keeps_the_expected_share_of_clean_samples_as_counting_doe
 def test_where_nothing_is_sure_enough_nothing_is_flagged():
     p = np.full(5, 0.6)
     assert not (p > fdr_threshold(p, 0.05)).any()
+
+
+def test_hard_samples_are_no_wrong_labels_where_a_stronger_source_explains_them():
+    strong, right, given = planted(np.eye(C), sharp=3.0)
+    # As often wrong where it is sure as where it is not: alone, it needs a transition.
+    rng = np.random.default_rng(1)
+    guess = np.where(rng.random(N) < 0.3, rng.integers(0, C, N), right)
+    weak = softmax(rng.uniform(0, 8, (N, 1)) * np.eye(C)[guess], axis=1)
+    both = np.concatenate([weak[None], strong])
+    assert fit(weak[None], given, seed=0).noisy
+    assert not fit(both, given, seed=0, told=1).noisy
+
+
+def test_what_a_leaning_source_explains_away_is_taken_back():
+    honest, right, given = planted(symmetric(0.3), sharp=4.0)
+    leaning = honest * np.exp(1.5 * np.eye(C)[given])
+    leaning /= leaning.sum(axis=2, keepdims=True)
+    both = np.concatenate([honest, leaning])
+    model = fit(both, given, seed=0, told=1)
+    assert model.noisy
+    assert model.leak > 0
+    p = 1 - model.posterior(both, given)[np.arange(N), given]
+    assert abs(p.mean() - (given != right).mean()) < 0.04

@@ -19,7 +19,9 @@ from expunge.tables import Partition
 from expunge.tuning import Targets, TuneConfig, targets_of, tune
 from oracles_results import make_partition
 
-PLAIN = TuneConfig(epochs=2, batch_size=16, lr=0.1, schedule="constant", augment=False)
+PLAIN = TuneConfig(
+    epochs=2, batch_size=16, lr=0.1, schedule="constant", augment=False, precision="float32"
+)
 
 
 def blobs(n: int = 60, d: int = 6, c: int = 3, seed: int = 0, **settings: Any) -> Samples:

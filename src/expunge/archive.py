@@ -20,6 +20,7 @@ def store_scores(scores: Scores) -> Artefact:
         tensors={
             "class_probs": torch.from_numpy(scores.class_probs.copy()),
             "sources": torch.from_numpy(np.array(scores.sources)),
+            "told": torch.from_numpy(np.array(scores.told)),
         },
     )
 
@@ -37,6 +38,7 @@ def load_scores(artefact: Artefact) -> Scores:
         agreement=artefact.facts["agreement"],
         trusted=columns["trusted"],
         sources=artefact.tensors["sources"].numpy(),
+        told=artefact.tensors["told"].numpy(),
     )
 
 

@@ -47,6 +47,8 @@ _POOL_RIDGE = 1e-3
 _POOL_TRUSTED = 100
 # The discriminant's covariance is shrunken by so much, and its rows are taken so many at a time.
 _SHRINKAGE = 0.1
+# Far from the mean is bad, unless the model doubts the near ones more in so many of all pairs.
+_TURNED = 0.8
 _PIECE = 8192
 
 detectors: Registry[Callable[..., Detection]] = Registry("detector")
@@ -94,11 +96,13 @@ def detect(
     sources = _not_memorised([q for d in found.values() for q in d.class_probs], signals)
     left_out = [q for d in found.values() if d.left_out for q in d.class_probs]
     class_probs = softmax(signals.logits, axis=1)
+    told = [class_probs, *(signals.probs or {}).values()]
     if sources:
         class_probs = opinion_pool(sources, signals.labels, signals.trusted)
     agreement = {"model": _agreement(signals.logits, signals)}
     if signals.view_probs is not None and signals.views:
         agreement["views"] = _agreement(signals.view_probs, signals)
+        told.append(signals.view_probs)
     return Scores(
         ids=signals.ids,
         labels=signals.labels,
@@ -108,6 +112,7 @@ def detect(
         agreement=agreement,
         trusted=signals.trusted,
         sources=np.stack(left_out) if left_out else None,
+        told=np.stack(told),
     )
 
 
@@ -174,12 +179,11 @@ def attribution_mass(signals: Signals) -> Detection:
 
     Its logarithm, centred on the predicted class (median) and scaled by the median absolute
     deviation. Corrupted inputs can excite a network too little or too much: the sign is set so that
-    larger goes with larger loss over the samples (rank correlation), which needs no truth.
+    larger goes with less certainty over the samples (rank correlation), which needs no truth.
     """
     mass = np.log(np.maximum(signals.columns["attribution_mass"], 1e-12))
     centred = centred_by_class(mass, signals.logits.argmax(axis=1), signals.logits.shape[1])
-    # Not the loss of the given label: wrong labels must not decide which inputs look bad.
-    doubt = -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
+    doubt = _doubt(signals)
     sign = spearmanr(centred, doubt).statistic if np.ptp(centred) and np.ptp(doubt) else 0.0
     return Detection(-centred if sign < 0 else centred)
 
@@ -259,13 +263,21 @@ def feature_distance(signals: Signals) -> Detection:
 
     The mean over layers of ``log (f − μ)ᵀ Σ⁻¹ (f − μ)``, the squared Mahalanobis distance of pooled
     features to their mean over all samples (arXiv 1807.03888, without classes: a wrong label must
-    not look like a bad input). Cost: n · Σ d².
+    not look like a bad input). Bad inputs that are all alike, plain noise say, can be many, and
+    nearer to the mean than good ones: the sign is turned where the model is less certain of the
+    nearest hundredth than of the farthest, in four pairs of five or more. Cost: n · Σ d².
     """
     distances = []
     for features in signals.features.values():
         squared = (_whitened(features) ** 2).sum(axis=1)
         distances.append(np.log(np.maximum(squared, 1e-12)))
-    return Detection(np.mean(distances, axis=0) if distances else np.zeros(len(signals.ids)))
+    if not distances:
+        return Detection(np.zeros(len(signals.ids)))
+    distance = np.mean(distances, axis=0)
+    order, few = np.argsort(distance, kind="stable"), -(-len(distance) // 100)
+    doubt = _doubt(signals)
+    pairs = doubt[order[:few], None] > doubt[order[-few:]]
+    return Detection(-distance if pairs.mean() >= _TURNED else distance)
 
 
 @detector("view_loss", "label", "views")
@@ -352,6 +364,11 @@ def _not_memorised(sources: list[np.ndarray], signals: Signals) -> list[np.ndarr
     agreement = [_agreement(q, signals) for q in sources]
     trusted = [q for q, a in zip(sources, agreement, strict=True) if a <= limit]
     return trusted or [sources[int(np.argmin(agreement))]]
+
+
+def _doubt(signals: Signals) -> np.ndarray:
+    """``−log max_c p_c``, not ``−log p_y``: wrong labels must not decide which inputs look bad."""
+    return -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
 
 
 def _views_if_trusted(signals: Signals) -> tuple[np.ndarray, ...]:

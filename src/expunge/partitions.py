@@ -111,14 +111,14 @@ def noise_model(
     as well (Bayesian information criterion), none is. Nothing is assumed about how wrong labels
     are made, but that the transition does not depend on the input; where it does, T is a mean.
 
+    A model that has memorised its labels has no say itself; any other has, beside the sources.
     Input faults are those of `mixture`, and samples that have one say nothing about labels. The
-    whole is `mixture` where no source speaks of labels, and for a model that has not memorised
-    them: there the sources are weaker than its own views, and hard samples pass for wrong labels.
+    whole is `mixture` where no source speaks of labels, and where no random views tell whether the
+    model has memorised them.
     """
-    sources, labels = np.asarray(scores.sources), scores.labels
+    sources, told, labels = np.asarray(scores.sources), np.asarray(scores.told), scores.labels
     said = scores.agreement
-    memorised = said.get("model", 0.0) - said.get("views", 1.0) > MEMORISED
-    if not len(sources) or len(labels) < _FEW or not memorised:
+    if not len(sources) or len(labels) < _FEW or "views" not in said:
         return mixture(
             scores, seed=seed, threshold=threshold, components=components, separation=separation
         )
@@ -126,7 +126,16 @@ def noise_model(
     p_input, fits, evidence, error = _input_faults(scores, components, separation, seed)
     usable = p_input <= 0.5 if (p_input <= 0.5).sum() >= _FEW else np.ones(len(labels), dtype=bool)
     trusted = np.asarray(scores.trusted)
-    model = transitions.fit(sources[:, usable], labels[usable], seed=seed, trusted=trusted[usable])
+    memorised = said["model"] - said["views"] > MEMORISED
+    if not memorised:
+        sources = np.concatenate([sources, told])
+    model = transitions.fit(
+        sources[:, usable],
+        labels[usable],
+        seed=seed,
+        trusted=trusted[usable],
+        told=None if memorised else len(told),
+    )
     given = np.eye(sources.shape[2])[labels]
     q = model.posterior(sources, labels) if model.noisy else given
     q = np.where(trusted[:, None], given, q)

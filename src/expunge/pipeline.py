@@ -59,7 +59,7 @@ from expunge.weights import fit_weights, save_weights
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 5
+CODE = 6
 
 
 def repair(

@@ -124,9 +124,11 @@ class Scores:
     kinds: the fault that each score speaks of, ``"label"`` or ``"input"``.
     class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
     label is left aside; it makes the suggested labels. sources: ``float32[s, n, c]``, label
-    distributions made without the sample's own label, layer by layer. agreement: share of the given
-    labels that the model predicts (``"model"``), and that it predicts under random views
-    (``"views"``), if it was shown any. trusted: ``bool[n]``, samples that are known to be right.
+    distributions made without the sample's own label, layer by layer. told: ``float32[t, n, c]``,
+    those of the model itself, which was trained on that label: plain, its mean over random views,
+    and probabilities from elsewhere, as far as there are any. agreement: share of the given labels
+    that the model predicts (``"model"``), and that it predicts under random views (``"views"``).
+    trusted: ``bool[n]``, samples that are known to be right.
     """
 
     ids: np.ndarray
@@ -137,13 +139,13 @@ class Scores:
     agreement: Mapping[str, float] = field(default_factory=dict)
     trusted: np.ndarray | None = None
     sources: np.ndarray | None = None
+    told: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
-        sources = (
-            np.empty((0, *np.shape(self.class_probs))) if self.sources is None else self.sources
-        )
-        _freeze(self, sources=(sources, np.float32))
+        none = np.empty((0, *np.shape(self.class_probs)))
+        for name, found in (("sources", self.sources), ("told", self.told)):
+            _freeze(self, **{name: (none if found is None else found, np.float32)})
         trusted = np.zeros(n, dtype=bool) if self.trusted is None else self.trusted
         _freeze(self, trusted=(trusted, np.bool_))
         _freeze(

@@ -64,7 +64,12 @@ class NoiseModel:
 
 
 def fit(
-    sources: np.ndarray, labels: np.ndarray, *, seed: int, trusted: np.ndarray | None = None
+    sources: np.ndarray,
+    labels: np.ndarray,
+    *,
+    seed: int,
+    trusted: np.ndarray | None = None,
+    told: int | None = None,
 ) -> NoiseModel:
     """The noise model of some labels, from class probabilities of several sources.
 
@@ -74,33 +79,44 @@ def fit(
     a class, and ``N(0, 2²)`` on the log-odds among a class's wrong labels, so that few samples
     speak for symmetric noise and many for what they show (pair flips, say).
 
-    A trained network knows some wrong labels by heart, and so do features taken from it. Therefore
+    A trained network leans towards the labels that it was given, the wrong ones too, and so do
+    features taken from it: what leans explains wrong labels away. Therefore the reference are the
+    sources in which wrong labels are most evident: greedily those that raise the gain in the
+    information criterion of a transition over none. A source that has memorised needs no
+    transition, one that knows little shows none. The reference sets the rate. Then
 
-    1. the reference are the sources in which wrong labels are most evident: greedily those that
-       raise the gain in the information criterion of a transition over none. A source that has
-       memorised needs no transition, one that knows little shows none. The reference sets the rate;
-    2. others that raise the likelihood join, as long as they explain away no more than a fifth of
-       that rate;
-    3. what they do explain away is taken back: δ is such that the rate is the reference's.
+    - where all that the network says can be believed to lean only (told: how many sources, the
+      last ones, are its own words), all sources together decide whether any label is wrong, for
+      weak ones alone take hard samples for wrong labels; and all have a say in which are;
+    - where it has memorised (told is None), sources join that raise the likelihood, as long as they
+      explain away no more than a fifth of the rate.
 
-    sources: ``float[s, n, c]``, not told the sample's own label. trusted: ``bool[n]``,
-    labels that are right for sure. Looks at given labels only. Cost: some s² fits, each of about
-    100 evaluations of ``O(s · min(n, 10,000) · c)``.
+    What the sources do explain away is taken back: δ is such that the rate is the reference's.
+
+    sources: ``float[s, n, c]``, not told the sample's own label, but for the last ``told``.
+    trusted: ``bool[n]``, labels that are right for sure. Looks at given labels only. Cost: some s²
+    fits, each of about 100 evaluations of ``O(s · min(n, 10,000) · c)``.
     """
     few, full = _Rows(sources, labels, trusted, FEW_ROWS), _Rows(sources, labels, trusted, ROWS)
-    reference = _most_evident(few)
+    everything = tuple(range(len(sources)))
+    if told is not None:
+        wide = _compared(full, _fitted(full, everything))
+        if not wide.noisy:
+            return wide
+    reference = _most_evident(few, everything[: len(sources) - (told or 0)] or everything)
     found = _compared(full, _fitted(full, reference))
     found = replace(found, rate=full.rate(found), error=_error(few, found, len(labels), seed))
-    chosen = _joined(few, reference, found.rate) if found.noisy else reference
-    if chosen == reference:
-        return found
-    wider = replace(_fitted(full, chosen), rate=found.rate, error=found.error, bic=found.bic)
+    if told is None:
+        chosen = _joined(few, reference, found.rate) if found.noisy else reference
+        if chosen == reference:
+            return found
+        wide = replace(_fitted(full, chosen), bic=found.bic)
 
     def excess(leak: float) -> float:
-        return full.rate(replace(wider, leak=leak)) - found.rate
+        return full.rate(replace(wide, leak=leak)) - found.rate
 
     leak = brentq(excess, 0.0, 20.0, xtol=1e-3) if excess(0.0) < 0 < excess(20.0) else 0.0
-    return replace(wider, leak=float(leak))
+    return replace(wide, rate=found.rate, error=found.error, leak=float(leak))
 
 
 class _Rows:
@@ -120,7 +136,7 @@ class _Rows:
         return float(1 - np.where(self.sure, 1.0, right).mean())
 
 
-def _most_evident(rows: _Rows) -> tuple[int, ...]:
+def _most_evident(rows: _Rows, able: tuple[int, ...]) -> tuple[int, ...]:
     """Greedily, the sources that make the gain of a transition in BIC largest."""
 
     def gain(chosen: tuple[int, ...]) -> float:
@@ -129,7 +145,7 @@ def _most_evident(rows: _Rows) -> tuple[int, ...]:
 
     chosen: tuple[int, ...] = ()
     best = -np.inf
-    while gains := {s: gain((*chosen, s)) for s in range(len(rows.logs)) if s not in chosen}:
+    while gains := {s: gain((*chosen, s)) for s in able if s not in chosen}:
         s = max(gains, key=lambda s: (gains[s], -s))
         if gains[s] <= best:
             break

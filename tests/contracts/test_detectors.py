@@ -546,3 +546,14 @@ def test_detectors_do_not_warn():
         warnings.simplefilter("always")
         detect(signals(), tuple(NAMES))
     assert caught == []
+
+
+def test_bad_inputs_that_are_all_alike_are_worse_than_those_far_from_the_mean(planted):
+    made, _ = planted
+    rng = np.random.default_rng(0)
+    bad = rng.random(len(made.ids)) < 0.5
+    features = np.where(bad[:, None], 0.1, 1.0) * rng.standard_normal((len(bad), 8))
+    logits = np.where(bad, 0.1, 10.0)[:, None] * np.eye(10)[made.labels]
+    parts = {**vars(made), "features": {"layer": features.astype(np.float32)}, "logits": logits}
+    score = detectors.get("feature_distance")(Signals(**parts)).score
+    assert roc_auc_score(bad, score) > 0.95
