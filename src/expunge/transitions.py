@@ -15,6 +15,8 @@ from expunge.rng import generator
 ROWS, FEW_ROWS = 10_000, 3_000
 # Further sources may explain away so much of the wrong labels that the reference finds.
 LEAK = 0.2
+# No source leans further than this towards the label given, in log-odds: a bound on δ.
+LEANING = 3.0
 _FLOOR = 1e-4  # no source is certain
 _RIDGE = 1e-3  # on the weights of the sources, so that certain ones stay finite
 _START = 0.7  # share of right labels to begin with
@@ -91,7 +93,8 @@ def fit(
     - where it has memorised (told is None), sources join that raise the likelihood, as long as they
       explain away no more than a fifth of the rate.
 
-    What the sources do explain away is taken back: δ is such that the rate is the reference's.
+    What the sources do explain away is taken back: δ is such that the rate is the reference's, or
+    3 where that is not enough, for then the reference takes hard samples for wrong labels.
 
     sources: ``float[s, n, c]``, not told the sample's own label, but for the last ``told``.
     trusted: ``bool[n]``, labels that are right for sure. Looks at given labels only. Cost: some s²
@@ -115,8 +118,11 @@ def fit(
     def excess(leak: float) -> float:
         return full.rate(replace(wide, leak=leak)) - found.rate
 
-    leak = brentq(excess, 0.0, 20.0, xtol=1e-3) if excess(0.0) < 0 < excess(20.0) else 0.0
-    return replace(wide, rate=found.rate, error=found.error, leak=float(leak))
+    leak = LEANING
+    if excess(LEANING) > 0:
+        leak = brentq(excess, 0.0, LEANING, xtol=1e-3) if excess(0.0) < 0 else 0.0
+    model = replace(wide, error=found.error, leak=float(leak))
+    return replace(model, rate=full.rate(model))
 
 
 class _Rows:
