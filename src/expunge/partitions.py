@@ -111,7 +111,7 @@ def noise_model(
     as well (Bayesian information criterion), none is. Nothing is assumed about how wrong labels
     are made, but that the transition does not depend on the input; where it does, T is a mean.
 
-    A model that has memorised its labels has no say itself; any other has, beside the sources.
+    A model that has memorised its labels has no say itself; any other has: see `transitions.heard`.
     Input faults are those of `mixture`, and samples that have one say nothing about labels. The
     whole is `mixture` where no source speaks of labels, and where no random views tell whether the
     model has memorised them.
@@ -128,7 +128,7 @@ def noise_model(
     trusted = np.asarray(scores.trusted)
     memorised = said["model"] - said["views"] > MEMORISED
     if not memorised:
-        sources = np.concatenate([sources, told])
+        sources = transitions.heard(sources, told, labels, usable)
     model = transitions.fit(
         sources[:, usable],
         labels[usable],
@@ -137,7 +137,7 @@ def noise_model(
         told=None if memorised else len(told),
     )
     given = np.eye(sources.shape[2])[labels]
-    q = model.posterior(sources, labels) if model.noisy else given
+    q = model.posterior(sources, labels) if model.noisy or not memorised else given
     q = np.where(trusted[:, None], given, q)
     p_label = np.clip(1 - (q * given).sum(axis=1), 0.0, 1.0)
     odds = np.clip(p_label, 1e-6, 1 - 1e-6)
