@@ -9,7 +9,7 @@ from scipy.optimize import approx_fprime
 from scipy.special import softmax
 
 from expunge.partitions import fdr_threshold
-from expunge.transitions import _Problem, fit
+from expunge.transitions import _Problem, fit, heard, unmixed
 
 N, C = 4000, 4
 
@@ -99,6 +99,32 @@ def test_what_a_leaning_source_explains_away_is_taken_back():
     both = np.concatenate([honest, leaning])
     model = fit(both, given, seed=0, told=1)
     assert model.noisy
+    assert model.sources == (0, 1)
     assert model.leak > 0
     p = 1 - model.posterior(both, given)[np.arange(N), given]
     assert abs(p.mean() - (given != right).mean()) < 0.04
+
+
+def test_a_network_that_foretells_pair_flips_is_heard_unmixed():
+    transition = 0.6 * np.eye(C) + 0.4 * np.roll(np.eye(C), 1, axis=1)
+    honest, right, given = planted(transition, sharp=4.0)
+    told, everyone = honest @ transition, np.ones(N, dtype=bool)
+    stack = heard(honest[:0], told, given, everyone)
+    assert_allclose(stack[0], unmixed(told[0]))
+    assert (stack[0].argmax(axis=1) == right).mean() > (told[0].argmax(axis=1) == right).mean()
+    q = fit(stack, given, seed=0, told=1).posterior(stack, given)
+    assert (q.argmax(axis=1) == right).mean() > 0.9
+
+
+def test_scattered_wrong_labels_leave_a_networks_word_as_it_is():
+    transition = symmetric(0.3)
+    honest, _, given = planted(transition, sharp=4.0)
+    told = honest @ transition
+    assert (heard(honest, told, given, np.ones(N, dtype=bool))[1] == told[0]).all()
+
+
+def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
+    sources, _, given = planted(np.eye(C), sharp=1.0)
+    p = 1 - fit(sources, given, seed=0, told=0).posterior(sources, given)[np.arange(N), given]
+    assert p.max() < 0.5
+    assert np.corrcoef(p, sources[0][np.arange(N), given])[0, 1] < -0.2

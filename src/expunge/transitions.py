@@ -14,7 +14,7 @@ from expunge.rng import generator
 
 # A model is fitted on at most so many samples, and its sources are chosen on so many.
 ROWS, FEW_ROWS = 10_000, 3_000
-# Further sources may explain away so much of the wrong labels that the reference finds.
+# Where a network has memorised, more sources may explain away so much of the reference's rate.
 LEAK = 0.2
 # No source leans further than this towards the label given, in log-odds: a bound on δ.
 LEANING = 3.0
@@ -86,50 +86,67 @@ def fit(
     speak for symmetric noise and many for what they show (pair flips, say).
 
     A trained network leans towards the labels that it was given, the wrong ones too, and so do
-    features taken from it: what leans explains wrong labels away. Therefore the reference are the
-    sources in which wrong labels are most evident: greedily those that raise the gain in the
-    information criterion of a transition over none. A source that has memorised needs no
-    transition, one that knows little shows none. The reference sets the rate. Then
+    features taken from it: what leans explains wrong labels away. What knows little, on the other
+    hand, takes hard samples for wrong labels. So which samples are wrong and how many are asked of
+    different sources:
 
-    - where all that the network says can be believed to lean only (told: how many sources, the
-      last ones, are its own words), all sources together decide whether any label is wrong, for
-      weak ones alone take hard samples for wrong labels; and all have a say in which are;
-    - where it has memorised (told is None), sources join that raise the likelihood, as long as they
-      explain away no more than a fifth of the rate.
+    - Where the network leans only (told: how many of the sources, the last ones, are its own
+      words), all sources together decide whether any label is wrong and which are; the rate is the
+      mean of those that the other sources find, each alone.
+    - Where it has memorised (told is None), the reference are the sources in which wrong labels are
+      most evident: greedily those that raise the gain in the information criterion of a transition
+      over none. A source that has memorised needs no transition, one that knows little shows none.
+      The rate is the reference's. Others that raise the likelihood join, as long as they explain
+      away no more than a fifth of it.
 
-    What the sources do explain away is taken back: δ is such that the rate is the reference's, or
-    3 where that is not enough, for then the reference takes hard samples for wrong labels.
+    The lean δ is such that the model has that rate; at most 3, for beyond that it is the rate that
+    is wrong.
 
     sources: ``float[s, n, c]``, not told the sample's own label, but for the last ``told``.
-    trusted: ``bool[n]``, labels that are right for sure. Looks at given labels only. Cost: some s²
-    fits, each of about 100 evaluations of ``O(s · min(n, 10,000) · c)``.
+    trusted: ``bool[n]``, labels that are right for sure. Looks at given labels only. Cost: s fits,
+    or some s² on fewer rows where the network has memorised, each of about 100 evaluations of
+    ``O(s · min(n, 10,000) · c)``.
     """
-    few, full = _Rows(sources, labels, trusted, FEW_ROWS), _Rows(sources, labels, trusted, ROWS)
-    everything = tuple(range(len(sources)))
-    if told is not None:
-        wide = _compared(full, _fitted(full, everything))
-        if not wide.noisy:
-            c = sources.shape[2]
-            faint = np.full((c, c), _FAINT / (c - 1)) + (1 - _FAINT * c / (c - 1)) * np.eye(c)
-            wide = replace(wide, transition=faint)
-            return replace(wide, rate=full.rate(wide))
-    reference = _most_evident(few, everything[: len(sources) - (told or 0)] or everything)
-    found = _compared(full, _fitted(full, reference))
-    found = replace(found, rate=full.rate(found), error=_error(few, found, len(labels), seed))
-    if told is None:
-        chosen = _joined(few, reference, found.rate) if found.noisy else reference
-        if chosen == reference:
-            return found
-        wide = replace(_fitted(full, chosen), bic=found.bic)
+    rows = _Rows(sources, labels, trusted, ROWS)
+    few = _Rows(sources, labels, trusted, FEW_ROWS)
+    model, rate = _memorised(rows, few) if told is None else _believed(rows, told)
+    if model.noisy:
+        model = replace(model, leak=_lean(rows, model, rate))
+        model = replace(model, error=_error(few, model, len(labels), seed))
+    return replace(model, rate=rows.rate(model))
+
+
+def _believed(rows: _Rows, told: int) -> tuple[NoiseModel, float]:
+    """All sources, and the mean of the rates that those find which are not the network's words."""
+    s, _, c = rows.logs.shape
+    model = _compared(rows, _fitted(rows, tuple(range(s))))
+    if model.noisy:
+        alone = [rows.rate(_fitted(rows, (k,))) for k in range(s - told)]
+        return model, float(np.mean(alone)) if alone else rows.rate(model)
+    faint = np.full((c, c), _FAINT / (c - 1)) + (1 - _FAINT * c / (c - 1)) * np.eye(c)
+    return replace(model, transition=faint), 0.0
+
+
+def _memorised(rows: _Rows, few: _Rows) -> tuple[NoiseModel, float]:
+    """The reference and what joins it, and the reference's rate."""
+    reference = _most_evident(few)
+    model = _compared(rows, _fitted(rows, reference))
+    rate = rows.rate(model)
+    chosen = _joined(few, reference, rate) if model.noisy else reference
+    if chosen != reference:
+        model = replace(_fitted(rows, chosen), bic=model.bic)
+    return model, rate
+
+
+def _lean(rows: _Rows, model: NoiseModel, rate: float) -> float:
+    """The δ at which the model has that rate, within 0 … 3."""
 
     def excess(leak: float) -> float:
-        return full.rate(replace(wide, leak=leak)) - found.rate
+        return rows.rate(replace(model, leak=leak)) - rate
 
-    leak = LEANING
-    if excess(LEANING) > 0:
-        leak = brentq(excess, 0.0, LEANING, xtol=1e-3) if excess(0.0) < 0 else 0.0
-    model = replace(wide, error=found.error, leak=float(leak))
-    return replace(model, rate=full.rate(model))
+    if excess(0.0) >= 0:
+        return 0.0
+    return float(brentq(excess, 0.0, LEANING, xtol=1e-3)) if excess(LEANING) > 0 else LEANING
 
 
 def heard(
@@ -157,8 +174,8 @@ def heard(
 def unmixed(probs: np.ndarray) -> np.ndarray:
     """What a network says of right labels, from what it says of given ones: ``float64[n, c]``.
 
-    Trained on wrong labels it predicts ``p_i = Σ_c π_i(c) T_c``, wrong ones in their share. Row c of
-    T is its mean prediction over the anchors, the tenth of those predicted as c of which it is
+    Trained on wrong labels it predicts ``p_i = Σ_c π_i(c) T_c``, wrong ones in their share. Row c
+    of T is its mean prediction over the anchors, the tenth of those predicted as c of which it is
     surest (arXiv 1609.03683). π comes from Richardson–Lucy steps from even (doi
     10.1364/JOSA.62.000055), ``π(c) ← π(c) Σ_k T_ck p_k / (πT)_k``. Not for a network that has
     memorised: it is sure of wrong labels. Cost: O(n · c²).
@@ -193,7 +210,7 @@ class _Rows:
         return float(1 - np.where(self.sure, 1.0, right).mean())
 
 
-def _most_evident(rows: _Rows, able: tuple[int, ...]) -> tuple[int, ...]:
+def _most_evident(rows: _Rows) -> tuple[int, ...]:
     """Greedily, the sources that make the gain of a transition in BIC largest."""
 
     def gain(chosen: tuple[int, ...]) -> float:
@@ -202,7 +219,7 @@ def _most_evident(rows: _Rows, able: tuple[int, ...]) -> tuple[int, ...]:
 
     chosen: tuple[int, ...] = ()
     best = -np.inf
-    while gains := {s: gain((*chosen, s)) for s in able if s not in chosen}:
+    while gains := {s: gain((*chosen, s)) for s in range(len(rows.logs)) if s not in chosen}:
         s = max(gains, key=lambda s: (gains[s], -s))
         if gains[s] <= best:
             break
