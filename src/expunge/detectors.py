@@ -47,8 +47,8 @@ _POOL_RIDGE = 1e-3
 _POOL_TRUSTED = 100
 # The discriminant's covariance is shrunken by so much, and its rows are taken so many at a time.
 _SHRINKAGE = 0.1
-# Far from the mean is bad, unless the model doubts the near ones more in so many of all pairs.
-_TURNED = 0.8
+# Far from the mean is bad, unless the near ones say less of their class in so many of all pairs.
+_TURNED, _ENDS = 0.9, 20
 _PIECE = 8192
 
 detectors: Registry[Callable[..., Detection]] = Registry("detector")
@@ -183,7 +183,8 @@ def attribution_mass(signals: Signals) -> Detection:
     """
     mass = np.log(np.maximum(signals.columns["attribution_mass"], 1e-12))
     centred = centred_by_class(mass, signals.logits.argmax(axis=1), signals.logits.shape[1])
-    doubt = _doubt(signals)
+    # Not the loss of the given label: wrong labels must not decide which inputs look bad.
+    doubt = -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
     sign = spearmanr(centred, doubt).statistic if np.ptp(centred) and np.ptp(doubt) else 0.0
     return Detection(-centred if sign < 0 else centred)
 
@@ -264,18 +265,22 @@ def feature_distance(signals: Signals) -> Detection:
     The mean over layers of ``log (f − μ)ᵀ Σ⁻¹ (f − μ)``, the squared Mahalanobis distance of pooled
     features to their mean over all samples (arXiv 1807.03888, without classes: a wrong label must
     not look like a bad input). Bad inputs that are all alike, plain noise say, can be many, and
-    nearer to the mean than good ones: the sign is turned where the model is less certain of the
-    nearest hundredth than of the farthest, in four pairs of five or more. Cost: n · Σ d².
+    nearer to the mean than good ones: the sign is turned where the features say less of the class
+    in the nearest hundredth than in the farthest, in nine pairs of ten. How much they say is
+    ``log max_c p_c``, with p as in ``class_distance``: a model that has memorised is sure of noise
+    too. Cost: n · Σ d².
     """
-    distances = []
+    distances, doubts = [], []
     for features in signals.features.values():
         squared = (_whitened(features) ** 2).sum(axis=1)
         distances.append(np.log(np.maximum(squared, 1e-12)))
+        p = _discriminant(features, signals.labels, signals.logits.shape[1])
+        doubts.append(-np.log(p.max(axis=1)))
     if not distances:
         return Detection(np.zeros(len(signals.ids)))
-    distance = np.mean(distances, axis=0)
-    order, few = np.argsort(distance, kind="stable"), -(-len(distance) // 100)
-    doubt = _doubt(signals)
+    distance, doubt = np.mean(distances, axis=0), np.mean(doubts, axis=0)
+    order, n = np.argsort(distance, kind="stable"), len(distance)
+    few = min(max(-(-n // 100), _ENDS), -(-n // 2))
     pairs = doubt[order[:few], None] > doubt[order[-few:]]
     return Detection(-distance if pairs.mean() >= _TURNED else distance)
 
@@ -364,11 +369,6 @@ def _not_memorised(sources: list[np.ndarray], signals: Signals) -> list[np.ndarr
     agreement = [_agreement(q, signals) for q in sources]
     trusted = [q for q, a in zip(sources, agreement, strict=True) if a <= limit]
     return trusted or [sources[int(np.argmin(agreement))]]
-
-
-def _doubt(signals: Signals) -> np.ndarray:
-    """``−log max_c p_c``, not ``−log p_y``: wrong labels must not decide which inputs look bad."""
-    return -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
 
 
 def _views_if_trusted(signals: Signals) -> tuple[np.ndarray, ...]:
