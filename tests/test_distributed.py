@@ -42,6 +42,7 @@ def work(out: Path) -> None:
     from accelerate.utils import gather_object
 
     from expunge import pipeline, stages
+    from expunge.processes import leave
 
     model, train, validation, config = case()
     accelerator = Accelerator(cpu=True)
@@ -109,6 +110,7 @@ def work(out: Path) -> None:
             trained=weights[0].numpy(),
             moving=trained.model.state_dict()["1.running_var"].numpy(),
         )
+    leave()
 
 
 def free_port() -> int:

@@ -39,6 +39,7 @@ from expunge.detectors import detectors
 from expunge.errors import ExpungeError, RunError
 from expunge.neurons import rankers
 from expunge.partitions import partitioners
+from expunge.processes import leave
 from expunge.pruners import pruners
 from expunge.recipes import recipes
 from expunge.registry import Registry
@@ -106,6 +107,8 @@ def main() -> None:
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         sys.exit(1)
+    finally:
+        leave()
 
 
 @app.command()

@@ -50,3 +50,10 @@ def once(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         return decide()
     box = [decide() if accelerator.is_main_process else None]
     return broadcast_object_list(box)[0]
+
+
+def leave() -> None:
+    """Let go of the other processes; one that just ends can be aborted by its own threads."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
