@@ -23,6 +23,8 @@ partitioners: Registry[Callable[..., Partition]] = Registry("partition")
 _FIT_ROWS = 20_000
 # Below this many samples a mixture says nothing.
 _FEW = 20
+# A model that agrees with so many given labels, and cannot be shown views, counts as memorising.
+_FITTED = 0.95
 # EM has arrived when a step gains less log-likelihood a sample.
 _TOLERANCE = 1e-5
 
@@ -112,13 +114,14 @@ def noise_model(
     are made, but that the transition does not depend on the input; where it does, T is a mean.
 
     A model that has memorised its labels has no say itself; any other has: see `transitions.heard`.
-    Input faults are those of `mixture`, and samples that have one say nothing about labels. The
-    whole is `mixture` where no source speaks of labels, and where no random views tell whether the
-    model has memorised them.
+    It has if it agrees with the given labels far more often than it does under random views, or,
+    where it was shown none, with more than 95 % of them. Input faults are those of `mixture`, and
+    samples that have one say nothing about labels. The whole is `mixture` where no source speaks of
+    labels, and where neither views nor such a fit tell whether the model has memorised them.
     """
     sources, told, labels = np.asarray(scores.sources), np.asarray(scores.told), scores.labels
-    said = scores.agreement
-    if not len(sources) or len(labels) < _FEW or "views" not in said:
+    memorised = _memorised(scores)
+    if not len(sources) or len(labels) < _FEW or memorised is None:
         return mixture(
             scores, seed=seed, threshold=threshold, components=components, separation=separation
         )
@@ -126,7 +129,6 @@ def noise_model(
     p_input, fits, evidence, error = _input_faults(scores, components, separation, seed)
     usable = p_input <= 0.5 if (p_input <= 0.5).sum() >= _FEW else np.ones(len(labels), dtype=bool)
     trusted = np.asarray(scores.trusted)
-    memorised = said["model"] - said["views"] > MEMORISED
     if not memorised:
         sources = transitions.heard(sources, told, labels, usable)
     model = transitions.fit(
@@ -152,6 +154,14 @@ def noise_model(
     )
     best, probability = q.argmax(axis=1), np.clip(q.max(axis=1), 0.0, 1.0)
     return replace(split, suggested_label=best, suggested_probability=probability)
+
+
+def _memorised(scores: Scores) -> bool | None:
+    """Whether the model's fit to the given labels says nothing of the right ones, if that shows."""
+    model, views = scores.agreement.get("model", 0.0), scores.agreement.get("views")
+    if views is not None:
+        return model - views > MEMORISED
+    return True if model > _FITTED else None
 
 
 def _described(e: np.ndarray, p: np.ndarray, usable: np.ndarray, bic: Mapping[int, float]) -> Fit:

@@ -25,7 +25,6 @@ class ScoreConfig:
 
     detectors: tuple[str, ...] = (
         "view_margin",
-        "neighbour_disagreement",
         "class_distance",
         "attribution_mass",
         "feature_distance",
