@@ -23,6 +23,7 @@ from expunge.signals import (
     best_other,
     default_stages,
     gradient_closed,
+    pooled,
 )
 from expunge.signals import collect as collect_signals
 from oracles_models import Mlp, ResidualNet, SignalNet, build, inputs
@@ -87,7 +88,7 @@ def test_closed_form_autograd_and_captum_agree_at_every_layer_of_the_tail(kind):
     direction = against_rival(given, rival, 3)
     captum_gxa = {}
     for layer in tail[:-1]:
-        h, gradient = attribute(model, x, direction, layer=layer)
+        h, gradient = attribute(model, x, direction, layers=(layer,))[layer]
         behind = tail[tail.index(layer) + 1 :]
         close(gradient_closed(model, h, direction, tail=behind), gradient)
         explain = LayerGradientXActivation(model, dict(model.named_modules())[layer])
@@ -108,6 +109,25 @@ def test_autograd_agrees_with_captum_at_convolutions(layer):
     gxa = explain.attribute(x, target=given) - explain.attribute(x, target=rival)
     made = collect(model, data, needs=frozenset({"attribution"}), layer=layer)
     close(made.columns["attribution"], gxa.flatten(1).sum(1))
+
+
+def test_attribution_at_every_stage_agrees_with_captum():
+    model, x, _ = network("convnet")
+    data = samples(x)
+    given = torch.from_numpy(data.labels.copy())
+    logits = model(x).detach()
+    rival, predicted = best_other(logits, given), logits.argmax(dim=1)
+    made = collect(model, data, needs=frozenset({"deep", "attributed"}))
+    assert made.features == {}
+    assert list(made.attributed) == ["2", "6", "10"]
+    for stage in made.attributed:
+        explain = LayerGradientXActivation(model, model[int(stage)])
+        by_class = torch.stack([explain.attribute(x, target=c).detach() for c in range(3)])
+        rows = torch.arange(len(x))
+        gxa = by_class[given, rows] - by_class[rival, rows]
+        close(made.columns[f"attribution.{stage}"], gxa.flatten(1).sum(1))
+        free = by_class[predicted, rows] - by_class.mean(dim=0)
+        close(made.attributed[stage], pooled(free, unit=1))
 
 
 @pytest.mark.parametrize("layer", ["fc1", "fc2"])
@@ -181,20 +201,37 @@ def test_logits_and_the_norm_of_the_heads_input_are_the_models():
     assert (made.features, made.view_probs, made.attributions) == ({}, None, None)
 
 
+def by_parts(y, parts):
+    """Means of an image's parts and deviations over all of it, part by part."""
+    means = [
+        torch.stack([p.mean(dim=(2, 3)) for p in row.chunk(parts, dim=3)], dim=2)
+        for row in y.chunk(parts, dim=2)
+    ]
+    spread = y.flatten(2).std(dim=2, correction=0)
+    return torch.cat([torch.stack(means, dim=2).flatten(1), spread], dim=1)
+
+
 def test_images_are_pooled_over_space():
     model, x, _ = network("convnet")
     made = collect(model, samples(x), needs=frozenset({"features"}))
     assert list(made.features) == ["2", "6", "10"]
-    close(made.features["2"], nn.functional.adaptive_avg_pool2d(model[:3](x), 2).flatten(1))
-    close(made.features["6"], nn.functional.adaptive_avg_pool2d(model[:7](x), 2).flatten(1))
+    close(made.features["2"], by_parts(model[:3](x), 4))
+    close(made.features["6"], by_parts(model[:7](x), 4))
     close(made.features["10"], model[:11](x))
+
+
+@pytest.mark.parametrize(("units", "parts"), [(32, 4), (33, 2), (128, 2), (129, 1)])
+def test_wide_layers_are_pooled_in_fewer_parts(units, parts):
+    y = torch.randn(2, units, 8, 8, generator=torch.Generator().manual_seed(0))
+    close(pooled(y, unit=1), by_parts(y, parts))
 
 
 def test_signals_in_time_are_pooled_over_time_whatever_the_layer():
     model, x = build(SignalNet), inputs(SignalNet)
     made = collect(model, samples(x, [0, 1, 2, 0]), needs=frozenset({"features"}))
     first = model.conv1(x)
-    close(made.features["conv1"], first.mean(dim=2))
+    moments = lambda y, dim: torch.cat([y.mean(dim), y.std(dim, correction=0)], 1)  # noqa: E731
+    close(made.features["conv1"], moments(first, 2))
 
     class Tokens(nn.Module):
         def __init__(self):
@@ -206,7 +243,7 @@ def test_signals_in_time_are_pooled_over_time_whatever_the_layer():
 
     tokens = Tokens()
     made = collect(tokens, samples(x, [0, 1, 2, 0]), needs=frozenset({"features"}))
-    close(made.features["mix"], tokens.mix(x.transpose(1, 2)).mean(dim=1))
+    close(made.features["mix"], moments(tokens.mix(x.transpose(1, 2)), 1))
 
 
 def test_named_stages_are_taken_also_inside_and_of_blocks():
@@ -217,9 +254,8 @@ def test_named_stages_are_taken_also_inside_and_of_blocks():
     stem = model.stem(x)
     block = model.stages[0][0]
     assert tuple(made.features) == stages
-    quarters = lambda y: nn.functional.adaptive_avg_pool2d(y, 2).flatten(1)  # noqa: E731
-    close(made.features["stages.0.0"], quarters(block(stem)))
-    close(made.features["stages.0.0.conv1"], quarters(block.conv1(stem)))
+    close(made.features["stages.0.0"], by_parts(block(stem), 4))
+    close(made.features["stages.0.0.conv1"], by_parts(block.conv1(stem), 4))
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, [0]), (6, [0, 1, 2, 3, 4, 5]), (11, None)])
@@ -228,6 +264,12 @@ def test_default_stages_are_spread_over_the_depth_and_hold_the_last(n, expected)
     layout = discover(model, torch.randn(2, 3))
     chosen = [int(name) for name in default_stages(layout)]
     assert chosen == (expected or [0, 2, 4, 6, 8, 10])
+
+
+def test_default_stages_are_the_outputs_of_blocks():
+    model = build(lambda: resnet(classes=3, channels=2, widths=(4, 6), blocks=(1, 2)))
+    layout = discover(model, torch.randn(2, 2, 8, 8))
+    assert default_stages(layout) == ("stem.2", "stages.0.0", "stages.1.0", "stages.1.1")
 
 
 def test_views_without_a_random_view_are_the_plain_predictions():

@@ -122,6 +122,8 @@ def _require(signals: Signals, name: str) -> None:
         "attribution": "attribution" in signals.columns,
         "mass": "attribution_mass" in signals.columns,
         "head": "head_input_norm" in signals.columns,
+        "deep": any(name.startswith("attribution.") for name in signals.columns),
+        "attributed": True,
         "vectors": signals.attributions is not None,
         "views": signals.view_probs is not None and signals.view_loss is not None,
         "features": True,  # a network may have no hidden layer
@@ -171,6 +173,17 @@ def attribution(signals: Signals) -> Detection:
     other.
     """
     return Detection(-signals.columns["attribution"])
+
+
+@detector("stage_attribution", "label", "deep")
+def stage_attribution(signals: Signals) -> Detection:
+    """Label-conditional gradient × activation, summed at every stage of the network.
+
+    The mean over stages of ``attribution``, each over its standard deviation. Not a default: the
+    earlier the stage, the less it says (docs/detection.md). Costs a forward and a backward pass.
+    """
+    columns = [v for k, v in signals.columns.items() if k.startswith("attribution.")]
+    return Detection(-np.mean([v / max(float(v.std()), 1e-12) for v in columns], axis=0))
 
 
 @detector("attribution_mass", "input", "mass")
@@ -228,12 +241,35 @@ def neighbour_disagreement(
     Cost: n² · Σ d multiply-adds in chunks of ``chunk × n``; memory n · Σ d floats. Beyond some
     100,000 samples search ``"approximate"`` is quicker (the extra ``expunge[faiss]``).
     """
+    return _disagreement(signals, signals.features, k, search, chunk)
+
+
+@detector("attributed_neighbours", "label", "attributed")
+def attributed_neighbours(
+    signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
+) -> Detection:
+    """``neighbour_disagreement`` on gradient × activation of the predicted class's logit.
+
+    Not a default: early layers of a network that has not memorised its labels tell more that way,
+    last ones less, and all of them less where it has (docs/detection.md). Costs a forward and a
+    backward pass more.
+    """
+    return _disagreement(signals, signals.attributed, k, search, chunk)
+
+
+def _disagreement(
+    signals: Signals,
+    features: Mapping[str, np.ndarray],
+    k: int | None,
+    search: Search,
+    chunk: int,
+) -> Detection:
     if search not in get_args(Search):
         raise ConfigError(f"search '{search}' is none of: {', '.join(get_args(Search))}")
     n, c = signals.logits.shape
     votes = [
         neighbour_votes(f, signals.labels, c, k=k, search=search, chunk=chunk)
-        for f in signals.features.values()
+        for f in features.values()
     ]
     if not votes:
         return Detection(np.zeros(n))

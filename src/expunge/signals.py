@@ -32,7 +32,7 @@ from expunge.tuning import Precision, autocast
 BLOCK = 64
 # Layers whose features are compared, unless they are named.
 STAGES = 6
-# Means of an image's quarters are taken where they give at most so many features a layer.
+# An image's means are taken by parts, as long as a layer has at most so many of them.
 COLUMNS = 512
 
 
@@ -52,8 +52,9 @@ def collect(
 ) -> Signals:
     """Run the model once over the samples, in evaluation mode, and keep what is needed.
 
-    needs: any of ``"attribution"``, ``"mass"``, ``"vectors"``, ``"head"``, ``"features"`` and
-    ``"views"``; the logits always come.
+    needs: any of ``"attribution"``, ``"mass"``, ``"vectors"``, ``"head"``, ``"features"``,
+    ``"views"``, and ``"deep"`` and ``"attributed"``, which cost a forward and a backward pass each;
+    the logits always come.
     layer: where the attribution is taken; the input of the head by default, where it has a closed
     form and costs nothing. stages: layers whose outputs are pooled as features; found by default.
     views: random views a sample; every view costs one more forward pass. Features are averaged
@@ -76,7 +77,9 @@ def collect(
             where="score",
             fix="name a layer for the attribution",
         )
-    stages = (stages or default_stages(layout)) if "features" in needs else ()
+    wanted = needs & {"features", "deep", "attributed"}
+    stages = (stages or default_stages(layout)) if wanted else ()
+    pooling = stages if "features" in needs else ()
     mine = share_blocks(len(samples), BLOCK, accelerator)
     batch_size = -(-batch_size // BLOCK) * BLOCK
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -86,12 +89,14 @@ def collect(
             x = samples.batch(at, device=accelerator.device)
             y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
             outputs = _one_batch(
-                model, x, y, needs, layout, layer, () if looks else stages, precision
+                model, x, y, needs, layout, layer, () if looks else pooling, precision
             )
+            if needs & {"deep", "attributed"}:
+                outputs |= _deep(model, x, y, outputs["logits"], needs, layout, stages)
             if looks and isinstance(x, Tensor) and needs & {"features", "views"}:
                 draws = [torch_generator(seed, "views", int(first)) for first in at[::BLOCK]]
                 shown = _shown(samples, x, looks, draws)
-                outputs |= _mean_look(model, shown, y, layout, stages, precision)
+                outputs |= _mean_look(model, shown, y, layout, pooling, precision)
             for name, values in outputs.items():
                 rows[name].append(values.detach().float().cpu().numpy())
             done += len(at)
@@ -109,16 +114,26 @@ def collect(
         probs=samples.probs,
         views=looks if needs & {"features", "views"} else 0,
         trusted=samples.trusted,
-        features={k.removeprefix("feature."): v for k, v in parts.items() if "feature." in k},
-        columns={k: v.astype(np.float64) for k, v in parts.items() if "feature." not in k},
+        features=_table(parts, "feature"),
+        attributed=_table(parts, "attributed"),
+        columns={k: v.astype(np.float64) for k, v in parts.items() if v.ndim == 1},
     )
 
 
+def _table(parts: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """What a kind holds of every stage."""
+    return {k.removeprefix(f"{kind}."): v for k, v in parts.items() if k.startswith(f"{kind}.")}
+
+
 def default_stages(layout: Layout) -> tuple[str, ...]:
-    """At most `STAGES` layers, evenly over the depth, with the last: early ones memorise least."""
-    n = len(layout.stages)
+    """At most `STAGES` layers, evenly over the depth, with the last: early ones memorise least.
+
+    A layer inside a block stands back: the block's output says more.
+    """
+    whole = [s for s in layout.stages if not any(s.startswith(f"{b}.") for b in layout.stages)]
+    n = len(whole)
     wanted = np.unique(np.linspace(n - 1, 0, min(n, STAGES)).round().astype(int))
-    return tuple(layout.stages[i] for i in wanted)
+    return tuple(whole[i] for i in wanted)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -129,16 +144,23 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def pooled(output: Tensor, *, unit: int) -> Tensor:
-    """``[b, …, d, …] → [b, d]``: the mean over space or time; unit: the dimension of size d.
+    """Means and standard deviations over space or time; unit: the dimension of size d.
 
-    Of images ``[b, d, h, w]`` the means of the four quarters, ``[b, 4 d]``, if these are no more
-    than `COLUMNS`: where something is tells more, and costs more.
+    ``[b, …, d, …] → [b, 2 d]``. Of images ``[b, d, h, w]`` the means are taken by parts, 4 × 4 or
+    2 × 2 of them, where these are no more than `COLUMNS`: ``[b, 16 d + d]`` or ``[b, 4 d + d]``.
+    Where something is, and how much it varies, tells more than the mean alone.
     """
-    image = output.dim() == 4 and unit == 1 and min(output.shape[2:]) > 1
-    if image and 4 * output.shape[1] <= COLUMNS:
-        return nn.functional.adaptive_avg_pool2d(output, 2).flatten(1)
     over = tuple(k for k in range(1, output.dim()) if k != unit)
-    return output.mean(dim=over) if over else output
+    if not over or all(output.shape[k] == 1 for k in over):
+        return output.flatten(1)
+    x = output.float()
+    mean = x.mean(dim=over, keepdim=True)
+    spread = (x - mean).square().mean(dim=over).sqrt()
+    if output.dim() == 4 and unit == 1:
+        side = min(output.shape[2:])
+        parts = (g for g in (4, 2) if g <= side and g * g * output.shape[1] <= COLUMNS)
+        mean = nn.functional.adaptive_avg_pool2d(x, next(parts, 1))
+    return torch.cat([mean.flatten(1), spread], dim=1)
 
 
 def unit_dimension(stage: nn.Module, chains: list[nn.Module], output: Tensor) -> int:
@@ -154,18 +176,18 @@ def unit_dimension(stage: nn.Module, chains: list[nn.Module], output: Tensor) ->
 
 
 def attribute(
-    model: nn.Module, batch: Batch, direction: Tensor, *, layer: str
-) -> tuple[Tensor, Tensor]:
-    """Activation h of a layer, and the gradient there of ``Σ_c direction_c · z_c``, by autograd.
+    model: nn.Module, batch: Batch, direction: Tensor, *, layers: tuple[str, ...]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Activation h of each layer, and the gradient there of ``Σ_c direction_c · z_c``, by autograd.
 
     direction: ``float[b, c]``; ``e_given − e_rival`` makes ``h · gradient`` the label-conditional
     attribution. Both results have the shape of the layer's output. Exact for any network; costs a
-    forward and a partial backward pass.
+    forward and a backward pass, down to the first of the layers.
     """
-    with torch.enable_grad(), captured(model, (layer,), differentiable=True) as found:
-        logits = logits_of(model, batch)
-        (gradient,) = torch.autograd.grad((logits * direction).sum(), [found[layer]])
-    return found[layer].detach(), gradient
+    with torch.enable_grad(), captured(model, layers, differentiable=True) as found:
+        outputs = (logits_of(model, batch) * direction).sum()
+        gradients = torch.autograd.grad(outputs, [found[layer] for layer in layers])
+    return {k: (found[k].detach(), g) for k, g in zip(layers, gradients, strict=True)}
 
 
 def gradient_closed(
@@ -226,7 +248,7 @@ def _one_batch(
 
     def at(direction: Tensor) -> tuple[Tensor, Tensor]:
         if not tail:
-            return attribute(model, x, direction, layer=layer)
+            return attribute(model, x, direction, layers=(layer,))[layer]
         h = found["input" if layer == layout.head else layer].float()
         return h, gradient_closed(model, h, direction, tail=tail)
 
@@ -248,6 +270,32 @@ def _one_batch(
         out["attribution_mass"] = unsigned.sum(dim=1)
         if "vectors" in needs:
             out["attributions"] = unsigned
+    return out
+
+
+def _deep(
+    model: nn.Module,
+    x: Batch,
+    y: Tensor,
+    logits: Tensor,
+    needs: frozenset[str],
+    layout: Layout,
+    stages: tuple[str, ...],
+) -> dict[str, Tensor]:
+    """Gradient × activation at every stage: for the given label, summed; for the predicted, pooled.
+
+    The latter is label-free: what speaks for the class with the largest logit against the mean.
+    """
+    out, c = {}, logits.shape[1]
+    if "deep" in needs:
+        direction = against_rival(y, best_other(logits, y), c)
+        for name, (h, gradient) in attribute(model, x, direction, layers=stages).items():
+            out[f"attribution.{name}"] = (h * gradient).flatten(1).sum(dim=1)
+    if "attributed" in needs:
+        direction = nn.functional.one_hot(logits.argmax(dim=1), c) - 1 / c
+        parts = attribute(model, x, direction, layers=stages)
+        weighted = {name: h * gradient for name, (h, gradient) in parts.items()}
+        out |= _features(model, layout, stages, weighted, "attributed")
     return out
 
 
@@ -298,14 +346,18 @@ def _judgement(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def _features(
-    model: nn.Module, layout: Layout, stages: tuple[str, ...], found: dict[str, Tensor]
+    model: nn.Module,
+    layout: Layout,
+    stages: tuple[str, ...],
+    found: dict[str, Tensor],
+    kind: str = "feature",
 ) -> dict[str, Tensor]:
     """The stages' outputs, pooled."""
     features = {}
     for name in stages:
         chains = [module_named(model, k) for k, end in layout.probes.items() if end == name]
         unit = unit_dimension(module_named(model, name), chains, found[name])
-        features[f"feature.{name}"] = pooled(found[name], unit=unit).float()
+        features[f"{kind}.{name}"] = pooled(found[name], unit=unit).float()
     return features
 
 

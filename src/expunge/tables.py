@@ -72,7 +72,7 @@ class Signals:
 
     logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
     as the attribution. features: pooled activations, ``float32[n, d]`` by layer name, averaged over
-    random views. view_probs: class probabilities averaged over the same views, ``float32[n, c]``;
+    random views; attributed: pooled gradient × activation of the plain inputs. view_probs: class probabilities averaged over the same views, ``float32[n, c]``;
     view_loss: the cross-entropy averaged over them; views: how many there were, 0 if the plain
     inputs stand for them. attributions: ``float32[n, u]``, the label-free attribution of every
     unit. probs: class probabilities from elsewhere, by name, and trusted: samples known to be
@@ -90,6 +90,7 @@ class Signals:
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     trusted: np.ndarray | None = None
     views: int = 0
+    attributed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -101,6 +102,7 @@ class Signals:
         )
         _freeze_mapping(self, "columns")
         _freeze_mapping(self, "features")
+        _freeze_mapping(self, "attributed")
         _freeze_mapping(self, "probs")
         optional = ("view_probs", "view_loss", "attributions", "trusted")
         parts = [p for p in optional if getattr(self, p) is not None]
@@ -111,7 +113,8 @@ class Signals:
         _require_finite(self.logits, self.ids, "the model's output")
         for part in parts:
             _require_finite(getattr(self, part), self.ids, f"'{part}'")
-        for name, column in [*self.columns.items(), *self.features.items()]:
+        tables = (self.columns, self.features, self.attributed)
+        for name, column in [item for table in tables for item in table.items()]:
             if len(column) != n:
                 raise DataError(f"Signals: '{name}' has {len(column)} rows, expected {n}")
             _require_finite(column, self.ids, f"'{name}'")

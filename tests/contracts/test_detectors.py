@@ -67,7 +67,10 @@ def signals(n=80, c=4, seed=0, **changes):
         "view_loss": rng.random(n).astype(np.float32),
         "attributions": rng.random((n, 5)).astype(np.float32),
         "probs": {"folds": softmax(rng.standard_normal((n, c)), axis=1).astype(np.float32)},
+        "attributed": {"early": rng.standard_normal((n, 6)).astype(np.float32)},
     }
+    fields["columns"]["attribution.early"] = rng.standard_normal(n)
+    fields["columns"]["attribution.late"] = rng.standard_normal(n)
     return Signals(**{**fields, **changes})
 
 
@@ -84,6 +87,7 @@ def rows(s, at):
         s.view_loss[at],
         s.attributions[at],
         part(s.probs),
+        attributed=part(s.attributed),
     )
 
 

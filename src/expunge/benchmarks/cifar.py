@@ -47,7 +47,7 @@ State = Literal["fresh", "memorised"]
 # Fresh: stopped early and augmented, as one who knows of noise would. Memorised: trained until the
 # labels are fitted, as one would a clean set.
 TRAINING: Mapping[str, TuneConfig] = {
-    "fresh": TuneConfig(data="everything", epochs=10, lr=0.2, batch_size=128),
+    "fresh": TuneConfig(data="everything", epochs=20, lr=0.2, batch_size=128),
     "memorised": TuneConfig(data="everything", epochs=24, lr=0.2, batch_size=128, augment=False),
 }
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
