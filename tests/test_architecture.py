@@ -18,7 +18,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # From the bottom to the top: a module imports only what stands before it, or its own folder.
 LAYERS = [
     {"errors", "rng", "progress"},
-    {"registry", "config", "processes"},
+    {"registry", "config", "processes", "discriminants"},
     {"data", "tables"},
     {"metrics", "layers", "weights", "models", "transitions"},
     {"tuning"},
@@ -38,6 +38,7 @@ PURE = {
     "metrics",
     "config",
     "detectors",
+    "discriminants",
     "partitions",
     "transitions",
     "neurons",

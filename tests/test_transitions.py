@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy.optimize import approx_fprime
 from scipy.special import softmax
 
-from expunge.partitions import fdr_threshold
+from expunge.partitions import fdr_threshold, noise_model
+from expunge.tables import Scores
 from expunge.transitions import _Problem, fit, heard, unmixed
 
 N, C = 4000, 4
@@ -128,3 +131,25 @@ def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
     p = 1 - fit(sources, given, seed=0, told=0).posterior(sources, given)[np.arange(N), given]
     assert p.max() < 0.5
     assert np.corrcoef(p, sources[0][np.arange(N), given])[0, 1] < -0.2
+
+
+def test_out_of_sample_probabilities_are_heard_although_the_network_memorised():
+    """What the layers know little of is known elsewhere; the network's own word is no evidence."""
+    honest, right, given = planted(symmetric(0.3), sharp=4.0)
+    vague = honest**0.05 / (honest**0.05).sum(axis=2, keepdims=True)
+    scores = Scores(
+        ids=np.arange(N),
+        labels=given,
+        values={"class_distance": np.zeros(N)},
+        kinds={"class_distance": "label"},
+        class_probs=vague[0],
+        agreement={"model": 1.0, "views": 0.5},
+        sources=vague,
+        told=np.eye(C)[given][None],
+    )
+    alone, both = (
+        noise_model(scores, seed=0),
+        noise_model(replace(scores, elsewhere=honest), seed=0),
+    )
+    hits = [(split.suggested_label == right).mean() for split in (alone, both)]
+    assert hits[1] > max(hits[0], (given == right).mean()) + 0.1

@@ -21,6 +21,7 @@ def store_scores(scores: Scores) -> Artefact:
             "class_probs": torch.from_numpy(scores.class_probs.copy()),
             "sources": torch.from_numpy(np.array(scores.sources)),
             "told": torch.from_numpy(np.array(scores.told)),
+            "elsewhere": torch.from_numpy(np.array(scores.elsewhere)),
         },
     )
 
@@ -39,6 +40,7 @@ def load_scores(artefact: Artefact) -> Scores:
         trusted=columns["trusted"],
         sources=artefact.tensors["sources"].numpy(),
         told=artefact.tensors["told"].numpy(),
+        elsewhere=artefact.tensors["elsewhere"].numpy(),
     )
 
 

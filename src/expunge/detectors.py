@@ -19,6 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from expunge.discriminants import squared_distance
 from expunge.errors import ConfigError, DataError, extra_required
 from expunge.registry import Registry
 from expunge.tables import Scores, Signals
@@ -45,11 +46,8 @@ MEMORISED = 0.1
 _POOL_ROWS = 20_000
 _POOL_RIDGE = 1e-3
 _POOL_TRUSTED = 100
-# The discriminant's covariance is shrunken by so much, and its rows are taken so many at a time.
-_SHRINKAGE = 0.1
 # Far from the mean is bad, unless the near ones say less of their class in so many of all pairs.
 _TURNED, _ENDS = 0.9, 20
-_PIECE = 8192
 
 detectors: Registry[Callable[..., Detection]] = Registry("detector")
 _KINDS: dict[str, str] = {}
@@ -96,7 +94,7 @@ def detect(
     sources = _not_memorised([q for d in found.values() for q in d.class_probs], signals)
     left_out = [q for d in found.values() if d.left_out for q in d.class_probs]
     class_probs = softmax(signals.logits, axis=1)
-    told = [class_probs, *(signals.probs or {}).values()]
+    told, elsewhere = [class_probs], tuple(signals.probs.values())
     if sources:
         class_probs = opinion_pool(sources, signals.labels, signals.trusted)
     agreement = {"model": _agreement(signals.logits, signals)}
@@ -113,6 +111,7 @@ def detect(
         trusted=signals.trusted,
         sources=np.stack(left_out) if left_out else None,
         told=np.stack(told),
+        elsewhere=np.stack(elsewhere) if elsewhere else None,
     )
 
 
@@ -286,12 +285,11 @@ def class_distance(signals: Signals) -> Detection:
     ``log p_c = −½ (f − μ_c)ᵀ Σ⁻¹ (f − μ_c)`` + const. The means come from the given labels; wrong
     ones pull them together but leave the directions. Cost: n · Σ d².
     """
-    n, c = signals.logits.shape
-    posteriors = [_discriminant(f, signals.labels, c) for f in signals.features.values()]
+    posteriors = signals.posteriors
     if not posteriors:
-        return Detection(np.zeros(n))
+        return Detection(np.zeros(len(signals.ids)))
     margins = [label_margin(np.log(p), signals.labels) for p in posteriors]
-    return Detection(np.mean(margins, axis=0), tuple(posteriors), left_out=True)
+    return Detection(np.mean(margins, axis=0), posteriors, left_out=True)
 
 
 @detector("feature_distance", "input", "features")
@@ -306,15 +304,11 @@ def feature_distance(signals: Signals) -> Detection:
     ``log max_c p_c``, with p as in ``class_distance``: a model that has memorised is sure of noise
     too. Cost: n · Σ d².
     """
-    distances, doubts = [], []
-    for features in signals.features.values():
-        squared = (_whitened(features) ** 2).sum(axis=1)
-        distances.append(np.log(np.maximum(squared, 1e-12)))
-        p = _discriminant(features, signals.labels, signals.logits.shape[1])
-        doubts.append(-np.log(p.max(axis=1)))
-    if not distances:
+    squared = [squared_distance(features) for features in signals.features.values()]
+    if not squared:
         return Detection(np.zeros(len(signals.ids)))
-    distance, doubt = np.mean(distances, axis=0), np.mean(doubts, axis=0)
+    distance = np.mean([np.log(np.maximum(d, 1e-12)) for d in squared], axis=0)
+    doubt = np.mean([-np.log(p.max(axis=1)) for p in signals.posteriors], axis=0)
     order, n = np.argsort(distance, kind="stable"), len(distance)
     few = min(max(-(-n // 100), _ENDS), -(-n // 2))
     pairs = doubt[order[:few], None] > doubt[order[-few:]]
@@ -481,64 +475,6 @@ def _approximate(space: torch.Tensor) -> Find:
         return torch.from_numpy(np.where(others < 0, others[:, :1], others))
 
     return find
-
-
-def _discriminant(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """``float64[n, c]``: posteriors of linear discriminant analysis, each sample left out.
-
-    In closed form: without sample i of class y, with ``r = f − μ_y``, the mean of y moves by
-    ``−r / (n_y − 1)`` and the scatter loses ``a r rᵀ``, ``a = n_y / (n_y − 1)``, which
-    Sherman and Morrison's formula takes out of its inverse. Equal priors, standardised columns,
-    ``Σ = (1/n) Σ r rᵀ + 0.1 · mean variance · I``; posteriors are at least 10⁻⁴.
-    """
-    n = len(labels)
-    counts = np.bincount(labels, minlength=classes)
-    location = features.mean(axis=0, dtype=np.float64)
-    scale = features.std(axis=0, dtype=np.float64)
-    scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(location)), scale, np.inf)
-
-    def standard(rows: slice) -> np.ndarray:
-        return (features[rows] - location) / scale
-
-    pieces = [slice(start, start + _PIECE) for start in range(0, n, _PIECE)]
-    means = np.zeros((classes, features.shape[1]))
-    for rows in pieces:
-        means += np.eye(classes)[labels[rows]].T @ standard(rows)
-    means /= np.maximum(counts, 1)[:, None]
-    scatter = np.zeros((features.shape[1],) * 2)
-    for rows in pieces:
-        residual = standard(rows) - means[labels[rows]]
-        scatter += residual.T @ residual / n
-    ridge = _SHRINKAGE * max(float(np.trace(scatter)) / len(scatter), 1e-12)
-    values, vectors = np.linalg.eigh(scatter + ridge * np.eye(len(scatter)))
-    basis = vectors / np.sqrt(values)
-    centres = means @ basis
-    log_p = np.empty((n, classes))
-    for rows in pieces:
-        z, y = standard(rows) @ basis, labels[rows]
-        r = z - centres[y]
-        a = counts[y] / np.maximum(counts[y] - 1, 1)
-        squared_r = (r**2).sum(axis=1)
-        gain = a / np.maximum(1 - a * squared_r / n, 1e-3) / n
-        squared = (z**2).sum(axis=1)[:, None] - 2 * z @ centres.T + (centres**2).sum(axis=1)
-        along = (z * r).sum(axis=1)[:, None] - r @ centres.T
-        squared += gain[:, None] * along**2
-        squared[np.arange(len(y)), y] = a**2 * (squared_r + gain * squared_r**2)
-        squared[:, counts == 0] = np.inf
-        log_p[rows] = log_softmax(-0.5 * squared, axis=1)
-    return np.exp(np.maximum(log_p, np.log(1e-4)))
-
-
-def _whitened(features: np.ndarray) -> np.ndarray:
-    """Centred features in the basis where they are white.
-
-    ``Σ = FᵀF / n + 10⁻³ · mean variance · I``, so that constant columns do no harm.
-    """
-    centred = features - features.mean(axis=0, dtype=np.float64)
-    covariance = centred.T @ centred / len(centred)
-    ridge = 1e-3 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
-    return centred @ (vectors / np.sqrt(values))
 
 
 def label_margin(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -114,14 +114,17 @@ def noise_model(
     are made, but that the transition does not depend on the input; where it does, T is a mean.
 
     A model that has memorised its labels has no say itself; any other has: see `transitions.heard`.
+    Probabilities from elsewhere are heard as the model is, or, where that has memorised, as the
+    layers are.
     It has if it agrees with the given labels far more often than it does under random views, or,
     where it was shown none, with more than 95 % of them. Input faults are those of `mixture`, and
     samples that have one say nothing about labels. The whole is `mixture` where no source speaks of
     labels, and where neither views nor such a fit tell whether the model has memorised them.
     """
-    sources, told, labels = np.asarray(scores.sources), np.asarray(scores.told), scores.labels
+    sources, told = np.asarray(scores.sources), np.asarray(scores.told)
+    elsewhere, labels = np.asarray(scores.elsewhere), scores.labels
     memorised = _memorised(scores)
-    if not len(sources) or len(labels) < _FEW or memorised is None:
+    if not len(sources) + len(elsewhere) or len(labels) < _FEW or memorised is None:
         return mixture(
             scores, seed=seed, threshold=threshold, components=components, separation=separation
         )
@@ -129,7 +132,10 @@ def noise_model(
     p_input, fits, evidence, error = _input_faults(scores, components, separation, seed)
     usable = p_input <= 0.5 if (p_input <= 0.5).sum() >= _FEW else np.ones(len(labels), dtype=bool)
     trusted = np.asarray(scores.trusted)
-    if not memorised:
+    if memorised:  # of probabilities from elsewhere, those that know the labels by heart drop out
+        sources = np.concatenate([sources, elsewhere])
+    else:
+        told = np.concatenate([told, elsewhere])
         sources = transitions.heard(sources, told, labels, usable)
     model = transitions.fit(
         sources[:, usable],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -82,7 +81,7 @@ def collect(
     pooling = stages if "features" in needs else ()
     mine = share_blocks(len(samples), BLOCK, accelerator)
     batch_size = -(-batch_size // BLOCK) * BLOCK
-    rows: dict[str, list[np.ndarray]] = defaultdict(list)
+    parts: dict[str, np.ndarray] = {}
     done = 0
     with evaluating(model), torch.no_grad():
         for at in samples.batches(batch_size, positions=mine):
@@ -97,13 +96,17 @@ def collect(
                 draws = [torch_generator(seed, "views", int(first)) for first in at[::BLOCK]]
                 shown = _shown(samples, x, looks, draws)
                 outputs |= _mean_look(model, shown, y, layout, pooling, precision)
-            for name, values in outputs.items():
-                rows[name].append(values.detach().float().cpu().numpy())
+            for name, output in outputs.items():
+                values = output.detach().float().cpu().numpy()
+                if name not in parts:  # once, for all batches
+                    parts[name] = np.empty((len(mine), *values.shape[1:]), dtype=values.dtype)
+                parts[name][done : done + len(at)] = values
             done += len(at)
             progress(what, done, len(mine))
-    parts = {name: np.concatenate(values) for name, values in rows.items()}
     if accelerator.num_processes > 1:
         parts = merge(parts, mine, len(samples))
+    for values in parts.values():
+        values.setflags(write=False)
     return Signals(
         ids=samples.ids,
         labels=samples.labels,

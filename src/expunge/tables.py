@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from torch import nn
 
+from expunge.discriminants import posteriors
 from expunge.errors import DataError, ExpungeError, PruneError, some
 
 if TYPE_CHECKING:
@@ -20,10 +22,17 @@ KINDS = ("label", "input")
 
 
 def frozen_array(values: ArrayLike, dtype: Any = None) -> np.ndarray:
-    """A read-only copy."""
+    """A read-only copy; an array that is read-only already stands for itself."""
+    if isinstance(values, np.ndarray) and dtype in (None, values.dtype) and _constant(values):
+        return values
     array = np.array(values, dtype=dtype)
     array.setflags(write=False)
     return array
+
+
+def _constant(array: np.ndarray) -> bool:
+    """Whether nobody can write to the array, nor to one that it is a view of."""
+    return array.flags.owndata and not array.flags.writeable
 
 
 def _freeze(record: object, **arrays: tuple[ArrayLike, Any]) -> None:
@@ -72,11 +81,12 @@ class Signals:
 
     logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
     as the attribution. features: pooled activations, ``float32[n, d]`` by layer name, averaged over
-    random views; attributed: pooled gradient × activation of the plain inputs. view_probs: class probabilities averaged over the same views, ``float32[n, c]``;
-    view_loss: the cross-entropy averaged over them; views: how many there were, 0 if the plain
-    inputs stand for them. attributions: ``float32[n, u]``, the label-free attribution of every
-    unit. probs: class probabilities from elsewhere, by name, and trusted: samples known to be
-    right; see `Samples`. Parts that no detector asked for are empty.
+    random views; attributed: pooled gradient × activation of the plain inputs. view_probs: class
+    probabilities averaged over the same views, ``float32[n, c]``; view_loss: the cross-entropy
+    averaged over them; views: how many there were, 0 if the plain inputs stand for them.
+    attributions: ``float32[n, u]``, the label-free attribution of every unit. probs: class
+    probabilities from elsewhere, by name, and trusted: samples known to be right; see `Samples`.
+    Parts that no detector asked for are empty.
     """
 
     ids: np.ndarray
@@ -91,6 +101,12 @@ class Signals:
     trusted: np.ndarray | None = None
     views: int = 0
     attributed: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def posteriors(self) -> tuple[np.ndarray, ...]:
+        """What the features of each layer say of the class: ``float64[n, c]``, samples left out."""
+        classes = self.logits.shape[1]
+        return tuple(posteriors(f, self.labels, classes) for f in self.features.values())
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -128,10 +144,10 @@ class Scores:
     class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
     label is left aside; it makes the suggested labels. sources: ``float32[s, n, c]``, label
     distributions made without the sample's own label, layer by layer. told: ``float32[t, n, c]``,
-    those of the model itself, which was trained on that label: plain, its mean over random views,
-    and probabilities from elsewhere, as far as there are any. agreement: share of the given labels
-    that the model predicts (``"model"``), and that it predicts under random views (``"views"``).
-    trusted: ``bool[n]``, samples that are known to be right.
+    those of the model itself, which was trained on that label: plain, and its mean over random
+    views. elsewhere: ``float32[e, n, c]``, probabilities that came with the samples. agreement:
+    share of the given labels that the model predicts (``"model"``), and that it predicts under
+    random views (``"views"``). trusted: ``bool[n]``, samples that are known to be right.
     """
 
     ids: np.ndarray
@@ -143,11 +159,13 @@ class Scores:
     trusted: np.ndarray | None = None
     sources: np.ndarray | None = None
     told: np.ndarray | None = None
+    elsewhere: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
         none = np.empty((0, *np.shape(self.class_probs)))
-        for name, found in (("sources", self.sources), ("told", self.told)):
+        for name in ("sources", "told", "elsewhere"):
+            found = getattr(self, name)
             _freeze(self, **{name: (none if found is None else found, np.float32)})
         trusted = np.zeros(n, dtype=bool) if self.trusted is None else self.trusted
         _freeze(self, trusted=(trusted, np.bool_))

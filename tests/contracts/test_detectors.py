@@ -23,7 +23,6 @@ from expunge.benchmarks.noise import gaussian_inputs, wrong_labels
 from expunge.data import from_arrays
 from expunge.detectors import (
     Detection,
-    _discriminant,
     _not_memorised,
     detect,
     detectors,
@@ -35,6 +34,7 @@ from expunge.detectors import (
     opinion_pool,
     view_margin,
 )
+from expunge.discriminants import posteriors
 from expunge.errors import ConfigError, DataError, ExpungeError
 from expunge.models import convnet
 from expunge.signals import collect
@@ -243,7 +243,7 @@ def test_input_detectors_do_not_take_wrong_labels_for_bad_inputs(planted):
     made, _ = planted
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(len(made.ids)) < 0.4, rng.permutation(made.labels), made.labels)
-    other = Signals(**{**vars(made), "labels": labels})
+    other = replace(made, labels=labels)
     for name in ("attribution_mass", "feature_distance"):
         assert (detectors.get(name)(other).score == detectors.get(name)(made).score).all()
 
@@ -344,7 +344,7 @@ def test_discriminant_posteriors_agree_with_leaving_each_sample_out():
         inverse = np.linalg.inv(scatter(others) + ridge)
         away = [x[i] - x[others & (labels == k)].mean(axis=0) for k in (0, 2)]
         expected.append([-0.5 * d @ inverse @ d for d in away])
-    made = _discriminant(features, labels, 3)
+    made = posteriors(features, labels, 3)
     assert_allclose(
         made[:, [0, 2]], np.maximum(np.exp(log_softmax(expected, axis=1)), 1e-4), rtol=1e-6
     )
@@ -560,6 +560,6 @@ def test_bad_inputs_that_are_all_alike_are_worse_than_those_far_from_the_mean(pl
     bad = rng.random(len(made.ids)) < 0.5
     features = 3 * np.eye(10)[made.labels] + rng.standard_normal((len(bad), 10))
     features = np.where(bad[:, None], 0.1 * rng.standard_normal((len(bad), 10)), features)
-    parts = {**vars(made), "features": {"layer": features.astype(np.float32)}}
-    score = detectors.get("feature_distance")(Signals(**parts)).score
+    made = replace(made, features={"layer": features.astype(np.float32)})
+    score = detectors.get("feature_distance")(made).score
     assert roc_auc_score(bad, score) > 0.95

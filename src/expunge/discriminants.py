@@ -1,0 +1,80 @@
+"""What linear statistics of features say: class posteriors, and distances to the mean. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax
+
+# The discriminant's covariance is shrunken by so much.
+SHRINKAGE = 0.1
+# Rows are taken so many at a time, so that memory does not grow with their number.
+_PIECE = 8192
+
+
+def posteriors(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """``float64[n, c]``: posteriors of linear discriminant analysis, each sample left out.
+
+    In closed form: without sample i of class y, with ``r = f − μ_y``, the mean of y moves by
+    ``−r / (n_y − 1)`` and the scatter loses ``a r rᵀ``, ``a = n_y / (n_y − 1)``, which
+    Sherman and Morrison's formula takes out of its inverse. Equal priors, standardised columns,
+    ``Σ = (1/n) Σ r rᵀ + 0.1 · mean variance · I``; posteriors are at least 10⁻⁴.
+    """
+    n = len(labels)
+    counts = np.bincount(labels, minlength=classes)
+    location = features.mean(axis=0, dtype=np.float64)
+    scale = features.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(location)), scale, np.inf)
+
+    def standard(rows: slice) -> np.ndarray:
+        return (features[rows] - location) / scale
+
+    pieces = _pieces(n)
+    means = np.zeros((classes, features.shape[1]))
+    for rows in pieces:
+        means += np.eye(classes)[labels[rows]].T @ standard(rows)
+    means /= np.maximum(counts, 1)[:, None]
+    scatter = np.zeros((features.shape[1],) * 2)
+    for rows in pieces:
+        residual = standard(rows) - means[labels[rows]]
+        scatter += residual.T @ residual / n
+    ridge = SHRINKAGE * max(float(np.trace(scatter)) / len(scatter), 1e-12)
+    values, vectors = np.linalg.eigh(scatter + ridge * np.eye(len(scatter)))
+    basis = vectors / np.sqrt(values)
+    centres = means @ basis
+    log_p = np.empty((n, classes))
+    for rows in pieces:
+        z, y = standard(rows) @ basis, labels[rows]
+        r = z - centres[y]
+        a = counts[y] / np.maximum(counts[y] - 1, 1)
+        squared_r = (r**2).sum(axis=1)
+        gain = a / np.maximum(1 - a * squared_r / n, 1e-3) / n
+        squared = (z**2).sum(axis=1)[:, None] - 2 * z @ centres.T + (centres**2).sum(axis=1)
+        along = (z * r).sum(axis=1)[:, None] - r @ centres.T
+        squared += gain[:, None] * along**2
+        squared[np.arange(len(y)), y] = a**2 * (squared_r + gain * squared_r**2)
+        squared[:, counts == 0] = np.inf
+        log_p[rows] = log_softmax(-0.5 * squared, axis=1)
+    return np.exp(np.maximum(log_p, np.log(1e-4)))
+
+
+def squared_distance(features: np.ndarray) -> np.ndarray:
+    """``float64[n]``: squared Mahalanobis distance to the mean.
+
+    ``Σ = FᵀF / n + 10⁻³ · mean variance · I`` of centred features, so that constant columns do no
+    harm.
+    """
+    centre = features.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((features.shape[1],) * 2)
+    for rows in _pieces(len(features)):
+        centred = features[rows] - centre
+        covariance += centred.T @ centred / len(features)
+    ridge = 1e-3 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
+    basis = vectors / np.sqrt(values)
+    return np.concatenate(
+        [(((features[rows] - centre) @ basis) ** 2).sum(axis=1) for rows in _pieces(len(features))]
+    )
+
+
+def _pieces(n: int) -> list[slice]:
+    return [slice(start, start + _PIECE) for start in range(0, n, _PIECE)]
