@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy.stats import t
 
-from expunge.benchmarks import cifar, detect
+from expunge.benchmarks import cifar, detect, memory
 from expunge.benchmarks.noise import Truth, instance_dependent, mild_inputs
 from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Table, mean
@@ -251,3 +252,19 @@ def test_captum_agrees_with_the_closed_form_of_self_influence_but_for_the_bias(d
     ours = detectors.get("self_influence")(signals).score ** 2
     h = signals.columns["head_input_norm"]
     assert_allclose(theirs, ours * h**2 / (h**2 + 1), rtol=1e-4, atol=1e-9)
+
+
+def test_memory_is_measured_apart_from_the_features(data, tmp_path):
+    rows = memory.bench(data, sizes=[60, 150], views=1, out=tmp_path)
+    assert [(r["n"], r["views"]) for r in rows] == [(60, 1), (150, 1)]
+    assert rows[1]["cache_bytes"] == 2.5 * rows[0]["cache_bytes"] > 0
+    assert "| 150 | 1 |" in (tmp_path / "table.md").read_text()
+
+
+def test_more_images_than_there_are_are_moved_ones():
+    images = torch.arange(12, dtype=torch.uint8).view(3, 1, 1, 4)
+    more = memory.Shifted(images, 8)
+    found = more.batch(np.array([7, 0, 4]))
+    assert torch.equal(found[0], images[1].roll(2, dims=-1))
+    assert torch.equal(found[1], images[0])
+    assert torch.equal(found[2], images[1].roll(1, dims=-1))

@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.table import Table
 
 from expunge import pipeline, reports, specs
-from expunge.benchmarks import cifar, detect, digits
+from expunge.benchmarks import cifar, detect, digits, memory
 from expunge.benchmarks import demo as demos
 from expunge.data.sources import sources
 from expunge.data.views import views
@@ -202,11 +202,15 @@ class State(StrEnum):
     memorised = "memorised"
 
 
+CifarFolder = Annotated[
+    Path, typer.Option(help="train.parquet and test.parquet, or cifar-10-batches-py.")
+]
+CIFAR = Path("cifar10")
+
+
 @bench.command("detect")
 def bench_detect(
-    data: Annotated[
-        Path, typer.Option(help="train.parquet and test.parquet, or cifar-10-batches-py.")
-    ] = Path("cifar10"),
+    data: CifarFolder = CIFAR,
     noise: Annotated[list[Noisy] | None, typer.Option(help="Kinds of noise; all.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Shares of bad samples.")] = None,
     state: Annotated[list[State] | None, typer.Option(help="States of the network; both.")] = None,
@@ -239,6 +243,30 @@ def bench_detect(
             cifar.Cifar(data, extra),
             settings=settings,
             names=detector or detect.DEFAULT,
+            out=out,
+            command=shlex.join(["expunge", *sys.argv[1:]]),
+            progress=show,
+        )
+    if as_json:
+        _print_json(rows)
+    else:
+        typer.echo((out / "table.md").read_text(encoding="utf-8"))
+
+
+@bench.command("memory")
+def bench_memory(
+    data: CifarFolder = CIFAR,
+    n: Annotated[list[int] | None, typer.Option(help="Numbers of samples.")] = None,
+    views: Annotated[int, typer.Option(min=0, help="Random views; more cost time alone.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where rows and table go.")] = Path("runs/bench-memory"),
+    as_json: Json = False,
+) -> None:
+    """Peak memory of scores and partition, over the number of samples."""
+    with _progress() as show:
+        rows = memory.bench(
+            cifar.Cifar(data),
+            sizes=n or (25_000, 250_000),
+            views=views,
             out=out,
             command=shlex.join(["expunge", *sys.argv[1:]]),
             progress=show,
