@@ -22,7 +22,7 @@ LAYERS = [
     {"data", "tables"},
     {"metrics", "layers", "weights", "models", "transitions"},
     {"tuning"},
-    {"signals", "surgery", "pruners"},
+    {"signals", "surgery", "pruners", "robust"},
     {"detectors", "partitions", "neurons", "runs"},
     {"archive", "recipes"},
     {"wording", "flags", "charts"},

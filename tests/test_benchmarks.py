@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy.stats import t
 
-from expunge.benchmarks import cifar, detect, memory
+from expunge.benchmarks import cifar, detect, memory, repair
 from expunge.benchmarks.noise import Truth, instance_dependent, mild_inputs
 from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Table, mean
@@ -22,6 +22,7 @@ from expunge.detectors import detectors
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.signals import collect
 from expunge.tables import Partition
+from expunge.tuning import TuneConfig
 
 N = 120
 
@@ -268,3 +269,76 @@ def test_more_images_than_there_are_are_moved_ones():
     assert torch.equal(found[0], images[1].roll(2, dims=-1))
     assert torch.equal(found[1], images[0])
     assert torch.equal(found[2], images[1].roll(1, dims=-1))
+
+
+# ------------------------------------------------------------------------------ repair
+
+
+@pytest.fixture(scope="module")
+def repaired(data, tmp_path_factory):
+    """Two seeds of a small suite, with short schedules."""
+    out = tmp_path_factory.mktemp("repair")
+    settings = [cifar.Setting("human_random1", state="memorised", n=100, seed=s) for s in (0, 1)]
+    names = ("nothing", "finetune-only", "oracle-finetune", "cleanlab-retrain")
+    short = TuneConfig(data="everything", epochs=12, lr=0.05, batch_size=10, augment=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cifar, "TRAINING", {"fresh": short, "memorised": short})
+        patch.setattr(repair, "TRAINING", cifar.TRAINING)
+        rows = repair.bench(data, settings=settings, names=names, out=out)
+    return out, settings, names, rows
+
+
+def test_every_recipe_has_a_row_with_its_costs(repaired):
+    out, _, names, rows = repaired
+    assert {r["recipe"] for r in rows} == {*names, "default", "oracle-retrain"}
+    assert len(rows) == 2 * 6
+    fields = (
+        "data n noise rate state recipe seed accuracy macro_f1 worst_class gap_recovered "
+        "forgetting seconds train_seconds parameters macs"
+    )
+    assert all(set(fields.split()) <= set(row) for row in rows)
+    by_name = {r["recipe"]: r for r in rows if r["seed"] == 0}
+    assert by_name["nothing"]["seconds"] == 0 < by_name["default"]["seconds"]
+    assert by_name["default"]["parameters"] < by_name["nothing"]["parameters"]
+    assert "| human_random1 | memorised | default | 2 |" in (out / "table.md").read_text()
+
+
+def test_rows_of_a_repair_are_made_once(repaired, data, monkeypatch):
+    out, settings, names, rows = repaired
+    monkeypatch.setattr(repair, "trained", None)
+    assert repair.bench(data, settings=settings, names=names, out=out) == rows
+
+
+def test_the_gap_is_the_share_of_the_way_from_noisy_to_oracle():
+    key = {"data": "d", "n": 1, "noise": "x", "rate": 0.1, "state": "fresh", "seed": 0}
+    accuracy = {"nothing": 0.4, "oracle-retrain": 0.8, "default": 0.7}
+    rows = [{**key, "recipe": k, "accuracy": v} for k, v in accuracy.items()]
+    gaps = {r["recipe"]: r["gap_recovered"] for r in repair.with_gaps(rows)}
+    assert gaps == {"nothing": 0, "oracle-retrain": 1, "default": pytest.approx(0.75)}
+    assert [r["gap_recovered"] for r in repair.with_gaps(rows[2:])] == [None]
+
+
+def test_wrong_labels_that_are_still_predicted_are_counted(data):
+    scene = data.scene(cifar.Setting("human_random1", n=100))
+    wrong = scene.truth.label_fault
+
+    says = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    torch.nn.init.zeros_(says[1].weight)
+    says[1].bias.data = torch.eye(10)[1]
+    expected = (scene.train.labels[wrong] == 1).mean()
+    assert repair.still_predicted(says, scene) == expected > 0
+    assert repair.still_predicted(says, data.scene(cifar.Setting("none", n=50))) is None
+
+
+def test_oracles_know_the_truth_and_nobody_else_does(data):
+    scene = data.scene(cifar.Setting("human_random1", n=100))
+    split = repair.true_partition(scene)
+    assert_array_equal(split.flagged, scene.truth.noisy)
+    assert_array_equal(split.suggested_label, scene.truth.labels)
+
+
+def test_unknown_recipes_are_refused_before_any_training(data, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'oracle-retrain'"):
+        repair.bench(
+            data, settings=[cifar.Setting("none")], names=("oracle-retrian",), out=tmp_path
+        )

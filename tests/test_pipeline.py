@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import expunge
-from expunge import pipeline, stages, surgery
+from expunge import pipeline, surgery
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
+from expunge.layers import reinitialised
 from expunge.models import mlp
 from expunge.recipes import PruneConfig, recipes
 from expunge.tables import PrunePlan, RepairResult
@@ -604,11 +605,11 @@ def test_a_network_that_cannot_be_drawn_anew_is_named():
 
     model = nn.Sequential(mlp(inputs=4, classes=2, hidden=4), Scaled())
     with pytest.raises(ModelError, match=r"retrain: '1' \(Scaled\) cannot be initialised anew"):
-        stages.reinitialised(model, 0)
+        reinitialised(model, 0)
 
 
 def test_fresh_weights_depend_on_the_seed_alone():
-    first, second, other = (stages.reinitialised(memorised(), s) for s in (0, 0, 1))
+    first, second, other = (reinitialised(memorised(), s) for s in (0, 0, 1))
     assert_same_weights(first, second)
     assert not torch.equal(first[1].weight, other[1].weight)
     assert not torch.equal(first[1].weight, memorised()[1].weight)

@@ -33,6 +33,7 @@ from rich.table import Table
 from expunge import pipeline, reports, specs
 from expunge.benchmarks import cifar, detect, digits, memory
 from expunge.benchmarks import demo as demos
+from expunge.benchmarks import repair as repairs
 from expunge.data.sources import sources
 from expunge.data.views import views
 from expunge.detectors import detectors
@@ -180,7 +181,7 @@ def bench_digits(
 
 
 class Noisy(StrEnum):
-    """What `bench detect` does to the data."""
+    """What a suite does to the data."""
 
     none = "none"
     symmetric = "symmetric"
@@ -208,25 +209,28 @@ CifarFolder = Annotated[
 CIFAR = Path("cifar10")
 
 
-@bench.command("detect")
-def bench_detect(
-    data: CifarFolder = CIFAR,
-    noise: Annotated[list[Noisy] | None, typer.Option(help="Kinds of noise; all.")] = None,
-    rate: Annotated[list[float] | None, typer.Option(help="Shares of bad samples.")] = None,
-    state: Annotated[list[State] | None, typer.Option(help="States of the network; both.")] = None,
-    detector: Annotated[
-        list[str] | None, typer.Option(help="expunge, expunge-fast, a detector, or a peer.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 … n − 1.")] = 1,
-    n: Annotated[int, typer.Option(min=100, help="Training images.")] = 25_000,
-    labels: Annotated[str, typer.Option(help="FILE:COLUMN, for the noise 'labels'.")] = "",
-    truth: Annotated[str, typer.Option(help="FILE:COLUMN, the right labels of these.")] = "",
-    out: Annotated[Path, typer.Option(help="Where networks, rows and tables go.")] = Path(
-        "runs/bench-detect"
-    ),
-    as_json: Json = False,
-) -> None:
-    """Detection on CIFAR-10: noise × state of the network × detector, against the truth."""
+Noises = Annotated[list[Noisy] | None, typer.Option("--noise", help="Kinds of noise; all.")]
+Rates = Annotated[list[float] | None, typer.Option("--rate", help="Shares of bad samples.")]
+States = Annotated[list[State] | None, typer.Option("--state", help="States of the network; both.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds 0 … n − 1.")]
+Images = Annotated[int, typer.Option("--n", min=100, help="Training images.")]
+GivenLabels = Annotated[str, typer.Option("--labels", help="FILE:COLUMN, for the noise 'labels'.")]
+RightLabels = Annotated[
+    str, typer.Option("--truth", help="FILE:COLUMN, the right labels of these.")
+]
+
+
+def _suite(
+    data: Path,
+    noise: list[Noisy] | None,
+    rate: list[float] | None,
+    state: list[State] | None,
+    seeds: int,
+    n: int,
+    labels: str,
+    truth: str,
+) -> tuple[cifar.Cifar, list[cifar.Setting]]:
+    """The data and all settings that were asked for."""
     if bool(labels) != bool(truth):
         raise typer.BadParameter("--labels and --truth go together")
     extra = cifar.Extra(labels, truth) if labels else None
@@ -238,19 +242,78 @@ def bench_detect(
         seeds=range(seeds),
         n=n,
     )
+    return cifar.Cifar(data, extra), settings
+
+
+def _print_suite(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json(rows)
+    else:
+        typer.echo((out / "table.md").read_text(encoding="utf-8"))
+
+
+@bench.command("detect")
+def bench_detect(
+    data: CifarFolder = CIFAR,
+    noise: Noises = None,
+    rate: Rates = None,
+    state: States = None,
+    detector: Annotated[
+        list[str] | None, typer.Option(help="expunge, expunge-fast, a detector, or a peer.")
+    ] = None,
+    seeds: Seeds = 1,
+    n: Images = 25_000,
+    labels: GivenLabels = "",
+    truth: RightLabels = "",
+    out: Annotated[Path, typer.Option(help="Where networks, rows and tables go.")] = Path(
+        "runs/bench-detect"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Detection on CIFAR-10: noise × state of the network × detector, against the truth."""
+    folder, settings = _suite(data, noise, rate, state, seeds, n, labels, truth)
     with _progress() as show:
         rows = detect.bench(
-            cifar.Cifar(data, extra),
+            folder,
             settings=settings,
             names=detector or detect.DEFAULT,
             out=out,
             command=shlex.join(["expunge", *sys.argv[1:]]),
             progress=show,
         )
-    if as_json:
-        _print_json(rows)
-    else:
-        typer.echo((out / "table.md").read_text(encoding="utf-8"))
+    _print_suite(rows, out, as_json)
+
+
+@bench.command("repair")
+def bench_repair(
+    data: CifarFolder = CIFAR,
+    noise: Noises = None,
+    rate: Rates = None,
+    state: States = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Recipes, controls, oracles and peers; all.")
+    ] = None,
+    seeds: Seeds = 1,
+    n: Images = 25_000,
+    labels: GivenLabels = "",
+    truth: RightLabels = "",
+    out: Annotated[Path, typer.Option(help="Where networks, runs, rows and tables go.")] = Path(
+        "runs/bench-repair"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Repair on CIFAR-10: noise × state × recipe, with controls, oracles and peers."""
+    folder, settings = _suite(data, noise, rate, state, seeds, n, labels, truth)
+    with _progress() as show:
+        rows = repairs.bench(
+            folder,
+            settings=settings,
+            names=recipe or (),
+            out=out,
+            command=shlex.join(["expunge", *sys.argv[1:]]),
+            progress=show,
+        )
+    _print_suite(rows, out, as_json)
 
 
 @bench.command("memory")
@@ -271,10 +334,7 @@ def bench_memory(
             command=shlex.join(["expunge", *sys.argv[1:]]),
             progress=show,
         )
-    if as_json:
-        _print_json(rows)
-    else:
-        typer.echo((out / "table.md").read_text(encoding="utf-8"))
+    _print_suite(rows, out, as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.data.samples import Batch
 from expunge.errors import ModelError, closest, raise_all, some
+from expunge.rng import seeded
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # Layers that act on each channel by itself, so that a unit keeps its index through them.
@@ -244,6 +246,23 @@ def _tail(head: str, leaves: list[tuple[str, nn.Module, Value, Value]]) -> tuple
         tail.insert(0, name)
         value = source
     return tuple(tail)
+
+
+def reinitialised(model: nn.Module, seed: int) -> nn.Module:
+    """A copy with fresh weights: every module with weights draws its own anew."""
+    fresh = copy.deepcopy(model)
+    with seeded(seed, "initialise"):
+        for name, module in fresh.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif any(True for _ in module.parameters(recurse=False)):
+                raise ModelError(
+                    f"'{name}' ({type(module).__name__}) cannot be initialised anew",
+                    where="retrain",
+                    fix="give it a method `reset_parameters`, or leave this recipe out",
+                )
+    return fresh
 
 
 def check_model(model: nn.Module) -> None:

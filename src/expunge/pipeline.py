@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,16 +20,17 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from expunge import archive, flags, metrics, pages, reports, surgery, tuning
+from expunge import archive, flags, metrics, pages, reports, robust, surgery, tuning
 from expunge.data import Samples, as_samples, check_disjoint, shared_inputs
 from expunge.errors import ConfigError
-from expunge.layers import check_model
+from expunge.layers import check_model, reinitialised
 from expunge.processes import once
 from expunge.progress import Progress, silent
 from expunge.recipes import (
     PruneConfig,
     RankConfig,
     Recipe,
+    ScoreConfig,
     recipes,
     resolve,
 )
@@ -42,7 +43,6 @@ from expunge.stages import (
     partition,
     plan,
     rank,
-    reinitialised,
     score,
     tuned_layers,
 )
@@ -59,7 +59,7 @@ from expunge.weights import fit_weights, save_weights
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 6
+CODE = 7
 
 
 def repair(
@@ -94,10 +94,9 @@ def repair(
         split = _partitioned(job, run, scores)
         fixed = _carried_out(job, run, job.recipe, split)
         others = {
-            name: _carried_out(job, run, recipes.get(name)(job.recipe), split, f"controls/{name}/")
-            for name in job.controls
+            name: _controlled(job, run, name, split, fixed.partition) for name in job.controls
         }
-        result = _result(job, run, scores, split, fixed, others, train_seconds)
+        result = _result(job, run, scores, fixed, others, train_seconds)
         _write(job, run, result)
         run.log("end", flags=[flag.code for flag in result.flags])
     return result
@@ -220,6 +219,7 @@ class _Job:
 
 class _Fixed(NamedTuple):
     model: nn.Module
+    partition: Partition
     ranking: NeuronRanking | None
     plan: PrunePlan | None
     seconds: float
@@ -272,26 +272,45 @@ def _prepare(
     )
 
 
-def _scored(job: _Job, run: Run) -> Scores:
-    config = job.recipe.score
+def _scored(
+    job: _Job,
+    run: Run,
+    model: nn.Module | None = None,
+    config: ScoreConfig | None = None,
+    name: str = "1-score",
+    read: Sequence[str] = (),
+) -> Scores:
+    """Scores of the model given, or of one that the stages read have made of it."""
+    config = config or job.recipe.score
 
     def compute() -> Artefact:
         return archive.store_scores(
-            score(job.model, job.train, seed=job.seed, progress=job.progress, **asdict(config))
+            score(
+                model or job.model,
+                job.train,
+                seed=job.seed,
+                progress=job.progress,
+                **asdict(config),
+            )
         )
 
-    return archive.load_scores(run.stage("1-score", job.key(run, config, ()), compute))
+    return archive.load_scores(run.stage(name, job.key(run, config, read), compute))
 
 
-def _partitioned(job: _Job, run: Run, scores: Scores) -> Partition:
+def _partitioned(
+    job: _Job,
+    run: Run,
+    scores: Scores,
+    name: str = "2-partition",
+    read: Sequence[str] = ("1-score",),
+) -> Partition:
     config = job.recipe.partition
 
     def compute() -> Artefact:
         split = once(job.accelerator, lambda: partition(scores, seed=job.seed, **asdict(config)))
         return archive.store_partition(split)
 
-    key = job.key(run, config, ["1-score"])
-    return archive.load_partition(run.stage("2-partition", key, compute))
+    return archive.load_partition(run.stage(name, job.key(run, config, read), compute))
 
 
 def _carried_out(
@@ -302,7 +321,10 @@ def _carried_out(
     prefix: str = "",
     until: str = "tune",
 ) -> _Fixed:
-    """Rank, plan, cut and tune as a recipe says; the prefix is that of its stages' folders."""
+    """Rank, plan, cut and tune as a recipe says, in as many rounds as it says.
+
+    The prefix is that of its stages' folders.
+    """
     read = ["1-score", "2-partition"]
     model, ranking, cut = job.model, None, None
     if recipe.start == "scratch":
@@ -319,9 +341,45 @@ def _carried_out(
     if recipe.tune.epochs and until == "tune":
         model = _tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
+        more = recipe.rounds.most if recipe.start == "model" else 1
+        for number in range(2, more + 1):
+            before = split.flagged
+            split, model = _again(job, run, recipe, model, cut, f"{prefix}rounds/{number}/", read)
+            if (before != split.flagged).mean() < recipe.rounds.enough:
+                break
     if model is job.model:  # the caller's own: neither handed out nor put into another mode
         model = copy.deepcopy(model)
-    return _Fixed(model.eval(), ranking, cut, sum(run.seconds[name] for name in read))
+    return _Fixed(model.eval(), split, ranking, cut, sum(run.seconds[name] for name in read))
+
+
+def _again(
+    job: _Job,
+    run: Run,
+    recipe: Recipe,
+    model: nn.Module,
+    cut: PrunePlan | None,
+    prefix: str,
+    read: list[str],
+) -> tuple[Partition, nn.Module]:
+    """One more round: what the repaired model sees in the data, and what it learns of that."""
+    rounds = recipe.rounds
+    looked, split_name, tuned = (f"{prefix}{n}" for n in ("1-score", "2-partition", "5-tune"))
+    config = replace(recipe.score, views=rounds.views)
+    scores = _scored(job, run, model, config, looked, read)
+    read.append(looked)
+    split = _partitioned(job, run, scores, split_name, read)
+    read.append(split_name)
+    tune = replace(recipe.tune, data=rounds.data, epochs=rounds.epochs)
+    model = _tuned(job, run, replace(recipe, tune=tune), model, split, cut, tuned, read)
+    read.append(tuned)
+    return split, model
+
+
+def _controlled(job: _Job, run: Run, name: str, first: Partition, last: Partition) -> _Fixed:
+    """A control: it starts from the first partition, or trains from scratch on the last."""
+    recipe = recipes.get(name)(job.recipe)
+    split = last if recipe.start == "scratch" else first
+    return _carried_out(job, run, recipe, split, f"controls/{name}/")
 
 
 def _ranked(
@@ -358,9 +416,13 @@ def _tuned(
 ) -> nn.Module:
     config = recipe.tune
     mode = recipe.prune.mode
-    key = job.key(run, config, read, start=recipe.start, mode=mode)
+    key = job.key(run, config, read, start=recipe.start, mode=mode, trainer=recipe.trainer)
 
     def compute() -> Artefact:
+        if recipe.trainer:
+            trainer, rate = robust.trainers.get(recipe.trainer), split.noise_rate[0]
+            how = {"seed": job.seed, "rate": rate, "progress": job.progress, "what": name}
+            return Artefact(tensors=trainer(model, job.train, config, **how).state_dict())
         cut_layers = tuple(cut.units) if cut else ()
         found = tuning.tune(
             model,
@@ -385,7 +447,6 @@ def _result(
     job: _Job,
     run: Run,
     scores: Scores,
-    split: Partition,
     fixed: _Fixed,
     others: Mapping[str, _Fixed],
     train_seconds: float | None,
@@ -403,11 +464,13 @@ def _result(
             found = evaluate(other.model, job.validation, seed=job.seed, progress=job.progress)
             difference = metrics.paired_gain(after, found, seed=job.seed)
             size = surgery.size(other.model, example)
-            controls[name] = Control(found, other.seconds, size, difference)
+            controls[name] = Control(found, other.seconds, size, difference, other.model)
     shared = shared_inputs(job.train, job.validation) if job.validation is not None else 0
     seconds = {} if train_seconds is None else {"train": train_seconds}
-    seconds |= {n.split("-", 1)[1]: s for n, s in run.seconds.items() if "/" not in n}
-    seconds["controls"] = sum(s for n, s in run.seconds.items() if "/" in n)
+    for name, spent in run.seconds.items():
+        stage = "controls" if name.startswith("controls/") else name.rpartition("-")[2]
+        seconds[stage] = seconds.get(stage, 0.0) + spent
+    seconds.setdefault("controls", 0.0)
     seconds["compare"] = time.perf_counter() - started
     return RepairResult(
         model=fixed.model,
@@ -415,7 +478,7 @@ def _result(
         seed=job.seed,
         config=asdict(job.recipe),
         scores=scores,
-        partition=split,
+        partition=fixed.partition,
         ranking=fixed.ranking,
         plan=fixed.plan,
         before=before,
@@ -426,7 +489,13 @@ def _result(
         size_after=surgery.size(fixed.model, example),
         seconds=seconds,
         flags=flags.find_flags(
-            split, fixed.plan, before, after, controls, shared, extra=flags.memorised(scores)
+            fixed.partition,
+            fixed.plan,
+            before,
+            after,
+            controls,
+            shared,
+            extra=flags.memorised(scores),
         ),
         run=str(run.folder) if run.folder else "",
         classes=job.train.classes,

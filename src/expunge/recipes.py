@@ -109,15 +109,42 @@ class PruneConfig:
 
 
 @dataclass(frozen=True)
+class RoundsConfig:
+    """How often the repaired model looks at the data again, and is tuned once more on what it sees.
+
+    most: rounds in all; 1 repairs once. views: random views when it looks again (a healthier model
+    needs fewer). data, epochs: of the tuning in these rounds; see `TuneConfig`. enough: the share
+    of samples whose flag must change, or no further round follows.
+    """
+
+    most: int = 1
+    views: int = 0
+    data: Literal["kept", "soft", "relabel", "everything"] = "relabel"
+    epochs: int = 4
+    enough: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.most < 1 or self.views < 0 or self.epochs < 1:
+            raise ConfigError("rounds.most and .epochs must be 1 or more, .views not negative")
+        if not 0 <= self.enough <= 1:
+            raise ConfigError(f"rounds.enough must lie in [0, 1], not {self.enough}")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Settings of every stage. start: fine-tune the model given, or train it anew from scratch."""
+    """Settings of every stage. start: fine-tune the model given, or train it anew from scratch.
+
+    trainer: another way to train than `tuning.tune`, see `robust`.
+    """
 
     score: ScoreConfig = field(default_factory=ScoreConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.3))
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
+    trainer: Literal["", "elr", "co-teaching", "divide-mix"] = ""
 
 
 recipes: Registry[Callable[[Recipe], Recipe]] = Registry("recipe")
@@ -162,6 +189,7 @@ def rlap(recipe: Recipe) -> Recipe:
         partition=PartitionConfig(method="posterior"),
         rank=RankConfig(method="activation-ols", last=1),
         prune=PruneConfig(fraction=0.156),
+        rounds=RoundsConfig(most=1),
         tune=replace(
             recipe.tune,
             data="kept",
@@ -209,6 +237,37 @@ def retrain_long(recipe: Recipe) -> Recipe:
     """Control: the same with six times the epochs, a schedule to the end instead of equal time."""
     retrain = retrain_kept(recipe)
     return replace(retrain, tune=replace(retrain.tune, epochs=6 * retrain.tune.epochs))
+
+
+@recipes.register("tune-everything")
+def tune_everything(recipe: Recipe) -> Recipe:
+    """Control: as much more training, on all samples with the labels given."""
+    tune = replace(recipe.tune, data="everything")
+    return replace(_uncut(recipe), tune=tune, rounds=RoundsConfig(most=1))
+
+
+@recipes.register("elr")
+def elr(recipe: Recipe) -> Recipe:
+    """Peer: a fresh network by early-learning regularisation (arXiv 2007.00151)."""
+    return replace(_from_scratch(recipe), trainer="elr")
+
+
+@recipes.register("co-teaching")
+def co_teaching(recipe: Recipe) -> Recipe:
+    """Peer: two fresh networks that choose each other's samples (arXiv 1804.06872)."""
+    return replace(_from_scratch(recipe), trainer="co-teaching")
+
+
+@recipes.register("divide-mix")
+def divide_mix(recipe: Recipe) -> Recipe:
+    """Peer: two fresh networks, mixtures and MixMatch (arXiv 2002.07394)."""
+    return replace(_from_scratch(recipe), trainer="divide-mix")
+
+
+def _from_scratch(recipe: Recipe) -> Recipe:
+    """A schedule to the end, on all samples with the labels given."""
+    long = retrain_long(recipe)
+    return replace(long, tune=replace(long.tune, data="everything"))
 
 
 def _uncut(recipe: Recipe) -> Recipe:

@@ -38,7 +38,8 @@ SCHEMA = 1
 _STAGES = ("1-score", "2-partition", "3-rank", "4-prune", "5-tune", "model")
 # What a run makes in its folder; nothing else is ever deleted.
 _OURS = frozenset(
-    {*_STAGES, *(f"{name}.partial" for name in _STAGES), "controls", "log.jsonl", "result.json"}
+    {*_STAGES, *(f"{name}.partial" for name in _STAGES)}
+    | {"controls", "rounds", "log.jsonl", "result.json"}
     | {"model.safetensors", "partition.parquet", "report.html", "report.md"}
 )
 _TEMPORARY = ".partial-"  # how files begin that are not yet whole

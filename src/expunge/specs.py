@@ -34,7 +34,7 @@ from expunge.runs import require_room
 from expunge.tuning import TuneConfig
 from expunge.weights import load_weights
 
-STAGES = ("score", "partition", "rank", "prune", "tune")
+STAGES = ("score", "partition", "rank", "prune", "tune", "rounds")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Spec:
     rank: dict[str, Any] = field(default_factory=dict)
     prune: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
+    rounds: dict[str, Any] = field(default_factory=dict)
 
     def overrides(self) -> dict[str, Any]:
         """The stages' tables that say something."""

@@ -28,7 +28,6 @@ from expunge.partitions import fdr_threshold, partitioners
 from expunge.progress import Progress, silent
 from expunge.pruners import pruners
 from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
-from expunge.rng import seeded
 from expunge.signals import collect
 from expunge.tables import (
     Budget,
@@ -221,23 +220,6 @@ def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) ->
     masked = copy.deepcopy(model)
     surgery.mask(masked, plan, one_sample(samples))
     return masked
-
-
-def reinitialised(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with fresh weights: every module with weights draws its own anew."""
-    fresh = copy.deepcopy(model)
-    with seeded(seed, "initialise"):
-        for name, module in fresh.named_modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif any(True for _ in module.parameters(recurse=False)):
-                raise ModelError(
-                    f"'{name}' ({type(module).__name__}) cannot be initialised anew",
-                    where="retrain",
-                    fix="give it a method `reset_parameters`, or leave this recipe out",
-                )
-    return fresh
 
 
 def one_sample(samples: Samples) -> Batch:

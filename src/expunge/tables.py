@@ -446,6 +446,7 @@ class Control:
     seconds: float
     size: Size
     gain: Metric  # repaired − control, paired
+    model: nn.Module | None = None
 
 
 @dataclass(frozen=True)

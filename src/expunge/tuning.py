@@ -138,12 +138,12 @@ def tune(
     _train_only(model, layers if config.scope == "head" else None)
     if all(p.dim() < 5 for p in model.parameters()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, config)
+    optimizer = optimizer_of(model, config)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     _freeze_batch_norm(model)
     augment = config.augment and samples.view is not None
     first = _resume(checkpoint, model, optimizer, accelerator)
-    cuts = _cuts(len(targets.positions), config.batch_size, 2 * accelerator.num_processes)
+    cuts = batch_cuts(len(targets.positions), config.batch_size, 2 * accelerator.num_processes)
     batches = len(cuts) + 1
     total = batches * config.epochs
     for epoch in range(first, config.epochs):
@@ -151,7 +151,7 @@ def tune(
             order = generator(seed, "order", epoch).permutation(len(targets.positions))
             for step, rows in enumerate(np.split(order, cuts)):
                 done = epoch * batches + step
-                _set_lr(optimizer, config, (done + 0.5) / total)
+                set_lr(optimizer, config, (done + 0.5) / total)
                 draw = torch_generator(seed, what, done, accelerator.process_index)
                 x, y, w = _batch(samples, targets, rows, accelerator, draw if augment else None)
                 with autocast(config.precision, accelerator.device):
@@ -217,7 +217,7 @@ def _freeze_batch_norm(model: nn.Module) -> None:
                 module.eval()
 
 
-def _optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = config.weight_decay
     if config.optimizer == "adamw":
@@ -231,7 +231,7 @@ def _optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
     )
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) -> None:
     """Set the learning rate for the fraction of the training that is done."""
     factor = 1.0
     if config.schedule == "cosine":
@@ -243,7 +243,7 @@ def _set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) -
         group["lr"] = config.lr * factor
 
 
-def _cuts(n: int, size: int, least: int) -> np.ndarray:
+def batch_cuts(n: int, size: int, least: int) -> np.ndarray:
     """Where n samples are cut into batches.
 
     A rest of fewer than ``least`` joins the batch before it: batch norm needs two samples in every
