@@ -16,17 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from scipy.special import softmax
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import expunge
-from expunge import pipeline, surgery
+from expunge import pipeline, stages, surgery
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.layers import reinitialised
 from expunge.models import mlp
 from expunge.recipes import PruneConfig, recipes
+from expunge.signals import collect
 from expunge.tables import PrunePlan, RepairResult
+from expunge.tuning import targets_of
 from expunge.weights import load_weights, read_weights
 from oracles_digits import (
     FAST,
@@ -129,6 +132,98 @@ def test_a_repair_takes_arrays_and_data_sets_as_well():
     arrays = pipeline.repair(memorised(), (x, y), **given)
     pairs = pipeline.repair(memorised(), list(zip(x, y.tolist(), strict=True)), **given)
     assert_same_weights(arrays.model, pairs.model)
+
+
+def test_named_samples_are_forgotten_and_nothing_else_is_looked_for(tmp_path):
+    ids = noisy().ids[5:45]
+    given = {"overrides": {"tune": {"epochs": 6, "batch_size": 32}}, "controls": ()}
+    result = pipeline.forget(memorised(), noisy(), ids, clean(), out=tmp_path, **given)
+    split = result.partition
+    assert split.ids[split.flagged].tolist() == ids.tolist()
+    assert np.array_equal(split.suggested_label, split.labels)
+    before, after = result.certificate.predicted
+    assert before > 0.85
+    assert after < before - 0.2
+    kept = noisy().subset(np.flatnonzero(~split.flagged))
+    targets = targets_of(noisy(), split, result.config["tune"]["data"])
+    assert not np.isin(noisy().ids[targets.positions], ids).any()
+    assert len(targets.positions) == len(kept)
+    named = [str(i) for i in ids]  # as a file would name them
+    again = pipeline.forget(memorised(), noisy(), named, clean(), out=tmp_path, **given)
+    assert_same_weights(again.model, result.model)
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"), [([5], "no training sample has the id 5"), ([], "no id is named")]
+)
+def test_ids_that_are_not_there_are_an_error(ids, says):
+    with pytest.raises(DataError, match=says):
+        pipeline.forget(memorised(), noisy(), ids)
+
+
+def test_another_deletion_is_another_run(tmp_path):
+    given = {"overrides": QUICK, "controls": ()}
+    pipeline.forget(memorised(), noisy(), [1000, 1001, 1002], out=tmp_path, **given)
+    with pytest.raises(RunError, match="forget"):
+        pipeline.forget(memorised(), noisy(), [1000, 1001, 1003], out=tmp_path, **given)
+
+
+def test_the_certificate_counts_what_the_models_say():
+    result = plain()
+    split, data = result.partition, noisy()
+    found = result.certificate
+    said = [collect(m, data).logits.argmax(axis=1) for m in (memorised(), result.model)]
+    for share, predicted in zip(found.predicted, said, strict=True):
+        assert share == pytest.approx((predicted == data.labels)[split.flagged].mean())
+    assert found.drift == pytest.approx((said[0] != said[1])[split.kept].mean())
+    sure = lambda d: softmax(collect(result.model, d).logits, axis=1).max(axis=1)  # noqa: E731
+    members, others = sure(data)[split.flagged], sure(clean())
+    wins = (members[:, None] > others).mean() + 0.5 * (members[:, None] == others).mean()
+    assert found.membership[1] == pytest.approx(wins, abs=1e-3)
+    assert found.samples == split.flagged.sum()
+
+
+def test_a_model_with_next_to_no_noise_is_left_alone_and_the_controls_show_why():
+    overrides = {**FAST, "partition": {"threshold": 1.0}}
+    result = repaired(overrides=overrides, controls=("finetune-only",))
+    assert result.left_alone
+    assert_same_weights(result.model, memorised())
+    assert result.plan is None
+    assert result.gain.value == 0
+    control = result.controls["finetune-only"].model
+    assert not torch.equal(control[-1].weight, result.model[-1].weight)
+    assert expunge.report(result).startswith("# ")
+    assert "Left alone: 0 of 400 training samples" in expunge.report(result)
+
+
+def test_another_round_looks_again_with_the_repaired_model(tmp_path):
+    rounds = {**FAST, "rounds": {"most": 2, "epochs": 2, "enough": 0.0}}
+    result = repaired(overrides=rounds, out=tmp_path / "whole")
+    first = plain()
+    assert not np.array_equal(result.partition.p_noisy, first.partition.p_noisy)
+    again = stages.score(first.model, noisy(), **FAST["score"])
+    expected = stages.partition(again)
+    assert np.array_equal(result.partition.p_noisy, expected.p_noisy)
+    assert (tmp_path / "whole" / "rounds" / "2" / "5-tune").is_dir()
+    # Interrupted in the second round, it goes on to the same end.
+    with pytest.raises(KeyboardInterrupt):
+        repaired(overrides=rounds, out=tmp_path / "cut", progress=_stop_at("rounds/2/5-tune"))
+    repaired(overrides=rounds, out=tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def _stop_at(stage):
+    def progress(what, done, total):
+        if what == stage and done > 1:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_no_round_follows_one_that_changes_too_little(tmp_path):
+    rounds = {**FAST, "rounds": {"most": 4, "epochs": 1, "enough": 1.0}}
+    repaired(overrides=rounds, out=tmp_path)
+    assert sorted(p.name for p in (tmp_path / "rounds").iterdir()) == ["2"]
 
 
 def test_without_validation_nothing_is_measured_and_no_control_runs(tmp_path):

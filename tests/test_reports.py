@@ -15,7 +15,7 @@ from numpy.testing import assert_array_equal
 from expunge import charts, flags, pages, reports, wording
 from expunge.data.samples import LazyInputs, Samples, TensorInputs
 from expunge.errors import DataError
-from expunge.tables import Flag, Metric, NeuronRanking, PrunePlan
+from expunge.tables import Certificate, Flag, Metric, NeuronRanking, PrunePlan
 from oracles_results import (
     make_control,
     make_evaluation,
@@ -250,10 +250,22 @@ def test_worst_of_ties_is_sorted_by_id_and_worst_of_none_is_empty():
 # Markdown
 
 
+def test_the_certificate_is_told_with_both_ends():
+    found = Certificate(samples=40, predicted=(1.0, 0.125), membership=(0.9, 0.52), drift=0.03)
+    text = reports.markdown(make_result(certificate=found))
+    assert "still predicted: 100.0% before, 12.5% after (40 samples)" in text
+    assert "with probability 0.90 before, 0.52 after" in text
+    assert "predicted otherwise than before: 3.0%" in text
+    assert "nothing to unlearn" in reports.markdown(make_result())
+    assert reports.summary(make_result(certificate=found))["certificate"]["drift"] == 0.03
+
+
 def test_markdown_puts_flags_first():
     text = reports.markdown(make_result(flags=(Flag("some-code", "Some evidence."),)))
     headings = re.findall(r"^## (.+)$", text, re.M)
-    assert headings == ["Red flags", "Result", "Partition", "Pruning", "Classes", "Time"]
+    assert headings == [
+        *("Red flags", "Result", "Partition", "Pruning", "Unlearned", "Classes", "Time")
+    ]
     assert "- **some-code**: Some evidence." in section(text, "Red flags")
 
 

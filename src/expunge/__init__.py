@@ -2,14 +2,16 @@
 
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ExpungeError
-from expunge.pipeline import repair
+from expunge.pipeline import forget, repair
 from expunge.reports import markdown as report
-from expunge.stages import compare, partition, plan, prune, rank, score, trajectory, tune
+from expunge.stages import certify, compare, partition, plan, prune, rank, score, trajectory, tune
 
 __all__ = [
     "ExpungeError",
     "Samples",
+    "certify",
     "compare",
+    "forget",
     "from_arrays",
     "from_dataset",
     "partition",

@@ -377,6 +377,33 @@ def repair(
     _exit(result, strict)
 
 
+@app.command()
+def forget(
+    spec: SpecPath,
+    ids: Annotated[
+        Path, typer.Option(help="Ids of training samples, one a line.", exists=True, dir_okay=False)
+    ],
+    out: Out = None,
+    seed: Seed = None,
+    recipe: RecipeName = None,
+    as_json: Json = False,
+    strict: Strict = False,
+    fresh: Fresh = False,
+) -> None:
+    """Unlearn the samples that a file names: a deletion request, a poisoned batch."""
+    named = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with _progress() as show:
+        job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
+        result = pipeline.forget(job.model, job.train, named, job.validation, **job.settings)
+    if as_json:
+        _print_json(reports.summary(result))
+    else:
+        _print_result(result)
+        for line in reports.unlearned(result):
+            typer.echo(f"- {line}")
+    _exit(result, strict)
+
+
 def _stage(name: str, says: str) -> Callable[..., None]:
     """A command that does the stages up to one, in the folder that `repair` goes on from."""
 

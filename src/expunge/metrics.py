@@ -57,6 +57,17 @@ def paired_gain(after: Evaluation, before: Evaluation, *, seed: int) -> Metric:
     return _metric(float(difference.mean()), draws, n)
 
 
+def surer(members: np.ndarray, others: np.ndarray) -> float:
+    """How often a model is surer of a member than of another: AUROC of ``max_c p_c``.
+
+    The simplest membership inference (arXiv 1806.01246, a threshold on the largest probability):
+    0.5 is no trace of the members, 1 gives all of them away. members, others: ``float[n, c]``
+    probabilities.
+    """
+    p = np.concatenate([members.max(axis=1), others.max(axis=1)])
+    return float(roc_auc_score(np.arange(len(p)) < len(members), p))
+
+
 def bootstrap(
     rows: np.ndarray,
     statistic: Callable[[np.ndarray], float],

@@ -22,6 +22,7 @@ from expunge.reports import (
     kind_of_evidence,
     layer_rows,
     outcomes,
+    unlearned,
     verdict,
     worst,
 )
@@ -69,6 +70,7 @@ def html(result: RepairResult, *, images: Mapping[Any, Tensor | np.ndarray] | No
         matrix=_matrix(result),
         neurons=_neurons(result.ranking, result.plan),
         layers=layer_rows(result.ranking, result.plan),
+        unlearned=unlearned(result),
         per_class=class_rows(result),
         config=json.dumps(dict(result.config), indent=2, default=str, ensure_ascii=False),
         version=version("expunge"),

@@ -10,19 +10,21 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from expunge import archive, flags, metrics, pages, reports, robust, surgery, tuning
+from expunge.config import digest
 from expunge.data import Samples, as_samples, check_disjoint, shared_inputs
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, DataError, some
 from expunge.layers import check_model, reinitialised
 from expunge.processes import once
 from expunge.progress import Progress, silent
@@ -37,6 +39,7 @@ from expunge.recipes import (
 from expunge.runs import Artefact, Run, opened
 from expunge.stages import (
     Data,
+    certify,
     cut_model,
     evaluate,
     one_sample,
@@ -90,16 +93,68 @@ def repair(
     job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
     with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed)
-        scores = _scored(job, run)
-        split = _partitioned(job, run, scores)
-        fixed = _carried_out(job, run, job.recipe, split)
-        others = {
-            name: _controlled(job, run, name, split, fixed.partition) for name in job.controls
-        }
-        result = _result(job, run, scores, fixed, others, train_seconds)
-        _write(job, run, result)
-        run.log("end", flags=[flag.code for flag in result.flags])
-    return result
+        return _finished(job, run, _scored(job, run), train_seconds)
+
+
+def forget(
+    model: nn.Module,
+    train: Data,
+    ids: Iterable[Any],
+    validation: Data | None = None,
+    *,
+    recipe: str = "default",
+    overrides: Mapping[str, object] | None = None,
+    controls: tuple[str, ...] = CONTROLS,
+    seed: int = 0,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> RepairResult:
+    """Unlearn samples that are named: a deletion request, a poisoned batch. See `repair`.
+
+    ids: of training samples. Nothing is looked for: these are bad, all others are good. The units
+    that hold them are cut and the rest is fine-tuned on all others; the result's certificate says
+    what is left of them, and that is not the same as never having seen them.
+
+    Raises DataError if an id is not there.
+    """
+    settings = {stage: dict(values) for stage, values in (overrides or {}).items()}  # type: ignore[call-overload]
+    settings["partition"] = {"method": "posterior"}
+    settings["tune"] = {**settings.get("tune", {}), "data": "kept"}
+    settings |= {"rounds": {"most": 1}, "least": 0.0}
+    job = _prepare(model, train, validation, recipe, settings, controls, seed, progress)
+    named = _named(job.train, np.unique(np.asarray(list(ids))))
+    job = replace(job, header={**job.header, "forget": digest(named.tolist())})
+
+    def compute() -> Artefact:
+        return archive.store_scores(_all_or_nothing(job.train, named))
+
+    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+        run.log("start", recipe=recipe, seed=seed, forget=int(named.sum()))
+        key = {**job.key(run, job.recipe.score, ()), "forget": job.header["forget"]}
+        scores = archive.load_scores(run.stage("1-score", key, compute))
+        return _finished(job, run, scores, None)
+
+
+def _named(samples: Samples, ids: np.ndarray) -> np.ndarray:
+    """``bool[n]``: whether a sample's id is among these; ids in text stand for numbers too."""
+    own = samples.ids.astype(str) if ids.dtype.kind in "OU" else samples.ids
+    strangers = np.setdiff1d(ids.astype(own.dtype), own)
+    if len(strangers) or not len(ids):
+        what = f"no training sample has the id {some(strangers)}" if len(ids) else "no id is named"
+        raise DataError(what, where="forget", fix="name ids of the training samples")
+    return np.isin(own, ids.astype(own.dtype))
+
+
+def _all_or_nothing(samples: Samples, named: np.ndarray) -> Scores:
+    """Scores that are certain: 1 for what is named, 0 for all else; no other label is suggested."""
+    return Scores(
+        ids=samples.ids,
+        labels=samples.labels,
+        values={"named": named.astype(np.float64)},
+        kinds={"named": "label"},
+        class_probs=np.eye(len(samples.classes))[samples.labels],
+    )
 
 
 class Stages(NamedTuple):
@@ -189,6 +244,17 @@ def train(
     return Trained(trained.eval(), run.seconds["model"])
 
 
+def _finished(job: _Job, run: Run, scores: Scores, train_seconds: float | None) -> RepairResult:
+    """All that follows the scores."""
+    split = _partitioned(job, run, scores)
+    fixed = _carried_out(job, run, job.recipe, split)
+    others = {name: _controlled(job, run, name, split, fixed.partition) for name in job.controls}
+    result = _result(job, run, scores, fixed, others, train_seconds)
+    _write(job, run, result)
+    run.log("end", flags=[flag.code for flag in result.flags])
+    return result
+
+
 @dataclass(frozen=True)
 class _Job:
     """What a repair works on; checked before anything is computed."""
@@ -223,6 +289,7 @@ class _Fixed(NamedTuple):
     ranking: NeuronRanking | None
     plan: PrunePlan | None
     seconds: float
+    left_alone: bool = False
 
 
 def _prepare(
@@ -327,6 +394,9 @@ def _carried_out(
     """
     read = ["1-score", "2-partition"]
     model, ranking, cut = job.model, None, None
+    if until == "tune" and split.flagged.mean() < recipe.least:
+        untouched = copy.deepcopy(model).eval()
+        return _Fixed(untouched, split, None, None, sum(run.seconds[name] for name in read), True)
     if recipe.start == "scratch":
         model = reinitialised(model, job.seed)
     if recipe.prune.cuts:
@@ -377,7 +447,7 @@ def _again(
 
 def _controlled(job: _Job, run: Run, name: str, first: Partition, last: Partition) -> _Fixed:
     """A control: it starts from the first partition, or trains from scratch on the last."""
-    recipe = recipes.get(name)(job.recipe)
+    recipe = replace(recipes.get(name)(job.recipe), least=0.0)
     split = last if recipe.start == "scratch" else first
     return _carried_out(job, run, recipe, split, f"controls/{name}/")
 
@@ -465,6 +535,9 @@ def _result(
             difference = metrics.paired_gain(after, found, seed=job.seed)
             size = surgery.size(other.model, example)
             controls[name] = Control(found, other.seconds, size, difference, other.model)
+    certificate = certify(
+        job.model, fixed.model, job.train, fixed.partition, job.validation, seed=job.seed
+    )
     shared = shared_inputs(job.train, job.validation) if job.validation is not None else 0
     seconds = {} if train_seconds is None else {"train": train_seconds}
     for name, spent in run.seconds.items():
@@ -499,6 +572,8 @@ def _result(
         ),
         run=str(run.folder) if run.folder else "",
         classes=job.train.classes,
+        left_alone=fixed.left_alone,
+        certificate=certificate,
     )
 
 

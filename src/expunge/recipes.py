@@ -134,7 +134,9 @@ class RoundsConfig:
 class Recipe:
     """Settings of every stage. start: fine-tune the model given, or train it anew from scratch.
 
-    trainer: another way to train than `tuning.tune`, see `robust`.
+    trainer: another way to train than `tuning.tune`, see `robust`. least: where a smaller share of
+    the samples is flagged the model is left alone: too few for their removal to outweigh the harm
+    that any tuning can do.
     """
 
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -145,6 +147,11 @@ class Recipe:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
     trainer: Literal["", "elr", "co-teaching", "divide-mix"] = ""
+    least: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= 1:
+            raise ConfigError(f"least must lie in [0, 1], not {self.least}", fix="0.02 means 2 %")
 
 
 recipes: Registry[Callable[[Recipe], Recipe]] = Registry("recipe")

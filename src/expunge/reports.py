@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +112,8 @@ def summary(result: RepairResult) -> dict[str, Any]:
         },
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
         "flags": [{"code": f.code, "sentence": f.sentence} for f in result.flags],
+        "certificate": asdict(result.certificate) if result.certificate else None,
+        "verdict": "leave alone" if result.left_alone else "repair",
         "recipe": result.recipe,
         "seed": int(result.seed),
         "run": str(result.run),
@@ -157,6 +160,11 @@ def _metrics(evaluation: Evaluation | None) -> dict[str, Any] | None:
 def verdict(result: RepairResult) -> str:
     """What the repair came to, in one sentence."""
     flagged, n = int(result.partition.flagged.sum()), len(result.partition.ids)
+    if result.left_alone:
+        return (
+            f"Left alone: {flagged:,} of {n:,} training samples were flagged, too few for a repair "
+            "to do more good than harm. The model is the one that came in."
+        )
     before, after, gain = result.before, result.after, result.gain
     if before is None or after is None:
         return (
@@ -218,6 +226,26 @@ def layer_rows(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[La
     ]
 
 
+def unlearned(result: RepairResult) -> list[str]:
+    """The certificate in sentences."""
+    found = result.certificate
+    if found is None:
+        return ["Nothing was flagged, so there was nothing to unlearn."]
+    before, after = (percent(v) for v in found.predicted)
+    lines = [
+        f"given labels of flagged samples that are still predicted: {before} before, {after} after "
+        f"({counted(found.samples, 'sample')})"
+    ]
+    if found.membership:
+        old, new = (f"{v:.2f}" for v in found.membership)
+        lines.append(
+            f"a flagged sample is known better than an unseen one with probability {old} before, "
+            f"{new} after (0.50: no trace)"
+        )
+    lines.append(f"kept samples that are predicted otherwise than before: {percent(found.drift)}")
+    return lines
+
+
 def worst(partition: Partition, k: int) -> np.ndarray:
     """Positions of the ``k`` most suspicious samples: by p_noisy, then evidence, then id."""
     evidence = np.zeros(len(partition.ids))
@@ -251,6 +279,8 @@ def markdown(result: RepairResult) -> str:
         _partition_lines(result.partition),
         "## Pruning",
         _pruning_lines(result),
+        "## Unlearned",
+        "\n".join(f"- {line}" for line in unlearned(result)),
         "## Classes",
         _class_table(result),
         "## Time",

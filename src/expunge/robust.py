@@ -215,6 +215,7 @@ class _Learner:
         self._optimizer, self._training = optimizer_of(model, training.config), training
 
     def logits(self, x: Tensor) -> Tensor:
+        """What the network says of some inputs, in float32."""
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         with autocast(self._training.config.precision, x.device):
             return logits_of(self.model, x).float()
@@ -227,6 +228,7 @@ class _Learner:
         self._optimizer.step()
 
     def finished(self) -> nn.Module:
+        """The trained network."""
         self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return self.model.eval()
 
@@ -250,8 +252,6 @@ class _Training:
                 where=what,
                 fix="leave the recipe out, or start one process",
             )
-        if not isinstance(samples.example(), Tensor):
-            raise DataError("this training takes tensors, not dictionaries", where=what)
         self.samples, self.config, self.seed = samples, config, seed
         self.what, self.device = what, accelerator.device
         self._model, self._progress = model, progress
@@ -266,8 +266,10 @@ class _Training:
         return _Learner(copy.deepcopy(self._model), self)
 
     def inputs(self, rows: np.ndarray) -> Tensor:
+        """Prepared inputs."""
         x = self.samples.batch(rows, device=self.device)
-        assert isinstance(x, Tensor)
+        if not isinstance(x, Tensor):
+            raise DataError("this training takes tensors, not dictionaries", where=self.what)
         return x
 
     def batches(self, epoch: int) -> Iterator[_Step]:

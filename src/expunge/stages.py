@@ -28,15 +28,18 @@ from expunge.partitions import fdr_threshold, partitioners
 from expunge.progress import Progress, silent
 from expunge.pruners import pruners
 from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
+from expunge.rng import generator
 from expunge.signals import collect
 from expunge.tables import (
     Budget,
+    Certificate,
     Evaluation,
     Metric,
     NeuronRanking,
     Partition,
     PrunePlan,
     Scores,
+    align,
 )
 from expunge.tuning import TuneConfig
 from expunge.weights import fit_weights, load_weights
@@ -44,6 +47,8 @@ from expunge.weights import fit_weights, load_weights
 T = TypeVar("T")
 # What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
 Data = Any
+# Samples of each sort that a certificate asks about.
+_ASKED = 5_000
 
 
 def score(
@@ -211,6 +216,49 @@ def evaluate(
     signals = collect(model, samples, progress=progress, what="evaluate")
     probs = softmax(signals.logits.astype(np.float64), axis=1)
     return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
+
+
+def certify(
+    before: nn.Module,
+    after: nn.Module,
+    data: Data,
+    split: Partition,
+    unseen: Data | None = None,
+    *,
+    seed: int = 0,
+) -> Certificate | None:
+    """What is left of the flagged samples in a repaired model; None if nothing is flagged.
+
+    unseen: held-out samples, to tell memory from skill. At most 5,000 samples of each sort are
+    asked about, drawn by the seed. Cost: two plain passes over these.
+    """
+    samples = as_samples(data)
+    flagged = split.flagged[align(split.ids, samples.ids)]
+    if not flagged.any():
+        return None
+
+    def said(of: Samples, rows: np.ndarray, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Labels of some rows, and what the two models say of these: probabilities."""
+        few = of.subset(np.sort(generator(seed, what).permutation(rows)[:_ASKED]))
+        logits = (collect(m, few, what="certify").logits for m in (before, after))
+        return few.labels, [softmax(z.astype(np.float64), axis=1) for z in logits]
+
+    labels, bad = said(samples, np.flatnonzero(flagged), "flagged")
+    predicted = [float((p.argmax(axis=1) == labels).mean()) for p in bad]
+    drift, membership = 0.0, None
+    if not flagged.all():
+        _, (old, new) = said(samples, np.flatnonzero(~flagged), "kept")
+        drift = float((old.argmax(axis=1) != new.argmax(axis=1)).mean())
+    if unseen is not None:
+        others = as_samples(unseen)
+        _, new_to = said(others, np.arange(len(others)), "unseen")
+        membership = [metrics.surer(a, b) for a, b in zip(bad, new_to, strict=True)]
+    return Certificate(
+        samples=min(int(flagged.sum()), _ASKED),
+        predicted=(predicted[0], predicted[1]),
+        membership=(membership[0], membership[1]) if membership else None,
+        drift=drift,
+    )
 
 
 def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) -> nn.Module:

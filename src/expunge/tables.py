@@ -450,6 +450,22 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """What a model knows of the samples that were to be unlearned: each (before, after).
+
+    samples: how many of them were asked about. predicted: share whose given label is predicted.
+    membership: how often the model is surer of one of them than of a sample it never saw (AUROC of
+    the largest probability; 0.5 is no trace), None without unseen samples. drift: share of the kept
+    samples that are predicted otherwise than before.
+    """
+
+    samples: int
+    predicted: tuple[float, float]
+    membership: tuple[float, float] | None
+    drift: float
+
+
+@dataclass(frozen=True)
 class RepairResult:
     """Everything that a repair did; on disk it is the run folder."""
 
@@ -471,3 +487,5 @@ class RepairResult:
     flags: tuple[Flag, ...]
     run: str
     classes: tuple[str, ...]
+    left_alone: bool = False
+    certificate: Certificate | None = None

@@ -218,6 +218,7 @@ def _freeze_batch_norm(model: nn.Module) -> None:
 
 
 def optimizer_of(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
+    """An optimiser for what may learn."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = config.weight_decay
     if config.optimizer == "adamw":

@@ -15,6 +15,7 @@ from expunge import stages
 from expunge.benchmarks.cifar import Cifar, network
 from expunge.benchmarks.noise import wrong_labels
 from expunge.benchmarks.suites import Ledger, Row, Table, timed
+from expunge.data import Samples
 from expunge.progress import Progress, silent
 from expunge.recipes import ScoreConfig
 from expunge.signals import collect
@@ -59,8 +60,7 @@ def bench(
     cost time alone.
     """
     ledger = Ledger(out, KEYS)
-    images, truth = cifar.train.inputs.batch(np.arange(len(cifar.train))), cifar.train.labels
-    assert isinstance(images, Tensor)
+    images, truth = _tensor(cifar.train), cifar.train.labels
     model, detectors = network(0), ScoreConfig().detectors
     columns = _columns(cifar)
     for n in sizes:
@@ -89,6 +89,11 @@ def bench(
     rows = ledger.rows()
     ledger.write("Memory", command, [table(rows)])
     return rows
+
+
+def _tensor(samples: Samples) -> Tensor:
+    """All images as they are stored."""
+    return torch.from_numpy(np.asarray(samples.inputs.batch(np.arange(len(samples)))))
 
 
 def _columns(cifar: Cifar) -> int:
