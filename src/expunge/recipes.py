@@ -143,7 +143,7 @@ class Recipe:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.3))
-    tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
+    tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel", lr=0.1))
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
     trainer: Literal["", "elr", "co-teaching", "divide-mix"] = ""
@@ -177,6 +177,19 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
 def default(recipe: Recipe) -> Recipe:
     """All evidence, layer by layer; cut by signed regression; tune with suspects relabelled."""
     return recipe
+
+
+@recipes.register("rounds")
+def rounds(recipe: Recipe) -> Recipe:
+    """A short repair, then a second look with the healthier model, and a longer one.
+
+    Sees the noise more clearly than one round, and takes about twice the time.
+    """
+    return replace(
+        recipe,
+        tune=replace(recipe.tune, data="kept", epochs=3),
+        rounds=RoundsConfig(most=2, data="kept", epochs=9),
+    )
 
 
 @recipes.register("rlap")

@@ -28,7 +28,7 @@ KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
 # The whole repair; everything else in the table is a control, an oracle or a peer.
 WHOLE = "default"
 CONTROLS = (
-    *("nothing", "finetune-only", "random-units", "smallest-weights", "rlap"),
+    *("nothing", "rounds", "finetune-only", "random-units", "smallest-weights", "rlap"),
     *("retrain-kept", "retrain-long", "tune-everything", "elr", "co-teaching", "divide-mix"),
 )
 # Trains from scratch on what is truly clean: the end of the scale that repairs are measured on.
