@@ -32,7 +32,7 @@ class ScoreConfig:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     layer: str = ""
     stages: tuple[str, ...] = ()
-    views: int = 8
+    views: int = 6
     batch_size: int = 256
     precision: Precision = "auto"
 

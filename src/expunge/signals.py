@@ -42,7 +42,7 @@ def collect(
     needs: frozenset[str] = frozenset(),
     layer: str = "",
     stages: tuple[str, ...] = (),
-    views: int = 8,
+    views: int = 6,
     batch_size: int = 256,
     precision: Precision = "auto",
     seed: int = 0,
@@ -85,7 +85,7 @@ def collect(
     done = 0
     with evaluating(model), torch.no_grad():
         for at in samples.batches(batch_size, positions=mine):
-            x = samples.batch(at, device=accelerator.device)
+            x = as_images(samples.batch(at, device=accelerator.device))
             y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
             outputs = _one_batch(
                 model, x, y, needs, layout, layer, () if looks else pooling, precision
@@ -139,6 +139,13 @@ def default_stages(layout: Layout) -> tuple[str, ...]:
     return tuple(whole[i] for i in wanted)
 
 
+def as_images(batch: Batch) -> Batch:
+    """Images with their channels last in memory, where convolutions are quickest; else as it is."""
+    if isinstance(batch, Tensor) and batch.dim() == 4:
+        return batch.contiguous(memory_format=torch.channels_last)
+    return batch
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on that device."""
     if isinstance(batch, dict):
@@ -157,13 +164,15 @@ def pooled(output: Tensor, *, unit: int) -> Tensor:
     if not over or all(output.shape[k] == 1 for k in over):
         return output.flatten(1)
     x = output.float()
-    mean = x.mean(dim=over, keepdim=True)
-    spread = (x - mean).square().mean(dim=over).sqrt()
+    mean = parts = x.mean(dim=over)
+    variance = x.square().mean(dim=over) - mean.square()
+    # What rounding leaves of a constant is no spread.
+    spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()
     if output.dim() == 4 and unit == 1:
         side = min(output.shape[2:])
-        parts = (g for g in (4, 2) if g <= side and g * g * output.shape[1] <= COLUMNS)
-        mean = nn.functional.adaptive_avg_pool2d(x, next(parts, 1))
-    return torch.cat([mean.flatten(1), spread], dim=1)
+        counts = (g for g in (4, 2) if g <= side and g * g * output.shape[1] <= COLUMNS)
+        parts = nn.functional.adaptive_avg_pool2d(x, next(counts, 1)).flatten(1)
+    return torch.cat([parts, spread], dim=1)
 
 
 def unit_dimension(stage: nn.Module, chains: list[nn.Module], output: Tensor) -> int:
@@ -314,17 +323,17 @@ def _tail_behind(layout: Layout, layer: str) -> tuple[str, ...]:
 
 def _shown(
     samples: Samples, x: Tensor, views: int, draws: list[torch.Generator]
-) -> Iterator[Tensor]:
+) -> Iterator[Batch]:
     """Random views of a batch, one after the other."""
     assert samples.view is not None
     for _ in range(views):
         blocks = zip(x.split(BLOCK), draws, strict=True)
-        yield torch.cat([samples.view(block, draw) for block, draw in blocks])
+        yield as_images(torch.cat([samples.view(block, draw) for block, draw in blocks]))
 
 
 def _mean_look(
     model: nn.Module,
-    shown: Iterator[Tensor],
+    shown: Iterator[Batch],
     y: Tensor,
     layout: Layout,
     stages: tuple[str, ...],
