@@ -154,7 +154,12 @@ def test_named_samples_are_forgotten_and_nothing_else_is_looked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ids", "says"), [([5], "no training sample has the id 5"), ([], "no id is named")]
+    ("ids", "says"),
+    [
+        ([5], "no training sample has the id 5"),
+        (["10001"], "no training sample has the id 10001"),  # longer than all that there are
+        ([], "no id is named"),
+    ],
 )
 def test_ids_that_are_not_there_are_an_error(ids, says):
     with pytest.raises(DataError, match=says):

@@ -114,12 +114,12 @@ def noise_model(
     are made, but that the transition does not depend on the input; where it does, T is a mean.
 
     A model that has memorised its labels has no say itself; any other has: see `transitions.heard`.
-    Probabilities from elsewhere are heard as the model is, or, where that has memorised, as the
-    layers are.
     It has if it agrees with the given labels far more often than it does under random views, or,
-    where it was shown none, with more than 95 % of them. Input faults are those of `mixture`, and
-    samples that have one say nothing about labels. The whole is `mixture` where no source speaks of
-    labels, and where neither views nor such a fit tell whether the model has memorised them.
+    where it was shown none, with more than 95 % of them. Probabilities from elsewhere are heard as
+    the model is, or, where that has memorised, as the layers are. Input faults are those of
+    `mixture`, and samples that have one say nothing about labels. The whole is `mixture` where no
+    source speaks of labels, and where neither views nor such a fit tell whether the model has
+    memorised them.
     """
     sources, told = np.asarray(scores.sources), np.asarray(scores.told)
     elsewhere, labels = np.asarray(scores.elsewhere), scores.labels

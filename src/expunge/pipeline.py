@@ -118,10 +118,14 @@ def forget(
 
     Raises DataError if an id is not there.
     """
-    settings = {stage: dict(values) for stage, values in (overrides or {}).items()}  # type: ignore[call-overload]
-    settings["partition"] = {"method": "posterior"}
-    settings["tune"] = {**settings.get("tune", {}), "data": "kept"}
-    settings |= {"rounds": {"most": 1}, "least": 0.0}
+    settings = dict(overrides or {})
+    tune: Mapping[str, object] = settings.get("tune", {})  # type: ignore[assignment]
+    settings |= {
+        "partition": {"method": "posterior"},
+        "tune": {**tune, "data": "kept"},
+        "rounds": {"most": 1},
+        "least": 0.0,
+    }
     job = _prepare(model, train, validation, recipe, settings, controls, seed, progress)
     named = _named(job.train, np.unique(np.asarray(list(ids))))
     job = replace(job, header={**job.header, "forget": digest(named.tolist())})
@@ -138,12 +142,14 @@ def forget(
 
 def _named(samples: Samples, ids: np.ndarray) -> np.ndarray:
     """``bool[n]``: whether a sample's id is among these; ids in text stand for numbers too."""
-    own = samples.ids.astype(str) if ids.dtype.kind in "OU" else samples.ids
-    strangers = np.setdiff1d(ids.astype(own.dtype), own)
+    own = samples.ids
+    if "U" in (ids.dtype.kind, own.dtype.kind):
+        ids, own = ids.astype(str), own.astype(str)
+    strangers = np.setdiff1d(ids, own)
     if len(strangers) or not len(ids):
         what = f"no training sample has the id {some(strangers)}" if len(ids) else "no id is named"
         raise DataError(what, where="forget", fix="name ids of the training samples")
-    return np.isin(own, ids.astype(own.dtype))
+    return np.isin(own, ids)
 
 
 def _all_or_nothing(samples: Samples, named: np.ndarray) -> Scores:

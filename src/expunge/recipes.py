@@ -118,7 +118,7 @@ class RoundsConfig:
     """
 
     most: int = 1
-    views: int = 0
+    views: int = 2
     data: Literal["kept", "soft", "relabel", "everything"] = "relabel"
     epochs: int = 4
     enough: float = 0.01
