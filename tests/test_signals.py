@@ -271,6 +271,18 @@ def test_default_stages_are_the_outputs_of_blocks():
     layout = discover(model, torch.randn(2, 2, 8, 8))
     assert default_stages(layout) == ("stem.2", "stages.0.0", "stages.1.0", "stages.1.1")
 
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.last = model, nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.last(self.net(x) * 2)
+
+    inner = ("net.stem.2", "net.stages.0.0", "net.stages.1.0", "net.stages.1.1")
+    layout = discover(Wrapped(), torch.randn(2, 2, 8, 8))
+    assert default_stages(layout) == (*inner, "net.head")
+
 
 def test_views_without_a_random_view_are_the_plain_predictions():
     model, x, _ = network("mlp")

@@ -131,9 +131,12 @@ def _table(parts: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
 def default_stages(layout: Layout) -> tuple[str, ...]:
     """At most `STAGES` layers, evenly over the depth, with the last: early ones memorise least.
 
-    A layer inside a block stands back: the block's output says more.
+    A layer inside a block stands back: the block's output says more. A block is a stage that holds
+    stages which hold none themselves; what holds blocks is no block.
     """
-    whole = [s for s in layout.stages if not any(s.startswith(f"{b}.") for b in layout.stages)]
+    inside = {s: [t for t in layout.stages if t.startswith(f"{s}.")] for s in layout.stages}
+    blocks = [s for s in layout.stages if inside[s] and not any(inside[t] for t in inside[s])]
+    whole = [s for s in layout.stages if not any(s in inside[b] for b in blocks)]
     n = len(whole)
     wanted = np.unique(np.linspace(n - 1, 0, min(n, STAGES)).round().astype(int))
     return tuple(whole[i] for i in wanted)
