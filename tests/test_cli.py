@@ -341,3 +341,27 @@ def test_a_spec_of_other_data_is_refused_by_name(call, tmp_path):
     assert said.code == 1
     assert "train.labels" in said.err
     assert "train.inputs" not in said.err
+
+
+# ------------------------------------------------------------------------------ forget
+
+
+def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
+    spec = write_spec(tmp_path / "job")
+    named = noisy(200).ids[3:23]
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, named)) + "\n\n")
+    said = call("forget", spec, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "run", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["partition"]["flagged"] == found["certificate"]["samples"] == len(named)
+    text = call("forget", spec, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "run").out
+    assert "given labels of flagged samples that are still predicted" in text
+
+
+def test_a_file_that_names_a_stranger_is_an_error(call, tmp_path):
+    spec = write_spec(tmp_path / "job")
+    (tmp_path / "ids.txt").write_text("1000\n77\n")
+    said = call("forget", spec, "--ids", tmp_path / "ids.txt")
+    assert (said.code, said.out) == (1, "")
+    assert "no training sample has the id 77" in said.err
+    assert call("forget", spec, "--ids", tmp_path / "none.txt").code == 2
