@@ -127,7 +127,7 @@ def test_attribution_at_every_stage_agrees_with_captum():
         gxa = by_class[given, rows] - by_class[rival, rows]
         close(made.columns[f"attribution.{stage}"], gxa.flatten(1).sum(1))
         free = by_class[predicted, rows] - by_class.mean(dim=0)
-        close(made.attributed[stage], pooled(free, unit=1))
+        close(made.attributed[stage], pooled(free, unit=1, columns=5))
 
 
 @pytest.mark.parametrize("layer", ["fc1", "fc2"])
@@ -215,8 +215,8 @@ def test_images_are_pooled_over_space():
     model, x, _ = network("convnet")
     made = collect(model, samples(x), needs=frozenset({"features"}))
     assert list(made.features) == ["2", "6", "10"]
-    close(made.features["2"], by_parts(model[:3](x), 4))
-    close(made.features["6"], by_parts(model[:7](x), 4))
+    close(made.features["2"], by_parts(model[:3](x), 1))
+    close(made.features["6"], by_parts(model[:7](x), 1))
     close(made.features["10"], model[:11](x))
 
 
@@ -224,6 +224,14 @@ def test_images_are_pooled_over_space():
 def test_wide_layers_are_pooled_in_fewer_parts(units, parts):
     y = torch.randn(2, units, 8, 8, generator=torch.Generator().manual_seed(0))
     close(pooled(y, unit=1), by_parts(y, parts))
+
+
+@pytest.mark.parametrize(("n", "parts"), [(256, 4), (255, 2), (64, 2), (63, 1)])
+def test_few_samples_are_pooled_in_fewer_parts(n, parts):
+    model, x, _ = network("convnet")
+    many = x[torch.arange(n) % len(x)]
+    made = collect(model, samples(many), needs=frozenset({"features"}))
+    close(made.features["2"][: len(x)], by_parts(model[:3](x), parts))
 
 
 def test_signals_in_time_are_pooled_over_time_whatever_the_layer():
@@ -254,8 +262,8 @@ def test_named_stages_are_taken_also_inside_and_of_blocks():
     stem = model.stem(x)
     block = model.stages[0][0]
     assert tuple(made.features) == stages
-    close(made.features["stages.0.0"], by_parts(block(stem), 4))
-    close(made.features["stages.0.0.conv1"], by_parts(block.conv1(stem), 4))
+    close(made.features["stages.0.0"], by_parts(block(stem), 1))
+    close(made.features["stages.0.0.conv1"], by_parts(block.conv1(stem), 1))
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, [0]), (6, [0, 1, 2, 3, 4, 5]), (11, None)])

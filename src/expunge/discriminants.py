@@ -22,13 +22,14 @@ def posteriors(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     n = len(labels)
     counts = np.bincount(labels, minlength=classes)
     location = features.mean(axis=0, dtype=np.float64)
-    scale = features.std(axis=0, dtype=np.float64)
+    pieces = _pieces(n)
+    squares = sum(((features[rows] - location) ** 2).sum(axis=0) for rows in pieces)
+    scale = np.sqrt(squares / n)
     scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(location)), scale, np.inf)
 
     def standard(rows: slice) -> np.ndarray:
         return (features[rows] - location) / scale
 
-    pieces = _pieces(n)
     means = np.zeros((classes, features.shape[1]))
     for rows in pieces:
         means += np.eye(classes)[labels[rows]].T @ standard(rows)

@@ -31,7 +31,8 @@ from expunge.tuning import Precision, autocast
 BLOCK = 64
 # Layers whose features are compared, unless they are named.
 STAGES = 6
-# An image's means are taken by parts, as long as a layer has at most so many of them.
+# An image's means are taken by parts, as long as a layer has at most so many of them, and at most a
+# quarter as many as there are samples: statistics of more columns than that know the samples.
 COLUMNS = 512
 
 
@@ -79,6 +80,7 @@ def collect(
     wanted = needs & {"features", "deep", "attributed"}
     stages = (stages or default_stages(layout)) if wanted else ()
     pooling = stages if "features" in needs else ()
+    columns = min(COLUMNS, len(samples) // 4)
     mine = share_blocks(len(samples), BLOCK, accelerator)
     batch_size = -(-batch_size // BLOCK) * BLOCK
     parts: dict[str, np.ndarray] = {}
@@ -88,14 +90,14 @@ def collect(
             x = as_images(samples.batch(at, device=accelerator.device))
             y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
             outputs = _one_batch(
-                model, x, y, needs, layout, layer, () if looks else pooling, precision
+                model, x, y, needs, layout, layer, () if looks else pooling, precision, columns
             )
             if needs & {"deep", "attributed"}:
-                outputs |= _deep(model, x, y, outputs["logits"], needs, layout, stages)
+                outputs |= _deep(model, x, y, outputs["logits"], needs, layout, stages, columns)
             if looks and isinstance(x, Tensor) and needs & {"features", "views"}:
                 draws = [torch_generator(seed, "views", int(first)) for first in at[::BLOCK]]
                 shown = _shown(samples, x, looks, draws)
-                outputs |= _mean_look(model, shown, y, layout, pooling, precision)
+                outputs |= _mean_look(model, shown, y, layout, pooling, precision, columns)
             for name, output in outputs.items():
                 values = output.detach().float().cpu().numpy()
                 if name not in parts:  # once, for all batches
@@ -156,11 +158,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch.to(device)
 
 
-def pooled(output: Tensor, *, unit: int) -> Tensor:
+def pooled(output: Tensor, *, unit: int, columns: int = COLUMNS) -> Tensor:
     """Means and standard deviations over space or time; unit: the dimension of size d.
 
     ``[b, …, d, …] → [b, 2 d]``. Of images ``[b, d, h, w]`` the means are taken by parts, 4 × 4 or
-    2 × 2 of them, where these are no more than `COLUMNS`: ``[b, 16 d + d]`` or ``[b, 4 d + d]``.
+    2 × 2 of them, where these are no more than ``columns``: ``[b, 16 d + d]`` or ``[b, 4 d + d]``.
     Where something is, and how much it varies, tells more than the mean alone.
     """
     over = tuple(k for k in range(1, output.dim()) if k != unit)
@@ -173,7 +175,7 @@ def pooled(output: Tensor, *, unit: int) -> Tensor:
     spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()
     if output.dim() == 4 and unit == 1:
         side = min(output.shape[2:])
-        counts = (g for g in (4, 2) if g <= side and g * g * output.shape[1] <= COLUMNS)
+        counts = (g for g in (4, 2) if g <= side and g * g * output.shape[1] <= columns)
         parts = nn.functional.adaptive_avg_pool2d(x, next(counts, 1)).flatten(1)
     return torch.cat([parts, spread], dim=1)
 
@@ -247,13 +249,14 @@ def _one_batch(
     layer: str,
     stages: tuple[str, ...],
     precision: Precision,
+    columns: int,
 ) -> dict[str, Tensor]:
     """Everything that the plain pass gives; only a layer with no closed form needs gradients."""
     tail = _tail_behind(layout, layer)
     names = (*stages, layer) if tail and layer != layout.head else stages
     with captured(model, names, inputs_of=layout.head) as found, autocast(precision, y.device):
         logits = logits_of(model, x).float()
-    out = {"logits": logits, **_features(model, layout, stages, found)}
+    out = {"logits": logits, **_features(model, layout, stages, found, columns)}
     if "views" in needs:
         out |= _judgement(logits, y)
     if "head" in needs:
@@ -296,6 +299,7 @@ def _deep(
     needs: frozenset[str],
     layout: Layout,
     stages: tuple[str, ...],
+    columns: int,
 ) -> dict[str, Tensor]:
     """Gradient × activation at every stage: for the given label, summed; for the predicted, pooled.
 
@@ -310,7 +314,7 @@ def _deep(
         direction = nn.functional.one_hot(logits.argmax(dim=1), c) - 1 / c
         parts = attribute(model, x, direction, layers=stages)
         weighted = {name: h * gradient for name, (h, gradient) in parts.items()}
-        out |= _features(model, layout, stages, weighted, "attributed")
+        out |= _features(model, layout, stages, weighted, columns, "attributed")
     return out
 
 
@@ -341,6 +345,7 @@ def _mean_look(
     layout: Layout,
     stages: tuple[str, ...],
     precision: Precision,
+    columns: int,
 ) -> dict[str, Tensor]:
     """Means over views of a batch: class probabilities, loss, features of the stages."""
     sums: dict[str, Tensor] = {}
@@ -348,7 +353,7 @@ def _mean_look(
     for x in shown:
         with captured(model, stages) as found, autocast(precision, y.device):
             logits = logits_of(model, x).float()
-        values = _judgement(logits, y) | _features(model, layout, stages, found)
+        values = _judgement(logits, y) | _features(model, layout, stages, found, columns)
         sums = {k: v + sums[k] if sums else v for k, v in values.items()}
         count += 1
     return {k: v / count for k, v in sums.items()}
@@ -365,6 +370,7 @@ def _features(
     layout: Layout,
     stages: tuple[str, ...],
     found: dict[str, Tensor],
+    columns: int,
     kind: str = "feature",
 ) -> dict[str, Tensor]:
     """The stages' outputs, pooled."""
@@ -372,7 +378,7 @@ def _features(
     for name in stages:
         chains = [module_named(model, k) for k, end in layout.probes.items() if end == name]
         unit = unit_dimension(module_named(model, name), chains, found[name])
-        features[f"{kind}.{name}"] = pooled(found[name], unit=unit).float()
+        features[f"{kind}.{name}"] = pooled(found[name], unit=unit, columns=columns).float()
     return features
 
 

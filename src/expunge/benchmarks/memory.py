@@ -18,7 +18,7 @@ from expunge.benchmarks.suites import Ledger, Row, Table, timed
 from expunge.data import Samples
 from expunge.progress import Progress, silent
 from expunge.recipes import ScoreConfig
-from expunge.signals import collect
+from expunge.signals import COLUMNS, collect
 
 KEYS = ("n", "views")
 
@@ -98,7 +98,7 @@ def _tensor(samples: Samples) -> Tensor:
 
 def _columns(cifar: Cifar) -> int:
     """Features a sample, over all stages."""
-    few = cifar.train.subset(np.arange(2))
+    few = cifar.train.subset(np.arange(min(4 * COLUMNS, len(cifar.train))))
     signals = collect(network(0), few, needs=frozenset({"features"}), views=0)
     return sum(f.shape[1] for f in signals.features.values())
 
