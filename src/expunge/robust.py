@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from expunge.data import Samples
 from expunge.errors import ConfigError, DataError
-from expunge.layers import evaluating, logits_of, reinitialised
+from expunge.layers import as_images, evaluating, logits_of, reinitialised
 from expunge.progress import Progress
 from expunge.registry import Registry
 from expunge.rng import derive, generator, seeded, torch_generator
@@ -216,9 +216,8 @@ class _Learner:
 
     def logits(self, x: Tensor) -> Tensor:
         """What the network says of some inputs, in float32."""
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         with autocast(self._training.config.precision, x.device):
-            return logits_of(self.model, x).float()
+            return logits_of(self.model, as_images(x)).float()
 
     def step(self, loss: Tensor) -> None:
         """Move against the slope of the loss, at the rate of the schedule."""

@@ -14,6 +14,7 @@ from expunge.errors import ModelError, some
 from expunge.layers import (
     WEIGHT_LAYERS,
     Layout,
+    as_images,
     captured,
     discover,
     evaluating,
@@ -142,13 +143,6 @@ def default_stages(layout: Layout) -> tuple[str, ...]:
     n = len(whole)
     wanted = np.unique(np.linspace(n - 1, 0, min(n, STAGES)).round().astype(int))
     return tuple(whole[i] for i in wanted)
-
-
-def as_images(batch: Batch) -> Batch:
-    """Images with their channels last in memory, where convolutions are quickest; else as it is."""
-    if isinstance(batch, Tensor) and batch.dim() == 4:
-        return batch.contiguous(memory_format=torch.channels_last)
-    return batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

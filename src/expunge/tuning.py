@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError, PartitionError, some
-from expunge.layers import logits_of
+from expunge.layers import as_images, logits_of
 from expunge.processes import once, share
 from expunge.progress import Progress, silent
 from expunge.rng import generator, seeded, torch_generator
@@ -264,14 +264,11 @@ def _batch(
     """This process's part of a batch: inputs (a random view, given a draw), labels, weights."""
     mine = share(rows, accelerator)
     x = samples.batch(targets.positions[mine], device=accelerator.device)
-    if isinstance(x, Tensor):
-        if draw is not None and samples.view is not None:
-            x = samples.view(x, draw)
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+    if isinstance(x, Tensor) and draw is not None and samples.view is not None:
+        x = samples.view(x, draw)
     y = torch.from_numpy(targets.labels[mine]).to(accelerator.device)
     w = torch.from_numpy(targets.weights[mine]).float().to(accelerator.device)
-    return x, y, w
+    return as_images(x), y, w
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
