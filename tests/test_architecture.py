@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "rng", "progress"},
     {"registry", "config", "processes", "discriminants"},
     {"data", "tables"},
-    {"metrics", "layers", "weights", "models", "transitions"},
+    {"metrics", "layers", "weights", "features", "models", "transitions"},
     {"tuning"},
     {"signals", "surgery", "pruners", "robust"},
     {"detectors", "partitions", "neurons", "runs"},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class ExpungeError(Exception):
@@ -69,6 +70,21 @@ def some(values: Iterable[object], limit: int = 5) -> str:
     items = list(values)
     shown = ", ".join(str(v) for v in items[:limit])
     return shown if len(items) <= limit else f"{shown} … ({len(items)} in all)"
+
+
+def by_reason(what: str, reasons: Mapping[Any, str], limit: int = 8) -> list[str]:
+    """Lines that name what is wrong with which ids, in the order in which the reasons come.
+
+    >>> by_reason("clips", {3: "are silent", 5: "are silent"})
+    ['clips that are silent: ids 3, 5']
+    """
+    groups: dict[str, list[Any]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    lines = [f"{what} that {reason}: ids {some(names)}" for reason, names in groups.items()]
+    if len(lines) > limit:
+        lines = [*lines[:limit], f"… {len(lines) - limit} more kinds of problem"]
+    return lines
 
 
 def raise_all(kind: type[ExpungeError], problems: list[str], *, where: str) -> None:

@@ -29,17 +29,19 @@ def from_arrays(
     classes: Sequence[str] | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    rate: int | None = None,
     view: str = "none",
     name: str = "data",
 ) -> Samples:
     """Samples from inputs ``x[n, …]`` and labels ``y[n]``.
 
-    x: floats, integers or uint8 (which is scaled by 1/255); images are ``[n, C, H, W]``. It is not
-    copied unless its memory layout, byte order or device demands it, and never changed: leave it
-    as it is while the samples are in use. y: class indices, or class names. ids: unique integers or
-    strings; without them the positions. classes: names in the order of the indices; without them
-    ``"0" … "c-1"``, or the sorted names. mean, std: one number a channel (or one for all), in
-    units of the scaled input. view: see `expunge.data.view`.
+    x: floats, integers, uint8 (pixels, scaled by 1/255) or int16 (sound, by 1/32768); images are
+    ``[n, C, H, W]``, clips of sound ``[n, samples]``. It is not copied unless its memory layout,
+    byte order or device demands it, and never changed: leave it as it is while the samples are in
+    use. y: class indices, or class names. ids: unique integers or strings; without them the
+    positions. classes: names in the order of the indices; without them ``"0" … "c-1"``, or the
+    sorted names. mean, std: one number a channel (or one for all), in units of the scaled input.
+    rate: of sound, in Hz. view: see `expunge.data.view`.
 
     Raises DataError for anything that does not fit. O(n) in y, no pass over x.
 
@@ -56,7 +58,15 @@ def from_arrays(
         named_ids=ids is not None,
     )
     _require_lengths(rows, name)
-    return to_samples(rows, classes=tuple(classes or ()), mean=mean, std=std, view=view, name=name)
+    return to_samples(
+        rows,
+        classes=tuple(classes or ()),
+        mean=mean,
+        std=std,
+        rate=rate,
+        view=view,
+        name=name,
+    )
 
 
 def npz_rows(path: Path, config: DataConfig) -> Rows:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expunge.data.images import SUFFIXES, ImageFiles
+from expunge.data import audio
+from expunge.data.images import SUFFIXES, EncodedFiles
 from expunge.data.rows import Rows, existing_folder, inside
 from expunge.errors import DataError, some
 
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def folder_rows(path: Path, config: DataConfig) -> Rows:
-    """A folder of class folders with images, at any depth; sorted by class, then by path.
+    """A folder of class folders with images or sound, at any depth; sorted by class, then path.
 
-    Hidden files and files that are no images by their suffix are left aside. A link that leads out
-    of the folder is an error.
+    Hidden files and files that are neither by their suffix are left aside. Images and sound in one
+    folder, and a link that leads out of the folder, are errors.
     """
     existing_folder(path)
     classes = class_folders(path)
@@ -27,27 +28,38 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
         raise DataError(
             "no class folders in this folder",
             where=str(path),
-            fix="expected one sub-folder a class, with the images in it",
+            fix="expected one sub-folder a class, with the images or clips in it",
         )
-    ids, labels, empty = [], [], []
+    ids: list[str] = []
+    labels: list[str] = []
+    empty: list[str] = []
     for name in classes:
-        found = [p.relative_to(path).as_posix() for p in _images(path / name)]
+        found = [p.relative_to(path).as_posix() for p in _files(path / name)]
         if not found:
             empty.append(name)
         ids += sorted(found)
         labels += [name] * len(found)
     if empty:
         raise DataError(
-            f"class folders without an image: {some(empty)}",
+            f"class folders without an image or a clip: {some(empty)}",
             where=str(path),
-            fix=f"remove them, or add images ({' '.join(SUFFIXES)})",
+            fix=f"remove them, or add files ({' '.join((*SUFFIXES, *audio.SUFFIXES))})",
+        )
+    sound = [i for i in ids if i.lower().endswith(audio.SUFFIXES)]
+    if 0 < len(sound) < len(ids):
+        raise DataError(
+            f"both images and sound are in this folder: {some(sound, 2)} beside "
+            f"{some(sorted(set(ids) - set(sound)), 2)}",
+            where=str(path),
+            fix="move one of them elsewhere",
         )
     return Rows(
         ids=np.array(ids, dtype=str),
         labels=np.array(labels, dtype=str),
-        inputs=ImageFiles(inside_all(path, ids, np.array(ids), where=str(path))),
+        inputs=EncodedFiles(inside_all(path, ids, np.array(ids), where=str(path))),
         names=tuple(classes),
         named_ids=True,
+        sound=bool(sound),
     )
 
 
@@ -73,9 +85,10 @@ def inside_all(folder: Path, texts: list[str], ids: np.ndarray, *, where: str) -
     return paths
 
 
-def _images(folder: Path) -> list[Path]:
+def _files(folder: Path) -> list[Path]:
+    known = (*SUFFIXES, *audio.SUFFIXES)
     return [
         p
         for p in folder.rglob("*")
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+        if p.suffix.lower() in known and not p.name.startswith(".") and not p.is_dir()
     ]

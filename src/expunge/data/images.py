@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge.data.samples import Inputs, LazyInputs, TensorInputs
-from expunge.errors import DataError, some
+from expunge.errors import DataError, by_reason
 
 Mode = Literal["RGB", "L"]
 
@@ -47,12 +47,12 @@ _DAMAGE = (
 
 
 class Encoded(Protocol):
-    """Encoded images by position."""
+    """Encoded images, or clips of sound, by position."""
 
     def __len__(self) -> int: ...
 
     def read(self, position: int) -> bytes | None:
-        """The bytes of one image file; None where none are stored."""
+        """The bytes of one file; None where none are stored."""
         ...
 
     def content(self) -> str:
@@ -60,8 +60,8 @@ class Encoded(Protocol):
         ...
 
 
-class ImageFiles:
-    """Images that lie in files of their own."""
+class EncodedFiles:
+    """Images or clips that lie in files of their own."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -235,11 +235,8 @@ def _raise_unfit(
             if shape != usual:
                 reason = f"are {_shown(shape)} where most are {_shown(usual)}"
                 groups[reason] = [i for i, s in enumerate(shapes) if s == shape]
-    lines = []
-    for reason, positions in sorted(groups.items(), key=lambda g: g[1][0]):
-        lines.append(f"images that {reason}: ids {some(ids[positions])}")
-    if len(lines) > 8:
-        lines = [*lines[:8], f"… {len(lines) - 8} more kinds of problem"]
+    ordered = sorted(groups.items(), key=lambda g: g[1][0])
+    lines = by_reason("images", {ids[i]: why for why, positions in ordered for i in positions})
     if lines:
         raise DataError("\n  ".join(lines), where=where, fix=_FIX)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from expunge.data.audio import is_sound
 from expunge.data.folder import inside_all
-from expunge.data.images import Encoded, ImageFiles
+from expunge.data.images import Encoded, EncodedFiles
 from expunge.data.labels import as_numbers, column
 from expunge.data.rows import Rows, existing_file
 from expunge.data.samples import Inputs, TensorInputs
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 def manifest_rows(path: Path, config: DataConfig) -> Rows:
     """A CSV file with a header, or a JSONL file of objects.
 
-    The input column holds file paths relative to the manifest's folder (paths that lead out of it
-    are refused) or, in JSONL, lists of numbers of one length.
+    The input column holds paths of images or of sound (the first bytes say which) relative to the
+    manifest's folder (paths that lead out of it are refused) or, in JSONL, lists of numbers of one
+    length.
     """
     table = read_table(path)
     # A label that comes from elsewhere need not be here as well.
@@ -41,11 +43,13 @@ def manifest_rows(path: Path, config: DataConfig) -> Rows:
     labels = np.zeros(n, dtype=np.int64)
     if config.labels is None:
         labels = table_column(table, config.label, ids, path)
+    inputs = _inputs(table, config.input, ids, path)
     return Rows(
         ids=ids,
         labels=labels,
-        inputs=_inputs(table, config.input, ids, path),
+        inputs=inputs,
         named_ids=config.id is not None,
+        sound=not isinstance(inputs, Inputs) and is_sound(inputs, n),
     )
 
 
@@ -128,7 +132,7 @@ def _inputs(
         raise DataError(
             f"column '{name}' must hold file paths or lists of numbers", where=str(path)
         )
-    return ImageFiles(inside_all(path.parent, files.astype(str).tolist(), ids, where=str(path)))
+    return EncodedFiles(inside_all(path.parent, files.astype(str).tolist(), ids, where=str(path)))
 
 
 def _features(values: Sequence[Any], ids: np.ndarray, name: str, path: Path) -> torch.Tensor:

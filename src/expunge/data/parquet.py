@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from expunge.data.audio import is_sound
 from expunge.data.images import RESIDENT_BYTES, Encoded
 from expunge.data.rows import Rows, existing_file
 from expunge.data.samples import Inputs, TensorInputs
@@ -29,8 +30,9 @@ _UNREADABLE = (pa.ArrowException, OSError)
 def parquet_rows(path: Path, config: DataConfig) -> Rows:
     """A Parquet file: columns of inputs, labels and, if named, ids.
 
-    The type of the input column decides: a struct ``{bytes, path}`` or binary is encoded images,
-    a list of numbers is features (``float32[d]``). Class names come from the Hub's ``ClassLabel``.
+    The type of the input column decides: a struct ``{bytes, path}`` or binary is encoded images or
+    sound, as the Hub's feature says or else the first bytes do; a list of numbers is features
+    (``float32[d]``). Class names come from the Hub's ``ClassLabel``.
     """
     schema, n = _opened(path)
     if n == 0:
@@ -42,12 +44,14 @@ def parquet_rows(path: Path, config: DataConfig) -> Rows:
     labels = np.zeros(n, dtype=np.int64)
     if config.labels is None:
         labels = read_column(path, config.label, ids=ids)
+    inputs, sound = _inputs(path, schema, config.input, ids)
     return Rows(
         ids=ids,
         labels=labels,
-        inputs=_inputs(path, schema, config.input, ids),
+        inputs=inputs,
         names=class_names(path, config.label),
         named_ids=config.id is not None,
+        sound=sound,
     )
 
 
@@ -100,7 +104,7 @@ def class_names(path: Path, name: str) -> tuple[str, ...]:
 
 
 class EncodedColumn:
-    """Images in a Parquet column, read by row group; the latest groups are kept."""
+    """Images or clips in a Parquet column, read by row group; the latest groups are kept."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
@@ -179,20 +183,23 @@ def _feature(schema: Any, name: str) -> dict[str, Any]:
     return feature if isinstance(feature, dict) else {}
 
 
-def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> Encoded | Inputs:
+def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> tuple[Encoded | Inputs, bool]:
+    """The column, and whether it is encoded sound."""
     kind = schema.field(name).type
-    feature = _feature(schema, name).get("_type", "Image")
+    feature = _feature(schema, name).get("_type", "Value")
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if pa.types.is_struct(kind):
         is_bytes = any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-    if is_bytes and feature in ("Image", "Value"):
-        return EncodedColumn(path, name)
+    if is_bytes and feature in ("Image", "Audio", "Value"):
+        column = EncodedColumn(path, name)
+        known = feature != "Value"
+        return column, feature == "Audio" if known else is_sound(column, len(ids))
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if any(test(kind) for test in lists) and _is_numeric(kind.value_type):
-        return TensorInputs(_features(path, name, ids))
+        return TensorInputs(_features(path, name, ids)), False
     raise DataError(
-        f"column '{name}' holds {feature if is_bytes else kind}, expected images "
-        "(bytes, or a struct with bytes) or lists of numbers",
+        f"column '{name}' holds {feature if is_bytes else kind}, expected images or "
+        "sound (bytes, or a struct with bytes) or lists of numbers",
         where=str(path),
         fix="name the input column",
     )

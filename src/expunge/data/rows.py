@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from expunge.data import audio
 from expunge.data.images import Encoded, Mode, decode
 from expunge.data.labels import encode
 from expunge.data.samples import Inputs, Prepare, Samples, TensorInputs
@@ -22,8 +24,8 @@ class Rows:
     """The rows of a source, in its order.
 
     labels: ``int[n]`` (class indices), ``str[n]`` (class names) or float. names: the class names
-    that the source states, () if it states none. inputs: encoded images or ready inputs.
-    named_ids: whether the ids came with the data.
+    that the source states, () if it states none. inputs: encoded images or clips, or ready inputs.
+    named_ids: whether the ids came with the data. sound: whether what is encoded is sound.
     """
 
     ids: np.ndarray
@@ -31,13 +33,14 @@ class Rows:
     inputs: Encoded | Inputs
     names: tuple[str, ...] = ()
     named_ids: bool = False
+    sound: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class FirstRows:
-    """The first ``n`` of some encoded images."""
+    """The first ``n`` of some encoded images or clips."""
 
     def __init__(self, encoded: Encoded, n: int) -> None:
         self._encoded, self._n = encoded, n
@@ -74,32 +77,47 @@ def to_samples(
     std: Sequence[float] = (),
     mode: Mode | None = None,
     size: int | None = None,
+    rate: int | None = None,
+    seconds: float | None = None,
     view: str = "none",
     name: str = "data",
     where: str = "",
 ) -> Samples:
     """Map the labels to class indices, decode the inputs, and check everything.
 
+    Clips that cannot be used are left out, see `audio.decode`; images that cannot are an error.
     ``where`` names the source in messages (the path, say).
     """
     where = where or name
     if len(rows) == 0:
         raise DataError("no samples", where=where, fix="check the path and the selection")
     labels, names = encode(rows.labels, rows.ids, names=rows.names, classes=classes, where=where)
-    inputs = _ready(rows, mode, size, where)
+    kept = np.arange(len(rows))
+    quarantined: Mapping[Any, str] = {}
+    if rows.sound and not isinstance(rows.inputs, Inputs):
+        _refuse(where, "the inputs are sound", mode=mode, size=size)
+        clips = _clips(rows.inputs, rows.ids, labels, names, rate, seconds, where)
+        inputs, kept, rate, quarantined = clips
+    else:
+        inputs = _ready(rows, mode, size, where)
+        _refuse(where, "the inputs are not encoded sound", seconds=seconds)
+        if rate is not None and not _is_sound(inputs):
+            _refuse(where, "the inputs are not sound", rate=rate)
     try:
         augment = view_named(view)
     except ConfigError as error:
         raise DataError(error.what, where=name, fix=error.fix) from error
     samples = Samples(
-        ids=rows.ids,
-        labels=labels,
+        ids=rows.ids[kept],
+        labels=labels[kept],
         classes=names,
         inputs=inputs,
         prepare=Prepare(tuple(map(float, mean)), tuple(map(float, std))),
         view=augment,
         named_ids=rows.named_ids,
         name=name,
+        rate=rate,
+        quarantined=quarantined,
     )
     if mean or std or augment is not None:
         _check_preparation(samples, where)
@@ -143,6 +161,43 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _clips(
+    encoded: Encoded,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    rate: int | None,
+    seconds: float | None,
+    where: str,
+) -> audio.Clips:
+    # A label that is no class index is an error that Samples raises.
+    known = np.isin(labels, np.arange(len(names)))
+    quiet = [i for i, name in enumerate(names) if audio.means_silence(name)]
+    return audio.decode(
+        encoded,
+        ids,
+        silent=np.isin(labels, quiet),
+        groups=np.where(known, labels, -1).astype(np.int64),
+        rate=rate,
+        seconds=seconds,
+        where=where,
+    )
+
+
+def _is_sound(inputs: Inputs) -> bool:
+    """Whether they look like clips ``[n, samples]``."""
+    example = inputs.batch(np.arange(1))
+    return isinstance(example, torch.Tensor) and example.dim() == 2
+
+
+def _refuse(where: str, why: str, **settings: object) -> None:
+    given = [name for name, value in settings.items() if value is not None]
+    if given:
+        raise DataError(
+            f"{why}, and there is {' and '.join(given)}", where=where, fix="leave it out"
+        )
+
+
 def _ready(rows: Rows, mode: Mode | None, size: int | None, where: str) -> Inputs:
     if not isinstance(rows.inputs, Inputs):
         return decode(rows.inputs, rows.ids, mode=mode, size=size, where=where)
@@ -174,9 +229,8 @@ def _check_preparation(samples: Samples, where: str) -> None:
         )
     if not all(np.isfinite(mean)) or not all(np.isfinite(s) and s > 0 for s in std):
         raise DataError("mean must be finite, std finite and above 0", where=where)
-    if samples.view is not None and example.dim() != 4:
-        raise DataError(
-            f"views are for images [C, H, W], not inputs of shape {tuple(example.shape[1:])}",
-            where=where,
-            fix="set view to 'none'",
-        )
+    if samples.view is not None:
+        try:
+            samples.view(samples.prepare(example), torch.Generator().manual_seed(0))
+        except DataError as error:
+            raise DataError(error.what, where=where, fix=error.fix) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -80,7 +80,8 @@ class LazyInputs:
 class Prepare:
     """From stored to model inputs: ``(x · scale − mean) / std``, by channel, in float32.
 
-    ``mean`` and ``std`` are in the units of the scaled input; integer inputs are scaled by 1/255.
+    ``mean`` and ``std`` are in the units of the scaled input: ``uint8`` (pixels) is scaled by
+    1/255, ``int16`` (sound) by 1/32768; other integers are indices and stay as they are.
     """
 
     mean: tuple[float, ...] = ()
@@ -89,6 +90,8 @@ class Prepare:
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:
             x = x.float().div_(255.0)
+        elif x.dtype == torch.int16:
+            x = x.float().div_(32768.0)
         elif x.is_floating_point():
             x = x.float()
         if not self.mean:
@@ -110,6 +113,8 @@ class Samples:
     probs: class probabilities from elsewhere by name, ``float32[n, c]``: out-of-sample ones of
     models that did not see the sample (cross-validation), or means over the checkpoints of the
     training. trusted: ``bool[n]``, samples that are known to be right. Both are optional evidence.
+    rate: samples a second, where the inputs are sound. quarantined: what was left out of the source
+    because it cannot be used, and why, by id; none of it is among the samples.
     """
 
     ids: np.ndarray
@@ -122,6 +127,8 @@ class Samples:
     name: str = "data"
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     trusted: np.ndarray | None = None
+    rate: int | None = None
+    quarantined: Mapping[Any, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids = np.array(self.ids)
@@ -219,6 +226,7 @@ class Samples:
             "view": _name_of(self.view),
             **{f"probs.{k}": _hash(p) for k, p in self.probs.items()},
             **({} if self.trusted is None else {"trusted": _hash(self.trusted)}),
+            **({} if self.rate is None else {"rate": str(self.rate)}),
         }
 
 

@@ -1,22 +1,30 @@
-"""Named random views (augmentations) of whole batches of prepared images."""
+"""Named random views (augmentations) of whole batches of prepared images or sound."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from expunge.data import audio_views
 from expunge.data.samples import View
 from expunge.errors import DataError
 from expunge.registry import Registry
 
 views: Registry[View] = Registry("view")
+views.register("shift")(audio_views.shift)
+views.register("speed")(audio_views.speed)
+views.register("gain")(audio_views.gain)
+views.register("background")(audio_views.background)
+views.register("speech")(audio_views.speech)
+views.register("speech-background")(audio_views.speech_background)
 
 
 def view(name: str) -> View | None:
     """The view of that name, or None for ``"none"``.
 
-    A view maps ``float[b, C, H, W]`` and a CPU generator to a tensor of the same shape, dtype and
-    device. The same generator state gives the same view; the input is left as it was.
+    A view maps ``float[b, C, H, W]`` (sound: ``float[b, samples]``) and a CPU generator to a tensor
+    of the same shape, dtype and device. The same generator state gives the same view; the input is
+    left as it was.
 
     Raises ConfigError for an unknown name.
 
@@ -95,6 +103,6 @@ def _mirrored(columns: Tensor, generator: torch.Generator) -> Tensor:
 def _require_images(x: Tensor) -> None:
     if x.dim() != 4:
         raise DataError(
-            f"views are for images of shape [b, C, H, W], not {tuple(x.shape)}",
-            fix="set view to 'none'",
+            f"this view is for images of shape [b, C, H, W], not {tuple(x.shape)}",
+            fix="set view to 'none', or to 'speech' for sound",
         )
