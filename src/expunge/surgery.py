@@ -399,6 +399,10 @@ def _obstacle(traced: _Traced, name: str) -> str:
                 return why
         leaks = _leaks(traced, *_sides(items))
     except FAILURES as error:
+        modules = traced.model.named_modules()
+        recurrent = [f"'{k}' ({type(m).__name__})" for k, m in modules if isinstance(m, nn.RNNBase)]
+        if recurrent:
+            return f"its units go into {some(recurrent)}, which is recurrent and cannot be cut"
         return f"torch-pruning finds no group for it ({type(error).__name__}: {error})"
     except PruneError as error:
         return f"torch-pruning finds a wrong group for it ({error.what})"

@@ -76,7 +76,7 @@ def gaussian_inputs(
     corrupted = x.copy()
     draw = generator(seed, "noise", "gaussian").standard_normal((len(chosen), *x.shape[1:]))
     corrupted[chosen] = np.clip(x[chosen] + sigma * draw, 0, 1).astype(x.dtype)
-    return corrupted, _at(chosen, len(x))
+    return corrupted, at_rows(chosen, len(x))
 
 
 def instance_dependent(
@@ -125,10 +125,10 @@ def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, n
         corrupted[row, :, top : top + side // 2, left : left + side // 2] = 0.5
     means = x[faded].mean(axis=(1, 2, 3), keepdims=True)
     corrupted[faded] = means + (x[faded] - means) / 5
-    return corrupted, _at(chosen, len(x))
+    return corrupted, at_rows(chosen, len(x))
 
 
-def _at(rows: np.ndarray, n: int) -> np.ndarray:
+def at_rows(rows: np.ndarray, n: int) -> np.ndarray:
     found = np.zeros(n, dtype=bool)
     found[rows] = True
     return found
