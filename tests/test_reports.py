@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
+import wave
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -599,3 +602,88 @@ def test_a_model_that_fits_labels_but_not_views_has_memorised(agreement, raised)
     assert [flag.code for flag in found] == ["model-memorised-its-labels"] * raised
     if raised:
         assert "100.0% of the given labels, and 58.0% under random views" in found[0].sentence
+
+
+# Sound
+
+
+def clip_of(samples: int = 1600, rate: int = 16_000) -> pages.Clip:
+    t = np.arange(samples) / rate
+    return pages.Clip(np.round(9000 * np.sin(2 * np.pi * 440 * t)).astype(np.int16), rate)
+
+
+def test_suspects_with_sound_have_a_player_that_plays_it():
+    result = make_result()
+    suspects = result.partition.ids[reports.worst(result.partition, 3)].tolist()
+    clips = {name: clip_of(800 + i) for i, name in enumerate(suspects)}
+    text = pages.html(result, clips=clips)
+    page = Page(text)
+    assert page.open == []
+    played = re.findall(r'<audio [^>]*src="data:audio/wav;base64,([^"]+)"', text)
+    assert len(played) == 3
+    with wave.open(io.BytesIO(base64.b64decode(played[1]))) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16_000, 1, 2)
+        sound = np.frombuffer(file.readframes(10_000), dtype="<i2")
+    assert_array_equal(sound, clips[suspects[1]].sound)
+    assert text.count('class="wave"') == 3
+    assert text.count('alt="spectrogram of sample') == 3
+
+
+def heights(svg: str) -> list[float]:
+    return [float(y) for _, y in re.findall(r"[ML](\d+) ([\d.]+)", svg)]
+
+
+def test_a_waveform_touches_both_ends_of_its_peak():
+    drawn = heights(charts.waveform(clip_of().sound))
+    assert (min(drawn), max(drawn)) == (0.0, 40.0)
+    assert set(heights(charts.waveform(np.zeros(100, dtype=np.int16)))) == {20.0}
+    assert heights(charts.waveform(np.zeros(0, dtype=np.int16))) == [20.0, 20.0]
+
+
+def test_a_spectrogram_is_bright_where_it_is_loud_and_low_tones_are_at_its_foot():
+    values = np.zeros((20, 30))
+    values[2] = 5.0
+    image = charts.heat(values)
+    assert (image.shape, image.dtype) == ((20, 30, 3), np.uint8)
+    assert_array_equal(image[17], np.broadcast_to(charts.HEAT[-1], (30, 3)))
+    assert_array_equal(image[2], np.broadcast_to(charts.HEAT[0], (30, 3)))
+    assert_array_equal(charts.heat(np.ones((2, 2))), np.broadcast_to(charts.HEAT[0], (2, 2, 3)))
+
+
+def test_clips_come_by_id_cut_to_four_seconds_and_16_khz():
+    sound = torch.arange(-100, 100, dtype=torch.int16).repeat(4, 1)
+    clips = pages.clips_for(samples_of(sound, rate=8000), [13, 10])
+    assert list(clips) == [13, 10]
+    assert clips[10].rate == 8000
+    assert_array_equal(clips[10].sound, sound[0].numpy())
+    long = pages.clips_for(samples_of(sound.repeat(1, 40), rate=1000), [10])[10]
+    assert len(long.sound) == 4000
+    fast = pages.clips_for(samples_of(torch.zeros(4, 48_000), rate=48_000), [10])[10]
+    assert (len(fast.sound), fast.rate) == (16_000, 16_000)
+    loud = pages.clips_for(samples_of(torch.tensor([[0.5, -1.0, 3.0]] * 4), rate=8000), [11])
+    assert loud[11].sound.tolist() == [16384, -32768, 32767]
+
+
+def test_inputs_that_are_not_sound_have_no_clips():
+    assert pages.clips_for(samples_of(torch.zeros(4, 20)), [10]) == {}
+    assert pages.clips_for(samples_of(torch.zeros(4, 1, 8, 8), rate=8000), [10]) == {}
+    assert pages.clips_for(samples_of(torch.zeros(4, 20).long(), rate=8000), [10]) == {}
+    with pytest.raises(DataError, match="no samples with the ids 99"):
+        pages.clips_for(samples_of(torch.zeros(4, 20), rate=8000), [99])
+
+
+def test_what_was_quarantined_stands_in_every_report():
+    found = {"training data": {7: "are silent", 9: "are silent", "<b>": "hold no bytes"}}
+    result = make_result(quarantined=found)
+    lines = [
+        "training data, left out: samples that are silent: ids 7, 9",
+        "training data, left out: samples that hold no bytes: ids <b>",
+    ]
+    assert reports.quarantine(result) == lines
+    assert reports.summary(result)["quarantined"]["training data"]["7"] == "are silent"
+    assert lines[0] in reports.markdown(result)
+    assert "&lt;b&gt;" in reports.markdown(result)
+    text = pages.html(result)
+    assert lines[0] in text
+    assert "ids &lt;b&gt;" in text
+    assert "Quarantine" not in pages.html(make_result()) + reports.markdown(make_result())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import wave
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,8 +20,12 @@ from torch import Tensor
 
 HEIGHT = 168  # of a histogram's plot area, in pixels
 POINTS = 240  # of a curve
+COLUMNS = 120  # of a waveform
 THUMBNAIL = 160  # longest side of an embedded image, in pixels
 MIN_SIDE = 4  # a smaller "image" is a table of features
+
+# From quiet to loud, for people of all colour vision.
+HEAT = np.array([(8, 12, 38), (42, 58, 120), (32, 126, 140), (122, 190, 110), (248, 228, 96)])
 
 Curve = tuple[str, np.ndarray]  # CSS class, heights at POINTS places from left to right
 
@@ -220,3 +225,41 @@ def data_uri(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def waveform(clip: np.ndarray) -> Markup:
+    """The lowest and highest value of ``int16`` sound over time, scaled to its own peak."""
+    parts = np.array_split(clip.astype(np.float64), min(COLUMNS, max(len(clip), 1)))
+    peak = max(float(np.abs(clip.astype(np.float64)).max(initial=0.0)), 1.0)
+    top = [20 * (1 - float(part.max(initial=0.0)) / peak) for part in parts]
+    bottom = [20 * (1 - float(part.min(initial=0.0)) / peak) for part in parts]
+    at = np.linspace(0, 1000, len(parts)).tolist()
+    edges = [*zip(at, top, strict=True), *zip(at[::-1], bottom[::-1], strict=True)]
+    outline = " L".join(f"{x:.0f} {y:.1f}" for x, y in edges)
+    return Markup(
+        '<svg class="wave" height="40" viewBox="0 0 1000 40" preserveAspectRatio="none" '
+        'aria-hidden="true"><path d="M{}Z"/></svg>'
+    ).format(outline)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """``uint8[H, W, 3]`` of any numbers ``[H, W]``, dark where they are low; row 0 is at the foot.
+
+    The colours span the values from their 5th percentile to the largest.
+    """
+    low, high = float(np.quantile(values, 0.05)), float(values.max())
+    share = ((values[::-1] - low) / max(high - low, 1e-12)).clip(0, 1)
+    stops = np.linspace(0, 1, len(HEAT))
+    colours = [np.interp(share, stops, HEAT[:, k]) for k in range(3)]
+    return np.stack(colours, axis=2).round().astype(np.uint8)
+
+
+def wav_uri(clip: np.ndarray, rate: int) -> str:
+    """``int16[n]`` sound as a 16-bit WAV in a ``data:`` URI."""
+    buffer = io.BytesIO()
+    with wave.Wave_write(buffer) as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(clip.astype("<i2").tobytes())
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -340,10 +340,13 @@ def bench_memory(
 @app.command()
 def check(spec: SpecPath, as_json: Json = False) -> None:
     """List all problems of a spec without training anything."""
-    problems = specs.check(spec)
+    notes: list[str] = []
+    problems = specs.check(spec, note=notes.append)
     if as_json:
-        _print_json({"spec": str(spec), "problems": problems})
+        _print_json({"spec": str(spec), "problems": problems, "notes": notes})
     else:
+        for line in notes:
+            typer.echo(f"· {line}")
         for problem in problems:
             typer.echo(f"✗ {problem}")
         typer.echo(f"{spec}: {len(problems)} problem(s)" if problems else f"✓ {spec}: no problems")

@@ -6,15 +6,18 @@ import json
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.signal import resample_poly
 from torch import Tensor
 
 from expunge import charts
 from expunge.data.samples import Samples
 from expunge.errors import DataError, some
+from expunge.features import LogMel
 from expunge.reports import (
     GALLERY,
     MEASURING,
@@ -22,6 +25,7 @@ from expunge.reports import (
     kind_of_evidence,
     layer_rows,
     outcomes,
+    quarantine,
     unlearned,
     verdict,
     worst,
@@ -39,14 +43,28 @@ from expunge.wording import (
 )
 
 UNITS = 30  # neurons shown
+PLAYED, PLAYED_RATE = 4, 16_000  # seconds and Hz of an embedded clip, at most
 MATRIX = 20  # classes of the suggested-label matrix
 
 
-def html(result: RepairResult, *, images: Mapping[Any, Tensor | np.ndarray] | None = None) -> str:
+class Clip(NamedTuple):
+    """Sound to be played: ``int16[n]``, and its rate in Hz."""
+
+    sound: np.ndarray
+    rate: int
+
+
+def html(
+    result: RepairResult,
+    *,
+    images: Mapping[Any, Tensor | np.ndarray] | None = None,
+    clips: Mapping[Any, Clip] | None = None,
+) -> str:
     """The report as one self-contained page.
 
-    images: pictures by sample id (see `images_for`) for the gallery of suspects; those without one
-    are listed.
+    images: pictures by sample id (see `images_for`) for the gallery of suspects. clips: sound (see
+    `clips_for`), which gets a player, a waveform and a spectrogram; suspects with neither are
+    listed.
     """
     page = Environment(
         loader=PackageLoader("expunge"),
@@ -66,7 +84,8 @@ def html(result: RepairResult, *, images: Mapping[Any, Tensor | np.ndarray] | No
         metrics=_other_metrics(result),
         evidence=_evidence(result.partition),
         p_noisy=_p_noisy(result.partition),
-        suspects=_suspects(result, images or {}),
+        suspects=_suspects(result, images or {}, clips or {}),
+        quarantine=quarantine(result),
         matrix=_matrix(result),
         neurons=_neurons(result.ranking, result.plan),
         layers=layer_rows(result.ranking, result.plan),
@@ -174,9 +193,11 @@ def _p_noisy(partition: Partition) -> str:
 
 
 def _suspects(
-    result: RepairResult, images: Mapping[Any, Tensor | np.ndarray]
+    result: RepairResult,
+    images: Mapping[Any, Tensor | np.ndarray],
+    clips: Mapping[Any, Clip],
 ) -> list[dict[str, Any]]:
-    """The worst flagged samples, with a picture where there is one."""
+    """The worst flagged samples, with a picture or a player where there is one."""
     p, names = result.partition, result.classes
     rows = []
     for i in worst(p, min(GALLERY, int(p.flagged.sum()))):
@@ -185,6 +206,7 @@ def _suspects(
         rows.append(
             {
                 "id": name,
+                "clip": _player(clips[name]) if name in clips else None,
                 "image": None if image is None else charts.data_uri(image),
                 "pixelated": image is not None and max(image.shape[:2]) <= 64,
                 "given": names[p.labels[i]],
@@ -195,6 +217,17 @@ def _suspects(
             }
         )
     return rows
+
+
+def _player(clip: Clip) -> dict[str, Any]:
+    """What is heard and seen of a clip."""
+    x = torch.from_numpy(clip.sound.astype(np.float32) / 32768)[None]
+    mels = LogMel(rate=clip.rate, unit="decibel", floor=1e-8)(x)[0, 0].numpy()
+    return {
+        "sound": charts.wav_uri(clip.sound, clip.rate),
+        "picture": charts.data_uri(charts.heat(mels)),
+        "wave": charts.waveform(clip.sound),
+    }
 
 
 def _matrix(result: RepairResult) -> dict[str, Any] | None:
@@ -258,6 +291,40 @@ def images_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, np.n
     Images are stored inputs of shape ``[C, H, W]`` with C = 1 or 3, ``uint8`` or floating (each
     scaled from its smallest to its largest value). Raises DataError for ids that are not there.
     """
+    drawn = {name: charts.pixels(x) for name, x in _stored(samples, ids).items()}
+    return {name: image for name, image in drawn.items() if image is not None}
+
+
+def clips_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Clip]:
+    """The sound of these samples, by id; empty if they are not sound ``[samples]`` of a known rate.
+
+    At most the first 4 seconds, and not more than 16 kHz: the page is to be small. Floating sound
+    is clipped to [−1, 1). Raises DataError for ids that are not there.
+    """
+    if samples.rate is None:
+        return {}
+    found = _stored(samples, ids)
+    if not all(_is_sound(x) for x in found.values()):
+        return {}
+    return {name: _played(x[: PLAYED * samples.rate], samples.rate) for name, x in found.items()}
+
+
+def _is_sound(x: Tensor) -> bool:
+    return x.dim() == 1 and (x.dtype == torch.int16 or x.is_floating_point())
+
+
+def _played(x: Tensor, rate: int) -> Clip:
+    scale = 1.0 if x.dtype == torch.int16 else 32768.0
+    sound = x.double().mul(scale).numpy()
+    if rate > PLAYED_RATE:
+        common = math.gcd(rate, PLAYED_RATE)
+        sound = resample_poly(sound, PLAYED_RATE // common, rate // common)
+        rate = PLAYED_RATE
+    return Clip(np.round(sound).clip(-32768, 32767).astype(np.int16), rate)
+
+
+def _stored(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Tensor]:
+    """The stored inputs of these samples, by id; empty if each is more than one tensor."""
     position = {name: i for i, name in enumerate(samples.ids.tolist())}
     wanted = list(ids)
     unknown = [name for name in wanted if name not in position]
@@ -265,12 +332,11 @@ def images_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, np.n
         raise DataError(
             f"no samples with the ids {some(unknown)}",
             where=samples.name,
-            fix="take the pictures from the data set that was partitioned",
+            fix="take what is shown from the data set that was partitioned",
         )
     if not wanted:
         return {}
     stored = samples.inputs.batch(np.array([position[name] for name in wanted]))
     if isinstance(stored, dict):
         return {}
-    drawn = ((name, charts.pixels(x)) for name, x in zip(wanted, stored, strict=True))
-    return {name: image for name, image in drawn if image is not None}
+    return dict(zip(wanted, stored, strict=True))

@@ -580,6 +580,9 @@ def _result(
         classes=job.train.classes,
         left_alone=fixed.left_alone,
         certificate=certificate,
+        quarantined={
+            s.name: s.quarantined for s in (job.train, job.validation) if s and s.quarantined
+        },
     )
 
 
@@ -587,10 +590,11 @@ def _write(job: _Job, run: Run, result: RepairResult) -> None:
     """The files for people and programs: the model, the partition, the result and the reports."""
     suspects = result.partition.ids[reports.worst(result.partition, reports.GALLERY)]
     images = pages.images_for(job.train, suspects.tolist())
+    clips = pages.clips_for(job.train, suspects.tolist())
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
     run.write("model.safetensors", lambda p: save_weights(result.model, p, {"plan": plan}))
     run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
-    run.write("report.html", pages.html(result, images=images))
+    run.write("report.html", pages.html(result, images=images, clips=clips))
     run.write("report.md", reports.markdown(result))
     run.write("result.json", json.dumps(reports.summary(result), indent=2) + "\n")
 

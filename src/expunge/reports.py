@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from expunge.errors import by_reason
 from expunge.tables import (
     Evaluation,
     Metric,
@@ -113,6 +114,10 @@ def summary(result: RepairResult) -> dict[str, Any]:
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
         "flags": [{"code": f.code, "sentence": f.sentence} for f in result.flags],
         "certificate": asdict(result.certificate) if result.certificate else None,
+        "quarantined": {
+            name: {str(i): reason for i, reason in found.items()}
+            for name, found in result.quarantined.items()
+        },
         "verdict": "leave alone" if result.left_alone else "repair",
         "recipe": result.recipe,
         "seed": int(result.seed),
@@ -246,6 +251,15 @@ def unlearned(result: RepairResult) -> list[str]:
     return lines
 
 
+def quarantine(result: RepairResult) -> list[str]:
+    """What took no part because it could not be used, one line a data set and reason."""
+    return [
+        f"{name}, left out: {line}"
+        for name, found in result.quarantined.items()
+        for line in by_reason("samples", found)
+    ]
+
+
 def worst(partition: Partition, k: int) -> np.ndarray:
     """Positions of the ``k`` most suspicious samples: by p_noisy, then evidence, then id."""
     evidence = np.zeros(len(partition.ids))
@@ -277,6 +291,8 @@ def markdown(result: RepairResult) -> str:
         _result_table(result),
         "## Partition",
         _partition_lines(result.partition),
+        "## Quarantine" if result.quarantined else "",
+        "\n".join(f"- {_text(line)}" for line in quarantine(result)),
         "## Pruning",
         _pruning_lines(result),
         "## Unlearned",

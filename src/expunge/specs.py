@@ -21,7 +21,7 @@ from expunge.config import build
 from expunge.data import DataConfig, Samples, check_disjoint, read
 from expunge.data.sources import located
 from expunge.detectors import detectors
-from expunge.errors import ConfigError, ExpungeError, ModelError, closest
+from expunge.errors import ConfigError, ExpungeError, ModelError, by_reason, closest
 from expunge.layers import check_model, discover, logits_of, module_named
 from expunge.neurons import rankers
 from expunge.partitions import partitioners
@@ -204,8 +204,11 @@ def prepare(
     return Job(model, train, held_out, settings, seconds)
 
 
-def check(path: str | Path) -> list[str]:
-    """All problems of a spec, found without training: settings, data, model, weights, layers."""
+def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]:
+    """All problems of a spec, found without training: settings, data, model, weights, layers.
+
+    note: called with what is no problem but worth knowing: which samples are left out, and why.
+    """
     problems: list[str] = []
 
     def attempt(step: Callable[[], Any]) -> Any:
@@ -230,6 +233,9 @@ def check(path: str | Path) -> list[str]:
         held_out = attempt(
             lambda: read(config, folder=folder, classes=classes, name="validation data")
         )
+    for samples in filter(None, (train, held_out)):
+        for line in by_reason("samples", samples.quarantined):
+            note(f"{samples.name}, left out: {line}")
     if train is not None and held_out is not None:
         attempt(lambda: check_disjoint(train, held_out))
     if not unsound & {"model", "train"} and not spec.model.weights and spec.train is None:

@@ -467,7 +467,10 @@ class Certificate:
 
 @dataclass(frozen=True)
 class RepairResult:
-    """Everything that a repair did; on disk it is the run folder."""
+    """Everything that a repair did; on disk it is the run folder.
+
+    quarantined: samples that could not be used and took no part, ``{data set: {id: reason}}``.
+    """
 
     model: nn.Module
     recipe: str
@@ -489,3 +492,4 @@ class RepairResult:
     classes: tuple[str, ...]
     left_alone: bool = False
     certificate: Certificate | None = None
+    quarantined: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
