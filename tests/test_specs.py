@@ -337,7 +337,7 @@ def test_the_examples_are_specs(path):
 def test_the_examples_have_no_problems_where_the_data_are(path, tmp_path, monkeypatch):
     root = Path(__file__).parents[1]
     data = Path(os.environ.get("EXPUNGE_DATA", root.parent / "shared" / "data"))
-    if not (data / "cifar10").is_dir():
+    if not all((data / name).is_dir() for name in ("cifar10", "speech_commands")):
         pytest.skip(f"the data of the examples are not in {data}: set EXPUNGE_DATA")
     monkeypatch.setenv("EXPUNGE_DATA", str(data.resolve()))
     monkeypatch.chdir(tmp_path)
