@@ -284,6 +284,47 @@ def test_a_flac_file_that_lies_about_its_length_is_bounded(tmp_path):
         read_here(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("FLAC", None), ("OGG", "VORBIS")],
+)
+def test_damaged_bytes_give_a_clip_or_a_reason(kind, subtype):
+    rng = np.random.default_rng(0)
+    sound = encoded(noise(2000, seed=1) / 32768, kind=kind, subtype=subtype)
+    reasons = 0
+    for _ in range(150):
+        damaged = bytearray(sound)
+        for at in rng.integers(0, 80, rng.integers(1, 5)):
+            damaged[at] = rng.integers(0, 256)
+        file = Bytes(
+            bytes(damaged[: rng.integers(1, len(damaged))] if rng.random() < 0.3 else damaged)
+        )
+        try:
+            x = audio._sound(file, 0, 16_000, 1500)
+        except audio._Unfit:
+            reasons += 1
+        else:
+            assert x.dtype == np.int16
+            assert 0 < len(x) <= 1500
+    assert reasons > 10
+
+
+class Bytes:
+    """One encoded clip."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, position: int) -> bytes:
+        return self._data
+
+    def content(self) -> str:
+        return ""
+
+
 def test_too_long_a_clip_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(audio, "MOST", 700)
     files = [encoded(noise(600, seed=i)) for i in range(5)]

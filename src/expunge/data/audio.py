@@ -191,9 +191,10 @@ def _sound(encoded: Encoded, i: int, rate: int, length: int) -> np.ndarray:
     mono = x[:, 0].astype(np.float32) / 32768 if exact else x.mean(axis=1)
     if not np.isfinite(mono).all():
         raise _Unfit("hold NaN or infinity")
+    mono = mono.clip(-1, 1)
     if own != rate:
         mono = resample_poly(mono, up, down)
-    return np.round(32768 * mono[:length]).clip(-32768, 32767).astype(np.int16)
+    return np.round(32768 * mono[:length].clip(-1, 32767 / 32768)).astype(np.int16)
 
 
 def _form(
