@@ -20,6 +20,7 @@ from expunge.tables import (
     RepairResult,
     Scores,
     Size,
+    Verdict,
 )
 
 CLASSES = ("zero", "one", "two", "three")
@@ -120,5 +121,6 @@ def make_result(**changes: Any) -> RepairResult:
         flags=(),
         run="runs/first",
         classes=CLASSES,
+        verdict=Verdict("repair", "nothing was held out"),
     )
     return replace(made, **changes)

@@ -16,6 +16,8 @@ from scipy.stats import t
 
 from expunge import pipeline
 from expunge.benchmarks import cifar, detect, memory, repair
+from expunge.benchmarks.demo import Digits
+from expunge.benchmarks.fields import Setting, grid, trained
 from expunge.benchmarks.noise import Truth, instance_dependent, mild_inputs
 from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Table, mean
@@ -87,11 +89,11 @@ def test_mild_corruption_changes_as_many_images_as_asked_and_no_others():
 def test_scenes_say_the_truth_about_their_faults(data, noise):
     if noise == "human_aggregate":
         with pytest.raises(DataError, match="human_aggregate"):
-            data.scene(cifar.Setting(noise, n=100))
+            data.scene(Setting(noise, n=100))
         return
-    rate = cifar.RATES.get(noise, (0.0,))[0]
-    scene = data.scene(cifar.Setting(noise, rate, n=100))
-    clean = data.scene(cifar.Setting("none", n=100))
+    rate = (cifar.NOISES[noise] or (0.0,))[0]
+    scene = data.scene(Setting(noise, rate, n=100))
+    clean = data.scene(Setting("none", n=100))
     assert_array_equal(scene.truth.labels, clean.train.labels)
     assert_array_equal(scene.truth.label_fault, scene.train.labels != clean.train.labels)
     rows = np.arange(100)
@@ -103,7 +105,7 @@ def test_scenes_say_the_truth_about_their_faults(data, noise):
 
 
 def test_published_noise_is_clipped_to_the_unit_interval_of_standardised_images(data):
-    scene = data.scene(cifar.Setting("gaussian", 0.5, n=100))
+    scene = data.scene(Setting("gaussian", 0.5, n=100))
     bad = np.flatnonzero(scene.truth.input_fault)
     x = scene.train.batch(bad)
     assert (x.min(), x.max()) == (pytest.approx(0, abs=0.02), pytest.approx(1, abs=0.02))
@@ -114,23 +116,56 @@ def test_labels_from_other_files_are_joined_by_id(data, folder, tmp_path):
     given = np.full(N, 3)
     pq.write_table(pa.table({"id": ids, "said": given}), tmp_path / "l.parquet")
     extra = cifar.Extra(f"{tmp_path / 'l.parquet'}:said", f"{folder / 'train.parquet'}:label")
-    scene = cifar.Cifar(folder, extra).scene(cifar.Setting("human_random1", n=100))
+    scene = cifar.Cifar(folder, extra).scene(Setting("human_random1", n=100))
     assert scene.truth.noisy.any()
     with pytest.raises(DataError, match="same label"):  # all are 3
-        cifar.Cifar(folder, extra).scene(cifar.Setting("labels", n=100))
+        cifar.Cifar(folder, extra).scene(Setting("labels", n=100))
     pq.write_table(pa.table({"id": ids, "said": (ids - 999) % 10}), tmp_path / "l.parquet")
-    scene = cifar.Cifar(folder, extra).scene(cifar.Setting("labels", n=100))
+    scene = cifar.Cifar(folder, extra).scene(Setting("labels", n=100))
     assert_array_equal(scene.train.labels, (np.arange(100) + 1) % 10)
     assert scene.truth.label_fault.all()
     with pytest.raises(ConfigError, match="FILE:COLUMN"):
-        cifar.Cifar(folder, cifar.Extra("no-colon", "x:y")).scene(cifar.Setting("labels", n=100))
+        cifar.Cifar(folder, cifar.Extra("no-colon", "x:y")).scene(Setting("labels", n=100))
     with pytest.raises(ConfigError, match="FILE:COLUMN"):
-        data.scene(cifar.Setting("labels", n=100))
+        data.scene(Setting("labels", n=100))
 
 
 def test_more_samples_than_there_are_is_an_error(data):
     with pytest.raises(DataError, match=f"{N + 1} samples of {N}"):
-        data.scene(cifar.Setting("none", n=N + 1))
+        data.scene(Setting("none", n=N + 1))
+    with pytest.raises(DataError, match="1199 digits of 1198"):
+        Digits().scene(Setting("none", n=1199))
+
+
+@pytest.mark.parametrize(("noise", "rate"), [("symmetric", 0.4), ("human_random1", 0.0)])
+def test_what_is_held_out_has_faults_of_its_own_and_is_not_trained_on(data, noise, rate):
+    scene = data.scene(Setting(noise, rate, n=100))
+    assert len(scene.held_out) == 20
+    assert not set(scene.held_out.ids) & set(scene.train.ids)
+    truth = data.train.subset(np.arange(100, 120)).labels
+    wrong = (scene.held_out.labels != truth).mean()
+    assert wrong == pytest.approx(rate or 1 / 6, abs=0.05)
+    assert data.scene(Setting("none", n=N)).held_out is None
+
+
+@pytest.mark.parametrize("noise", Digits.noises)
+def test_digits_are_split_in_three_and_the_truth_is_told(noise):
+    rate = (Digits.noises[noise] or (0.0,))[0]
+    scene = Digits().scene(Setting(noise, rate, n=1000))
+    sets = (scene.train, scene.held_out, scene.test)
+    assert [len(s) for s in sets] == [1000, 198, 599]
+    assert len(set(np.concatenate([s.ids for s in sets]))) == 1797
+    clean = Digits().scene(Setting("none", n=1000))
+    assert_array_equal(scene.truth.labels, clean.train.labels)
+    assert_array_equal(scene.truth.label_fault, scene.train.labels != clean.train.labels)
+    assert scene.truth.noisy.mean() == pytest.approx({"both": 0.36}.get(noise, rate), abs=0.01)
+    assert_array_equal(scene.test.labels, clean.test.labels)
+
+
+def test_a_grid_is_refused_where_a_noise_is_not_known(data):
+    with pytest.raises(ConfigError, match="noise 'loud' is none of: none, symmetric"):
+        grid(data, noises=["loud"])
+    assert len(grid(Digits(), seeds=[0, 1])) == 5 * 2 * 2
 
 
 # ----------------------------------------------------------------------------- measures
@@ -202,9 +237,7 @@ def test_tables_are_escaped_in_html(tmp_path):
 
 
 def test_a_suite_makes_each_row_once(data, tmp_path, monkeypatch):
-    settings = detect.grid(
-        noises=["human_random1", "gaussian"], rates=[], states=["fresh"], seeds=[0], n=100
-    )
+    settings = grid(data, noises=["human_random1", "gaussian"], states=["fresh"], n=100)
     rows = detect.bench(data, settings=settings, names=("loss", "expunge-fast"), out=tmp_path)
     assert [(r["noise"], r["detector"]) for r in rows] == [
         ("human_random1", "loss"),
@@ -228,16 +261,16 @@ def test_a_suite_makes_each_row_once(data, tmp_path, monkeypatch):
 
 def test_unknown_detectors_are_refused_before_any_training(data, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'cleanlab'"):
-        detect.bench(data, settings=[cifar.Setting("none")], names=("cleanlap",), out=tmp_path)
+        detect.bench(data, settings=[Setting("none")], names=("cleanlap",), out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", peers.names())
 def test_peers_say_something_of_every_sample(data, tmp_path, name):
-    setting = cifar.Setting("human_random1", n=100)
+    setting = Setting("human_random1", n=100)
     scene = data.scene(setting)
-    model = cifar.trained(scene, setting, tmp_path).model
-    verdict = peers.get(name)(Case(model, scene, setting, tmp_path, lambda *_: None))
+    model = trained(data, scene, setting, tmp_path).model
+    verdict = peers.get(name)(Case(data, model, scene, setting, tmp_path, lambda *_: None))
     assert verdict.score.shape == verdict.flagged.shape == (100,)
     assert np.isfinite(verdict.score).all()
     assert verdict.flagged.dtype == bool
@@ -245,10 +278,10 @@ def test_peers_say_something_of_every_sample(data, tmp_path, name):
 
 
 def test_captum_agrees_with_the_closed_form_of_self_influence_but_for_the_bias(data, tmp_path):
-    setting = cifar.Setting("human_random1", n=100)
+    setting = Setting("human_random1", n=100)
     scene = data.scene(setting)
-    model = cifar.trained(scene, setting, tmp_path).model
-    case = Case(model, scene, setting, tmp_path, lambda *_: None)
+    model = trained(data, scene, setting, tmp_path).model
+    case = Case(data, model, scene, setting, tmp_path, lambda *_: None)
     theirs = np.exp(peers.get("tracin")(case).score)
     signals = collect(model, scene.train, needs=frozenset({"head"}), precision="float32")
     ours = detectors.get("self_influence")(signals).score ** 2
@@ -279,12 +312,11 @@ def test_more_images_than_there_are_are_moved_ones():
 def repaired(data, tmp_path_factory):
     """Two seeds of a small suite, with short schedules."""
     out = tmp_path_factory.mktemp("repair")
-    settings = [cifar.Setting("human_random1", state="memorised", n=100, seed=s) for s in (0, 1)]
+    settings = [Setting("human_random1", state="memorised", n=100, seed=s) for s in (0, 1)]
     names = ("nothing", "finetune-only", "oracle-finetune", "cleanlab-retrain")
     short = TuneConfig(data="everything", epochs=12, lr=0.05, batch_size=10, augment=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "TRAINING", {"fresh": short, "memorised": short})
-        patch.setattr(repair, "TRAINING", cifar.TRAINING)
         # What a hundred images and a weak network would let one find is not asked here.
         split = repair.true_partition(data.scene(settings[0]))
         patch.setattr(pipeline, "partition", lambda scores, **_: split)
@@ -323,7 +355,7 @@ def test_the_gap_is_the_share_of_the_way_from_noisy_to_oracle():
 
 
 def test_wrong_labels_that_are_still_predicted_are_counted(data):
-    scene = data.scene(cifar.Setting("human_random1", n=100))
+    scene = data.scene(Setting("human_random1", n=100))
     wrong = scene.truth.label_fault
 
     says = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
@@ -331,11 +363,11 @@ def test_wrong_labels_that_are_still_predicted_are_counted(data):
     says[1].bias.data = torch.eye(10)[1]
     expected = (scene.train.labels[wrong] == 1).mean()
     assert repair.still_predicted(says, scene) == expected > 0
-    assert repair.still_predicted(says, data.scene(cifar.Setting("none", n=50))) is None
+    assert repair.still_predicted(says, data.scene(Setting("none", n=50))) is None
 
 
 def test_oracles_know_the_truth_and_nobody_else_does(data):
-    scene = data.scene(cifar.Setting("human_random1", n=100))
+    scene = data.scene(Setting("human_random1", n=100))
     split = repair.true_partition(scene)
     assert_array_equal(split.flagged, scene.truth.noisy)
     assert_array_equal(split.suggested_label, scene.truth.labels)
@@ -343,6 +375,4 @@ def test_oracles_know_the_truth_and_nobody_else_does(data):
 
 def test_unknown_recipes_are_refused_before_any_training(data, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'oracle-retrain'"):
-        repair.bench(
-            data, settings=[cifar.Setting("none")], names=("oracle-retrian",), out=tmp_path
-        )
+        repair.bench(data, settings=[Setting("none")], names=("oracle-retrian",), out=tmp_path)

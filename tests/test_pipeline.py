@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +23,12 @@ from torch.testing import assert_close
 
 import expunge
 from expunge import pipeline, stages, surgery
+from expunge.benchmarks.noise import wrong_labels
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.layers import reinitialised
 from expunge.models import mlp
-from expunge.recipes import PruneConfig, recipes
+from expunge.recipes import PruneConfig, Recipe, recipes
 from expunge.signals import collect
 from expunge.tables import PrunePlan, RepairResult
 from expunge.tuning import targets_of
@@ -191,14 +193,78 @@ def test_the_certificate_counts_what_the_models_say():
 def test_a_model_with_next_to_no_noise_is_left_alone_and_the_controls_show_why():
     overrides = {**FAST, "partition": {"threshold": 1.0}}
     result = repaired(overrides=overrides, controls=("finetune-only",))
-    assert result.left_alone
+    assert result.verdict.word == "leave alone"
     assert_same_weights(result.model, memorised())
     assert result.plan is None
     assert result.gain.value == 0
     control = result.controls["finetune-only"].model
     assert not torch.equal(control[-1].weight, result.model[-1].weight)
     assert expunge.report(result).startswith("# ")
-    assert "Left alone: 0 of 400 training samples" in expunge.report(result)
+    assert "Leave alone: 0 of 400 training samples" in expunge.report(result)
+
+
+def test_a_partition_that_leaves_nothing_of_a_class_leaves_the_model_alone():
+    overrides = {**FAST, "partition": {"threshold": 0.0}, "tune": {"data": "kept"}}
+    result = repaired(overrides=overrides, controls=("finetune-only", "tune-everything"))
+    assert result.verdict.word == "leave alone"
+    assert "nothing is left to learn" in result.verdict.reason
+    assert_same_weights(result.model, memorised())
+    assert list(result.controls) == ["tune-everything"]  # the other would have nothing to learn
+
+
+def held_out() -> Samples:
+    """New digits with as many wrong labels as the training set has."""
+    labels = wrong_labels(clean().labels, rate=0.3, noise="symmetric", classes=10, seed=1)
+    return replace(clean(), labels=labels)
+
+
+def test_held_out_labels_keep_a_repair_that_helps_and_their_noise_is_taken_into_account():
+    result = repaired(overrides={"tune": {"epochs": 6, "batch_size": 32}}, held_out=held_out())
+    assert result.verdict.word == "repair"
+    assert result.verdict.gain.low > 0
+    truly = stages.compare(memorised(), result.model, clean()).gain
+    assert result.verdict.gain.low < truly.value < result.verdict.gain.high
+    assert result.seconds["judge"] > 0
+
+
+def test_a_repair_that_does_harm_is_rolled_back(tmp_path):
+    harm = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
+    result = repaired(overrides=harm, held_out=held_out(), out=tmp_path)
+    assert result.verdict.word == "leave alone"
+    assert result.verdict.gain.value < 0
+    assert_same_weights(result.model, memorised())
+    assert result.plan is None
+    assert result.size_after == result.size_before
+    assert "Leave alone: the repair would change accuracy by −" in expunge.report(result)
+    told = json.loads((tmp_path / "result.json").read_text())["verdict"]
+    assert told["word"] == "leave alone"
+    assert told["gain"]["value"] == result.verdict.gain.value
+
+
+def test_what_is_to_be_forgotten_is_not_rolled_back():
+    overrides = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
+    result = pipeline.forget(memorised(), noisy(), noisy().ids[:2], overrides=overrides)
+    assert result.verdict.word == "repair"
+    assert result.plan is not None
+
+
+def test_a_network_trained_anew_that_is_ahead_is_recommended(monkeypatch):
+    def retrain_well(recipe: Recipe) -> Recipe:
+        tune = replace(recipe.tune, data="kept", epochs=30, lr=0.05, batch_size=32)
+        return replace(recipe, start="scratch", tune=tune)
+
+    weak = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.0}}
+    monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
+    result = repaired(overrides=weak, held_out=held_out(), controls=("retrain-well",))
+    assert result.verdict.word == "retrain"
+    assert "retrain-well" in result.verdict.reason
+    assert expunge.report(result).count("Retrain: ") == 1
+
+
+def test_held_out_samples_of_other_classes_are_refused():
+    other = replace(clean(), classes=tuple("abcdefghij"))
+    with pytest.raises(ConfigError, match=r"held_out has the classes \('a'"):
+        repaired(held_out=other)
 
 
 def test_another_round_looks_again_with_the_repaired_model(tmp_path):

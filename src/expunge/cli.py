@@ -34,6 +34,7 @@ from expunge import pipeline, reports, specs
 from expunge.benchmarks import cifar, detect, digits, memory
 from expunge.benchmarks import demo as demos
 from expunge.benchmarks import repair as repairs
+from expunge.benchmarks.fields import Field, Setting, grid
 from expunge.data.sources import sources
 from expunge.data.views import views
 from expunge.detectors import detectors
@@ -180,22 +181,6 @@ def bench_digits(
         typer.echo(f"rows: {out / 'rows.jsonl'}")
 
 
-class Noisy(StrEnum):
-    """What a suite does to the data."""
-
-    none = "none"
-    symmetric = "symmetric"
-    pair = "pair"
-    instance = "instance"
-    idn_20 = "idn_20"
-    human_aggregate = "human_aggregate"
-    human_random1 = "human_random1"
-    gaussian = "gaussian"
-    mild = "mild"
-    both = "both"
-    labels = "labels"
-
-
 class State(StrEnum):
     """How the networks of a suite were trained."""
 
@@ -209,11 +194,16 @@ CifarFolder = Annotated[
 CIFAR = Path("cifar10")
 
 
-Noises = Annotated[list[Noisy] | None, typer.Option("--noise", help="Kinds of noise; all.")]
+SuiteData = Annotated[
+    Path, typer.Option(help="A folder with CIFAR-10 (see bench memory), or the word digits.")
+]
+Noises = Annotated[list[str] | None, typer.Option("--noise", help="Kinds of noise; all.")]
 Rates = Annotated[list[float] | None, typer.Option("--rate", help="Shares of bad samples.")]
 States = Annotated[list[State] | None, typer.Option("--state", help="States of the network; both.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds 0 … n − 1.")]
-Images = Annotated[int, typer.Option("--n", min=100, help="Training images.")]
+Count = Annotated[
+    int | None, typer.Option("--n", min=100, help="Training samples: 25,000 images, 1,000 digits.")
+]
 GivenLabels = Annotated[str, typer.Option("--labels", help="FILE:COLUMN, for the noise 'labels'.")]
 RightLabels = Annotated[
     str, typer.Option("--truth", help="FILE:COLUMN, the right labels of these.")
@@ -222,27 +212,29 @@ RightLabels = Annotated[
 
 def _suite(
     data: Path,
-    noise: list[Noisy] | None,
+    noise: list[str] | None,
     rate: list[float] | None,
     state: list[State] | None,
     seeds: int,
-    n: int,
+    n: int | None,
     labels: str,
     truth: str,
-) -> tuple[cifar.Cifar, list[cifar.Setting]]:
+) -> tuple[Field, list[Setting]]:
     """The data and all settings that were asked for."""
     if bool(labels) != bool(truth):
         raise typer.BadParameter("--labels and --truth go together")
-    extra = cifar.Extra(labels, truth) if labels else None
-    chosen = noise or ([Noisy.labels] if extra else [k for k in Noisy if k != Noisy.labels])
-    settings = detect.grid(
-        noises=[k.value for k in chosen],
-        rates=rate or [],
+    field: Field = cifar.Cifar(data, cifar.Extra(labels, truth) if labels else None)
+    if str(data) == "digits" and not labels:
+        field = demos.Digits()
+    settings = grid(
+        field,
+        noises=noise or (),
+        rates=rate or (),
         states=[s.value for s in state or State],
         seeds=range(seeds),
         n=n,
     )
-    return cifar.Cifar(data, extra), settings
+    return field, settings
 
 
 def _print_suite(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
@@ -254,7 +246,7 @@ def _print_suite(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
 
 @bench.command("detect")
 def bench_detect(
-    data: CifarFolder = CIFAR,
+    data: SuiteData = CIFAR,
     noise: Noises = None,
     rate: Rates = None,
     state: States = None,
@@ -262,7 +254,7 @@ def bench_detect(
         list[str] | None, typer.Option(help="expunge, expunge-fast, a detector, or a peer.")
     ] = None,
     seeds: Seeds = 1,
-    n: Images = 25_000,
+    n: Count = None,
     labels: GivenLabels = "",
     truth: RightLabels = "",
     out: Annotated[Path, typer.Option(help="Where networks, rows and tables go.")] = Path(
@@ -270,11 +262,11 @@ def bench_detect(
     ),
     as_json: Json = False,
 ) -> None:
-    """Detection on CIFAR-10: noise × state of the network × detector, against the truth."""
-    folder, settings = _suite(data, noise, rate, state, seeds, n, labels, truth)
+    """Detection: noise × state of the network × detector, against the truth."""
+    field, settings = _suite(data, noise, rate, state, seeds, n, labels, truth)
     with _progress() as show:
         rows = detect.bench(
-            folder,
+            field,
             settings=settings,
             names=detector or detect.DEFAULT,
             out=out,
@@ -286,7 +278,7 @@ def bench_detect(
 
 @bench.command("repair")
 def bench_repair(
-    data: CifarFolder = CIFAR,
+    data: SuiteData = CIFAR,
     noise: Noises = None,
     rate: Rates = None,
     state: States = None,
@@ -294,7 +286,7 @@ def bench_repair(
         list[str] | None, typer.Option(help="Recipes, controls, oracles and peers; all.")
     ] = None,
     seeds: Seeds = 1,
-    n: Images = 25_000,
+    n: Count = None,
     labels: GivenLabels = "",
     truth: RightLabels = "",
     out: Annotated[Path, typer.Option(help="Where networks, runs, rows and tables go.")] = Path(
@@ -302,11 +294,11 @@ def bench_repair(
     ),
     as_json: Json = False,
 ) -> None:
-    """Repair on CIFAR-10: noise × state × recipe, with controls, oracles and peers."""
-    folder, settings = _suite(data, noise, rate, state, seeds, n, labels, truth)
+    """Repair: noise × state × recipe, with controls, oracles and peers."""
+    field, settings = _suite(data, noise, rate, state, seeds, n, labels, truth)
     with _progress() as show:
         rows = repairs.bench(
-            folder,
+            field,
             settings=settings,
             names=recipe or (),
             out=out,
@@ -371,7 +363,12 @@ def repair(
             spec, out=out, fresh=fresh, seed=seed, recipe=recipe, fdr=fdr, progress=show
         )
         result = pipeline.repair(
-            job.model, job.train, job.validation, train_seconds=job.train_seconds, **job.settings
+            job.model,
+            job.train,
+            job.validation,
+            held_out=job.held_out,
+            train_seconds=job.train_seconds,
+            **job.settings,
         )
     if as_json:
         _print_json(reports.summary(result))
@@ -427,6 +424,7 @@ def _stage(name: str, says: str) -> Callable[..., None]:
                 job.model,
                 job.train,
                 job.validation,
+                held_out=job.held_out,
                 until=name,  # type: ignore[arg-type]
                 **job.settings,
             )

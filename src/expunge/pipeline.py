@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from expunge import archive, flags, metrics, pages, reports, robust, surgery, tuning
+from expunge import archive, flags, metrics, pages, reports, robust, surgery, tuning, verdicts
 from expunge.config import digest
 from expunge.data import Samples, as_samples, check_disjoint, shared_inputs
 from expunge.errors import ConfigError, DataError, some
@@ -45,8 +45,10 @@ from expunge.stages import (
     one_sample,
     partition,
     plan,
+    predict,
     rank,
     score,
+    sound_inputs,
     tuned_layers,
 )
 from expunge.tables import (
@@ -56,13 +58,14 @@ from expunge.tables import (
     PrunePlan,
     RepairResult,
     Scores,
+    Verdict,
 )
-from expunge.tuning import TuneConfig
+from expunge.tuning import TuneConfig, lost_classes
 from expunge.weights import fit_weights, save_weights
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 7
+CODE = 8
 
 
 def repair(
@@ -72,6 +75,7 @@ def repair(
     *,
     recipe: str = "default",
     overrides: Mapping[str, object] | None = None,
+    held_out: Data | None = None,
     controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
     out: str | Path | None = None,
@@ -82,15 +86,17 @@ def repair(
     """Repair a model that was trained on noisy data.
 
     model: any classifier; it is not changed. train: the data that it was trained on, noise and
-    all. validation: held-out samples that measure the result and decide nothing. recipe: what to
-    do; overrides: single settings of it, ``{"tune": {"epochs": 3}}``. controls: recipes to compare
-    with, from the same partition; each takes its own tuning time, and none runs without validation.
-    out: the run folder; an interrupted repair goes on from it. fresh: discard what is in it.
-    train_seconds: what the training of the model took, if known, for the report.
+    all. validation: samples that measure the result and decide nothing. recipe: what to do;
+    overrides: single settings of it, ``{"tune": {"epochs": 3}}``. held_out: samples that the model
+    was not trained on, with labels of the same source as those of train, wrong ones among them:
+    where they speak against the repair it is rolled back, see `verdicts`. controls: recipes to
+    compare with, from the same partition; each takes its own tuning time, and none runs without
+    validation. out: the run folder; an interrupted repair goes on from it. fresh: discard what is
+    in it. train_seconds: what the training of the model took, if known, for the report.
 
     Returns the repaired model with the evidence for every decision.
     """
-    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
+    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress, held_out)
     with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed)
         return _finished(job, run, _scored(job, run), train_seconds)
@@ -124,11 +130,10 @@ def forget(
         "partition": {"method": "posterior"},
         "tune": {**tune, "data": "kept"},
         "rounds": {"most": 1},
-        "least": 0.0,
     }
     job = _prepare(model, train, validation, recipe, settings, controls, seed, progress)
     named = _named(job.train, np.unique(np.asarray(list(ids))))
-    job = replace(job, header={**job.header, "forget": digest(named.tolist())})
+    job = replace(job, asked=False, header={**job.header, "forget": digest(named.tolist())})
 
     def compute() -> Artefact:
         return archive.store_scores(_all_or_nothing(job.train, named))
@@ -180,6 +185,7 @@ def repair_until(
     until: Literal["score", "partition", "rank", "prune", "tune"],
     recipe: str = "default",
     overrides: Mapping[str, object] | None = None,
+    held_out: Data | None = None,
     controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
     out: str | Path | None = None,
@@ -187,7 +193,7 @@ def repair_until(
     progress: Progress = silent,
 ) -> Stages:
     """Do the first stages of a repair in its run folder; `repair` goes on from there."""
-    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress)
+    job = _prepare(model, train, validation, recipe, overrides, controls, seed, progress, held_out)
     with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         scores = _scored(job, run)
         split = _partitioned(job, run, scores) if until != "score" else None
@@ -253,9 +259,17 @@ def train(
 def _finished(job: _Job, run: Run, scores: Scores, train_seconds: float | None) -> RepairResult:
     """All that follows the scores."""
     split = _partitioned(job, run, scores)
-    fixed = _carried_out(job, run, job.recipe, split)
-    others = {name: _controlled(job, run, name, split, fixed.partition) for name in job.controls}
-    result = _result(job, run, scores, fixed, others, train_seconds)
+    why_not = verdicts.hopeless(split, job.recipe, job.train.classes) if job.asked else ""
+    fixed = _untouched(job, run, split) if why_not else _carried_out(job, run, job.recipe, split)
+    others = {
+        name: _controlled(job, run, name, split, fixed.partition)
+        for name in job.controls
+        if not len(lost_classes(split, recipes.get(name)(job.recipe).tune.data))
+    }
+    verdict = Verdict("leave alone", why_not) if why_not else _judged(job, run, fixed, others)
+    if verdict.word == "leave alone":
+        fixed = _untouched(job, run, fixed.partition)
+    result = _result(job, run, scores, fixed, others, verdict, train_seconds)
     _write(job, run, result)
     run.log("end", flags=[flag.code for flag in result.flags])
     return result
@@ -268,6 +282,7 @@ class _Job:
     model: nn.Module
     train: Samples
     validation: Samples | None
+    held_out: Samples | None
     name: str
     recipe: Recipe
     controls: tuple[str, ...]
@@ -275,6 +290,7 @@ class _Job:
     header: Mapping[str, object]
     accelerator: Accelerator
     progress: Progress
+    asked: bool = True  # whether it is a question at all if to repair; a deletion is none
 
     def key(self, run: Run, settings: object, reads: Sequence[str], **more: object) -> dict:
         """What a stage's result depends on: settings, inputs, and the stages that it reads."""
@@ -295,7 +311,6 @@ class _Fixed(NamedTuple):
     ranking: NeuronRanking | None
     plan: PrunePlan | None
     seconds: float
-    left_alone: bool = False
 
 
 def _prepare(
@@ -307,21 +322,26 @@ def _prepare(
     controls: tuple[str, ...],
     seed: int,
     progress: Progress,
+    held_out: Data | None = None,
 ) -> _Job:
     chosen = resolve(recipe, overrides)
     for name in controls:
         recipes.get(name)
     check_model(model)
     samples = as_samples(train)
-    held_out = as_samples(validation) if validation is not None else None
-    if held_out is not None:
-        check_disjoint(samples, held_out)
-        if held_out.classes != samples.classes:
-            raise ConfigError(
-                f"validation has the classes {held_out.classes}, training {samples.classes}",
-                fix="read both with the same class names",
-            )
-    controls = controls if held_out is not None else ()
+    others = {
+        name: None if data is None else as_samples(data)
+        for name, data in (("validation", validation), ("held_out", held_out))
+    }
+    for name, other in others.items():
+        if other is not None:
+            check_disjoint(samples, other)
+            if other.classes != samples.classes:
+                raise ConfigError(
+                    f"{name} has the classes {other.classes}, training {samples.classes}",
+                    fix="read both with the same class names",
+                )
+    controls = controls if validation is not None else ()
     header = {
         "recipe": recipe,
         "settings": asdict(chosen),
@@ -329,12 +349,13 @@ def _prepare(
         "seed": seed,
         "model": model_fingerprint(model),
         "train": samples.fingerprint(),
-        "validation": held_out.fingerprint() if held_out is not None else None,
+        **{name: other.fingerprint() if other else None for name, other in others.items()},
     }
     return _Job(
         model,
         samples,
-        held_out,
+        others["validation"],
+        others["held_out"],
         recipe,
         chosen,
         controls,
@@ -400,9 +421,6 @@ def _carried_out(
     """
     read = ["1-score", "2-partition"]
     model, ranking, cut = job.model, None, None
-    if until == "tune" and split.flagged.mean() < recipe.least:
-        untouched = copy.deepcopy(model).eval()
-        return _Fixed(untouched, split, None, None, sum(run.seconds[name] for name in read), True)
     if recipe.start == "scratch":
         model = reinitialised(model, job.seed)
     if recipe.prune.cuts:
@@ -426,6 +444,35 @@ def _carried_out(
     if model is job.model:  # the caller's own: neither handed out nor put into another mode
         model = copy.deepcopy(model)
     return _Fixed(model.eval(), split, ranking, cut, sum(run.seconds[name] for name in read))
+
+
+def _untouched(job: _Job, run: Run, split: Partition) -> _Fixed:
+    """The model as it came."""
+    seconds = sum(run.seconds[name] for name in ("1-score", "2-partition"))
+    return _Fixed(copy.deepcopy(job.model).eval(), split, None, None, seconds)
+
+
+def _judged(job: _Job, run: Run, fixed: _Fixed, others: Mapping[str, _Fixed]) -> Verdict:
+    """Whether to keep the repair, by what is held out."""
+    if not job.asked:
+        return Verdict("repair", "these samples were to be unlearned, whatever it costs")
+    if job.held_out is None:
+        return Verdict("repair", "no labels were held out that could speak against it")
+    started, held_out = time.perf_counter(), job.held_out
+
+    def predicted(model: nn.Module) -> np.ndarray:
+        return predict(model, held_out, progress=job.progress)
+
+    scratch = [name for name in others if recipes.get(name)(job.recipe).start == "scratch"]
+    verdict = verdicts.judge(
+        predicted(job.model),
+        verdicts.Candidate(predicted(fixed.model), fixed.seconds),
+        {n: verdicts.Candidate(predicted(others[n].model), others[n].seconds) for n in scratch},
+        verdicts.HeldOut(held_out.labels, sound_inputs(job.model, held_out, fixed.partition)),
+        verdicts.transition(fixed.partition, len(job.train.classes)),
+    )
+    run.seconds["judge"] = time.perf_counter() - started
+    return verdict
 
 
 def _again(
@@ -453,7 +500,7 @@ def _again(
 
 def _controlled(job: _Job, run: Run, name: str, first: Partition, last: Partition) -> _Fixed:
     """A control: it starts from the first partition, or trains from scratch on the last."""
-    recipe = replace(recipes.get(name)(job.recipe), least=0.0)
+    recipe = recipes.get(name)(job.recipe)
     split = last if recipe.start == "scratch" else first
     return _carried_out(job, run, recipe, split, f"controls/{name}/")
 
@@ -525,6 +572,7 @@ def _result(
     scores: Scores,
     fixed: _Fixed,
     others: Mapping[str, _Fixed],
+    verdict: Verdict,
     train_seconds: float | None,
 ) -> RepairResult:
     """Measure the repaired model and the controls, and look for reasons to doubt the numbers."""
@@ -578,12 +626,16 @@ def _result(
         ),
         run=str(run.folder) if run.folder else "",
         classes=job.train.classes,
-        left_alone=fixed.left_alone,
+        verdict=verdict,
         certificate=certificate,
-        quarantined={
-            s.name: s.quarantined for s in (job.train, job.validation) if s and s.quarantined
-        },
+        quarantined=_quarantined(job),
     )
+
+
+def _quarantined(job: _Job) -> dict[str, Mapping[Any, str]]:
+    """What was left out of the sets that the job was given."""
+    sets = {"training": job.train, "validation": job.validation, "held-out": job.held_out}
+    return {f"{k} data": s.quarantined for k, s in sets.items() if s is not None and s.quarantined}
 
 
 def _write(job: _Job, run: Run, result: RepairResult) -> None:

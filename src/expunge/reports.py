@@ -118,7 +118,11 @@ def summary(result: RepairResult) -> dict[str, Any]:
             name: {str(i): reason for i, reason in found.items()}
             for name, found in result.quarantined.items()
         },
-        "verdict": "leave alone" if result.left_alone else "repair",
+        "verdict": {
+            "word": result.verdict.word,
+            "reason": result.verdict.reason,
+            "gain": _metric(result.verdict.gain),
+        },
         "recipe": result.recipe,
         "seed": int(result.seed),
         "run": str(result.run),
@@ -163,13 +167,19 @@ def _metrics(evaluation: Evaluation | None) -> dict[str, Any] | None:
 
 
 def verdict(result: RepairResult) -> str:
-    """What the repair came to, in one sentence."""
+    """What the repair came to, in a sentence or two."""
     flagged, n = int(result.partition.flagged.sum()), len(result.partition.ids)
-    if result.left_alone:
-        return (
-            f"Left alone: {flagged:,} of {n:,} training samples were flagged, too few for a repair "
-            "to do more good than harm. The model is the one that came in."
-        )
+    word, reason = result.verdict.word, result.verdict.reason
+    if word == "leave alone":
+        return f"Leave alone: {reason}. The model is the one that came in."
+    said = _change(result, flagged, n)
+    if word == "retrain":
+        return f"Retrain: {reason}. {said}"
+    return f"{said} Verdict: repair, {reason}." if result.verdict.gain else said
+
+
+def _change(result: RepairResult, flagged: int, n: int) -> str:
+    """What has become of the accuracy."""
     before, after, gain = result.before, result.after, result.gain
     if before is None or after is None:
         return (

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from expunge.runs import require_room
 from expunge.tuning import TuneConfig
 from expunge.weights import load_weights
 
+SETS = ("train", "validation", "held_out")
 STAGES = ("score", "partition", "rank", "prune", "tune", "rounds")
 
 
@@ -59,6 +61,7 @@ class Spec:
     model: ModelConfig
     train_data: DataConfig
     validation_data: DataConfig | None = None
+    held_out_data: DataConfig | None = None
     recipe: str = "default"
     seed: int = 0
     out: str = ""
@@ -96,25 +99,27 @@ def _values(file: Path) -> dict[str, Any]:
             where=str(file),
             fix='add [data.train] with path = "…"',
         )
-    # What [data] says holds for both sets; each can say otherwise.
-    sets = {k: data.pop(k) for k in ("train", "validation") if isinstance(data.get(k), dict)}
-    values["train_data"] = {**data, **sets["train"]}
-    if "validation" in sets:
-        values["validation_data"] = {**data, **sets["validation"]}
+    # What [data] says holds for all sets; each can say otherwise.
+    sets = {k: data.pop(k) for k in SETS if isinstance(data.get(k), dict)}
+    values |= {f"{k}_data": {**data, **own} for k, own in sets.items()}
     if isinstance(values.get("train"), dict):
         values["train"] = {"data": "everything", **values["train"]}
     return values
 
 
-def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None]:
-    """The training and the validation set, with the same classes."""
+def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None, Samples | None]:
+    """The training, the validation and the held-out set, with the same classes."""
     train = read(spec.train_data, folder=folder, name="training data")
-    if spec.validation_data is None:
-        return train, None
-    held_out = read(
-        spec.validation_data, folder=folder, classes=train.classes, name="validation data"
+    validation, held_out = (
+        read(config, folder=folder, classes=train.classes, name=name) if config else None
+        for name, config in _others(spec)
     )
-    return train, held_out
+    return train, validation, held_out
+
+
+def _others(spec: Spec) -> list[tuple[str, DataConfig | None]]:
+    """What a spec says of the sets that are optional, with what messages call them."""
+    return [("validation data", spec.validation_data), ("held-out data", spec.held_out_data)]
 
 
 def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
@@ -140,6 +145,7 @@ class Job(NamedTuple):
     model: nn.Module
     train: Samples
     validation: Samples | None
+    held_out: Samples | None
     settings: dict[str, Any]
     train_seconds: float | None
 
@@ -173,9 +179,10 @@ def prepare(
     resolve(recipe or spec.recipe, spec.overrides())
     for name in spec.controls:
         recipes.get(name)
-    train, held_out = read_data(spec, folder)
-    if held_out is not None:
-        check_disjoint(train, held_out)
+    train, validation, held_out = read_data(spec, folder)
+    for other in (validation, held_out):
+        if other is not None:
+            check_disjoint(train, other)
     model, seconds = build_model(spec.model, folder, seed), None
     if not spec.model.weights and spec.train is not None:
         require_room(target, fresh=fresh)
@@ -201,7 +208,7 @@ def prepare(
         "fresh": fresh,
         "progress": progress,
     }
-    return Job(model, train, held_out, settings, seconds)
+    return Job(model, train, validation, held_out, settings, seconds)
 
 
 def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]:
@@ -225,19 +232,20 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
     attempt(lambda: build(Spec, values, where=str(path)))
     spec, unsound = _sound(values)
     recipe = _checked_recipe(spec, attempt)
-    train = held_out = model = None
+    train = model = None
     if "train_data" not in unsound:
         train = attempt(lambda: read(spec.train_data, folder=folder, name="training data"))
-    if spec.validation_data is not None:
-        config, classes = spec.validation_data, train.classes if train else None
-        held_out = attempt(
-            lambda: read(config, folder=folder, classes=classes, name="validation data")
-        )
-    for samples in filter(None, (train, held_out)):
+    sets = [train] if train is not None else []
+    classes = train.classes if train else None
+    for name, config in _others(spec):
+        if config is not None:
+            other = attempt(partial(read, config, folder=folder, classes=classes, name=name))
+            sets += [other] if other is not None else []
+            if train is not None and other is not None:
+                attempt(partial(check_disjoint, train, other))
+    for samples in sets:
         for line in by_reason("samples", samples.quarantined):
             note(f"{samples.name}, left out: {line}")
-    if train is not None and held_out is not None:
-        attempt(lambda: check_disjoint(train, held_out))
     if not unsound & {"model", "train"} and not spec.model.weights and spec.train is None:
         problems.append("the model has no weights, and there is no table [train]")
     if "model" not in unsound:

@@ -47,6 +47,8 @@ from expunge.weights import fit_weights, load_weights
 T = TypeVar("T")
 # What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
 Data = Any
+# Share of bad inputs from which held-out samples are looked at for them too.
+_BAD_INPUTS = 0.01
 # Samples of each sort that a certificate asks about.
 _ASKED = 5_000
 
@@ -216,6 +218,24 @@ def evaluate(
     signals = collect(model, samples, progress=progress, what="evaluate")
     probs = softmax(signals.logits.astype(np.float64), axis=1)
     return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
+
+
+def predict(model: nn.Module, data: Data, *, progress: Progress = silent) -> np.ndarray:
+    """The class predicted for every sample, ``int64[n]``. One plain pass."""
+    return collect(model, as_samples(data), progress=progress, what="predict").logits.argmax(axis=1)
+
+
+def sound_inputs(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
+    """``float64[n]``: the probability that each sample's input is sound.
+
+    Asked only where the training data have bad inputs, more than one in a hundred, by the
+    detectors of these (one plain pass); else all ones.
+    """
+    samples = as_samples(data)
+    if float((split.p_input_fault > 0.5).mean()) < _BAD_INPUTS:
+        return np.ones(len(samples))
+    scores = score(model, samples, detectors=("attribution_mass", "feature_distance"), views=0)
+    return 1.0 - partition(scores, method="mixture").p_input_fault
 
 
 def certify(

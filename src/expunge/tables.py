@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -466,6 +466,20 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What to do with a repair, and why in a sentence.
+
+    ``"leave alone"``: the model that came in is handed back. ``"retrain"``: a network trained anew
+    is ahead. gain: of the repair over the model that came in, in accuracy, estimated from held-out
+    labels; None where nothing was held out, or no repair was begun.
+    """
+
+    word: Literal["repair", "retrain", "leave alone"]
+    reason: str
+    gain: Metric | None = None
+
+
+@dataclass(frozen=True)
 class RepairResult:
     """Everything that a repair did; on disk it is the run folder.
 
@@ -490,6 +504,6 @@ class RepairResult:
     flags: tuple[Flag, ...]
     run: str
     classes: tuple[str, ...]
-    left_alone: bool = False
+    verdict: Verdict
     certificate: Certificate | None = None
     quarantined: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)

@@ -83,26 +83,16 @@ def targets_of(samples: Samples, partition: Partition | None, data: str) -> Targ
 
     Raises `PartitionError` if nothing is left, or a class has nothing left.
     """
-    n = len(samples)
-    labels, weights = samples.labels.copy(), np.ones(n)
+    labels, weights = samples.labels, np.ones(len(samples))
     if partition is not None and data != "everything":
         at = align(partition.ids, samples.ids)
-        p_noisy, flagged = partition.p_noisy[at], partition.flagged[at]
-        if data == "soft":
-            weights = 1.0 - p_noisy
-        else:
-            weights = (~flagged).astype(np.float64)
-        if data == "relabel":
-            # A sample with a bad input has no right label: it is dropped.
-            mend = flagged & (partition.p_label_fault[at] >= partition.p_input_fault[at])
-            labels[mend] = partition.suggested_label[at][mend]
-            weights[mend] = partition.suggested_probability[at][mend]
+        labels, weights = (values[at] for values in _told(partition, data))
     positions = np.flatnonzero(weights > 0)
     if len(positions) == 0:
         raise PartitionError(
             "the partition keeps no sample", where="tune", fix="raise the threshold"
         )
-    lost = np.setdiff1d(np.unique(samples.labels), np.unique(labels[positions]))
+    lost = np.setdiff1d(samples.labels, labels[positions])
     if len(lost):
         raise PartitionError(
             f"nothing is kept of class {some(samples.classes[c] for c in lost)}",
@@ -110,6 +100,28 @@ def targets_of(samples: Samples, partition: Partition | None, data: str) -> Targ
             fix="raise partition.threshold, or tune with data = 'soft'",
         )
     return Targets(positions, labels[positions], weights[positions])
+
+
+def lost_classes(partition: Partition, data: str) -> np.ndarray:
+    """Classes that are given as labels, and that nothing would be left of to learn from."""
+    labels, weights = _told(partition, data)
+    return np.setdiff1d(partition.labels, labels[weights > 0])
+
+
+def _told(partition: Partition, data: str) -> tuple[np.ndarray, np.ndarray]:
+    """The label and the weight of every sample of a partition."""
+    labels, flagged = partition.labels.copy(), partition.flagged
+    if data == "everything":
+        return labels, np.ones(len(labels))
+    if data == "soft":
+        return labels, 1.0 - partition.p_noisy
+    weights = (~flagged).astype(np.float64)
+    if data == "relabel":
+        # A sample with a bad input has no right label: it is dropped.
+        mend = flagged & (partition.p_label_fault >= partition.p_input_fault)
+        labels[mend] = partition.suggested_label[mend]
+        weights[mend] = partition.suggested_probability[mend]
+    return labels, weights
 
 
 def tune(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge import pipeline
+from expunge.benchmarks.fields import Setting
 from expunge.benchmarks.noise import (
     Scene,
     Truth,
@@ -26,30 +26,27 @@ from expunge.data.samples import TensorInputs
 from expunge.data.sources import DataConfig, LabelFile, other_labels, read
 from expunge.errors import ConfigError, DataError
 from expunge.models import resnet
-from expunge.progress import Progress, silent
-from expunge.rng import seeded
+from expunge.rng import derive, seeded
 from expunge.tuning import TuneConfig
 
-NOISES = (
-    *("none", "symmetric", "pair", "instance", "idn_20", "human_aggregate", "human_random1"),
-    *("gaussian", "mild", "both", "labels"),
-)
-# Rates that a suite takes where none is asked for; the others have a rate of their own.
-RATES: Mapping[str, tuple[float, ...]] = {
+# Kinds of noise, and the rates that a suite takes; the others have a rate of their own.
+NOISES: Mapping[str, tuple[float, ...]] = {
+    "none": (),
     "symmetric": (0.2, 0.4, 0.6),
     "pair": (0.4,),
     "instance": (0.4,),
+    "idn_20": (),
+    "human_aggregate": (),
+    "human_random1": (),
     "gaussian": (0.5,),
     "mild": (0.3,),
     "both": (0.4,),
 }
-State = Literal["fresh", "memorised"]
-# Fresh: stopped early and augmented, as one who knows of noise would. Memorised: trained until the
-# labels are fitted, as one would a clean set.
 TRAINING: Mapping[str, TuneConfig] = {
     "fresh": TuneConfig(data="everything", epochs=20, lr=0.2, batch_size=128),
     "memorised": TuneConfig(data="everything", epochs=24, lr=0.2, batch_size=128, augment=False),
 }
+HELD_OUT = 5_000
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -62,29 +59,6 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One training set and one network: n samples, a kind of noise at a rate, a state, a seed."""
-
-    noise: str
-    rate: float = 0.0
-    state: State = "fresh"
-    seed: int = 0
-    n: int = 25_000
-
-    def __post_init__(self) -> None:
-        if self.noise not in NOISES:
-            raise ConfigError(f"noise '{self.noise}' is none of: {', '.join(NOISES)}")
-        if self.state not in TRAINING:
-            raise ConfigError(f"state '{self.state}' is none of: {', '.join(TRAINING)}")
-
-    @property
-    def name(self) -> str:
-        """A folder name."""
-        rate = f"-{self.rate:g}" if self.noise in RATES else ""
-        return f"{self.noise}{rate}-{self.state}-{self.n}-{self.seed}"
-
-
-@dataclass(frozen=True)
 class Cifar:
     """CIFAR-10 as a user has it: a folder with ``train.parquet`` and ``test.parquet``, or the
     original ``cifar-10-batches-py``. extra: label columns for the noise ``"labels"``.
@@ -92,6 +66,24 @@ class Cifar:
 
     path: Path
     extra: Extra | None = None
+
+    name = "cifar10"
+    most = 25_000
+
+    @property
+    def noises(self) -> Mapping[str, tuple[float, ...]]:
+        """Kinds of noise and their usual rates."""
+        return {"labels": ()} if self.extra else NOISES
+
+    @property
+    def training(self) -> Mapping[str, TuneConfig]:
+        """How networks are trained, by state."""
+        return TRAINING
+
+    def network(self, seed: int) -> nn.Module:
+        """An untrained residual network: 309,000 weights."""
+        with seeded(seed, "network"):
+            return resnet(classes=10, widths=(16, 32, 64, 128), blocks=(1, 1, 1, 1))
 
     @cached_property
     def train(self) -> Samples:
@@ -104,45 +96,56 @@ class Cifar:
         return self._read("test")
 
     def scene(self, setting: Setting) -> Scene:
-        """The first n training images with the setting's faults, and all test images."""
-        if setting.n > len(self.train):
-            raise DataError(f"{setting.n} samples of {len(self.train)}", fix="lower n")
-        rows = np.arange(setting.n)
-        labels, truth = self._labels(setting)
-        pixels, fault = self._pixels(setting)
-        inputs = TensorInputs(torch.from_numpy(pixels))
-        train = replace(self.train, ids=self.train.ids[rows], labels=labels[rows], inputs=inputs)
-        return Scene(train, self.test, Truth(truth[rows], labels[rows] != truth[rows], fault))
+        """The first n training images with the setting's faults, and all test images.
 
-    def _labels(self, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-        """The labels given and the right ones, for as many samples at least."""
+        Of the training images behind these a fifth as many, 5,000 at most, are held out: faults of
+        the same kind at the same rate.
+        """
+        n = setting.n
+        if n > len(self.train):
+            raise DataError(f"{n} samples of {len(self.train)}", fix="lower n")
+        train, truth = self._faulty(setting, np.arange(n))
+        rows = np.arange(n, min(n + min(n // 5, HELD_OUT), len(self.train)))
+        other = replace(setting, seed=derive(setting.seed, "held out"))
+        held_out = self._faulty(other, rows)[0] if len(rows) > 1 else None
+        return Scene(train, self.test, truth, held_out)
+
+    def _faulty(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, Truth]:
+        """Some training images with the setting's faults."""
+        labels, truth = self._labels(setting, rows)
+        pixels, fault = self._pixels(setting, rows)
+        inputs = TensorInputs(torch.from_numpy(pixels))
+        samples = replace(self.train, ids=self.train.ids[rows], labels=labels, inputs=inputs)
+        return samples, Truth(truth, labels != truth, fault)
+
+    def _labels(self, setting: Setting, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The labels given and the right ones."""
         noise, rate, seed = setting.noise, setting.rate, setting.seed
-        truth = self.train.labels
+        truth = self.train.labels[rows]
         if noise == "labels":
             if self.extra is None:
                 raise ConfigError(
                     "noise 'labels' needs the labels", fix="give labels and truth, FILE:COLUMN each"
                 )
-            return self._column(self.extra.labels), self._column(self.extra.truth)
+            return self._column(self.extra.labels)[rows], self._column(self.extra.truth)[rows]
         if noise in ("idn_20", "human_aggregate", "human_random1"):
-            return self._column(f"{self.path / 'train.parquet'}:{noise}"), truth
-        truth = truth[: setting.n]
+            return self._column(f"{self.path / 'train.parquet'}:{noise}")[rows], truth
         if noise in ("symmetric", "both"):
             share = rate / 2 if noise == "both" else rate
             noisy = wrong_labels(truth, rate=share, noise="symmetric", classes=10, seed=seed)
         elif noise == "pair":
             noisy = wrong_labels(truth, rate=rate, noise="pair", classes=10, seed=seed)
         elif noise == "instance":
-            x = _standardised(self._images(setting.n))
+            x = _standardised(self._images(rows))
             noisy = instance_dependent(x, truth, rate=rate, classes=10, seed=seed)
         else:
             noisy = truth
         return noisy, truth
 
-    def _pixels(self, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    def _pixels(self, setting: Setting, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The images, and which of them were corrupted."""
         noise, rate, seed = setting.noise, setting.rate, setting.seed
-        pixels = self._images(setting.n)
+        pixels = self._images(rows)
         if noise in ("gaussian", "both"):
             share = rate / 2 if noise == "both" else rate
             x, fault = gaussian_inputs(_standardised(pixels), rate=share, sigma=4.5, seed=seed)
@@ -152,8 +155,8 @@ class Cifar:
             return np.round(255 * x).astype(np.uint8), fault
         return pixels, np.zeros(len(pixels), dtype=bool)
 
-    def _images(self, n: int) -> np.ndarray:
-        return np.asarray(self.train.inputs.batch(np.arange(n)))
+    def _images(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.train.inputs.batch(rows))
 
     def _column(self, text: str) -> np.ndarray:
         """Labels from ``FILE:COLUMN``, joined by id."""
@@ -174,26 +177,6 @@ class Cifar:
             id="id" if hub and split == "train" else None,
         )
         return read(config, folder=Path.cwd(), name=split)
-
-
-def network(seed: int) -> nn.Module:
-    """An untrained residual network: 309,000 weights."""
-    with seeded(seed, "network"):
-        return resnet(classes=10, widths=(16, 32, 64, 128), blocks=(1, 1, 1, 1))
-
-
-def trained(
-    scene: Scene, setting: Setting, out: Path, *, progress: Progress = silent
-) -> pipeline.Trained:
-    """The setting's network, trained on its samples; kept under ``out`` and used again."""
-    return pipeline.train(
-        network(setting.seed),
-        scene.train,
-        TRAINING[setting.state],
-        seed=setting.seed,
-        out=out / "models" / setting.name,
-        progress=progress,
-    )
 
 
 def _standardised(pixels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from expunge import metrics, stages
-from expunge.benchmarks.cifar import RATES, Cifar, Setting, State, trained
+from expunge.benchmarks.fields import Field, Setting, trained
 from expunge.benchmarks.noise import Truth
 from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean, timed
@@ -29,7 +29,7 @@ DEFAULT = (WHOLE, FAST, "loss", "cleanlab", "tracin", "rlap-published")
 
 
 def bench(
-    cifar: Cifar,
+    field: Field,
     *,
     settings: Sequence[Setting],
     names: Sequence[str] = DEFAULT,
@@ -48,38 +48,20 @@ def bench(
             raise ConfigError(f"there is no detector '{name}'", fix=closest(name, known))
     ledger = Ledger(out, KEYS)
     for setting in settings:
-        wanted = [name for name in names if _key(setting, name) not in ledger]
+        wanted = [name for name in names if _key(field, setting, name) not in ledger]
         if not wanted:
             continue
-        scene = cifar.scene(setting)
-        model = trained(scene, setting, out, progress=progress).model
-        case = Case(model, scene, setting, out, progress)
+        scene = field.scene(setting)
+        model = trained(field, scene, setting, out, progress=progress).model
+        case = Case(field, model, scene, setting, out, progress)
         plain = timed(lambda: collect(model, scene.train))[1]  # noqa: B023
         for name in wanted:
             verdict, seconds, peak = timed(lambda: judged(name, case))  # noqa: B023
             cost = {"seconds": seconds, "passes": seconds / plain, "peak_bytes": peak}
-            ledger.add({**_key(setting, name), **measured(verdict, scene.truth), **cost})
+            ledger.add({**_key(field, setting, name), **measured(verdict, scene.truth), **cost})
     rows = ledger.rows()
     ledger.write("Detection", command, tables(rows))
     return rows
-
-
-def grid(
-    *,
-    noises: Sequence[str],
-    rates: Sequence[float],
-    states: Sequence[State],
-    seeds: Sequence[int],
-    n: int,
-) -> list[Setting]:
-    """All settings asked for; rates count for the kinds of noise that have one."""
-    return [
-        Setting(noise, rate, state, seed, n)
-        for noise in noises
-        for rate in ((rates or RATES[noise]) if noise in RATES else (0.0,))
-        for state in states
-        for seed in seeds
-    ]
 
 
 def judged(name: str, case: Case) -> Verdict:
@@ -163,6 +145,6 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return [Table((*head, *more), tuple(quality)), Table(costs, tuple(cost), "Cost")]
 
 
-def _key(setting: Setting, name: str) -> dict[str, Any]:
-    key = {"data": "cifar10", "detector": name, **asdict(setting)}
+def _key(field: Field, setting: Setting, name: str) -> dict[str, Any]:
+    key = {"data": field.name, "detector": name, **asdict(setting)}
     return {k: key[k] for k in KEYS}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from expunge import stages
-from expunge.benchmarks.cifar import Cifar, network
+from expunge.benchmarks.cifar import Cifar
 from expunge.benchmarks.noise import wrong_labels
 from expunge.benchmarks.suites import Ledger, Row, Table, timed
 from expunge.data import Samples
@@ -61,7 +61,7 @@ def bench(
     """
     ledger = Ledger(out, KEYS)
     images, truth = _tensor(cifar.train), cifar.train.labels
-    model, detectors = network(0), ScoreConfig().detectors
+    model, detectors = cifar.network(0), ScoreConfig().detectors
     columns = _columns(cifar)
     for n in sizes:
         if {"n": n, "views": views} in ledger:
@@ -99,7 +99,7 @@ def _tensor(samples: Samples) -> Tensor:
 def _columns(cifar: Cifar) -> int:
     """Features a sample, over all stages."""
     few = cifar.train.subset(np.arange(min(4 * COLUMNS, len(cifar.train))))
-    signals = collect(network(0), few, needs=frozenset({"features"}), views=0)
+    signals = collect(cifar.network(0), few, needs=frozenset({"features"}), views=0)
     return sum(f.shape[1] for f in signals.features.values())
 
 

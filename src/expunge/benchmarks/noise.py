@@ -42,11 +42,15 @@ class Truth:
 
 @dataclass(frozen=True)
 class Scene:
-    """Training and test samples; truth is for measuring alone, no stage of a repair gets it."""
+    """Training and test samples; truth is for measuring alone, no stage of a repair gets it.
+
+    held_out: more samples with the same faults, which no model is trained on.
+    """
 
     train: Samples
     test: Samples
     truth: Truth
+    held_out: Samples | None = None
 
 
 def wrong_labels(

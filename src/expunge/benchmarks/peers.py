@@ -20,7 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from expunge import pipeline, stages
-from expunge.benchmarks.cifar import TRAINING, Scene, Setting, network
+from expunge.benchmarks.fields import Field, Setting
+from expunge.benchmarks.noise import Scene
 from expunge.data import Samples
 from expunge.data.samples import Batch
 from expunge.errors import extra_required
@@ -59,6 +60,7 @@ class Verdict:
 class Case:
     """A model and what it was trained on. truth is there to orient the published method alone."""
 
+    field: Field
     model: nn.Module
     scene: Scene
     setting: Setting
@@ -83,9 +85,9 @@ def cleanlab_folds(case: Case) -> Verdict:
     probs = np.empty((len(train), len(train.classes)))
     for k in range(FOLDS):
         fitted = pipeline.train(
-            network(setting.seed),
+            case.field.network(setting.seed),
             train.subset(np.flatnonzero(fold != k)),
-            TRAINING[setting.state],
+            case.field.training[setting.state],
             seed=setting.seed,
             out=case.out / "models" / f"{setting.name}-fold-{k}",
             progress=case.progress,

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from expunge import layers, pipeline, stages, surgery
-from expunge.benchmarks.cifar import TRAINING, Cifar, Setting, trained
+from expunge.benchmarks.fields import Field, Setting, trained
 from expunge.benchmarks.noise import Scene, Truth
 from expunge.benchmarks.peers import Case, peers
 from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
@@ -70,7 +70,7 @@ def cleanlab_retrain(given: Given) -> nn.Module:
 
 
 def bench(
-    cifar: Cifar,
+    field: Field,
     *,
     settings: Sequence[Setting],
     names: Sequence[str] = (),
@@ -87,11 +87,11 @@ def bench(
     chosen = _checked(tuple(names) or (*CONTROLS, *contenders.names()))
     ledger = Ledger(out, KEYS)
     for setting in settings:
-        if all(_key(setting, name) in ledger for name in chosen):
+        if all(_key(field, setting, name) in ledger for name in chosen):
             continue
-        scene = cifar.scene(setting)
-        made = trained(scene, setting, out, progress=progress)
-        case = Case(made.model, scene, setting, out, progress)
+        scene = field.scene(setting)
+        made = trained(field, scene, setting, out, progress=progress)
+        case = Case(field, made.model, scene, setting, out, progress)
         _measured(case, made.seconds, chosen, ledger)
     rows = with_gaps(ledger.rows())
     ledger.write("Repair", command, tables(rows))
@@ -108,13 +108,15 @@ def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: Ledger) -> None:
     """Carry out the recipes in one run folder, then oracles and peers; add a row for each."""
-    setting, train, test = case.setting, case.scene.train, case.scene.test
+    field, setting = case.field, case.setting
+    train, test = case.scene.train, case.scene.test
     controls = tuple(name for name in names if name in recipes.names() and name != WHOLE)
     result = pipeline.repair(
         case.model,
         train,
         test,
         recipe=WHOLE,
+        held_out=case.scene.held_out,
         controls=controls,
         seed=setting.seed,
         out=case.out / "runs" / setting.name,
@@ -125,12 +127,12 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
     flagged = float(result.partition.flagged.mean())
 
     def add(name: str, model: nn.Module, found: Evaluation, seconds: float) -> None:
-        if _key(setting, name) in ledger:
+        if _key(field, setting, name) in ledger:
             return
         size = surgery.size(model, stages.one_sample(train))
         ledger.add(
             {
-                **_key(setting, name),
+                **_key(field, setting, name),
                 "accuracy": found.accuracy.value,
                 "macro_f1": found.metrics["macro_f1"].value,
                 "worst_class": found.metrics["worst_class"].value,
@@ -154,7 +156,7 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
         seconds = 0.0 if name == "nothing" else control.seconds
         add(name, control.model, control.evaluation, seconds)
     for name in names:
-        if name in contenders.names() and _key(setting, name) not in ledger:
+        if name in contenders.names() and _key(field, setting, name) not in ledger:
             started = time.perf_counter()
             model = contenders.get(name)(Given(case, result))
             spent = time.perf_counter() - started
@@ -211,7 +213,7 @@ def _partition_of(scene: Scene, flagged: np.ndarray) -> Partition:
 
 
 def _retrained(case: Case, split: Partition) -> nn.Module:
-    config: TuneConfig = replace(TRAINING["fresh"], data="kept")
+    config: TuneConfig = replace(case.field.training["fresh"], data="kept")
     fresh = layers.reinitialised(case.model, case.setting.seed)
     return stages.tune(
         fresh,
@@ -266,6 +268,6 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return [Table((*head, *more, "parameters", "macs", "images/s"), tuple(lines))]
 
 
-def _key(setting: Setting, name: str) -> dict[str, Any]:
-    key = {"data": "cifar10", "recipe": name, **asdict(setting)}
+def _key(field: Field, setting: Setting, name: str) -> dict[str, Any]:
+    key = {"data": field.name, "recipe": name, **asdict(setting)}
     return {k: key[k] for k in KEYS}
