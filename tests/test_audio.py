@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from scipy.signal import resample_poly
 
-from expunge.data import DataConfig, LabelFile, Samples, audio, from_arrays, read
+from expunge.benchmarks.audio_speed import feature_speed
+from expunge.data import DataConfig, LabelFile, Samples, audio, from_arrays, from_dataset, read
 from expunge.data.samples import LazyInputs
 from expunge.errors import ConfigError, DataError
 from oracles_audio import encoded, noise, tone
@@ -128,6 +129,13 @@ def test_prepared_clips_are_floats_from_minus_one_to_one():
     expected = torch.tensor([[-1.0, 0.0, 0.5, 32767 / 32768]] * 2)
     assert torch.equal(samples.batch(np.arange(2)), expected)
     assert samples.rate == 4
+
+
+def test_data_sets_of_sound_have_a_rate_and_other_inputs_have_none():
+    items = [(torch.zeros(20, dtype=torch.int16) + i, i % 2) for i in range(4)]
+    assert from_dataset(items, rate=8000, view="speech").rate == 8000
+    with pytest.raises(DataError, match="the inputs are not sound, and there is rate"):
+        from_dataset([(torch.zeros(1, 8, 8), i % 2) for i in range(4)], rate=8000)
 
 
 # --- rate, length and channels ------------------------------------------------------------------
@@ -436,6 +444,14 @@ def test_the_first_rows_and_labels_of_another_file_go_by_id(tmp_path):
     samples = read_here(path, id="id", rows=6, labels=labels)
     assert samples.ids.tolist() == [100, 102, 103, 104, 105]
     assert [samples.classes[c] for c in samples.labels] == ["no", "no", "no", "go", "go"]
+
+
+def test_the_benchmark_of_features_counts_what_it_reads(tmp_path):
+    path = hub(tmp_path / "d.parquet", [encoded(c, kind="FLAC") for c in clips()])
+    found = feature_speed(path, n=6, repeats=1)
+    assert found["n"] == 6
+    assert 0 < found["read"] < np.inf
+    assert 0 < found["features"] < np.inf
 
 
 @pytest.mark.skipif(

@@ -19,6 +19,7 @@ from expunge.errors import (
     DataError,
     ExpungeError,
     PruneError,
+    by_reason,
     closest,
     raise_all,
     some,
@@ -72,6 +73,16 @@ def test_a_message_shows_the_first_few_values_and_their_number():
     assert some([1, 2]) == "1, 2"
     assert some(range(5)) == "0, 1, 2, 3, 4"
     assert some(range(9), limit=2) == "0, 1 … (9 in all)"
+
+
+def test_what_is_wrong_is_grouped_by_reason():
+    found = {3: "are torn", 5: "are wet", 4: "are torn"}
+    assert by_reason("pages", found) == [
+        "pages that are torn: ids 3, 4",
+        "pages that are wet: ids 5",
+    ]
+    assert by_reason("pages", found, limit=1)[1:] == ["… 1 more kinds of problem"]
+    assert by_reason("pages", {}) == []
 
 
 # ------------------------------------------------------------------------------- rng

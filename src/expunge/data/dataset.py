@@ -55,6 +55,7 @@ def from_dataset(
     classes: Sequence[str] | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    rate: int | None = None,
     view: str = "none",
     name: str = "data",
     resident_bytes: int = RESIDENT_BYTES,
@@ -67,14 +68,22 @@ def from_dataset(
     ``uint8[C, H, W]``), all of one shape. Strings and single numbers in a dict are left aside.
 
     classes: without them ``dataset.classes``, the Hub's ``ClassLabel`` names, or the labels
-    themselves. One pass is made now; inputs of fewer than ``resident_bytes`` in all are kept,
-    others are read again whenever they are asked for. An item must be the same at every reading:
-    random transforms belong in ``view``.
+    themselves. rate: of sound, in Hz. One pass is made now; inputs of fewer than ``resident_bytes``
+    in all are kept, others are read again whenever they are asked for. An item must be the same at
+    every reading: random transforms belong in ``view``.
 
     Raises DataError for items of another form, unequal shapes, or a random data set.
     """
     rows = _collected(dataset, _length(dataset, name), resident_bytes, name)
-    return to_samples(rows, classes=tuple(classes or ()), mean=mean, std=std, view=view, name=name)
+    return to_samples(
+        rows,
+        classes=tuple(classes or ()),
+        mean=mean,
+        std=std,
+        rate=rate,
+        view=view,
+        name=name,
+    )
 
 
 def _collected(dataset: MapDataset, n: int, resident_bytes: int, name: str) -> Rows:
