@@ -125,10 +125,12 @@ def test_ogg_clips_are_close_to_what_was_coded(tmp_path):
 
 def test_prepared_clips_are_floats_from_minus_one_to_one():
     x = np.array([[-32768, 0, 16384, 32767]] * 2, dtype=np.int16)
-    samples = from_arrays(x, [0, 1], rate=4)
+    samples = from_arrays(x, [0, 1], rate=8000)
     expected = torch.tensor([[-1.0, 0.0, 0.5, 32767 / 32768]] * 2)
     assert torch.equal(samples.batch(np.arange(2)), expected)
-    assert samples.rate == 4
+    assert samples.rate == 8000
+    with pytest.raises(DataError, match="rate must lie in 1000…384000 Hz, not 8"):
+        from_arrays(x, [0, 1], rate=8)
 
 
 def test_data_sets_of_sound_have_a_rate_and_other_inputs_have_none():

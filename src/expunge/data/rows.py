@@ -103,6 +103,9 @@ def to_samples(
         _refuse(where, "the inputs are not encoded sound", seconds=seconds)
         if rate is not None and not _is_sound(inputs):
             _refuse(where, "the inputs are not sound", rate=rate)
+    low, high = audio.RATES
+    if rate is not None and not low <= rate <= high:
+        raise DataError(f"rate must lie in {low}…{high} Hz, not {rate}", where=where)
     try:
         augment = view_named(view)
     except ConfigError as error:
