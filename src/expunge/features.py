@@ -149,7 +149,7 @@ class SpecAugment(nn.Module):
     happens: random views of sound are those of `expunge.data.view`.
     """
 
-    def __init__(self, *, count: int = 2, frames: int = 20, mels: int = 8) -> None:
+    def __init__(self, *, count: int = 1, frames: int = 15, mels: int = 6) -> None:
         super().__init__()
         sizes = {"count": count, "frames": frames, "mels": mels}
         raise_all(

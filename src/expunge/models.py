@@ -128,7 +128,7 @@ def kws(
     mels: int = 40,
     widths: tuple[int, ...] = (32, 64, 64, 96, 96),
     strides: tuple[int, ...] = (2, 1, 1, 2),
-    masks: int = 2,
+    masks: int = 1,
 ) -> nn.Module:
     """Keyword spotting: sound ``[b, samples]`` at ``rate`` Hz in, logits out; 28,000 weights.
 
