@@ -78,6 +78,13 @@ def test_the_published_network_has_its_layers():
     torch.testing.assert_close(bare(features), model(sound(2, 16_000)))
 
 
+def test_a_network_is_exported_with_its_features_for_any_batch():
+    model, size = small(), torch.export.Dim("b", min=1, max=64)
+    exported = torch.export.export(model, (sound(),), dynamic_shapes=({0: size},)).module()
+    for b in (1, 3, 40):
+        torch.testing.assert_close(exported(sound(b)), model(sound(b)), atol=1e-4, rtol=1e-4)
+
+
 def test_masks_act_in_training_alone():
     model, x = small(), sound()
     assert torch.equal(model(x), model(x))

@@ -85,8 +85,9 @@ class LogMel(nn.Module):
                 fix="mix to one channel, and leave out the dimension of channels",
             )
         with torch.autocast(x.device.type, enabled=False):
-            parts = [self._of(part) for part in x.float().split(TOGETHER)]
-            return torch.cat(parts)[:, None]
+            # An exported program is to take batches of any size.
+            parts = (x,) if torch.compiler.is_compiling() else x.split(TOGETHER)
+            return torch.cat([self._of(part.float()) for part in parts])[:, None]
 
     def _of(self, x: Tensor) -> Tensor:
         """``float32[b, mels, frames]``."""
