@@ -956,7 +956,7 @@ def test_the_view_none_is_none_and_unknown_views_are_errors() -> None:
         view("crop-flips")
 
 
-@pytest.mark.parametrize("name", ["arrays", "labels", "sources", "views"])
+@pytest.mark.parametrize("name", ["arrays", "audio", "labels", "sources", "views"])
 def test_the_examples_in_the_docstrings_run(name: str) -> None:
     module = importlib.import_module(f"expunge.data.{name}")
     found = doctest.testmod(module, extraglobs={"np": np, "torch": torch, "Path": Path})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,20 +91,13 @@ def to_samples(
     if len(rows) == 0:
         raise DataError("no samples", where=where, fix="check the path and the selection")
     labels, names = encode(rows.labels, rows.ids, names=rows.names, classes=classes, where=where)
-    kept = np.arange(len(rows))
-    quarantined: Mapping[Any, str] = {}
     if rows.sound and not isinstance(rows.inputs, Inputs):
         _refuse(where, "the inputs are sound", mode=mode, size=size)
-        clips = _clips(rows.inputs, rows.ids, labels, names, rate, seconds, where)
-        inputs, kept, rate, quarantined = clips
+        ready = _clips(rows.inputs, rows.ids, labels, names, rate, seconds, where)
+        inputs, kept, rate, quarantined = ready
     else:
-        inputs = _ready(rows, mode, size, where)
-        _refuse(where, "the inputs are not encoded sound", seconds=seconds)
-        if rate is not None and not _is_sound(inputs):
-            _refuse(where, "the inputs are not sound", rate=rate)
-    low, high = audio.RATES
-    if rate is not None and not low <= rate <= high:
-        raise DataError(f"rate must lie in {low}…{high} Hz, not {rate}", where=where)
+        inputs, kept, quarantined = _ready(rows, mode, size, where), np.arange(len(rows)), {}
+        _check_sound(inputs, rate, seconds, where)
     try:
         augment = view_named(view)
     except ConfigError as error:
@@ -187,10 +179,17 @@ def _clips(
     )
 
 
-def _is_sound(inputs: Inputs) -> bool:
-    """Whether they look like clips ``[n, samples]``."""
+def _check_sound(inputs: Inputs, rate: int | None, seconds: float | None, where: str) -> None:
+    """What is not encoded cannot be cut or resampled; it has a rate if it is ``[n, samples]``."""
+    _refuse(where, "the inputs are not encoded sound", seconds=seconds)
+    if rate is None:
+        return
     example = inputs.batch(np.arange(1))
-    return isinstance(example, torch.Tensor) and example.dim() == 2
+    if not isinstance(example, torch.Tensor) or example.dim() != 2:
+        _refuse(where, "the inputs are not sound", rate=rate)
+    low, high = audio.RATES
+    if not low <= rate <= high:
+        raise DataError(f"rate must lie in {low}…{high} Hz, not {rate}", where=where)
 
 
 def _refuse(where: str, why: str, **settings: object) -> None:
