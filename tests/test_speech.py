@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from expunge import cli, pipeline, specs
+from expunge import cli, metrics, pipeline, specs
 from oracles_audio import encoded
 from oracles_specs import toml
 
@@ -49,7 +49,11 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "train": {"path": "train"},
                 "validation": {"path": "test"},
             },
-            "score": {"views": 2, "precision": "float32"},
+            "score": {
+                "detectors": ["view_margin", "class_distance"],
+                "views": 2,
+                "precision": "float32",
+            },
             "prune": {"fraction": 0.2},
             "tune": {"epochs": 6, "batch_size": 25, "precision": "float32"},
         }
@@ -83,7 +87,7 @@ def test_a_spec_repairs_a_network_for_words_from_files_to_the_report(spec, tmp_p
     assert result.size_after.parameters < result.size_before.parameters
     assert result.after.accuracy.value > 0.9
     wrong = np.array([job.train.classes[c] for c in job.train.labels]) != _right(job.train.ids)
-    assert (result.partition.flagged == wrong).mean() > 0.9
+    assert metrics.detection(wrong, result.partition.p_noisy)["auroc"] > 0.95
     page = (tmp_path / "run" / "report.html").read_text()
     flagged = int(result.partition.flagged.sum())
     assert page.count("<audio controls") == min(48, flagged) > 10
