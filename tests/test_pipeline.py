@@ -31,7 +31,7 @@ from expunge.models import mlp
 from expunge.recipes import PruneConfig, Recipe, recipes
 from expunge.signals import collect
 from expunge.tables import PrunePlan, RepairResult
-from expunge.tuning import targets_of
+from expunge.tuning import TuneConfig, targets_of
 from expunge.weights import load_weights, read_weights
 from oracles_digits import (
     FAST,
@@ -147,7 +147,7 @@ def test_named_samples_are_forgotten_and_nothing_else_is_looked_for(tmp_path):
     assert before > 0.85
     assert after < before - 0.2
     kept = noisy().subset(np.flatnonzero(~split.flagged))
-    targets = targets_of(noisy(), split, result.config["tune"]["data"])
+    targets = targets_of(noisy(), split, TuneConfig(**result.config["tune"]))
     assert not np.isin(noisy().ids[targets.positions], ids).any()
     assert len(targets.positions) == len(kept)
     named = [str(i) for i in ids]  # as a file would name them
@@ -268,7 +268,7 @@ def test_held_out_samples_of_other_classes_are_refused():
 
 
 def test_another_round_looks_again_with_the_repaired_model(tmp_path):
-    rounds = {**FAST, "rounds": {"most": 2, "epochs": 2, "enough": 0.0}}
+    rounds = {**FAST, "rounds": {"epochs": [2], "enough": 0.0}}
     result = repaired(overrides=rounds, out=tmp_path / "whole")
     first = plain()
     assert not np.array_equal(result.partition.p_noisy, first.partition.p_noisy)
@@ -291,10 +291,24 @@ def _stop_at(stage):
     return progress
 
 
-def test_no_round_follows_one_that_changes_too_little(tmp_path):
-    rounds = {**FAST, "rounds": {"most": 4, "epochs": 1, "enough": 1.0}}
-    repaired(overrides=rounds, out=tmp_path)
+def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp_path):
+    tune = {**FAST["tune"], "data": "everything", "epochs": 2}
+    rounds = {
+        **FAST,
+        "tune": tune,
+        "rounds": {"epochs": [1, 2, 1], "data": "everything", "enough": 1.0},
+    }
+    progress: list[tuple[str, int, int]] = []
+    repaired(overrides=rounds, out=tmp_path, progress=lambda *told: progress.append(told))
     assert sorted(p.name for p in (tmp_path / "rounds").iterdir()) == ["2"]
+    total = {what: total for what, _, total in progress}
+    assert total["rounds/2/5-tune"] == 2 * total["5-tune"]  # of four epochs and of two
+
+
+def test_rounds_go_on_as_long_as_they_see_something_new(tmp_path):
+    rounds = {**FAST, "rounds": {"epochs": [1, 1], "enough": 0.0}}
+    repaired(overrides=rounds, out=tmp_path)
+    assert sorted(p.name for p in (tmp_path / "rounds").iterdir()) == ["2", "3"]
 
 
 def test_without_validation_nothing_is_measured_and_no_control_runs(tmp_path):
@@ -576,7 +590,6 @@ CHANGES = {
         {"overrides": {**FAST, "tune": {"epochs": 2, "batch_size": 32}}},
         "settings.tune.epochs: 3 there, 2",
     ),
-    "the controls": ({"controls": ("nothing",)}, "controls"),
 }
 
 
@@ -598,6 +611,18 @@ def test_a_changed_input_is_refused_and_named_and_nothing_touched(finished, chan
         pipeline.repair(made["model"](), made["train"](), made["validation"](), **settings)
     assert f"\n  {message}" in str(error.value)
     assert contents(finished) == before
+
+
+def test_another_control_is_added_to_what_is_there(tmp_path):
+    repaired(out=tmp_path, controls=("nothing",))
+    told: list[str] = []
+    both = repaired(
+        out=tmp_path,
+        controls=("nothing", "finetune-only"),
+        progress=lambda what, *_: told.append(what),
+    )
+    assert list(both.controls) == ["nothing", "finetune-only"]
+    assert {w for w in told if w.endswith("5-tune")} == {"controls/finetune-only/5-tune"}
 
 
 def test_fresh_does_a_changed_repair_in_the_same_folder(tmp_path):

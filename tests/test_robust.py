@@ -35,7 +35,14 @@ def train(name, config=CONFIG, *, rate=0.3, seed=0, data=None):
 
 def plain(config=CONFIG):
     data = noisy()
-    return tune(network(), data, targets_of(data, None, "everything"), config, seed=0, what="train")
+    return tune(
+        network(),
+        data,
+        targets_of(data, None, TuneConfig(data="everything")),
+        config,
+        seed=0,
+        what="train",
+    )
 
 
 def assert_same(a, b):
@@ -77,7 +84,12 @@ def test_less_is_learned_of_wrong_labels_than_by_plain_training(name):
     config = replace(CONFIG, epochs=60)
     data, truth = noisy(800), digits()[1][:800]
     usual = tune(
-        network(), data, targets_of(data, None, "everything"), config, seed=0, what="train"
+        network(),
+        data,
+        targets_of(data, None, TuneConfig(data="everything")),
+        config,
+        seed=0,
+        what="train",
     )
     robust_one = train(name, config, rate=0.3, data=data)
     wrong, unseen = data.labels != truth, digits_behind(800)

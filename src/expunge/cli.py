@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.table import Table
 
 from expunge import pipeline, reports, specs
-from expunge.benchmarks import cifar, detect, digits, memory
+from expunge.benchmarks import cifar, detect, digits, memory, published
 from expunge.benchmarks import demo as demos
 from expunge.benchmarks import repair as repairs
 from expunge.benchmarks.fields import Field, Setting, grid
@@ -301,6 +301,35 @@ def bench_repair(
             field,
             settings=settings,
             names=recipe or (),
+            out=out,
+            command=shlex.join(["expunge", *sys.argv[1:]]),
+            progress=show,
+        )
+    _print_suite(rows, out, as_json)
+
+
+@bench.command("rlap")
+def bench_rlap(
+    data: CifarFolder = CIFAR,
+    n: Annotated[int, typer.Option(min=100, help="Training images; half get noise.")] = 50_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the noisy model's training.")] = 60,
+    width: Annotated[
+        int, typer.Option(min=1, help="Of the first of four stages; 64 is the ResNet-18.")
+    ] = 64,
+    seeds: Seeds = 1,
+    out: Annotated[Path, typer.Option(help="Where networks, rows and table go.")] = Path(
+        "runs/bench-rlap"
+    ),
+    as_json: Json = False,
+) -> None:
+    """The published protocol of the method on CIFAR-10, and our repair beside it."""
+    with _progress() as show:
+        rows = published.bench(
+            cifar.Cifar(data),
+            n=n,
+            epochs=epochs,
+            width=width,
+            seeds=tuple(range(seeds)),
             out=out,
             command=shlex.join(["expunge", *sys.argv[1:]]),
             progress=show,

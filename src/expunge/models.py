@@ -69,7 +69,12 @@ class ResNet(nn.Module):
     """A residual network for small images; see `resnet`."""
 
     def __init__(
-        self, classes: int, channels: int, widths: tuple[int, ...], blocks: tuple[int, ...]
+        self,
+        classes: int,
+        channels: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        hidden: int,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -86,7 +91,10 @@ class ResNet(nn.Module):
                 inputs = width
             stages.append(nn.Sequential(*stage))
         self.stages = nn.ModuleList(stages)
-        self.head = nn.Linear(inputs, classes)
+        self.head: nn.Module = nn.Linear(inputs, classes)
+        if hidden:
+            first = nn.Linear(inputs, hidden)
+            self.head = nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -101,12 +109,14 @@ def resnet(
     channels: int = 3,
     widths: tuple[int, ...] = (32, 64, 128),
     blocks: tuple[int, ...] = (1, 1, 1),
+    hidden: int = 0,
 ) -> nn.Module:
     """A residual network for small images: a 3×3 stem, stages that halve the resolution, a head.
 
     ``widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2)`` is the ResNet-18 for 32×32 images.
+    hidden: units of a hidden layer before the classes; none if 0.
     """
-    return ResNet(classes, channels, tuple(widths), tuple(blocks))
+    return ResNet(classes, channels, tuple(widths), tuple(blocks), hidden)
 
 
 def separable(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -133,9 +143,9 @@ def kws(
     """Keyword spotting: sound ``[b, samples]`` at ``rate`` Hz in, logits out; 28,000 weights.
 
     A DS-CNN (arXiv 1711.07128): one 5×5 convolution of stride 2, then depthwise-separable ones of
-    these widths and strides. Unlike there, the features are part of it (log-mel, with every clip
-    longer than a frame), and a depthwise convolution over all frequencies comes before the average
-    over time: it matters how high a sound is, and not when it comes.
+    these widths and strides. Unlike there, the features are part of it (log-mel instead of MFCC),
+    and a depthwise convolution over all frequencies comes before the average over time: it matters
+    how high a sound is, and not when it comes.
     masks: of each sort and clip in training, see `SpecAugment`; 0 leaves them out.
     """
     layers: list[nn.Module] = [

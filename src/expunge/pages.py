@@ -315,7 +315,7 @@ def _is_sound(x: Tensor) -> bool:
 
 def _played(x: Tensor, rate: int) -> Clip:
     scale = 1.0 if x.dtype == torch.int16 else 32768.0
-    sound = x.double().mul(scale).numpy()
+    sound = x.cpu().double().mul(scale).numpy()
     if rate > PLAYED_RATE:
         common = math.gcd(rate, PLAYED_RATE)
         sound = resample_poly(sound, PLAYED_RATE // common, rate // common)

@@ -66,6 +66,8 @@ from expunge.weights import fit_weights, save_weights
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
 CODE = 8
+# The stages that every recipe starts with.
+_BASIS: tuple[str, ...] = ("1-score", "2-partition")
 
 
 def repair(
@@ -129,7 +131,7 @@ def forget(
     settings |= {
         "partition": {"method": "posterior"},
         "tune": {**tune, "data": "kept"},
-        "rounds": {"most": 1},
+        "rounds": {"epochs": ()},
     }
     job = _prepare(model, train, validation, recipe, settings, controls, seed, progress)
     named = _named(job.train, np.unique(np.asarray(list(ids))))
@@ -236,7 +238,7 @@ def train(
     with opened(out, header, fresh=fresh, accelerator=accelerator) as run:
 
         def compute() -> Artefact:
-            targets = tuning.targets_of(samples, None, "everything")
+            targets = tuning.targets_of(samples, None, config)
             checkpoint = run.checkpoint("model", header)
             trained = tuning.tune(
                 model,
@@ -261,11 +263,8 @@ def _finished(job: _Job, run: Run, scores: Scores, train_seconds: float | None) 
     split = _partitioned(job, run, scores)
     why_not = verdicts.hopeless(split, job.recipe, job.train.classes) if job.asked else ""
     fixed = _untouched(job, run, split) if why_not else _carried_out(job, run, job.recipe, split)
-    others = {
-        name: _controlled(job, run, name, split, fixed.partition)
-        for name in job.controls
-        if not len(lost_classes(split, recipes.get(name)(job.recipe).tune.data))
-    }
+    found = {name: _controlled(job, run, name, split, fixed.partition) for name in job.controls}
+    others = {name: other for name, other in found.items() if other is not None}
     verdict = Verdict("leave alone", why_not) if why_not else _judged(job, run, fixed, others)
     if verdict.word == "leave alone":
         fixed = _untouched(job, run, fixed.partition)
@@ -345,7 +344,6 @@ def _prepare(
     header = {
         "recipe": recipe,
         "settings": asdict(chosen),
-        "controls": list(controls),
         "seed": seed,
         "model": model_fingerprint(model),
         "train": samples.fingerprint(),
@@ -414,18 +412,20 @@ def _carried_out(
     split: Partition,
     prefix: str = "",
     until: str = "tune",
+    basis: Sequence[str] = _BASIS,
 ) -> _Fixed:
     """Rank, plan, cut and tune as a recipe says, in as many rounds as it says.
 
-    The prefix is that of its stages' folders.
+    The prefix is that of its stages' folders; the basis are the stages that made the partition.
     """
-    read = ["1-score", "2-partition"]
+    read = list(basis)
     model, ranking, cut = job.model, None, None
     if recipe.start == "scratch":
         model = reinitialised(model, job.seed)
     if recipe.prune.cuts:
         # A control that ranks as the repair itself does shares its ranking.
-        name = f"{'' if recipe.rank == job.recipe.rank else prefix}3-rank"
+        shared = recipe.rank == job.recipe.rank and basis == _BASIS
+        name = f"{'' if shared else prefix}3-rank"
         ranking = _ranked(job, run, recipe.rank, split, name, read)
         read.append(name)
         if until != "rank":
@@ -435,11 +435,11 @@ def _carried_out(
     if recipe.tune.epochs and until == "tune":
         model = _tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
-        more = recipe.rounds.most if recipe.start == "model" else 1
-        for number in range(2, more + 1):
-            before = split.flagged
-            split, model = _again(job, run, recipe, model, cut, f"{prefix}rounds/{number}/", read)
-            if (before != split.flagged).mean() < recipe.rounds.enough:
+        more = recipe.rounds.epochs if recipe.start == "model" else ()
+        for number in range(len(more)):
+            at = job, run, recipe, number
+            split, model, settled = _again(*at, model, split, cut, prefix, read)
+            if settled:
                 break
     if model is job.model:  # the caller's own: neither handed out nor put into another mode
         model = copy.deepcopy(model)
@@ -448,7 +448,7 @@ def _carried_out(
 
 def _untouched(job: _Job, run: Run, split: Partition) -> _Fixed:
     """The model as it came."""
-    seconds = sum(run.seconds[name] for name in ("1-score", "2-partition"))
+    seconds = sum(run.seconds[name] for name in _BASIS)
     return _Fixed(copy.deepcopy(job.model).eval(), split, None, None, seconds)
 
 
@@ -479,30 +479,47 @@ def _again(
     job: _Job,
     run: Run,
     recipe: Recipe,
+    number: int,
     model: nn.Module,
+    before: Partition,
     cut: PrunePlan | None,
     prefix: str,
     read: list[str],
-) -> tuple[Partition, nn.Module]:
-    """One more round: what the repaired model sees in the data, and what it learns of that."""
-    rounds = recipe.rounds
-    looked, split_name, tuned = (f"{prefix}{n}" for n in ("1-score", "2-partition", "5-tune"))
+) -> tuple[Partition, nn.Module, bool]:
+    """One more round: what the repaired model sees in the data, and what it learns of that.
+
+    Where it sees next to nothing new, it was the last look, and the rest is one tuning.
+    """
+    rounds, folder = recipe.rounds, f"{prefix}rounds/{number + 2}/"
+    looked, split_name, tuned = (f"{folder}{n}" for n in ("1-score", "2-partition", "5-tune"))
     config = replace(recipe.score, views=rounds.views)
     scores = _scored(job, run, model, config, looked, read)
     read.append(looked)
     split = _partitioned(job, run, scores, split_name, read)
     read.append(split_name)
-    tune = replace(recipe.tune, data=rounds.data, epochs=rounds.epochs)
+    settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
+    epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]
+    tune = replace(recipe.tune, data=rounds.data, epochs=epochs)
     model = _tuned(job, run, replace(recipe, tune=tune), model, split, cut, tuned, read)
     read.append(tuned)
-    return split, model
+    return split, model, settled
 
 
-def _controlled(job: _Job, run: Run, name: str, first: Partition, last: Partition) -> _Fixed:
-    """A control: it starts from the first partition, or trains from scratch on the last."""
-    recipe = recipes.get(name)(job.recipe)
-    split = last if recipe.start == "scratch" else first
-    return _carried_out(job, run, recipe, split, f"controls/{name}/")
+def _controlled(job: _Job, run: Run, name: str, first: Partition, last: Partition) -> _Fixed | None:
+    """A control: it starts from the first partition, or trains from scratch on the last.
+
+    One that scores or partitions in another way makes its own. None where nothing is left of a
+    class for it to learn from.
+    """
+    recipe, prefix = recipes.get(name)(job.recipe), f"controls/{name}/"
+    split, read = (last if recipe.start == "scratch" else first), _BASIS
+    if (recipe.score, recipe.partition) != (job.recipe.score, job.recipe.partition):
+        read = tuple(f"{prefix}{stage}" for stage in _BASIS)
+        own = replace(job, recipe=recipe)
+        split = _partitioned(own, run, _scored(own, run, name=read[0]), read[1], read[:1])
+    if len(lost_classes(split, recipe.tune)):
+        return None
+    return _carried_out(job, run, recipe, split, prefix, basis=read)
 
 
 def _ranked(
@@ -537,8 +554,12 @@ def _tuned(
     name: str,
     read: list[str],
 ) -> nn.Module:
-    config = recipe.tune
-    mode = recipe.prune.mode
+    config, mode = recipe.tune, recipe.prune.mode
+    if config.lr is None:
+        scores = archive.load_scores(run.made["1-score"])
+        far = tuning.FAR_RATE if flags.memorised(scores) else tuning.RATE
+        rate = tuning.SCRATCH_RATE if recipe.start == "scratch" else far
+        config = replace(config, lr=rate)
     key = job.key(run, config, read, start=recipe.start, mode=mode, trainer=recipe.trainer)
 
     def compute() -> Artefact:
@@ -550,7 +571,7 @@ def _tuned(
         found = tuning.tune(
             model,
             job.train,
-            tuning.targets_of(job.train, split, config.data),
+            tuning.targets_of(job.train, split, config),
             config,
             seed=job.seed,
             layers=tuned_layers(model, job.train, config, cut_layers),

@@ -6,6 +6,7 @@ the part that it controls for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -65,15 +66,19 @@ class PartitionConfig:
 
 @dataclass(frozen=True)
 class RankConfig:
-    """method: a ranker. layers: whose units are ranked; by default the ``last`` that can be cut."""
+    """method: a ranker. layers: whose units are ranked; or the ``last`` that can be cut.
+
+    By default all whose units are their own, not shared with other layers by residual additions:
+    a unit that is shared costs every layer that shares it.
+    """
 
     method: str = "attribution-ridge"
     layers: tuple[str, ...] = ()
-    last: int = 3
+    last: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.last < 1:
+        if self.last is not None and self.last < 1:
             raise ConfigError(f"rank.last must be 1 or more, not {self.last}")
 
 
@@ -112,38 +117,40 @@ class PruneConfig:
 class RoundsConfig:
     """How often the repaired model looks at the data again, and is tuned once more on what it sees.
 
-    most: rounds in all; 1 repairs once. views: random views when it looks again (a healthier model
-    needs fewer). data, epochs: of the tuning in these rounds; see `TuneConfig`. enough: the share
-    of samples whose flag must change, or no further round follows.
+    epochs: of the tuning in each further round; none if empty. views: random views when it looks
+    again (a healthier model needs fewer). data: what it is tuned on then; see `TuneConfig`. enough:
+    the share of samples whose flag must change, or the rounds left out join their epochs to this
+    one.
     """
 
-    most: int = 1
+    epochs: tuple[int, ...] = ()
     views: int = 2
-    data: Literal["kept", "soft", "relabel", "everything"] = "relabel"
-    epochs: int = 4
+    data: Literal["kept", "soft", "relabel", "everything"] = "kept"
     enough: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.most < 1 or self.views < 0 or self.epochs < 1:
-            raise ConfigError("rounds.most and .epochs must be 1 or more, .views not negative")
+        if any(e < 1 for e in self.epochs) or self.views < 0:
+            raise ConfigError("rounds.epochs must be 1 or more each, rounds.views not negative")
         if not 0 <= self.enough <= 1:
             raise ConfigError(f"rounds.enough must lie in [0, 1], not {self.enough}")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of every stage. start: fine-tune the model given, or train it anew from scratch.
+    """Settings of every stage.
 
+    score: four views, where scores alone take six: the time shows the difference, and the result
+    does not. start: fine-tune the model given, or train it anew from scratch.
     trainer: another way to train than `tuning.tune`, see `robust`. least: where a smaller share of
     the samples is flagged the model is left alone: too few for their removal to outweigh the harm
     that any tuning can do.
     """
 
-    score: ScoreConfig = field(default_factory=ScoreConfig)
+    score: ScoreConfig = field(default_factory=lambda: ScoreConfig(views=4))
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.3))
-    tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel", lr=0.1))
+    tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
     trainer: Literal["", "elr", "co-teaching", "divide-mix"] = ""
@@ -181,14 +188,14 @@ def default(recipe: Recipe) -> Recipe:
 
 @recipes.register("rounds")
 def rounds(recipe: Recipe) -> Recipe:
-    """A short repair, then a second look with the healthier model, and a longer one.
+    """Two short repairs, each followed by another look with the healthier model; then a long one.
 
     Sees the noise more clearly than one round, and takes about twice the time.
     """
     return replace(
         recipe,
-        tune=replace(recipe.tune, data="kept", epochs=3),
-        rounds=RoundsConfig(most=2, data="kept", epochs=9),
+        tune=replace(recipe.tune, data="kept", epochs=2),
+        rounds=RoundsConfig(epochs=(3, 10)),
     )
 
 
@@ -209,7 +216,7 @@ def rlap(recipe: Recipe) -> Recipe:
         partition=PartitionConfig(method="posterior"),
         rank=RankConfig(method="activation-ols", last=1),
         prune=PruneConfig(fraction=0.156),
-        rounds=RoundsConfig(most=1),
+        rounds=RoundsConfig(),
         tune=replace(
             recipe.tune,
             data="kept",
@@ -234,6 +241,12 @@ def finetune_only(recipe: Recipe) -> Recipe:
     return _uncut(recipe)
 
 
+@recipes.register("head-only")
+def head_only(recipe: Recipe) -> Recipe:
+    """Control: the same cut, and only the head and the layers cut are tuned (published as L-FT)."""
+    return replace(recipe, tune=replace(recipe.tune, scope="head"))
+
+
 @recipes.register("random-units")
 def random_units(recipe: Recipe) -> Recipe:
     """Control: as many units cut from each layer, drawn at random."""
@@ -249,45 +262,51 @@ def smallest_weights(recipe: Recipe) -> Recipe:
 @recipes.register("retrain-kept")
 def retrain_kept(recipe: Recipe) -> Recipe:
     """Control: a fresh network trained on the kept samples for as many epochs."""
-    return replace(_uncut(recipe), start="scratch", tune=replace(recipe.tune, data="kept"))
+    tune = replace(recipe.tune, data="kept")
+    return replace(_uncut(recipe), start="scratch", tune=tune, rounds=RoundsConfig())
 
 
 @recipes.register("retrain-long")
 def retrain_long(recipe: Recipe) -> Recipe:
-    """Control: the same with six times the epochs, a schedule to the end instead of equal time."""
-    retrain = retrain_kept(recipe)
-    return replace(retrain, tune=replace(retrain.tune, epochs=6 * retrain.tune.epochs))
+    """Control: the same with three times the epochs, a schedule to the end and not equal time."""
+    return _longer(retrain_kept(recipe), 3.0)
 
 
 @recipes.register("tune-everything")
 def tune_everything(recipe: Recipe) -> Recipe:
     """Control: as much more training, on all samples with the labels given."""
     tune = replace(recipe.tune, data="everything")
-    return replace(_uncut(recipe), tune=tune, rounds=RoundsConfig(most=1))
+    return replace(_uncut(recipe), tune=tune, rounds=RoundsConfig())
 
 
 @recipes.register("elr")
 def elr(recipe: Recipe) -> Recipe:
     """Peer: a fresh network by early-learning regularisation (arXiv 2007.00151)."""
-    return replace(_from_scratch(recipe), trainer="elr")
+    return replace(_from_scratch(recipe, cost=1.0), trainer="elr")
 
 
 @recipes.register("co-teaching")
 def co_teaching(recipe: Recipe) -> Recipe:
     """Peer: two fresh networks that choose each other's samples (arXiv 1804.06872)."""
-    return replace(_from_scratch(recipe), trainer="co-teaching")
+    return replace(_from_scratch(recipe, cost=2.0), trainer="co-teaching")
 
 
 @recipes.register("divide-mix")
 def divide_mix(recipe: Recipe) -> Recipe:
     """Peer: two fresh networks, mixtures and MixMatch (arXiv 2002.07394)."""
-    return replace(_from_scratch(recipe), trainer="divide-mix")
+    return replace(_from_scratch(recipe, cost=8.0), trainer="divide-mix")
 
 
-def _from_scratch(recipe: Recipe) -> Recipe:
-    """A schedule to the end, on all samples with the labels given."""
-    long = retrain_long(recipe)
-    return replace(long, tune=replace(long.tune, data="everything"))
+def _from_scratch(recipe: Recipe, *, cost: float) -> Recipe:
+    """All samples with the labels given, as long as `retrain_long`; cost: of an epoch, in plain
+    ones.
+    """
+    retrain = replace(_longer(retrain_kept(recipe), 3.0 / cost), trainer="")
+    return replace(retrain, tune=replace(retrain.tune, data="everything"))
+
+
+def _longer(recipe: Recipe, factor: float) -> Recipe:
+    return replace(recipe, tune=replace(recipe.tune, epochs=math.ceil(factor * recipe.tune.epochs)))
 
 
 def _uncut(recipe: Recipe) -> Recipe:

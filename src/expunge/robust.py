@@ -251,7 +251,7 @@ class _Training:
                 where=what,
                 fix="leave the recipe out, or start one process",
             )
-        self.samples, self.config, self.seed = samples, config, seed
+        self.samples, self.config, self.seed = samples.resident(accelerator.device), config, seed
         self.what, self.device = what, accelerator.device
         self._model, self._progress = model, progress
         self._cuts = batch_cuts(len(samples), config.batch_size, 2)

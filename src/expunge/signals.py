@@ -68,6 +68,7 @@ def collect(
     """
     accelerator = Accelerator()
     model.to(accelerator.device)
+    samples = samples.resident(accelerator.device)
     example = to_device(samples.example(), accelerator.device)
     layout = discover(model, example)
     looks = views if samples.view is not None and isinstance(example, Tensor) else 0

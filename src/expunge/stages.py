@@ -7,6 +7,7 @@ Settings are keywords; what they mean stands at the dataclass that each docstrin
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -138,8 +139,11 @@ def rank(
     samples, config = as_samples(data), _settings(RankConfig, settings)
     example = one_sample(samples)
     # Where nothing can be removed, all hidden layers can still be masked.
-    able = surgery.prunable(model, example) or list(discover(model, example).probes)
-    layers = config.layers or tuple(able[-config.last :])
+    able = surgery.prunable(model, example)
+    shared = Counter(surgery.groups(model, example, able).values())
+    own = [name for name in able if shared[name] == 1]
+    able = able or list(discover(model, example).probes)
+    layers = config.layers or tuple(able[-config.last :] if config.last else own or able)
     if not layers:
         raise ModelError("the model has no hidden layer whose units could be ranked")
     return rank_units(
@@ -188,7 +192,7 @@ def tune(
 ) -> nn.Module:
     """A fine-tuned copy: ``tune(model, data, split, epochs=3)``. See `TuneConfig`."""
     samples, config = as_samples(data), _settings(TuneConfig, settings)
-    targets = tuning.targets_of(samples, split, config.data)
+    targets = tuning.targets_of(samples, split, config)
     layers = tuned_layers(model, samples, config, layers)
     return tuning.tune(model, samples, targets, config, seed=seed, layers=layers, progress=progress)
 

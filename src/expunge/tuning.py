@@ -24,6 +24,10 @@ from expunge.progress import Progress, silent
 from expunge.rng import generator, seeded, torch_generator
 from expunge.tables import Partition, align
 
+# The highest learning rate where none is given: usually, in a repair of a model that has memorised
+# its labels, and from scratch.
+RATE, FAR_RATE, SCRATCH_RATE = 0.1, 0.3, 0.2
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -33,30 +37,36 @@ class TuneConfig:
 
     data: ``kept`` (not flagged, given labels), ``soft`` (all, weighted by ``1 − p_noisy``),
     ``relabel`` (kept, and flagged label faults with their suggested label, weighted by its
-    probability), ``everything`` (all, given labels).
+    probability, if that is ``sure`` or more), ``everything`` (all, given labels).
     lr: the highest learning rate; ``onecycle`` rises to it over ``warmup`` of the steps and falls
-    linearly to zero, ``cosine`` falls from it, ``constant`` stays.
+    linearly to zero, ``cosine`` falls from it, ``constant`` stays. Left out it is 0.1; in a repair
+    0.3 where the model has memorised its labels, and so has further to go, and 0.2 from scratch.
+    compile: by ``torch.compile``; pays on a GPU in long trainings, hardly on a CPU.
     """
 
     scope: Literal["all", "head"] = "all"
     data: Literal["kept", "soft", "relabel", "everything"] = "kept"
+    sure: float = 0.9
     epochs: int = 6
     batch_size: int = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.05
+    lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup: float = 0.2
     augment: bool = True
     precision: Precision = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < (name == "batch_size"):
                 raise ConfigError(f"tune.{name} is {getattr(self, name)}: too small")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
+        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ConfigError(f"tune.lr must be above 0, not {self.lr}")
+        if not 0 <= self.sure <= 1:
+            raise ConfigError(f"tune.sure must lie in [0, 1], not {self.sure}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"tune.warmup must lie in [0, 1), not {self.warmup}")
 
@@ -78,15 +88,15 @@ class Checkpoint(Protocol):
     def save(self, epoch: int, tensors: dict[str, Tensor]) -> None: ...
 
 
-def targets_of(samples: Samples, partition: Partition | None, data: str) -> Targets:
-    """Turn a partition into training targets; see `TuneConfig.data`.
+def targets_of(samples: Samples, partition: Partition | None, config: TuneConfig) -> Targets:
+    """Turn a partition into training targets; see `TuneConfig`.
 
     Raises `PartitionError` if nothing is left, or a class has nothing left.
     """
     labels, weights = samples.labels, np.ones(len(samples))
-    if partition is not None and data != "everything":
+    if partition is not None and config.data != "everything":
         at = align(partition.ids, samples.ids)
-        labels, weights = (values[at] for values in _told(partition, data))
+        labels, weights = (values[at] for values in _told(partition, config))
     positions = np.flatnonzero(weights > 0)
     if len(positions) == 0:
         raise PartitionError(
@@ -102,15 +112,15 @@ def targets_of(samples: Samples, partition: Partition | None, data: str) -> Targ
     return Targets(positions, labels[positions], weights[positions])
 
 
-def lost_classes(partition: Partition, data: str) -> np.ndarray:
+def lost_classes(partition: Partition, config: TuneConfig) -> np.ndarray:
     """Classes that are given as labels, and that nothing would be left of to learn from."""
-    labels, weights = _told(partition, data)
+    labels, weights = _told(partition, config)
     return np.setdiff1d(partition.labels, labels[weights > 0])
 
 
-def _told(partition: Partition, data: str) -> tuple[np.ndarray, np.ndarray]:
+def _told(partition: Partition, config: TuneConfig) -> tuple[np.ndarray, np.ndarray]:
     """The label and the weight of every sample of a partition."""
-    labels, flagged = partition.labels.copy(), partition.flagged
+    labels, flagged, data = partition.labels.copy(), partition.flagged, config.data
     if data == "everything":
         return labels, np.ones(len(labels))
     if data == "soft":
@@ -119,6 +129,7 @@ def _told(partition: Partition, data: str) -> tuple[np.ndarray, np.ndarray]:
     if data == "relabel":
         # A sample with a bad input has no right label: it is dropped.
         mend = flagged & (partition.p_label_fault >= partition.p_input_fault)
+        mend &= partition.suggested_probability >= config.sure
         labels[mend] = partition.suggested_label[mend]
         weights[mend] = partition.suggested_probability[mend]
     return labels, weights
@@ -152,6 +163,9 @@ def tune(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_of(model, config)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
+    if config.compile:
+        wrapped = torch.compile(wrapped)
+    samples = samples.resident(accelerator.device)
     _freeze_batch_norm(model)
     augment = config.augment and samples.view is not None
     first = _resume(checkpoint, model, optimizer, accelerator)
@@ -234,10 +248,10 @@ def optimizer_of(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=_rate(config), weight_decay=decay)
     return torch.optim.SGD(
         parameters,
-        lr=config.lr,
+        lr=_rate(config),
         momentum=config.momentum,
         weight_decay=decay,
         nesterov=config.momentum > 0,
@@ -253,7 +267,11 @@ def set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) ->
         rising = done / config.warmup if config.warmup else 1.0
         factor = min(rising, (1 - done) / (1 - config.warmup))
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = _rate(config) * factor
+
+
+def _rate(config: TuneConfig) -> float:
+    return RATE if config.lr is None else config.lr
 
 
 def batch_cuts(n: int, size: int, least: int) -> np.ndarray:

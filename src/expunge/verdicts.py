@@ -43,7 +43,7 @@ def hopeless(split: Partition, recipe: Recipe, classes: tuple[str, ...]) -> str:
             f"{count:,} of {len(split.ids):,} training samples were flagged, too few for a repair "
             "to do more good than harm"
         )
-    lost = lost_classes(split, recipe.tune.data)
+    lost = lost_classes(split, recipe.tune)
     if len(lost):
         names = ", ".join(classes[c] for c in lost[:5])
         return f"of {percent(share)} flagged samples nothing is left to learn {names} from"

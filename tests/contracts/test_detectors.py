@@ -214,7 +214,9 @@ def planted():
         torch.manual_seed(0)
         model = convnet(classes=10, channels=1, widths=(16, 32), hidden=32, convolutions=1)
     config = TuneConfig(data="everything", epochs=8, batch_size=64, lr=0.1, precision="float32")
-    trained = tune(model, data, targets_of(data, None, "everything"), config, seed=0)
+    trained = tune(
+        model, data, targets_of(data, None, TuneConfig(data="everything")), config, seed=0
+    )
     made = collect(trained, data, needs=needs_of(tuple(NAMES)), views=4, precision="float32")
     return made, {"label": labels != y[:900], "input": bad_input}
 

@@ -44,12 +44,13 @@ class TensorInputs:
         return len(self.tensor)
 
     def batch(self, positions: np.ndarray) -> Tensor:
-        return self.tensor[torch.from_numpy(np.asarray(positions, dtype=np.int64))]
+        rows = torch.from_numpy(np.asarray(positions, dtype=np.int64))
+        return self.tensor[rows.to(self.tensor.device, non_blocking=True)]
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.tensor.dtype}{tuple(self.tensor.shape)}".encode())
         for part in self.tensor.split(4096):
-            digest.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(part.reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -214,6 +215,17 @@ class Samples:
             probs={k: p[positions] for k, p in self.probs.items()},
             trusted=None if self.trusted is None else self.trusted[positions],
         )
+
+    def resident(self, device: torch.device) -> Samples:
+        """The same samples with their inputs on a GPU, if they are one tensor that fits into half
+        of its free memory: no batch is copied there again.
+        """
+        inputs = self.inputs
+        if device.type != "cuda" or not isinstance(inputs, TensorInputs):
+            return self
+        if inputs.tensor.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        return replace(self, inputs=TensorInputs(inputs.tensor.to(device)))
 
     def fingerprint(self) -> dict[str, str]:
         """Content hashes, by part, so that a change can be named."""
