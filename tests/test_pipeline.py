@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import expunge
-from expunge import pipeline, stages, surgery
+from expunge import pipeline, stages, surgery, tuning
 from expunge.benchmarks.noise import wrong_labels
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
@@ -30,7 +30,7 @@ from expunge.layers import reinitialised
 from expunge.models import mlp
 from expunge.recipes import PruneConfig, Recipe, recipes
 from expunge.signals import collect
-from expunge.tables import PrunePlan, RepairResult
+from expunge.tables import Flag, PrunePlan, RepairResult
 from expunge.tuning import TuneConfig, targets_of
 from expunge.weights import load_weights, read_weights
 from oracles_digits import (
@@ -611,6 +611,38 @@ def test_a_changed_input_is_refused_and_named_and_nothing_touched(finished, chan
         pipeline.repair(made["model"](), made["train"](), made["validation"](), **settings)
     assert f"\n  {message}" in str(error.value)
     assert contents(finished) == before
+
+
+def test_a_control_that_looks_in_another_way_makes_its_own_partition(tmp_path):
+    result = repaired(out=tmp_path / "a", controls=("rlap",), overrides={"tune": {"epochs": 1}})
+    alone = repaired(out=tmp_path / "b", recipe="rlap", overrides={"tune": {"epochs": 1}})
+    own = pq.read_table(tmp_path / "a" / "controls" / "rlap" / "2-partition" / "partition.parquet")
+    theirs = pq.read_table(tmp_path / "b" / "2-partition" / "partition.parquet")
+    assert own == theirs
+    assert result.controls["rlap"].evaluation.accuracy == alone.after.accuracy
+    assert_same_weights(result.controls["rlap"].model, alone.model)
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "rate"),
+    [
+        ((), {}, 0.1),
+        ((Flag("model-memorised-its-labels", "x"),), {}, 0.3),
+        ((Flag("model-memorised-its-labels", "x"),), {"lr": 0.01}, 0.01),
+    ],
+)
+def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, changes, rate):
+    seen = []
+
+    def spy(*args: Any, **kwargs: Any) -> nn.Module:
+        seen.append(args[3].lr)
+        return tuning.tune(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline.flags, "memorised", lambda _: found)
+    monkeypatch.setattr(pipeline, "tuning", SimpleNamespace(**{**vars(tuning), "tune": spy}))
+    tune = {**FAST["tune"], **changes}
+    repaired(overrides={**FAST, "tune": tune}, controls=("retrain-kept",))
+    assert seen == [rate, changes.get("lr", 0.2)]
 
 
 def test_another_control_is_added_to_what_is_there(tmp_path):

@@ -65,7 +65,7 @@ from expunge.weights import fit_weights, save_weights
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 8
+CODE = 9
 # The stages that every recipe starts with.
 _BASIS: tuple[str, ...] = ("1-score", "2-partition")
 
@@ -527,7 +527,14 @@ def _ranked(
 ) -> NeuronRanking:
     def compute() -> Artefact:
         return archive.store_ranking(
-            rank(job.model, job.train, split, progress=job.progress, **asdict(config))
+            rank(
+                job.model,
+                job.train,
+                split,
+                seed=job.seed,
+                progress=job.progress,
+                **asdict(config),
+            )
         )
 
     return archive.load_ranking(run.stage(name, job.key(run, config, read), compute))

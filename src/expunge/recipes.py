@@ -69,17 +69,21 @@ class RankConfig:
     """method: a ranker. layers: whose units are ranked; or the ``last`` that can be cut.
 
     By default all whose units are their own, not shared with other layers by residual additions:
-    a unit that is shared costs every layer that shares it.
+    a unit that is shared costs every layer that shares it. most: samples that are looked at, drawn
+    by the seed; more of them do not change the ranking.
     """
 
     method: str = "attribution-ridge"
     layers: tuple[str, ...] = ()
     last: int | None = None
+    most: int = 8_000
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.last is not None and self.last < 1:
             raise ConfigError(f"rank.last must be 1 or more, not {self.last}")
+        if self.most < 1:
+            raise ConfigError(f"rank.most must be 1 or more, not {self.most}")
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,13 @@ class RoundsConfig:
     """How often the repaired model looks at the data again, and is tuned once more on what it sees.
 
     epochs: of the tuning in each further round; none if empty. views: random views when it looks
-    again (a healthier model needs fewer). data: what it is tuned on then; see `TuneConfig`. enough:
+    again (a healthier model needs none). data: what it is tuned on then; see `TuneConfig`. enough:
     the share of samples whose flag must change, or the rounds left out join their epochs to this
     one.
     """
 
     epochs: tuple[int, ...] = ()
-    views: int = 2
+    views: int = 0
     data: Literal["kept", "soft", "relabel", "everything"] = "kept"
     enough: float = 0.01
 
@@ -190,12 +194,13 @@ def default(recipe: Recipe) -> Recipe:
 def rounds(recipe: Recipe) -> Recipe:
     """Two short repairs, each followed by another look with the healthier model; then a long one.
 
-    Sees the noise more clearly than one round, and takes about twice the time.
+    Sees the noise more clearly than one round, and takes about twice the time. Nothing is cut: in a
+    longer training the size of the network tells.
     """
     return replace(
-        recipe,
+        _uncut(recipe),
         tune=replace(recipe.tune, data="kept", epochs=2),
-        rounds=RoundsConfig(epochs=(3, 10)),
+        rounds=RoundsConfig(epochs=(3, 13)),
     )
 
 

@@ -132,6 +132,7 @@ def rank(
     split: Partition,
     /,
     *,
+    seed: int = 0,
     progress: Progress = silent,
     **settings: object,
 ) -> NeuronRanking:
@@ -146,6 +147,9 @@ def rank(
     layers = config.layers or tuple(able[-config.last :] if config.last else own or able)
     if not layers:
         raise ModelError("the model has no hidden layer whose units could be ranked")
+    if len(samples) > config.most:
+        drawn = generator(seed, "rank").permutation(len(samples))[: config.most]
+        samples = samples.subset(np.sort(drawn))
     return rank_units(
         model,
         samples,
