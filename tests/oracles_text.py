@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from expunge.related.text.encoders import TokenStates
-from expunge.rng import generator
+from expunge.rng import generator, seeded
 
 SUBJECTS = [
     "bank",
@@ -87,3 +87,61 @@ def slow_mahalanobis(states: np.ndarray, mean: np.ndarray, covariance: np.ndarra
 
 def covariance_of(basis: np.ndarray) -> np.ndarray:
     return np.linalg.inv(basis @ basis.T)
+
+
+def tiny_tokenizer(texts: Sequence[str]):
+    """A fast tokenizer of words and signs, with the special tokens of BERT."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words = sorted({w for t in texts for w in re.findall(r"\w+|[^\w\s]", t)})
+    vocabulary = {w: i for i, w in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+    )
+
+
+def tiny_bert(tokenizer):
+    """A random BERT with two layers; eight numbers a token."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
+    with seeded(0, "bert"):
+        return BertModel(config).eval()
+
+
+def tiny_t5(tokenizer):
+    """A random T5 with one layer on either side."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=8,
+        d_kv=4,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=3,
+    )
+    with seeded(0, "t5"):
+        return T5ForConditionalGeneration(config).eval()
