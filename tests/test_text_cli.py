@@ -97,6 +97,15 @@ def test_a_text_file_is_cleaned_to_the_byte(call, fitted):
     assert Path("a.txt").read_bytes() == raw
 
 
+def test_a_mark_at_the_start_of_a_file_stays(call, fitted):
+    text = "\ufeff" + noisy(1)[0]
+    Path("a.txt").write_text(text, encoding="utf-8")
+    call("clean", "a.txt", "--filter", fitted, "--out", "b.txt")
+    assert Path("b.txt").read_text(encoding="utf-8") == "\ufeff" + news(1, seed=5)[0]
+    Path("a.jsonl").write_text("\ufeff" + json.dumps({"document": "A b."}), encoding="utf-8")
+    assert call("clean", "a.jsonl", "--filter", fitted).code == 0
+
+
 def test_json_lines_keep_their_order_and_other_fields(call, fitted):
     records = [{"id": i, "body": text, "more": ["é"]} for i, text in enumerate(noisy(40))]
     Path("a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n", encoding="utf-8")

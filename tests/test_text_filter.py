@@ -195,6 +195,30 @@ def test_a_sentence_without_tokens_is_judged_by_its_characters():
     found = filter.score(f"{news(1)[0]}\n☃☃☃")
     assert np.isfinite(found.scores).all()
     assert found.noise[-1]
+    assert np.isnan(found.evidence["relative"]).tolist() == [False] * 6 + [True]
+    for document in ("☃☃", "☃☃. ☃"):
+        assert np.isfinite(filter.score(document).scores).all()
+    published = TextNoiseFilter.fit(news(60), stars(30), encoder=deaf, kind="relative")
+    for name in ("leave-one-sentence-out", "leave-one-token-out"):
+        silent = published.using(granularity=name).score("☃☃")
+        assert_array_equal(silent.scores, [0])
+
+
+def test_a_blank_before_a_word_does_not_move_it_to_the_sentence_before():
+    def blanks(texts: Sequence[str]) -> list[TokenStates]:
+        found = encoder(texts)
+        for text, one in zip(texts, found, strict=True):
+            for row in one.offsets:
+                row[0] -= row[0] > 0 and text[row[0] - 1] == " "
+        return found
+
+    document = f"{news(1)[0]} {stars(1)[0]}"
+    for kind in ("combined", "relative"):
+        ours, theirs = (
+            TextNoiseFilter.fit(news(40), stars(20), encoder=e, kind=kind).score(document)
+            for e in (encoder, blanks)
+        )
+        assert_allclose(ours.scores, theirs.scores)
 
 
 def test_a_filter_is_saved_without_pickle_and_loaded_the_same(tmp_path, combined, published):

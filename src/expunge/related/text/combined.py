@@ -41,7 +41,7 @@ NEAREST = 3
 # From so many spreads on, a sentence says nothing about what its document is about.
 SUSPECT = 2.5
 # The part of clean sentences that strangeness and foreignness of 1 leave below them.
-USUAL = 0.98
+USUAL = 0.99
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Combined:
     strange: ``surprise + ½ plain⁺ + ½ token_plain⁺``: unlikely characters, and far from in-domain
     states. foreign: ``½ (relative + token_relative + relative_surprise) + incoherence``: nearer the
     background than the domain, in states and in characters, and far from the rest of the document.
-    Both in units of their 98th percentile among clean sentences, above their middle:
+    Both in units of their 99th percentile among clean sentences, above their middle:
     ``score = √(strange⁺² + foreign⁺²)``. No weight was fitted to any kind of noise.
     """
 
@@ -77,7 +77,7 @@ class Combined:
     characters: CharacterModel
     characters_background: CharacterModel
     standards: Mapping[str, Standard]
-    # Middle and 98th percentile of strange, foreign, and of the evidence by token.
+    # Middle and 99th percentile of strange, foreign, and of the evidence by token.
     scales: Mapping[str, np.ndarray]
 
     @classmethod
@@ -156,7 +156,7 @@ class Combined:
     def evidence(self, encoder: Encoder, document: str, *, number: int = 0) -> Evidence:
         """What is known of each sentence alone; `scored` compares it with the others too.
 
-        A sentence without tokens stands at the in-domain mean: its characters alone speak.
+        Of a sentence without tokens the characters alone speak: its other evidence is NaN.
         Cost: one encoder pass over every sentence, and d² a token.
         """
         spans = sentences(document)
@@ -189,16 +189,20 @@ class Combined:
         tokens = encoded_alone(encoder, document, spans, number=number)
         parts = grouped(spans, tokens)
         sentence = self.gaussians["sentence"]
-        means = np.where(parts.counts[:, None] > 0, parts.means, sentence.mean)
+        heard = parts.counts > 0
+        means = np.where(heard[:, None], parts.means, sentence.mean)
         near = sentence.distance(means)
         states = tokens.states[: len(parts.of)]
         own = self.gaussians["token"].distance(states)
         other = self.gaussians["token_background"].distance(states)
-        return {
+        values = {
             "relative": near - self.gaussians["sentence_background"].distance(means),
             "plain": near,
             "token_relative": parts.averages(own - other),
             "token_plain": parts.averages(own),
+        }
+        return {
+            **{name: np.where(heard, value, np.nan) for name, value in values.items()},
             "counts": parts.counts,
             "means": (means - sentence.mean).astype(np.float32),
             "tokens": tokens.offsets[: len(parts.of)],
@@ -262,22 +266,24 @@ def incoherence(means: np.ndarray, doubtful: np.ndarray) -> np.ndarray:
 
     means: ``float[s, d]`` centred states of the sentences in their order. doubtful: ``bool[s]``,
     sentences that no other is compared with. Others are near: in a block of 256 sentences, or up
-    to as many before and behind it. NaN if there is no other. Cost: 768 d a sentence.
+    to as many before and behind it. NaN if there is no other, and for a
+    mean of zero, which says nothing. Cost: 768 d a sentence.
     """
     length = np.linalg.norm(means, axis=1, keepdims=True)
     z = means.astype(np.float64) / np.maximum(length, 1e-12)
+    mute = length[:, 0] == 0
     found = np.zeros(len(z))
     for start in range(0, len(z), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(z)))
         others = np.arange(max(0, start - BLOCK), min(rows[-1] + 1 + BLOCK, len(z)))
-        others = others[~doubtful[others]]
+        others = others[~(doubtful | mute)[others]]
         cosine = z[rows] @ z[others].T
         cosine[rows[:, None] == others] = -np.inf
         top = -np.sort(-cosine, axis=1)[:, :NEAREST]
         known = np.isfinite(top)
         count = known.sum(axis=1)
         sums = np.where(known, top, 0).sum(axis=1)
-        found[rows] = np.where(count > 0, -sums / np.maximum(count, 1), np.nan)
+        found[rows] = np.where((count > 0) & ~mute[rows], -sums / np.maximum(count, 1), np.nan)
     return found
 
 

@@ -83,7 +83,7 @@ class Source:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.removeprefix("\ufeff"))
             except ValueError as error:
                 self._refuse(where, f"no JSON: {error}")
                 continue
@@ -223,10 +223,10 @@ def _format(path: Path) -> tuple[str, ...]:
 
 
 def _decoded(raw: bytes) -> str:
-    """UTF-8, with or without a mark. ValueError for anything else, and for binary data."""
+    """UTF-8. ValueError for anything else, and for binary data."""
     if b"\0" in raw:
         raise ValueError("binary data, not text (it holds zero bytes)")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error

@@ -39,7 +39,8 @@ class TextScores:
     sentences: ``int64[s, 2]``, start and end as offsets into ``text``. scores: ``float64[s]``.
     tokens: ``int64[t, 2]``. token_scores: ``float64[t]``, of the token itself (see the kind of
     score), on another scale. threshold: sentences with a higher score are noise.
-    evidence: ``float64[s]`` by name, what the combined score was made of; empty for others.
+    evidence: ``float64[s]`` by name, what the combined score was made of, NaN where there was
+    nothing to measure; empty for others.
     """
 
     text: str

@@ -76,8 +76,10 @@ class Distances:
         return parts, found, found[parts.of]
 
     def _drop(self, mean: np.ndarray, without: np.ndarray, distance: Distance) -> np.ndarray:
-        without = np.where(np.isfinite(without), without, self.document.mean)
-        whole = self._distance(mean[None], distance, of="document")
+        mean, without = (
+            np.where(np.isfinite(z), z, self.document.mean) for z in (mean[None], without)
+        )
+        whole = self._distance(mean, distance, of="document")
         return whole - self._distance(without, distance, of="document")
 
     def _distance(self, z: np.ndarray, distance: Distance, *, of: str) -> np.ndarray:

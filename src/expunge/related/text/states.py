@@ -30,7 +30,10 @@ class Segments:
 
 
 def segmented(document: str, tokens: TokenStates) -> Segments:
-    """A token belongs to the sentence that it begins in; one before the first, to the first."""
+    """A token belongs to the sentence that its last character stands in, or stands behind.
+
+    Some tokenizers count the blank before a word to it; one before the first belongs to the first.
+    """
     return grouped(sentences(document), tokens)
 
 
@@ -39,7 +42,8 @@ def grouped(spans: np.ndarray, tokens: TokenStates) -> Segments:
     if not len(spans):
         nothing = np.zeros(0, dtype=np.int64)
         return Segments(spans, nothing, nothing, np.zeros((0, tokens.states.shape[1])))
-    of = np.searchsorted(spans[:, 0], tokens.offsets[:, 0], side="right") - 1
+    last = np.maximum(tokens.offsets[:, 1] - 1, tokens.offsets[:, 0])
+    of = np.searchsorted(spans[:, 0], last, side="right") - 1
     of = np.maximum(of, 0)
     counts = np.bincount(of, minlength=len(spans))
     sums = np.zeros((len(spans), tokens.states.shape[1]))
@@ -52,12 +56,12 @@ def left_out(parts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     parts: ``float[parts, d]`` mean states. counts: their tokens. Only the mean is taken anew, the
     tokens are not encoded again: the cheap form, one encoder pass in all. What is left when
-    nothing is left is NaN.
+    nothing is left is NaN, and so is the mean of nothing.
     """
     weights = counts.astype(np.float64)[:, None]
     total = (weights * parts).sum(axis=0)
     rest = weights.sum() - weights
-    mean = total / max(weights.sum(), 1.0)
     with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / weights.sum()
         without = np.where(rest > 0, (total - weights * parts) / rest, np.nan)
     return mean, without
