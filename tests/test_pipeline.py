@@ -27,8 +27,9 @@ from expunge.benchmarks.noise import wrong_labels
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.layers import reinitialised
-from expunge.models import mlp
+from expunge.models import mlp, resnet
 from expunge.recipes import PruneConfig, Recipe, recipes
+from expunge.rng import generator
 from expunge.signals import collect
 from expunge.tables import Flag, PrunePlan, RepairResult
 from expunge.tuning import TuneConfig, targets_of
@@ -643,6 +644,26 @@ def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, change
     tune = {**FAST["tune"], **changes}
     repaired(overrides={**FAST, "tune": tune}, controls=("retrain-kept",))
     assert seen == [rate, changes.get("lr", 0.2)]
+
+
+def test_a_ranking_looks_at_as_many_samples_as_it_says():
+    data, split = noisy(), plain().partition
+    drawn = np.sort(generator(3, "rank").permutation(len(data))[:100])
+    few = stages.rank(memorised(), data, split, seed=3, most=100)
+    expected = stages.rank(memorised(), data.subset(drawn), split)
+    assert np.array_equal(few.effect, expected.effect)
+    assert not np.array_equal(few.effect, stages.rank(memorised(), data, split).effect)
+
+
+def test_units_that_an_addition_shares_are_ranked_only_if_asked_for():
+    net = resnet(classes=10, channels=1, widths=(4, 8), blocks=(1, 1))
+    x, y = noisy_arrays()
+    split = plain().partition
+    data = from_arrays(x, y, ids=split.ids, classes=tuple("0123456789"))
+    found = stages.rank(net, data, split).units_by_layer()
+    assert list(found) == ["stages.0.0.conv1", "stages.1.0.conv1"]
+    last = stages.rank(net, data, split, last=1).units_by_layer()
+    assert list(last) == ["stages.1.0.shortcut.0"]
 
 
 def test_another_control_is_added_to_what_is_there(tmp_path):
