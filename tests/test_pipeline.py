@@ -306,6 +306,22 @@ def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp
     assert total["rounds/2/5-tune"] == 2 * total["5-tune"]  # of four epochs and of two
 
 
+def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
+    looks = []
+
+    def blind(scores: Any, **settings: Any) -> Any:
+        looks.append(stages.partition(scores, **settings))
+        return looks[0] if len(looks) == 1 else replace(looks[-1], threshold=0.0)
+
+    monkeypatch.setattr(pipeline, "partition", blind)
+    tune = {**FAST["tune"], "data": "kept"}
+    result = repaired(overrides={**FAST, "tune": tune, "rounds": {"epochs": [1, 1]}})
+    assert len(looks) == 2
+    assert result.partition.threshold == 0.5
+    monkeypatch.undo()
+    assert_same_weights(result.model, repaired(overrides={**FAST, "tune": tune}).model)
+
+
 def test_rounds_go_on_as_long_as_they_see_something_new(tmp_path):
     rounds = {**FAST, "rounds": {"epochs": [1, 1], "enough": 0.0}}
     repaired(overrides=rounds, out=tmp_path)
