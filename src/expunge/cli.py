@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from expunge import export as exports
 from expunge import pipeline, reports, specs
 from expunge.benchmarks import cifar, detect, digits, folders, memory, published
 from expunge.benchmarks import demo as demos
@@ -511,6 +513,39 @@ def report(
     _result_of(run)
     typer.echo((run / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {run / 'report.html'}")
+
+
+@app.command()
+def export(
+    spec: SpecPath,
+    run: Annotated[
+        Path | None, typer.Option(help="The finished run folder; by default the spec's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; by default exports/ and the spec's name.")
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="An ONNX file too, compared with the model.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(help="The largest difference of logits that the ONNX file may have.")
+    ] = exports.TOLERANCE,
+    as_json: Json = False,
+) -> None:
+    """Write the repaired model for use: weights, a manifest that rebuilds it, and ONNX."""
+    folder = out or Path("exports") / spec.stem
+    found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
+    manifest = asdict(found.manifest)
+    if as_json:
+        _print_json({"folder": str(folder), **manifest})
+        return
+    typer.echo(f"{folder}: {', '.join((*found.manifest.sha256, exports.MANIFEST))}")
+    if found.manifest.onnx is not None:
+        parity = found.manifest.onnx
+        typer.echo(
+            f"ONNX: logits differ by {parity.difference:.2g} at most on {parity.samples} samples, "
+            f"{parity.equal:.1%} of the predictions are equal"
+        )
 
 
 @app.command()
