@@ -27,8 +27,9 @@ from expunge.benchmarks.noise import wrong_labels
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.layers import reinitialised
-from expunge.models import mlp
+from expunge.models import mlp, resnet
 from expunge.recipes import PruneConfig, Recipe, recipes
+from expunge.rng import generator
 from expunge.signals import collect
 from expunge.tables import Flag, PrunePlan, RepairResult
 from expunge.tuning import TuneConfig, targets_of
@@ -313,6 +314,22 @@ def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp
     assert sorted(p.name for p in (tmp_path / "rounds").iterdir()) == ["2"]
     total = {what: total for what, _, total in progress}
     assert total["rounds/2/5-tune"] == 2 * total["5-tune"]  # of four epochs and of two
+
+
+def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
+    looks = []
+
+    def blind(scores: Any, **settings: Any) -> Any:
+        looks.append(stages.partition(scores, **settings))
+        return looks[0] if len(looks) == 1 else replace(looks[-1], threshold=0.0)
+
+    monkeypatch.setattr(pipeline, "partition", blind)
+    tune = {**FAST["tune"], "data": "kept"}
+    result = repaired(overrides={**FAST, "tune": tune, "rounds": {"epochs": [1, 1]}})
+    assert len(looks) == 2
+    assert result.partition.threshold == 0.5
+    monkeypatch.undo()
+    assert_same_weights(result.model, repaired(overrides={**FAST, "tune": tune}).model)
 
 
 def test_rounds_go_on_as_long_as_they_see_something_new(tmp_path):
@@ -653,6 +670,26 @@ def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, change
     tune = {**FAST["tune"], **changes}
     repaired(overrides={**FAST, "tune": tune}, controls=("retrain-kept",))
     assert seen == [rate, changes.get("lr", 0.2)]
+
+
+def test_a_ranking_looks_at_as_many_samples_as_it_says():
+    data, split = noisy(), plain().partition
+    drawn = np.sort(generator(3, "rank").permutation(len(data))[:100])
+    few = stages.rank(memorised(), data, split, seed=3, most=100)
+    expected = stages.rank(memorised(), data.subset(drawn), split)
+    assert np.array_equal(few.effect, expected.effect)
+    assert not np.array_equal(few.effect, stages.rank(memorised(), data, split).effect)
+
+
+def test_units_that_an_addition_shares_are_ranked_only_if_asked_for():
+    net = resnet(classes=10, channels=1, widths=(4, 8), blocks=(1, 1))
+    x, y = noisy_arrays()
+    split = plain().partition
+    data = from_arrays(x, y, ids=split.ids, classes=tuple("0123456789"))
+    found = stages.rank(net, data, split).units_by_layer()
+    assert list(found) == ["stages.0.0.conv1", "stages.1.0.conv1"]
+    last = stages.rank(net, data, split, last=1).units_by_layer()
+    assert list(last) == ["stages.1.0.shortcut.0"]
 
 
 def test_another_control_is_added_to_what_is_there(tmp_path):

@@ -22,7 +22,7 @@ from expunge.recipes import recipes, resolve
 from expunge.registry import Registry
 from expunge.signals import collect
 from expunge.tables import Evaluation, Partition, RepairResult
-from expunge.tuning import TuneConfig
+from expunge.tuning import FAR_RATE, RATE, TuneConfig
 
 KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
 # The whole repair; everything else in the table is a control, an oracle or a peer.
@@ -52,7 +52,8 @@ def oracle_finetune(given: Given) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
     case, tune = given.case, resolve(WHOLE).tune
     split = true_partition(case.scene)
-    settings = asdict(replace(tune, data="kept"))
+    memorised = any(flag.code == "model-memorised-its-labels" for flag in given.result.flags)
+    settings = asdict(replace(tune, data="kept", lr=FAR_RATE if memorised else RATE))
     return stages.tune(case.model, case.scene.train, split, seed=case.setting.seed, **settings)
 
 
