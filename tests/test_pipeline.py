@@ -191,6 +191,16 @@ def test_the_certificate_counts_what_the_models_say():
     assert found.samples == split.flagged.sum()
 
 
+def test_a_certificate_is_given_where_all_flagged_samples_have_one_label():
+    data, split = noisy(), plain().partition
+    bad = np.where(data.labels == data.labels[0], 1.0, 0.0)
+    split = replace(split, p_noisy=bad, p_label_fault=bad, p_input_fault=np.zeros(len(bad)))
+    found = expunge.certify(memorised(), memorised(), data, split, clean())
+    assert found.samples == split.flagged.sum() == (data.labels == data.labels[0]).sum()
+    assert found.predicted[0] == found.predicted[1]
+    assert found.drift == 0
+
+
 def test_a_model_with_next_to_no_noise_is_left_alone_and_the_controls_show_why():
     overrides = {**FAST, "partition": {"threshold": 1.0}}
     result = repaired(overrides=overrides, controls=("finetune-only",))

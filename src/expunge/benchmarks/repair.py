@@ -241,7 +241,7 @@ def _training_seconds(case: Case) -> float:
 
 
 def _speed(model: nn.Module, scene: Scene) -> float:
-    """Images a second of plain inference, batches of 256, on 2,048 test images."""
+    """Samples a second of plain inference, batches of 256, on 2,048 test samples."""
     few = scene.test.subset(np.arange(min(2048, len(scene.test))))
     started = time.perf_counter()
     collect(model, few)
@@ -280,7 +280,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             )
     head = ("noise", "state", "recipe", "seeds", "accuracy", "repair ahead by", "gap %")
     more = ("still predicted %", "worst class", "ECE %", "seconds", "% of training")
-    return [Table((*head, *more, "parameters", "macs", "images/s"), tuple(lines))]
+    return [Table((*head, *more, "parameters", "macs", "samples/s"), tuple(lines))]
 
 
 def _key(field: Field, setting: Setting, name: str) -> dict[str, Any]:
