@@ -22,7 +22,7 @@ LAYERS = [
     {"data", "tables"},
     {"metrics", "layers", "weights", "features", "models", "transitions"},
     {"tuning"},
-    {"signals", "surgery", "pruners", "robust"},
+    {"signals", "surgery", "pruners", "robust", "graphs"},
     {"detectors", "partitions", "neurons", "runs"},
     {"archive", "recipes"},
     {"wording", "flags", "charts"},
@@ -30,6 +30,7 @@ LAYERS = [
     {"stages"},
     {"pipeline"},
     {"benchmarks", "related", "specs"},
+    {"export"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -312,7 +312,8 @@ def test_the_published_protocol_has_a_row_for_each_way(data, tmp_path, monkeypat
     # What a hundred images would let one find is not asked here.
     split = repair.true_partition(data.scene(Setting("gaussian", 0.5, n=100)))
     monkeypatch.setattr(pipeline, "partition", lambda scores, **_: split)
-    rows = published.bench(data, n=100, epochs=2, width=4, out=tmp_path)
+    protocol = published.on_images(data, epochs=2, width=4)
+    rows = published.bench(protocol, n=100, out=tmp_path)
     names = ["L-FT", "F-FT", "F-FT, nothing cut", "retrain"]
     expected = {"noisy", *(f"{who} {name}" for who in ("rlap", "expunge") for name in names)}
     by_name = {r["model"]: r for r in rows}
@@ -322,11 +323,12 @@ def test_the_published_protocol_has_a_row_for_each_way(data, tmp_path, monkeypat
     # Of the hidden layer of 16, one unit in six and its incoming and outgoing weights.
     assert by_name["noisy"]["parameters"] - by_name["rlap F-FT"]["parameters"] == 2 * (32 + 1 + 10)
     assert "| 100 | 2 | rlap F-FT | 1 |" in (tmp_path / "table.md").read_text()
-    assert published.bench(data, n=100, epochs=2, width=4, out=tmp_path) == rows
+    assert published.bench(protocol, n=100, out=tmp_path) == rows
 
 
-def test_the_protocol_is_that_of_the_paper():
-    protocol = published.Protocol.of(60)
+def test_the_protocol_is_that_of_the_paper(data):
+    protocol = published.on_images(data)
+    assert protocol.training.epochs == 60
     assert (protocol.training.lr, protocol.training.schedule) == (0.1, "constant")
     assert (protocol.published.epochs, protocol.published.optimizer) == (30, "adamw")
     assert not protocol.training.augment

@@ -129,6 +129,13 @@ def test_the_first_rows_are_the_first_rows(kind: str, tmp_path: Path) -> None:
     assert torch.equal(content(part), content(whole)[:6])
     assert part.labels.tolist() == whole.labels.tolist()[:6]
     assert len(read_here(path, rows=99)) == 10
+    middle = read_here(path, skip=3, rows=4)
+    assert torch.equal(content(middle), content(whole)[3:7])
+    assert middle.labels.tolist() == whole.labels.tolist()[3:7]
+    assert middle.ids.tolist() == whole.ids.tolist()[3:7]
+    assert len(read_here(path, skip=8, rows=4)) == 2
+    with pytest.raises(DataError, match="10 of 10 rows are skipped: none is left"):
+        read_here(path, skip=10)
 
 
 def test_a_folder_is_read_by_class_name_with_paths_as_ids(tmp_path: Path) -> None:
@@ -172,6 +179,8 @@ def test_large_images_are_read_lazily_and_equal_the_resident_ones(
     assert torch.equal(lazy.batch(order), resident.batch(order))
     assert lazy.fingerprint() == read_here(path).fingerprint()
     assert lazy.fingerprint()["inputs"] != read_here(path, rows=9).fingerprint()["inputs"]
+    first, second = (read_here(path, skip=s, rows=5).fingerprint()["inputs"] for s in (0, 5))
+    assert first != second
 
 
 def test_a_lazily_read_image_that_is_bad_is_named(

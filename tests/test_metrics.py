@@ -9,8 +9,10 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     f1_score,
+    precision_score,
     recall_score,
     roc_auc_score,
+    top_k_accuracy_score,
 )
 
 from expunge.errors import DataError
@@ -42,7 +44,9 @@ def test_evaluation_agrees_with_scikit_learn(present):
     recall = recall_score(labels, predicted, labels=there, average=None)
     expected = {
         "accuracy": accuracy_score(labels, predicted),
+        "macro_precision": precision_score(labels, predicted, labels=there, average="macro"),
         "macro_f1": f1_score(labels, predicted, labels=there, average="macro"),
+        "top_3": top_k_accuracy_score(labels, probs, k=3, labels=range(4)),
         "worst_class": recall.min(),
         "calibration_error": slow_calibration_error(probs.max(axis=1), predicted == labels),
     }
@@ -51,6 +55,22 @@ def test_evaluation_agrees_with_scikit_learn(present):
     assert_allclose(list(made.per_class.values()), recall)
     assert (made.correct == (predicted == labels)).all()
     assert all(m.n == len(labels) for m in made.metrics.values())
+
+
+def test_a_class_that_is_never_predicted_has_no_precision():
+    labels = np.array([0, 0, 1, 2])
+    probs = np.eye(4)[[0, 0, 0, 3]]
+    found = evaluation(labels, probs).metrics["macro_precision"].value
+    assert found == pytest.approx((2 / 3 + 0 + 0) / 3)
+
+
+def test_the_top_three_need_more_than_three_classes():
+    labels, probs = np.array([0, 3, 3]), np.array([[0.4, 0.3, 0.2, 0.1], [0.25] * 4, [0, 0, 0, 1]])
+    made = evaluation(labels, probs).metrics["top_3"]
+    assert made.value == pytest.approx(2 / 3)  # of four that tie, the last is not among three
+    assert made.low < made.value < made.high
+    few = evaluate(np.arange(2), labels[:2] // 2, probs[:2, :3], CLASSES[:3], seed=0)
+    assert "top_3" not in few.metrics
 
 
 def test_perfect_predictions_have_an_interval_without_width():

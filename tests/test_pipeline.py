@@ -27,8 +27,9 @@ from expunge.benchmarks.noise import wrong_labels
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.layers import reinitialised
-from expunge.models import mlp
+from expunge.models import mlp, resnet
 from expunge.recipes import PruneConfig, Recipe, recipes
+from expunge.rng import generator
 from expunge.signals import collect
 from expunge.tables import Flag, PrunePlan, RepairResult
 from expunge.tuning import TuneConfig, targets_of
@@ -190,6 +191,16 @@ def test_the_certificate_counts_what_the_models_say():
     assert found.samples == split.flagged.sum()
 
 
+def test_a_certificate_is_given_where_all_flagged_samples_have_one_label():
+    data, split = noisy(), plain().partition
+    bad = np.where(data.labels == data.labels[0], 1.0, 0.0)
+    split = replace(split, p_noisy=bad, p_label_fault=bad, p_input_fault=np.zeros(len(bad)))
+    found = expunge.certify(memorised(), memorised(), data, split, clean())
+    assert found.samples == split.flagged.sum() == (data.labels == data.labels[0]).sum()
+    assert found.predicted[0] == found.predicted[1]
+    assert found.drift == 0
+
+
 def test_a_model_with_next_to_no_noise_is_left_alone_and_the_controls_show_why():
     overrides = {**FAST, "partition": {"threshold": 1.0}}
     result = repaired(overrides=overrides, controls=("finetune-only",))
@@ -303,6 +314,22 @@ def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp
     assert sorted(p.name for p in (tmp_path / "rounds").iterdir()) == ["2"]
     total = {what: total for what, _, total in progress}
     assert total["rounds/2/5-tune"] == 2 * total["5-tune"]  # of four epochs and of two
+
+
+def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
+    looks = []
+
+    def blind(scores: Any, **settings: Any) -> Any:
+        looks.append(stages.partition(scores, **settings))
+        return looks[0] if len(looks) == 1 else replace(looks[-1], threshold=0.0)
+
+    monkeypatch.setattr(pipeline, "partition", blind)
+    tune = {**FAST["tune"], "data": "kept"}
+    result = repaired(overrides={**FAST, "tune": tune, "rounds": {"epochs": [1, 1]}})
+    assert len(looks) == 2
+    assert result.partition.threshold == 0.5
+    monkeypatch.undo()
+    assert_same_weights(result.model, repaired(overrides={**FAST, "tune": tune}).model)
 
 
 def test_rounds_go_on_as_long_as_they_see_something_new(tmp_path):
@@ -643,6 +670,26 @@ def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, change
     tune = {**FAST["tune"], **changes}
     repaired(overrides={**FAST, "tune": tune}, controls=("retrain-kept",))
     assert seen == [rate, changes.get("lr", 0.2)]
+
+
+def test_a_ranking_looks_at_as_many_samples_as_it_says():
+    data, split = noisy(), plain().partition
+    drawn = np.sort(generator(3, "rank").permutation(len(data))[:100])
+    few = stages.rank(memorised(), data, split, seed=3, most=100)
+    expected = stages.rank(memorised(), data.subset(drawn), split)
+    assert np.array_equal(few.effect, expected.effect)
+    assert not np.array_equal(few.effect, stages.rank(memorised(), data, split).effect)
+
+
+def test_units_that_an_addition_shares_are_ranked_only_if_asked_for():
+    net = resnet(classes=10, channels=1, widths=(4, 8), blocks=(1, 1))
+    x, y = noisy_arrays()
+    split = plain().partition
+    data = from_arrays(x, y, ids=split.ids, classes=tuple("0123456789"))
+    found = stages.rank(net, data, split).units_by_layer()
+    assert list(found) == ["stages.0.0.conv1", "stages.1.0.conv1"]
+    last = stages.rank(net, data, split, last=1).units_by_layer()
+    assert list(last) == ["stages.1.0.shortcut.0"]
 
 
 def test_another_control_is_added_to_what_is_there(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from expunge import cli, metrics, pipeline, specs
+from expunge.export import export_run
 from oracles_audio import encoded
 from oracles_specs import toml
 
@@ -95,6 +96,10 @@ def test_a_spec_repairs_a_network_for_words_from_files_to_the_report(spec, tmp_p
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert list(summary["quarantined"]["training data"]) == ["low/broken.wav"]
     assert "low/broken.wav" in (tmp_path / "run" / "report.md").read_text()
+    exported = export_run(spec, tmp_path / "out", run=tmp_path / "run")
+    clips = job.validation.inputs.batch(np.arange(60))
+    right = np.array(job.train.classes)[job.validation.labels]
+    assert (np.array(exported.predict(clips)) == right).mean() == result.after.accuracy.value
 
 
 def _right(ids: np.ndarray) -> np.ndarray:

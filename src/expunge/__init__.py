@@ -2,6 +2,7 @@
 
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ExpungeError
+from expunge.export import load_exported, save_exported
 from expunge.pipeline import forget, repair
 from expunge.reports import markdown as report
 from expunge.stages import certify, compare, partition, plan, prune, rank, score, trajectory, tune
@@ -14,12 +15,14 @@ __all__ = [
     "forget",
     "from_arrays",
     "from_dataset",
+    "load_exported",
     "partition",
     "plan",
     "prune",
     "rank",
     "repair",
     "report",
+    "save_exported",
     "score",
     "trajectory",
     "tune",

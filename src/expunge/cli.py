@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,8 +32,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from expunge import export as exports
 from expunge import pipeline, reports, specs
-from expunge.benchmarks import cifar, detect, digits, memory, published, text_noise
+from expunge.benchmarks import cifar, detect, digits, folders, memory, published, text_noise
 from expunge.benchmarks import demo as demos
 from expunge.benchmarks import repair as repairs
 from expunge.benchmarks.fields import Field, Setting, grid
@@ -201,14 +203,24 @@ CIFAR = Path("cifar10")
 
 
 SuiteData = Annotated[
-    Path, typer.Option(help="A folder with CIFAR-10 (see bench memory), or the word digits.")
+    Path,
+    typer.Option(
+        help="A folder with CIFAR-10 (see bench memory) or with Speech Commands (train.parquet and "
+        "test.parquet: id, audio, label, speaker), or the word digits."
+    ),
+]
+DataFolder = Annotated[
+    Path, typer.Option(help="A folder with CIFAR-10 or with Speech Commands, see bench repair.")
 ]
 Noises = Annotated[list[str] | None, typer.Option("--noise", help="Kinds of noise; all.")]
 Rates = Annotated[list[float] | None, typer.Option("--rate", help="Shares of bad samples.")]
 States = Annotated[list[State] | None, typer.Option("--state", help="States of the network; both.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds 0 … n − 1.")]
 Count = Annotated[
-    int | None, typer.Option("--n", min=100, help="Training samples: 25,000 images, 1,000 digits.")
+    int | None,
+    typer.Option(
+        "--n", min=100, help="Training samples: 25,000 images, 3,200 clips, 1,000 digits."
+    ),
 ]
 GivenLabels = Annotated[str, typer.Option("--labels", help="FILE:COLUMN, for the noise 'labels'.")]
 RightLabels = Annotated[
@@ -229,9 +241,10 @@ def _suite(
     """The data and all settings that were asked for."""
     if bool(labels) != bool(truth):
         raise typer.BadParameter("--labels and --truth go together")
-    field: Field = cifar.Cifar(data, cifar.Extra(labels, truth) if labels else None)
-    if str(data) == "digits" and not labels:
-        field = demos.Digits()
+    if labels:
+        field: Field = cifar.Cifar(data, cifar.Extra(labels, truth))
+    else:
+        field = demos.Digits() if str(data) == "digits" else folders.field_of(data)
     settings = grid(
         field,
         noises=noise or (),
@@ -316,11 +329,18 @@ def bench_repair(
 
 @bench.command("rlap")
 def bench_rlap(
-    data: CifarFolder = CIFAR,
-    n: Annotated[int, typer.Option(min=100, help="Training images; half get noise.")] = 50_000,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the noisy model's training.")] = 60,
+    data: DataFolder = CIFAR,
+    n: Annotated[
+        int | None,
+        typer.Option(min=100, help="Training samples, half get noise: 50,000 images, 3,200 clips."),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the noisy model's training: 60 on images, 300 on clips."),
+    ] = None,
     width: Annotated[
-        int, typer.Option(min=1, help="Of the first of four stages; 64 is the ResNet-18.")
+        int,
+        typer.Option(min=1, help="Of the first of four stages, for images; 64 is the ResNet-18."),
     ] = 64,
     seeds: Seeds = 1,
     out: Annotated[Path, typer.Option(help="Where networks, rows and table go.")] = Path(
@@ -328,14 +348,17 @@ def bench_rlap(
     ),
     as_json: Json = False,
 ) -> None:
-    """The published protocol of the method on CIFAR-10, and our repair beside it."""
+    """The published protocol of the method on CIFAR-10 or speech, and our repair beside it."""
+    field = folders.field_of(data)
+    if isinstance(field, cifar.Cifar):
+        protocol = published.on_images(field, epochs=epochs or 60, width=width)
+    else:
+        protocol = published.on_speech(field, epochs=epochs or 300)
     with _progress() as show:
         rows = published.bench(
-            cifar.Cifar(data),
-            n=n,
-            epochs=epochs,
-            width=width,
-            seeds=tuple(range(seeds)),
+            protocol,
+            n=n or (50_000 if isinstance(field, cifar.Cifar) else 3_200),
+            seeds=range(seeds),
             out=out,
             command=shlex.join(["expunge", *sys.argv[1:]]),
             progress=show,
@@ -729,6 +752,39 @@ def report(
     _result_of(run)
     typer.echo((run / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {run / 'report.html'}")
+
+
+@app.command()
+def export(
+    spec: SpecPath,
+    run: Annotated[
+        Path | None, typer.Option(help="The finished run folder; by default the spec's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; by default exports/ and the spec's name.")
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="An ONNX file too, compared with the model.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(help="The largest difference of logits that the ONNX file may have.")
+    ] = exports.TOLERANCE,
+    as_json: Json = False,
+) -> None:
+    """Write the repaired model for use: weights, a manifest that rebuilds it, and ONNX."""
+    folder = out or Path("exports") / spec.stem
+    found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
+    manifest = asdict(found.manifest)
+    if as_json:
+        _print_json({"folder": str(folder), **manifest})
+        return
+    typer.echo(f"{folder}: {', '.join((*found.manifest.sha256, exports.MANIFEST))}")
+    if found.manifest.onnx is not None:
+        parity = found.manifest.onnx
+        typer.echo(
+            f"ONNX: logits differ by {parity.difference:.2g} at most on {parity.samples} samples, "
+            f"{parity.equal:.1%} of the predictions are equal"
+        )
 
 
 @app.command()

@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from expunge.discriminants import squared_distance
+from expunge.discriminants import regressed, squared_distance
 from expunge.errors import ConfigError, DataError, extra_required
 from expunge.registry import Registry
 from expunge.tables import Scores, Signals
@@ -313,6 +313,27 @@ def feature_distance(signals: Signals) -> Detection:
     few = min(max(-(-n // 100), _ENDS), -(-n // 2))
     pairs = doubt[order[:few], None] > doubt[order[-few:]]
     return Detection(-distance if pairs.mean() >= _TURNED else distance)
+
+
+@detector("regressed_doubt", "input", "features")
+def regressed_doubt(signals: Signals) -> Detection:
+    """How much doubt the neurons foretell: doubt about the class, regressed on their activations.
+
+    Doubt is ``−log max_c p_c``, the mean over layers, with p as in ``class_distance``, compared
+    within the predicted class (some are harder): whatever the label, a bad input says little of its
+    class, and so does many a hard one. But bad inputs also look alike to the early layers, and so
+    regression (`discriminants.regressed`, each sample left out) foretells their doubt and smooths
+    over that of single samples. The mean over layers of what each foretells, over its standard
+    deviation. Sees also what is common and all alike, and in a network that has memorised it; not
+    what leaves the class as clear as before. Cost: n · Σ d².
+    """
+    features, posteriors = signals.features.values(), signals.posteriors
+    if not posteriors:
+        return Detection(np.zeros(len(signals.ids)))
+    doubt = np.mean([-np.log(p.max(axis=1)) for p in posteriors], axis=0)
+    doubt = centred_by_class(doubt, signals.logits.argmax(axis=1), signals.logits.shape[1])
+    foretold = [regressed(f, doubt) for f in features]
+    return Detection(np.mean([v / max(float(v.std()), 1e-12) for v in foretold], axis=0))
 
 
 @detector("view_loss", "label", "views")

@@ -7,6 +7,8 @@ from scipy.special import log_softmax
 
 # The discriminant's covariance is shrunken by so much.
 SHRINKAGE = 0.1
+# Of a regression, in mean variances of its columns.
+RIDGE = 0.03
 # Rows are taken so many at a time, so that memory does not grow with their number.
 _PIECE = 8192
 
@@ -75,6 +77,34 @@ def squared_distance(features: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [(((features[rows] - centre) @ basis) ** 2).sum(axis=1) for rows in _pieces(len(features))]
     )
+
+
+def regressed(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """``float64[n]``: what ridge regression on the features says of a target, each sample left out.
+
+    ``ŷ = z · (ZᵀZ / n + λI)⁻¹ Zᵀy / n`` on standardised columns, ``λ = 0.03 · mean variance``; left
+    out by ``(ŷ − h y) / (1 − h)`` with the leverage ``h``. Cost: n d² + d³.
+    """
+    n, d = features.shape
+    location, centred = features.mean(axis=0, dtype=np.float64), target - target.mean()
+    pieces = _pieces(n)
+    squares = sum(((features[rows] - location) ** 2).sum(axis=0) for rows in pieces)
+    scale = np.sqrt(squares / n)
+    scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(location)), scale, np.inf)
+    moments, product = np.zeros((d, d)), np.zeros(d)
+    for rows in pieces:
+        z = (features[rows] - location) / scale
+        moments += z.T @ z / n
+        product += z.T @ centred[rows] / n
+    values, vectors = np.linalg.eigh(moments)
+    values += RIDGE * max(float(np.trace(moments)) / d, 1e-12)
+    slope = vectors.T @ product / values
+    found = np.empty(n)
+    for rows in pieces:
+        z = ((features[rows] - location) / scale) @ vectors
+        leverage = np.minimum((z**2 / values).sum(axis=1) / n, 0.99)
+        found[rows] = (z @ slope - leverage * centred[rows]) / (1 - leverage)
+    return found
 
 
 def _pieces(n: int) -> list[slice]:

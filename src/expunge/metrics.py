@@ -18,8 +18,11 @@ DRAWS = 1000
 def evaluate(
     ids: np.ndarray, labels: np.ndarray, probs: np.ndarray, classes: tuple[str, ...], *, seed: int
 ) -> Evaluation:
-    """Accuracy, macro F1, worst class and calibration error of predictions on labelled samples.
+    """How well predictions agree with the labels of samples.
 
+    Accuracy, macro precision, macro F1, the accuracy of the worst class, the expected calibration
+    error and, with more than three classes, ``top_3``: the share of samples whose label is among
+    the three most probable. Macro: the mean over the classes that occur as labels.
     probs: ``float[n, c]``, rows sum to one. Intervals are 95 % bootstrap percentiles over samples.
     Cost: ``DRAWS`` resamples of a c × c table or of n numbers.
     """
@@ -35,6 +38,10 @@ def evaluate(
         draws = statistic(tables[:, :, :], present)
         metrics[name] = _metric(float(statistic(table[None], present)[0]), draws, len(labels))
     confidence = probs.max(axis=1)
+    if c > 3:
+        hits = in_top(probs, labels, 3)
+        draws = rng.binomial(len(labels), hits.mean(), DRAWS) / len(labels)
+        metrics["top_3"] = _metric(float(hits.mean()), draws, len(labels))
     metrics["calibration_error"] = bootstrap(
         np.column_stack([confidence, correct]),
         lambda rows: calibration_error(rows[:, 0], rows[:, 1]),
@@ -44,6 +51,12 @@ def evaluate(
     recall = np.divide(table.diagonal(), table.sum(axis=1), where=present, out=np.full(c, np.nan))
     per_class = {name: float(r) for name, r, p in zip(classes, recall, present, strict=True) if p}
     return Evaluation(ids, correct, metrics, per_class)
+
+
+def in_top(probs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """``bool[n]``: whether the label is among the k most probable; of ties the first ones count."""
+    best = np.argsort(-probs, axis=1, kind="stable")[:, :k]
+    return (best == labels[:, None]).any(axis=1)
 
 
 def paired_gain(after: Evaluation, before: Evaluation, *, seed: int) -> Metric:
@@ -129,10 +142,22 @@ def _macro_f1(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
     )
 
 
+def _macro_precision(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """A class that is never predicted counts as 0."""
+    hit = np.diagonal(tables, axis1=1, axis2=2)
+    said = tables.sum(axis=1)
+    return np.divide(hit, said, where=said > 0, out=np.zeros(hit.shape))[:, present].mean(axis=1)
+
+
 def _worst_class(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
     hit = np.diagonal(tables, axis1=1, axis2=2)
     rows = tables.sum(axis=2)
     return np.divide(hit, rows, where=rows > 0, out=np.ones(hit.shape))[:, present].min(axis=1)
 
 
-_TABLE_METRICS = {"accuracy": _accuracy, "macro_f1": _macro_f1, "worst_class": _worst_class}
+_TABLE_METRICS = {
+    "accuracy": _accuracy,
+    "macro_precision": _macro_precision,
+    "macro_f1": _macro_f1,
+    "worst_class": _worst_class,
+}

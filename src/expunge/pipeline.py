@@ -488,7 +488,8 @@ def _again(
 ) -> tuple[Partition, nn.Module, bool]:
     """One more round: what the repaired model sees in the data, and what it learns of that.
 
-    Where it sees next to nothing new, it was the last look, and the rest is one tuning.
+    Where it sees next to nothing new, it was the last look, and the rest is one tuning. Where it
+    leaves nothing of a class, the rounds are over, and the model is what it was.
     """
     rounds, folder = recipe.rounds, f"{prefix}rounds/{number + 2}/"
     looked, split_name, tuned = (f"{folder}{n}" for n in ("1-score", "2-partition", "5-tune"))
@@ -500,6 +501,8 @@ def _again(
     settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
     epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]
     tune = replace(recipe.tune, data=rounds.data, epochs=epochs)
+    if len(lost_classes(split, tune)):
+        return before, model, True
     model = _tuned(job, run, replace(recipe, tune=tune), model, split, cut, tuned, read)
     read.append(tuned)
     return split, model, settled

@@ -27,8 +27,7 @@ class ScoreConfig:
     detectors: tuple[str, ...] = (
         "view_margin",
         "class_distance",
-        "attribution_mass",
-        "feature_distance",
+        "regressed_doubt",
     )
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     layer: str = ""

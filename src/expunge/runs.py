@@ -96,7 +96,7 @@ class Run:
         spent = time.perf_counter() - started + self._earlier(name)
         self.seconds[name] = spent
         if done is not None and self.writes:
-            with _writing(done):
+            with writing(done):
                 _write_stage(done, artefact, {"key": key, "seconds": spent})
                 shutil.rmtree(self._partial(name), ignore_errors=True)
         return artefact
@@ -112,7 +112,7 @@ class Run:
         if self.folder is None or not self.writes:
             return
         target = self.folder / name
-        with _writing(target):
+        with writing(target):
             handle, temporary = tempfile.mkstemp(target.suffix, _TEMPORARY, self.folder)
             os.close(handle)
             try:
@@ -130,7 +130,7 @@ class Run:
         if self.folder is None or not self.writes:
             return
         line = json.dumps({"time": time.time(), "event": event, **facts}, default=str)
-        with _writing(self.folder), (self.folder / "log.jsonl").open("a") as file:
+        with writing(self.folder), (self.folder / "log.jsonl").open("a") as file:
             file.write(line + "\n")
 
     def _agreed(self, answer: bool) -> bool:
@@ -180,7 +180,7 @@ class EpochCheckpoint:
             return
         spent = self._before + time.perf_counter() - self._started
         note = {"key": self._key, "epoch": str(epoch), "seconds": str(spent)}
-        with _writing(self._file):
+        with writing(self._file):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._file.with_suffix(".tmp")
             save_file(tensors, temporary, metadata=note)
@@ -188,7 +188,7 @@ class EpochCheckpoint:
 
     def _note_seconds(self) -> None:
         if self._writes:
-            with _writing(self._folder):
+            with writing(self._folder):
                 text = json.dumps({"before": self._before})
                 (self._folder / "seconds.json").write_text(text)
 
@@ -213,12 +213,12 @@ def opened(
     if accelerator is not None and not accelerator.is_main_process:
         yield Run(path, accelerator)
         return
-    with _writing(path):
+    with writing(path):
         if path.exists() and not path.is_dir():
             raise RunError("is a file, not a folder", where=str(path), fix="choose another folder")
         path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / ".lock")
-    with _writing(path):
+    with writing(path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -259,7 +259,7 @@ def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
         found = _read_json(note)
         found.pop("versions", None)
         _require_same(found, header, str(path))
-    with _writing(path):
+    with writing(path):
         for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
             _delete(left_over)
         if note.exists() and not fresh:
@@ -370,7 +370,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn what the disk says (full, read-only, forbidden) into one of our errors."""
     try:
         yield

@@ -107,6 +107,11 @@ def _values(file: Path) -> dict[str, Any]:
     return values
 
 
+def run_folder(spec: Spec, path: str | Path) -> Path:
+    """Where the runs of a spec file go."""
+    return Path(spec.out or Path("runs") / Path(path).stem)
+
+
 def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None, Samples | None]:
     """The training, the validation and the held-out set, with the same classes."""
     train = read(spec.train_data, folder=folder, name="training data")
@@ -168,7 +173,7 @@ def prepare(
     if fdr is not None:
         spec = replace(spec, partition={**spec.partition, "fdr": fdr})
     seed = spec.seed if seed is None else seed
-    target = Path(out or spec.out or Path("runs") / Path(path).stem)
+    target = Path(out) if out else run_folder(spec, path)
     if not spec.model.weights and spec.train is None:
         raise ConfigError(
             "the model has no weights",

@@ -222,7 +222,7 @@ def compare(before: nn.Module, after: nn.Module, data: Data, *, seed: int = 0) -
 def evaluate(
     model: nn.Module, samples: Samples, *, seed: int = 0, progress: Progress = silent
 ) -> Evaluation:
-    """Accuracy, macro F1, worst class and calibration error on labelled samples."""
+    """How well a model does on labelled samples; see `metrics.evaluate`."""
     signals = collect(model, samples, progress=progress, what="evaluate")
     probs = softmax(signals.logits.astype(np.float64), axis=1)
     return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
@@ -242,7 +242,7 @@ def sound_inputs(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
     samples = as_samples(data)
     if float((split.p_input_fault > 0.5).mean()) < _BAD_INPUTS:
         return np.ones(len(samples))
-    scores = score(model, samples, detectors=("attribution_mass", "feature_distance"), views=0)
+    scores = score(model, samples, detectors=("regressed_doubt",), views=0)
     return 1.0 - partition(scores, method="mixture").p_input_fault
 
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from scipy.spatial.distance import mahalanobis
 from scipy.special import log_softmax, softmax
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import cross_val_predict
@@ -34,7 +34,7 @@ from expunge.detectors import (
     opinion_pool,
     view_margin,
 )
-from expunge.discriminants import posteriors
+from expunge.discriminants import RIDGE, posteriors, regressed
 from expunge.errors import ConfigError, DataError, ExpungeError
 from expunge.models import convnet
 from expunge.signals import collect
@@ -363,6 +363,39 @@ def test_feature_distance_agrees_with_scipy():
         expected.append([2 * np.log(mahalanobis(row, mean, inverse)) for row in f])
     made = detectors.get("feature_distance")(s).score
     assert_allclose(made, np.mean(expected, axis=0), rtol=1e-6)
+
+
+def test_a_regression_leaves_each_sample_out_as_a_slow_loop_does():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 4)) * [1, 10, 0.1, 0], rng.normal(size=30)
+    z = np.zeros_like(x)
+    z[:, :3] = (x[:, :3] - x[:, :3].mean(axis=0)) / x[:, :3].std(axis=0)
+    # The penalty is that of all samples: 0.03 of the mean variance, a constant column among them.
+    penalty = 30 * RIDGE * 3 / 4
+    expected = []
+    for i in range(30):
+        rest = np.arange(30) != i
+        model = Ridge(alpha=penalty, fit_intercept=False).fit(z[rest], (y - y.mean())[rest])
+        expected.append(model.predict(z[i : i + 1])[0])
+    assert_allclose(regressed(x, y), expected, rtol=1e-8)
+
+
+def test_bad_inputs_that_are_common_and_alike_are_foretold_to_be_doubtful():
+    rng = np.random.default_rng(0)
+    n = 600
+    labels, bad = rng.integers(0, 3, n), rng.random(n) < 0.5
+    # They are near the middle, where the features say little of the class, and nearer each other.
+    centres = np.concatenate([3 * np.eye(3), np.zeros((3, 5))], axis=1)[labels]
+    f = rng.normal(size=(n, 8)) + centres
+    f[bad] = 0.8 * rng.normal(size=(bad.sum(), 8)) + [0, 0, 0, 2, 2, 0, 0, 0]
+    logits = np.log(softmax(f[:, :3], axis=1))
+    wrong = rng.random(n) < 0.3
+    given = np.where(wrong, rng.integers(0, 3, n), labels)
+    s = Signals(np.arange(n), given, logits, features={"a": f, "b": f @ rng.normal(size=(8, 8))})
+    found = detectors.get("regressed_doubt")(s).score
+    assert roc_auc_score(bad, found) > 0.97
+    assert abs(roc_auc_score(wrong, found) - 0.5) < 0.1
+    assert (detectors.get("regressed_doubt")(replace(s, features={})).score == 0).all()
 
 
 @pytest.mark.parametrize("sign", [1, -1])

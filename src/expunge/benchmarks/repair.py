@@ -22,7 +22,7 @@ from expunge.recipes import recipes, resolve
 from expunge.registry import Registry
 from expunge.signals import collect
 from expunge.tables import Evaluation, Partition, RepairResult
-from expunge.tuning import TuneConfig
+from expunge.tuning import FAR_RATE, RATE, TuneConfig
 
 KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
 # The whole repair; everything else in the table is a control, an oracle or a peer.
@@ -52,7 +52,8 @@ def oracle_finetune(given: Given) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
     case, tune = given.case, resolve(WHOLE).tune
     split = true_partition(case.scene)
-    settings = asdict(replace(tune, data="kept"))
+    memorised = any(flag.code == "model-memorised-its-labels" for flag in given.result.flags)
+    settings = asdict(replace(tune, data="kept", lr=FAR_RATE if memorised else RATE))
     return stages.tune(case.model, case.scene.train, split, seed=case.setting.seed, **settings)
 
 
@@ -240,7 +241,7 @@ def _training_seconds(case: Case) -> float:
 
 
 def _speed(model: nn.Module, scene: Scene) -> float:
-    """Images a second of plain inference, batches of 256, on 2,048 test images."""
+    """Samples a second of plain inference, batches of 256, on 2,048 test samples."""
     few = scene.test.subset(np.arange(min(2048, len(scene.test))))
     started = time.perf_counter()
     collect(model, few)
@@ -279,7 +280,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             )
     head = ("noise", "state", "recipe", "seeds", "accuracy", "repair ahead by", "gap %")
     more = ("still predicted %", "worst class", "ECE %", "seconds", "% of training")
-    return [Table((*head, *more, "parameters", "macs", "images/s"), tuple(lines))]
+    return [Table((*head, *more, "parameters", "macs", "samples/s"), tuple(lines))]
 
 
 def _key(field: Field, setting: Setting, name: str) -> dict[str, Any]:

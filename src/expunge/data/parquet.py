@@ -97,6 +97,11 @@ def read_values(path: Path, name: str) -> np.ndarray:
     return values
 
 
+def column_names(path: Path) -> list[str]:
+    """The names of the columns, in their order."""
+    return list(_opened(path)[0].names)
+
+
 def class_names(path: Path, name: str) -> tuple[str, ...]:
     """The class names of the Hub's ``ClassLabel`` metadata; () if there is none."""
     names = _feature(_opened(path)[0], name).get("names", ())

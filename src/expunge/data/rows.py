@@ -38,34 +38,37 @@ class Rows:
         return len(self.ids)
 
 
-class FirstRows:
-    """The first ``n`` of some encoded images or clips."""
+class SomeRows:
+    """The encoded images or clips from one position on, ``n`` of them."""
 
-    def __init__(self, encoded: Encoded, n: int) -> None:
-        self._encoded, self._n = encoded, n
+    def __init__(self, encoded: Encoded, start: int, n: int) -> None:
+        self._encoded, self._start, self._n = encoded, start, n
 
     def __len__(self) -> int:
         return self._n
 
     def read(self, position: int) -> bytes | None:
-        return self._encoded.read(position)
+        return self._encoded.read(self._start + position)
 
     def content(self) -> str:
-        return self._encoded.content()
+        return self._encoded.content() + (f" from {self._start}" if self._start else "")
 
 
-def first_rows(rows: Rows, n: int) -> Rows:
-    """The first ``n`` rows; all of them if there are no more."""
-    if n >= len(rows):
+def some_rows(rows: Rows, start: int, n: int | None) -> Rows:
+    """``n`` rows from a position on; all that are left if there are no more, or n is None."""
+    stop = len(rows) if n is None else min(start + n, len(rows))
+    if start >= len(rows):
+        raise DataError(f"{start} of {len(rows)} rows are skipped: none is left")
+    if (start, stop) == (0, len(rows)):
         return rows
     inputs: Encoded | Inputs
     if isinstance(rows.inputs, TensorInputs):
-        inputs = TensorInputs(rows.inputs.tensor[:n])
+        inputs = TensorInputs(rows.inputs.tensor[start:stop])
     elif isinstance(rows.inputs, Inputs):
-        raise DataError("the first rows of inputs that are not resident cannot be taken")
+        raise DataError("some rows of inputs that are not resident cannot be taken")
     else:
-        inputs = FirstRows(rows.inputs, n)
-    return replace(rows, ids=rows.ids[:n], labels=rows.labels[:n], inputs=inputs)
+        inputs = SomeRows(rows.inputs, start, stop - start)
+    return replace(rows, ids=rows.ids[start:stop], labels=rows.labels[start:stop], inputs=inputs)
 
 
 def to_samples(

@@ -148,7 +148,8 @@ class Samples:
         unique, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():
             problems.append(f"duplicate ids: {some(unique[counts > 1])}")
-        problems += _label_problems(labels, ids, len(self.classes))
+        part = isinstance(self.inputs, _Subset)
+        problems += _label_problems(labels, ids, len(self.classes), part)
         shape = (len(ids), len(self.classes))
         probs = {k: np.array(v, dtype=np.float32) for k, v in self.probs.items()}
         for key, p in probs.items():
@@ -206,7 +207,7 @@ class Samples:
         return self.batch(np.arange(min(2, len(self))))
 
     def subset(self, positions: np.ndarray) -> Samples:
-        """The samples at these positions."""
+        """The samples at these positions; they may all have one label, as flagged ones do."""
         return replace(
             self,
             ids=self.ids[positions],
@@ -281,7 +282,8 @@ def _probability_problems(
     return []
 
 
-def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int) -> list[str]:
+def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int, part: bool) -> list[str]:
+    """What is wrong with the labels; those of a part need not differ."""
     if labels.ndim != 1:
         return [f"labels must be one number a sample, not an array of shape {labels.shape}"]
     if labels.dtype.kind == "f":
@@ -301,6 +303,6 @@ def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int) -> list[s
             f"labels outside 0…{classes - 1}: {some(np.unique(labels[outside]))} "
             f"(ids {some(ids[: len(outside)][outside[: len(ids)]])})"
         )
-    elif len(labels) and len(np.unique(labels)) < 2:
+    elif len(labels) and len(np.unique(labels)) < 2 and not part:
         problems.append("all samples have the same label: there is nothing to tell apart")
     return problems

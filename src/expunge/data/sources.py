@@ -18,7 +18,7 @@ from expunge.data.folder import class_folders, folder_rows
 from expunge.data.labels import encode, join
 from expunge.data.manifest import manifest_rows, read_table, require_columns, table_column
 from expunge.data.parquet import class_names, parquet_rows, read_column, read_values
-from expunge.data.rows import Rows, existing_file, first_rows, to_samples
+from expunge.data.rows import Rows, existing_file, some_rows, to_samples
 from expunge.data.samples import Samples
 from expunge.errors import ConfigError, DataError
 from expunge.registry import Registry
@@ -53,7 +53,8 @@ class DataConfig:
     size: resize images to size × size; without it all must agree. mode: convert images to RGB or L.
     rate: resample sound to that many Hz; without it clips of another rate than most are left out.
     seconds: cut or pad sound to that length; without it all clips must be equally long.
-    view: the augmentation, see `expunge.data.views`. rows: read the first rows only.
+    view: the augmentation, see `expunge.data.views`. skip: leave out the
+    first rows; rows: read so many only.
     split: train or test, for the CIFAR-10 folder.
     """
 
@@ -73,6 +74,7 @@ class DataConfig:
     rate: int | None = None
     seconds: float | None = None
     view: str = "none"
+    skip: int = 0
     rows: int | None = None
     split: Literal["train", "test"] = "train"
 
@@ -86,6 +88,8 @@ class DataConfig:
             problems.append(f"rate must lie in {low}…{high} Hz, not {self.rate}")
         if self.seconds is not None and not 0 < self.seconds <= LONGEST:
             problems.append(f"seconds must be above 0 and at most {LONGEST}, not {self.seconds}")
+        if self.skip < 0:
+            problems.append(f"skip must not be negative: {self.skip}")
         if self.mode not in (None, "RGB", "L"):
             problems.append(f"mode must be 'RGB' or 'L', not '{self.mode}'")
         if self.split not in BATCHES:
@@ -135,8 +139,7 @@ def read(
     rows = sources.get(kind)(path, config)
     if config.labels is not None:
         rows = _relabelled(rows, config.labels, folder)
-    if config.rows is not None:
-        rows = first_rows(rows, config.rows)
+    rows = some_rows(rows, config.skip, config.rows)
     samples = to_samples(
         rows,
         classes=tuple(classes or config.classes),
