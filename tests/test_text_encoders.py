@@ -101,6 +101,11 @@ def test_a_filter_finds_its_encoder_by_name_again(bert, tokenizer, tmp_path):
 def test_an_encoder_that_is_not_there_is_an_error(tmp_path, tokenizer, bert):
     with pytest.raises(ModelError, match="cannot be loaded"):
         HuggingFaceEncoder.of(str(tmp_path))
+    bert.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for device in ("cuda:99", "nowhere"):
+        with pytest.raises(ConfigError, match=f"no device '{device}'"):
+            HuggingFaceEncoder.of(str(tmp_path), device=device)
     with pytest.raises(ConfigError, match="has no room"):
         HuggingFaceEncoder(bert, tokenizer, window=2)
 

@@ -31,8 +31,9 @@ EVIDENCE = {
     "incoherence": "tokens",
 }
 GAUSSIANS = ("sentence", "sentence_background", "token", "token_background")
-# Tokens of a document that the Gaussians of tokens are fitted on, evenly spread over it.
-TOKENS = 64
+# Tokens that a Gaussian of tokens is fitted on, about; a document gives some of its own, evenly
+# spread over it.
+TOKENS, FEWEST, MOST = 100_000, 8, 64
 # Sentences that are encoded at once, so that memory does not grow with the document, and how far
 # before and behind them others count as near.
 BLOCK = 256
@@ -296,6 +297,7 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean states of all sentences, and states of some tokens of every document."""
     means, tokens = [], []
+    each = min(MOST, max(FEWEST, TOKENS // len(documents)))
     for number, document in enumerate(documents):
         spans = sentences(document)
         for i in range(0, len(spans), BLOCK):
@@ -303,17 +305,17 @@ def _read(
             found = encoded_alone(encoder, document, block, number=number)
             parts = grouped(block, found)
             means.append(parts.means[parts.counts > 0])
-            tokens.append(_thinned(found.states))
+            tokens.append(_thinned(found.states, each))
         progress(what, number + 1, len(documents))
     if sum(map(len, means)) < 2:
         raise DataError(f"less than two sentences with tokens ({what})", fix="give more documents")
     return np.concatenate(means), np.concatenate(tokens)
 
 
-def _thinned(states: np.ndarray) -> np.ndarray:
-    if len(states) <= TOKENS:
+def _thinned(states: np.ndarray, n: int) -> np.ndarray:
+    if len(states) <= n:
         return states
-    return states[np.linspace(0, len(states) - 1, TOKENS).astype(np.int64)]
+    return states[np.linspace(0, len(states) - 1, n).astype(np.int64)]
 
 
 def _total(values: np.ndarray) -> np.ndarray:

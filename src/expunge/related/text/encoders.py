@@ -125,8 +125,8 @@ class HuggingFaceEncoder:
     ) -> HuggingFaceEncoder:
         """Model and tokenizer by the name of the bundled encoder, a folder, or a name on the Hub.
 
-        Weights are read from safetensors alone. ConfigError if the packages are missing, ModelError
-        if there is no such model.
+        Weights are read from safetensors alone. ConfigError if the packages or the device are
+        missing, ModelError if there is no such model.
         """
         try:
             from transformers import AutoModel, AutoTokenizer
@@ -143,7 +143,10 @@ class HuggingFaceEncoder:
                 where=f"encoder '{name}'",
                 fix="name a folder with config, tokenizer and model.safetensors",
             ) from error
-        model = model.eval().to(device)
+        try:
+            model = model.eval().to(device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise ConfigError(f"no device '{device}': {str(error).splitlines()[0]}") from error
         return cls(model, tokenizer, window=window, batch=batch, name=name)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
