@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from expunge.errors import ConfigError, DataError, closest
 from expunge.progress import Progress, silent
 from expunge.related.text.characters import CharacterModel
 from expunge.related.text.encoders import Encoder, TokenStates
-from expunge.related.text.filters import HELD_OUT, Kind, TextNoiseFilter, TextScores
+from expunge.related.text.filters import HELD_OUT, SETTINGS, Kind, TextNoiseFilter, TextScores
 from expunge.related.text.published import Granularity
 from expunge.related.text.sentences import sentences
-from expunge.related.text.summarisers import Summariser, centroid, lead, rouge
+from expunge.related.text.summarisers import centroid, lead, rouge
 from expunge.rng import generator
 
 KEYS = ("data", "train", "documents", "encoder", "fault", "amount", "method", "seed")
@@ -163,22 +164,17 @@ def bench(
         news = News.read(folder, train=train, documents=documents, seed=seed)
         sizes = {"train": len(news.in_domain), "documents": len(news.documents)}
         told = {"data": news.name, **sizes, "encoder": encoder_name, "seed": seed}
-        for fault in faults:
-            for amount in amounts:
-                wanted = [
-                    name
-                    for name in methods
-                    if {**told, "fault": fault, "amount": amount, "method": name} not in ledger
-                ]
-                if wanted:
-                    noisy = spoiled(news, fault, amount, seed)
-                    case = Case(
-                        news, Remembering(encoder), encoder_name, noisy, seed, out, progress
-                    )
-                for number, name in enumerate(wanted):
-                    progress(f"{fault} {amount:g}", number, len(wanted))
-                    key = {**told, "fault": fault, "amount": amount, "method": name}
-                    ledger.add({**key, **measured(case, name, encoder)})
+        remembering = Remembering(encoder)
+        shared: dict[tuple[Any, ...], dict[str, float | None]] = {}
+        for fault, amount in product(faults, amounts):
+            keys = [{**told, "fault": fault, "amount": amount, "method": m} for m in methods]
+            wanted = [key for key in keys if key not in ledger]
+            if wanted:
+                noisy = spoiled(news, fault, amount, seed)
+                case = Case(news, remembering, told, fault, amount, noisy, out, shared, progress)
+            for number, key in enumerate(wanted):
+                progress(f"{fault} {amount:g}", number, len(wanted))
+                ledger.add({**key, **measured(case, str(key["method"]))})
     rows = ledger.rows()
     ledger.write("Noise in text", command, tables(rows))
     return rows
@@ -190,71 +186,81 @@ class Case:
 
     news: News
     encoder: Remembering
-    encoder_name: str
+    told: Mapping[str, Any]
+    fault: str
+    amount: float
     noisy: list[NoisyText]
-    seed: int
     out: Path
+    # What several methods or kinds of noise have in common.
+    shared: dict[tuple[Any, ...], dict[str, float | None]]
     progress: Progress
+
+    def once(
+        self,
+        key: tuple[Any, ...],
+        make: Callable[[], Mapping[str, float | None]],
+        *,
+        keep: bool = True,
+    ) -> dict[str, float | None]:
+        """What was made under that key before, or is made now."""
+        found = self.shared.get(key) or dict(make())
+        if keep:
+            self.shared[key] = found
+        return found
 
     def method(self, name: str, encoder: Encoder) -> Method:
         """A method by name; fitted on clean text, without the noise and the truth about it."""
         if name == "rules":
             return rules
         if name == "perplexity":
-            return perplexity(self.news.in_domain, self.seed)
+            return perplexity(self.news.in_domain, self.told["seed"])
         kind, granularity = PUBLISHED.get(name, ("combined", "sentence"))
         return self._filter(kind, encoder).using(kind=kind, granularity=granularity).score
 
     def _filter(self, kind: Kind, encoder: Encoder) -> TextNoiseFilter:
         """Fitted once and kept; known by all that it depends on."""
         first: Kind = "combined" if kind == "combined" else "relative"
-        told = {"kind": first, "encoder": self.encoder_name, "seed": self.seed}
-        texts = {"in": self.news.in_domain, "background": self.news.background}
-        folder = self.out / "filters" / f"{first}-{digest({**told, **texts})[:16]}"
-        if not folder.exists():
+        texts = {"inside": self.news.in_domain, "background": self.news.background}
+        fitted = {k: v for k, v in self.told.items() if k != "documents"}
+        folder = self.out / "filters" / f"{first}-{digest({**fitted, **texts})[:16]}"
+        if not (folder / SETTINGS).exists():  # written last
             TextNoiseFilter.fit(
-                self.news.in_domain,
-                self.news.background,
-                encoder=encoder,
+                *texts.values(),
+                encoder=self.encoder.encoder,
                 kind=first,
-                seed=self.seed,
+                seed=self.told["seed"],
                 progress=self.progress,
             ).save(folder)
         return TextNoiseFilter.load(folder, encoder=encoder)
 
 
-def measured(case: Case, name: str, encoder: Encoder) -> dict[str, float | None]:
+def measured(case: Case, name: str) -> dict[str, float | None]:
     """Every number of a row: detection, false alarms, ROUGE, cost."""
-    news, noisy = case.news, case.noisy
     method = case.method(name, case.encoder)
-    found = [method(one.text) for one in noisy]
-    clean = [method(document) for document in news.documents]
-    bare = case.method(name, encoder)
-    start = time.perf_counter()
-    for document in news.documents[:TIMED]:
-        bare(document)
-    seconds = (time.perf_counter() - start) / len(news.documents[:TIMED])
-    wrongly = np.concatenate([scores.noise for scores in clean])
+    found = [method(one.text) for one in case.noisy]
     texts = {
-        "clean": news.documents,
-        "noisy": [one.text for one in noisy],
+        "clean": case.news.documents,
+        "noisy": [one.text for one in case.noisy],
         "filtered": [scores.cleaned for scores in found],
-        "oracle": [oracle(one) for one in noisy],
+        "oracle": [oracle(one) for one in case.noisy],
     }
-    size = round(float(np.mean([len(summary.split()) for summary in news.summaries])))
-    summarisers = {
-        "lead": lead(size, unit="words"),
-        "centroid": centroid(case.encoder, size, unit="words"),
-    }
-    gains: dict[str, float | None] = {}
-    for label, summariser in summarisers.items():
-        gains |= {f"{label}_{k}": v for k, v in rouges(summariser, texts, news.summaries).items()}
     return {
-        **detection(found, noisy, by_token=name == "leave-one-token-out"),
-        "removed_in_clean": float(wrongly.mean()),
-        "seconds": seconds,
-        **gains,
+        **detection(found, case.noisy, by_token=name == "leave-one-token-out"),
+        **case.once(("clean", name), lambda: on_clean(case, name)),
+        **rouges(case, texts),
     }
+
+
+def on_clean(case: Case, name: str) -> dict[str, float | None]:
+    """Share of sentences that a method removes from clean articles, and its seconds an article."""
+    method = case.method(name, case.encoder)
+    wrongly = np.concatenate([method(document).noise for document in case.news.documents])
+    bare = case.method(name, case.encoder.encoder)
+    start = time.perf_counter()
+    for document in case.news.documents[:TIMED]:
+        bare(document)
+    seconds = (time.perf_counter() - start) / len(case.news.documents[:TIMED])
+    return {"removed_in_clean": float(wrongly.mean()), "seconds": seconds}
 
 
 def detection(
@@ -291,20 +297,32 @@ def detection(
     }
 
 
-def rouges(
-    summariser: Summariser, texts: Mapping[str, Sequence[str]], references: Sequence[str]
-) -> dict[str, float | None]:
+def rouges(case: Case, texts: Mapping[str, Sequence[str]]) -> dict[str, float | None]:
     """ROUGE of summaries of each version of the documents; the share of the ROUGE-1 drop recovered.
 
+    Summaries have as many words as the references have on average.
     ``recovered = (filtered − noisy) / (clean − noisy)``, None if noise does no harm.
     """
+    references = case.news.summaries
+    size = round(float(np.mean([len(summary.split()) for summary in references])))
     found: dict[str, float | None] = {}
-    for version, documents in texts.items():
-        for metric, value in rouge(summariser(documents), references).items():
-            found[f"{version}_{metric}"] = value
-    first = [found[f"{version}_rouge_1"] or 0.0 for version in ("clean", "noisy", "filtered")]
-    drop = first[0] - first[1]
-    found["recovered"] = (first[2] - first[1]) / drop if drop > 0.001 else None
+    for label, summariser in {
+        "lead": lead(size, unit="words"),
+        "centroid": centroid(case.encoder, size, unit="words"),
+    }.items():
+        first = {}
+        for version, documents in texts.items():
+            same = () if version == "clean" else (case.fault, case.amount)
+            values = case.once(
+                (version, label, *same),
+                lambda: rouge(summariser(documents), references),  # noqa: B023
+                keep=version != "filtered",
+            )
+            first[version] = values["rouge_1"] or 0.0
+            found |= {f"{label}_{version}_{metric}": v for metric, v in values.items()}
+        drop = first["clean"] - first["noisy"]
+        gain = first["filtered"] - first["noisy"]
+        found[f"{label}_recovered"] = gain / drop if drop > 0.001 else None
     return found
 
 
