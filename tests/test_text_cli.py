@@ -35,10 +35,14 @@ def call(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_keep_freed_memory", lambda: None)
 
-    def run(*arguments: object) -> Said:
+    def run(*arguments: object, terminal: bool = True) -> Said:
         monkeypatch.setattr(cli, "err_console", Console(stderr=True, width=200))
         monkeypatch.setattr(
-            cli, "out_console", Console(width=200, color_system="standard", force_terminal=True)
+            cli,
+            "out_console",
+            Console(
+                width=200, color_system="standard" if terminal else None, force_terminal=terminal
+            ),
         )
         monkeypatch.setattr(sys, "argv", ["expunge", "text", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
@@ -148,10 +152,19 @@ def test_scores_have_offsets_into_the_text(call, fitted):
 
 
 def test_what_is_removed_is_shown_in_red(call, fitted):
-    Path("a.txt").write_text(noisy(1)[0], encoding="utf-8")
+    clean = news(1, seed=5)[0]
+    Path("a.txt").write_bytes(f"\r\n\r\n{clean}\r\n{STRAY}\r\n".encode())
     said = call("clean", "a.txt", "--filter", fitted, "--show")
     assert f"\x1b[9;31m{STRAY}\x1b[0m" in said.out
-    assert news(1, seed=5)[0] in said.out
+    assert clean in said.out
+    Path("a.txt").write_text("\x1b[2J = x(y)[0]", encoding="utf-8")
+    assert "\x1b[2J" not in call("clean", "a.txt", "--filter", fitted, "--show").out
+
+
+def test_without_a_terminal_what_is_removed_stands_between_marks(call, fitted):
+    Path("a.txt").write_text(noisy(1)[0], encoding="utf-8")
+    said = call("clean", "a.txt", "--filter", fitted, "--show", terminal=False)
+    assert f"{news(1, seed=5)[0]} [-{STRAY}-]" in said.out
 
 
 @pytest.mark.parametrize(

@@ -565,11 +565,16 @@ def _facts(document: Document, scores: TextScores, *, tokens: bool) -> dict[str,
 
 
 def _show_removed(document: Document, scores: TextScores) -> None:
-    """The text with what is removed struck out in red."""
-    view = Text(scores.text)
+    """The text with what is removed struck out in red, or ``[-so-]`` where there is no colour."""
+    marks = ("", "") if out_console.is_terminal else ("[-", "-]")
+    whole = scores.text.replace("\x1b", "␛")  # a document gives the terminal no orders
+    view, last = Text(), 0
     for (start, end), gone in zip(scores.sentences.tolist(), scores.noise.tolist(), strict=True):
-        if gone:
-            view.stylize("red strike", start, end)
+        view.append(whole[last:start])
+        piece = whole[start:end]
+        view.append(f"{marks[0]}{piece}{marks[1]}" if gone else piece, "red strike" if gone else "")
+        last = end
+    view.append(whole[last:])
     out_console.rule(Text(document.where, style="dim"))
     out_console.print(view, soft_wrap=True)
 

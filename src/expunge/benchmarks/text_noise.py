@@ -49,6 +49,8 @@ METHODS = ("combined", *PUBLISHED, "rules", "perplexity")
 # Pieces of noise to draw from, characters of a background document, documents that are timed.
 PIECES, LONG, TIMED = 5_000, 1_800, 10
 REMEMBERED = 300_000
+# A smaller drop of ROUGE-1 is none: shares of it mean nothing.
+LEAST = 0.01
 # What gives a line away to a reader who knows the kinds of noise.
 _RULES = re.compile(
     r"\w+://|www\.|[=;{}]\s*$|[\w)\]]\(.*\)|\w\s*[!=+-]?=\s*\S|^\s*(?:def|class|import|from|return|if|"
@@ -301,7 +303,7 @@ def rouges(case: Case, texts: Mapping[str, Sequence[str]]) -> dict[str, float | 
     """ROUGE of summaries of each version of the documents; the share of the ROUGE-1 drop recovered.
 
     Summaries have as many words as the references have on average.
-    ``recovered = (filtered − noisy) / (clean − noisy)``, None if noise does no harm.
+    ``recovered = (filtered − noisy) / (clean − noisy)``, None if noise costs less than a point.
     """
     references = case.news.summaries
     size = round(float(np.mean([len(summary.split()) for summary in references])))
@@ -322,7 +324,7 @@ def rouges(case: Case, texts: Mapping[str, Sequence[str]]) -> dict[str, float | 
             found |= {f"{label}_{version}_{metric}": v for metric, v in values.items()}
         drop = first["clean"] - first["noisy"]
         gain = first["filtered"] - first["noisy"]
-        found[f"{label}_recovered"] = gain / drop if drop > 0.001 else None
+        found[f"{label}_recovered"] = gain / drop if drop > LEAST else None
     return found
 
 
