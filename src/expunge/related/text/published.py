@@ -29,7 +29,7 @@ class Distances:
     """Gaussians of sentences and of documents, in the domain and in the background.
 
     ``MD(z) = (z − μ)ᵀ Σ⁻¹ (z − μ)`` and ``RMD(z) = MD_in(z) − MD_background(z)``; covariances are
-    Ledoit and Wolf's, in float64 (the paper names none).
+    Ledoit and Wolf's, in float64: our choice.
     """
 
     sentence: Gaussian
