@@ -316,6 +316,16 @@ def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp
     assert total["rounds/2/5-tune"] == 2 * total["5-tune"]  # of four epochs and of two
 
 
+def test_what_the_first_look_says_of_inputs_stands_in_all_rounds():
+    rounds = {**FAST, "score": {}, "rounds": {"epochs": [1], "enough": 0.0}}
+    first = repaired(overrides={**rounds, "rounds": {"epochs": []}}).partition
+    last = repaired(overrides=rounds).partition
+    assert np.array_equal(last.p_input_fault, first.p_input_fault)
+    assert not np.array_equal(last.p_label_fault, first.p_label_fault)
+    expected = 1 - (1 - last.p_label_fault) * (1 - first.p_input_fault)
+    assert np.allclose(last.p_noisy, expected)
+
+
 def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
     looks = []
 

@@ -15,7 +15,7 @@ from expunge.detectors import MEMORISED, label_margin
 from expunge.errors import ConfigError
 from expunge.registry import Registry
 from expunge.rng import derive, generator
-from expunge.tables import KINDS, Component, Fit, Partition, Scores
+from expunge.tables import KINDS, Component, Fit, Partition, Scores, align
 
 partitioners: Registry[Callable[..., Partition]] = Registry("partition")
 
@@ -199,6 +199,16 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
             )
     p_noisy = 1 - (1 - faults["label"]) * (1 - faults["input"])
     return _made(scores, faults, threshold, float(np.sqrt((p_noisy * (1 - p_noisy)).sum())) / n)
+
+
+def with_inputs(split: Partition, other: Partition) -> Partition:
+    """What a partition says of labels, with what another one of the same samples says of inputs.
+
+    ``p_noisy = 1 − (1 − p_label) (1 − p_input)``.
+    """
+    p_input = other.p_input_fault[align(other.ids, split.ids)]
+    p_noisy = 1.0 - (1.0 - split.p_label_fault) * (1.0 - p_input)
+    return replace(split, p_input_fault=p_input, p_noisy=np.clip(p_noisy, 0.0, 1.0))
 
 
 def fdr_threshold(p_noisy: np.ndarray, fdr: float) -> float:

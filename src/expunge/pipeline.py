@@ -24,8 +24,10 @@ from torch import nn
 from expunge import archive, flags, metrics, pages, reports, robust, surgery, tuning, verdicts
 from expunge.config import digest
 from expunge.data import Samples, as_samples, check_disjoint, shared_inputs
+from expunge.detectors import kind_of
 from expunge.errors import ConfigError, DataError, some
 from expunge.layers import check_model, reinitialised
+from expunge.partitions import with_inputs
 from expunge.processes import once
 from expunge.progress import Progress, silent
 from expunge.recipes import (
@@ -65,7 +67,7 @@ from expunge.weights import fit_weights, save_weights
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 9
+CODE = 10
 # The stages that every recipe starts with.
 _BASIS: tuple[str, ...] = ("1-score", "2-partition")
 
@@ -486,17 +488,20 @@ def _again(
     prefix: str,
     read: list[str],
 ) -> tuple[Partition, nn.Module, bool]:
-    """One more round: what the repaired model sees in the data, and what it learns of that.
+    """One more round: what the repaired model sees in the labels, and what it learns of that.
 
-    Where it sees next to nothing new, it was the last look, and the rest is one tuning. Where it
-    leaves nothing of a class, the rounds are over, and the model is what it was.
+    What the first look has said of inputs stands: bad ones, which the repaired model has not been
+    shown, are strange to it in another way than to the one that was. Where it sees next to nothing
+    new, it was the last look, and the rest is one tuning. Where it leaves nothing of a class, the
+    rounds are over, and the model is what it was.
     """
     rounds, folder = recipe.rounds, f"{prefix}rounds/{number + 2}/"
     looked, split_name, tuned = (f"{folder}{n}" for n in ("1-score", "2-partition", "5-tune"))
-    config = replace(recipe.score, views=rounds.views)
+    own = tuple(n for n in recipe.score.detectors if kind_of(n) == "label")
+    config = replace(recipe.score, views=rounds.views, detectors=own or recipe.score.detectors)
     scores = _scored(job, run, model, config, looked, read)
     read.append(looked)
-    split = _partitioned(job, run, scores, split_name, read)
+    split = with_inputs(_partitioned(job, run, scores, split_name, read), before)
     read.append(split_name)
     settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
     epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]
