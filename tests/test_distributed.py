@@ -51,7 +51,8 @@ def work(out: Path) -> None:
     ranking = stages.rank(model, train, split)
     trained = pipeline.train(model, train, config, out=out / "0-train")
     settings = {
-        "overrides": {"tune": {"epochs": 2, "batch_size": 25}},
+        # However few samples are flagged, the repair is carried out.
+        "overrides": {"tune": {"epochs": 2, "batch_size": 25}, "least": 0.0},
         "controls": ("random-units",),
         "out": out / "run",
     }

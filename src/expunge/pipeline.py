@@ -572,7 +572,9 @@ def _tuned(
     config, mode = recipe.tune, recipe.prune.mode
     if config.lr is None:
         scores = archive.load_scores(run.made["1-score"])
-        far = tuning.FAR_RATE if flags.memorised(scores) else tuning.RATE
+        # By heart is no harm where the labels are right.
+        wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.least
+        far = tuning.FAR_RATE if wrong and flags.memorised(scores) else tuning.RATE
         rate = tuning.SCRATCH_RATE if recipe.start == "scratch" else far
         config = replace(config, lr=rate)
     key = job.key(run, config, read, start=recipe.start, mode=mode, trainer=recipe.trainer)

@@ -87,8 +87,10 @@ def collect(
     batch_size = -(-batch_size // BLOCK) * BLOCK
     parts: dict[str, np.ndarray] = {}
     done = 0
+    # A process without a share looks at one sample, to know the shape of what it has none of.
+    seen = mine if len(mine) else np.zeros(1, dtype=np.int64)
     with evaluating(model), torch.no_grad():
-        for at in samples.batches(batch_size, positions=mine):
+        for at in samples.batches(batch_size, positions=seen):
             x = as_images(samples.batch(at, device=accelerator.device))
             y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
             outputs = _one_batch(
@@ -104,7 +106,7 @@ def collect(
                 values = output.detach().float().cpu().numpy()
                 if name not in parts:  # once, for all batches
                     parts[name] = np.empty((len(mine), *values.shape[1:]), dtype=values.dtype)
-                parts[name][done : done + len(at)] = values
+                parts[name][done : done + len(at)] = values[: len(mine)]
             done += len(at)
             progress(what, done, len(mine))
     if accelerator.num_processes > 1:

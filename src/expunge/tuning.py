@@ -25,7 +25,7 @@ from expunge.rng import generator, seeded, torch_generator
 from expunge.tables import Partition, align
 
 # The highest learning rate where none is given: usually, in a repair of a model that has memorised
-# its labels, and from scratch.
+# wrong labels, and from scratch.
 RATE, FAR_RATE, SCRATCH_RATE = 0.1, 0.3, 0.2
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -40,7 +40,7 @@ class TuneConfig:
     probability, if that is ``sure`` or more), ``everything`` (all, given labels).
     lr: the highest learning rate; ``onecycle`` rises to it over ``warmup`` of the steps and falls
     linearly to zero, ``cosine`` falls from it, ``constant`` stays. Left out it is 0.1; in a repair
-    0.3 where the model has memorised its labels, and so has further to go, and 0.2 from scratch.
+    0.3 where the model has memorised wrong labels, and so has further to go, and 0.2 from scratch.
     compile: by ``torch.compile``; pays on a GPU in long trainings, hardly on a CPU.
     """
 
