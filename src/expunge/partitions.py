@@ -25,6 +25,8 @@ _FIT_ROWS = 20_000
 _FEW = 20
 # A model that agrees with so many given labels, and cannot be shown views, counts as memorising.
 _FITTED = 0.95
+# What more of the samples have in common is no fault of theirs.
+_MOST = 2 / 3
 # EM has arrived when a step gains less log-likelihood a sample.
 _TOLERANCE = 1e-5
 
@@ -50,7 +52,8 @@ def mixture(
       one (geometric mean of the odds in the scores' class distribution);
     - for input evidence, if it lies above a gap: two neighbouring components that are more than
       ``separation`` pooled standard deviations apart (Ashman's D, doi 10.1086/117248). A skewed
-      single group needs several components too, but leaves no gap between them.
+      single group needs several components too, but leaves no gap between them; and what more than
+      two thirds of the samples have in common is no fault.
 
     So "no noise" is a possible answer, and no truth is needed to tell the sides apart.
     ``p_fault = Σ_noisy w_k N(e; μ_k, σ_k) / Σ_k w_k N(e; μ_k, σ_k)``, made monotone in the evidence
@@ -289,7 +292,8 @@ def _doubted(odds: np.ndarray) -> Judge:
 def _apart(separation: float) -> Judge:
     def judge(share: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
         gaps = ashman(means[1:], stds[1:], means[:-1], stds[:-1])
-        return np.append(False, np.logical_or.accumulate(gaps > separation))
+        above = np.append(False, np.logical_or.accumulate(gaps > separation))
+        return above & (share[:, above].sum() <= _MOST * share.sum())
 
     return judge
 

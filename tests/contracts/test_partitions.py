@@ -306,6 +306,13 @@ def test_one_component_means_no_noise():
     assert (mixture(scores(inputs=[e]), seed=0, components=2).flagged == bad).mean() > 0.99
 
 
+@pytest.mark.parametrize(("rate", "found"), [(0.5, 0.5), (0.8, 0.0)])
+def test_what_two_thirds_of_the_inputs_have_in_common_is_no_fault(rate, found):
+    e, _ = two_groups(rate=rate, apart=8.0)
+    split = mixture(scores(inputs=[e]), seed=0)
+    assert split.flagged.mean() == pytest.approx(found, abs=0.02)
+
+
 def test_groups_that_are_closer_than_asked_for_are_one():
     e, _ = two_groups(apart=6.0)
     assert mixture(scores(inputs=[e]), seed=0).flagged.any()
