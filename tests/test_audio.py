@@ -311,7 +311,7 @@ def test_damaged_bytes_give_a_clip_or_a_reason(kind, subtype):
         )
         try:
             x = audio._sound(file, 0, 16_000, 1500)
-        except audio._Unfit:
+        except audio.Unfit:
             reasons += 1
         else:
             assert x.dtype == np.int16

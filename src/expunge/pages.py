@@ -20,12 +20,12 @@ from expunge.errors import DataError, some
 from expunge.features import LogMel
 from expunge.reports import (
     GALLERY,
-    MEASURING,
     class_rows,
     kind_of_evidence,
     layer_rows,
     outcomes,
     quarantine,
+    repair_seconds,
     unlearned,
     verdict,
     worst,
@@ -103,7 +103,7 @@ def _tiles(result: RepairResult) -> list[tuple[str, str, str]]:
     flagged, n = int(partition.flagged.sum()), len(partition.ids)
     value, low, high = partition.noise_rate
     before, after = result.size_before.parameters, result.size_after.parameters
-    repair = sum(s for stage, s in result.seconds.items() if stage not in MEASURING)
+    repair = repair_seconds(result)
     return [
         ("Flagged", f"{flagged:,}", f"of {n:,} samples ({percent(flagged / max(n, 1))})"),
         ("Estimated noise", percent(value), f"{percent(low)} to {percent(high)}"),

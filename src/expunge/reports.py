@@ -201,7 +201,7 @@ def outcomes(result: RepairResult) -> list[Outcome]:
     """The noisy model, the repaired one and every control; nothing without a validation set."""
     if result.before is None or result.after is None:
         return []
-    repair = sum(s for stage, s in result.seconds.items() if stage not in MEASURING)
+    repair = repair_seconds(result)
     sizes = result.size_before.parameters, result.size_after.parameters
     rows = [
         Outcome("noisy model", "noisy", result.before.accuracy, result.gain, None, sizes[0]),
@@ -211,6 +211,11 @@ def outcomes(result: RepairResult) -> list[Outcome]:
         size = c.size.parameters
         rows.append(Outcome(name, "control", c.evaluation.accuracy, c.gain, c.seconds, size))
     return rows
+
+
+def repair_seconds(result: RepairResult) -> float:
+    """What the repair took: all stages but those that only measure it."""
+    return sum(s for stage, s in result.seconds.items() if stage not in MEASURING)
 
 
 def class_rows(result: RepairResult) -> list[ClassRow]:

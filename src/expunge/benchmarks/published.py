@@ -20,7 +20,7 @@ from expunge.config import digest
 from expunge.layers import reinitialised
 from expunge.models import resnet, rlap_speech
 from expunge.progress import Progress, silent
-from expunge.reports import MEASURING
+from expunge.reports import repair_seconds
 from expunge.rng import seeded
 from expunge.tables import Partition
 from expunge.tuning import TuneConfig
@@ -165,8 +165,7 @@ def _models(case: _Case) -> dict[str, pipeline.Trained]:
             train_seconds=case.noisy.seconds,
             progress=case.progress,
         )
-        spent = sum(s for k, s in result.seconds.items() if k not in MEASURING)
-        made[f"{name} F-FT"] = pipeline.Trained(result.model, spent)
+        made[f"{name} F-FT"] = pipeline.Trained(result.model, repair_seconds(result))
         for label, control in (("L-FT", "head-only"), ("F-FT, nothing cut", "finetune-only")):
             other = result.controls.get(control)  # none where a class has nothing left
             if other is not None and other.model is not None:

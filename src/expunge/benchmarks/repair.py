@@ -20,6 +20,7 @@ from expunge.errors import ConfigError, closest
 from expunge.progress import Progress, silent
 from expunge.recipes import recipes, resolve
 from expunge.registry import Registry
+from expunge.reports import repair_seconds
 from expunge.signals import collect
 from expunge.tables import Evaluation, Partition, RepairResult
 from expunge.tuning import FAR_RATE, RATE, TuneConfig
@@ -150,10 +151,7 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
             }
         )
 
-    stages_seconds = sum(
-        s for k, s in result.seconds.items() if k not in ("train", "controls", "compare")
-    )
-    add(WHOLE, result.model, result.after, stages_seconds)
+    add(WHOLE, result.model, result.after, repair_seconds(result))
     for name, control in result.controls.items():
         assert control.model is not None
         seconds = 0.0 if name == "nothing" else control.seconds

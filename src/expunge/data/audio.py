@@ -17,7 +17,7 @@ import torch
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from expunge.data.images import RESIDENT_BYTES, Encoded
+from expunge.data.images import RESIDENT_BYTES, Encoded, Unfit, stored_bytes
 from expunge.data.samples import Inputs, LazyInputs, TensorInputs
 from expunge.errors import DataError, by_reason, extra_required
 
@@ -46,10 +46,6 @@ class Clips(NamedTuple):
     kept: np.ndarray
     rate: int
     quarantined: Mapping[Any, str]
-
-
-class _Unfit(Exception):
-    """One clip that cannot be used; its message completes "clips that …"."""
 
 
 def decode(
@@ -141,7 +137,7 @@ def _opened(data: bytes) -> SoundFile:
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError) as error:
-        raise _Unfit("cannot be decoded (damaged, or no sound)") from error
+        raise Unfit("cannot be decoded (damaged, or no sound)") from error
     problem = ""
     if file.format not in FORMATS:
         problem = f"are {file.format} files, expected WAV, FLAC or OGG"
@@ -153,44 +149,34 @@ def _opened(data: bytes) -> SoundFile:
         problem = "hold no sound: 0 samples"
     if problem:
         file.close()
-        raise _Unfit(problem)
+        raise Unfit(problem)
     return file
-
-
-def _bytes(encoded: Encoded, i: int) -> bytes:
-    try:
-        data = encoded.read(i)
-    except OSError as error:
-        raise _Unfit(f"cannot be read ({error.strerror or error})") from error
-    if not data:
-        raise _Unfit("hold no bytes")
-    return data
 
 
 def _sound(encoded: Encoded, i: int, rate: int, length: int) -> np.ndarray:
     """One clip, ``int16`` of at most that length, at that rate."""
     import soundfile
 
-    with _opened(_bytes(encoded, i)) as file:
+    with _opened(stored_bytes(encoded, i)) as file:
         own = file.samplerate
         up, down = (k // math.gcd(rate, own) for k in (rate, own))
         # A filter is 10 samples of the lower rate wide, to either side.
         wanted = min(file.frames, -(-length * down // up) + 10 * max(1, -(-down // up)))
         if wanted * file.channels > MOST:
-            raise _Unfit(f"are longer than {MOST} numbers")
+            raise Unfit(f"are longer than {MOST} numbers")
         # Integers are read as they are; libsndfile does not scale floats to integers.
         exact = file.subtype == "PCM_16" and file.channels == 1
         try:
             x = file.read(wanted, dtype="int16" if exact else "float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
-            raise _Unfit("cannot be decoded (truncated or damaged)") from error
+            raise Unfit("cannot be decoded (truncated or damaged)") from error
     if len(x) < wanted and (file.frames < UNKNOWN or len(x) == 0):
-        raise _Unfit(f"end after {len(x)} of {wanted} samples (truncated or damaged)")
+        raise Unfit(f"end after {len(x)} of {wanted} samples (truncated or damaged)")
     if exact and own == rate:
         return x[:length, 0]
     mono = x[:, 0].astype(np.float32) / 32768 if exact else x.mean(axis=1)
     if not np.isfinite(mono).all():
-        raise _Unfit("hold NaN or infinity")
+        raise Unfit("hold NaN or infinity")
     mono = mono.clip(-1, 1)
     if own != rate:
         mono = resample_poly(mono, up, down)
@@ -212,9 +198,9 @@ def _form(
     heads = np.zeros((n, 2), dtype=np.int64)
 
     def look(i: int) -> None:
-        with _opened(_bytes(encoded, i)) as file:
+        with _opened(stored_bytes(encoded, i)) as file:
             if seconds is None and file.frames >= UNKNOWN:
-                raise _Unfit("do not say how long they are: set seconds")
+                raise Unfit("do not say how long they are: set seconds")
             heads[i] = file.samplerate, file.frames
 
     _for_each(look, n, reasons)
@@ -247,7 +233,7 @@ def _for_each(work: Callable[[int], None], n: int, reasons: dict[int, str]) -> N
         for i in range(start, min(start + CHUNK, n)):
             try:
                 work(i)
-            except _Unfit as reason:
+            except Unfit as reason:
                 found[i] = str(reason)
         return found
 
@@ -282,7 +268,7 @@ def _lazy(
         out = np.zeros(length, dtype=np.int16)
         try:
             x = _sound(encoded, i, rate, length)
-        except _Unfit as reason:
+        except Unfit as reason:
             raise DataError(f"clips that {reason}: ids {ids[i]}", where=where) from reason
         out[: len(x)] = x
         return torch.from_numpy(out)

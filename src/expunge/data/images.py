@@ -79,8 +79,19 @@ class EncodedFiles:
         return digest.hexdigest()
 
 
-class _Unfit(Exception):
-    """One image that cannot be used; its message completes "images that …"."""
+class Unfit(Exception):
+    """One image or clip that cannot be used; its message completes "images that …"."""
+
+
+def stored_bytes(encoded: Encoded, position: int) -> bytes:
+    """The bytes of one file. Raises Unfit if there are none, or they cannot be read."""
+    try:
+        data = encoded.read(position)
+    except OSError as error:
+        raise Unfit(f"cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise Unfit("hold no bytes")
+    return data
 
 
 def decode(
@@ -115,7 +126,7 @@ def decode(
             for i in range(start, min(start + CHUNK, len(ids))):
                 try:
                     pixels = _pixels(encoded, i, mode, size)
-                except _Unfit as reason:
+                except Unfit as reason:
                     found.append((i, str(reason)))
                     continue
                 shapes[i] = pixels.shape
@@ -146,32 +157,27 @@ def _channels_first(pixels: np.ndarray) -> np.ndarray:
 
 def _pixels(encoded: Encoded, i: int, mode: Mode | None, size: int | None) -> np.ndarray:
     """One image, ``uint8[C, H, W]``."""
-    try:
-        data = encoded.read(i)
-    except OSError as error:
-        raise _Unfit(f"cannot be read ({error.strerror or error})") from error
-    if not data:
-        raise _Unfit("hold no bytes")
+    data = stored_bytes(encoded, i)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
-                raise _Unfit(f"have more than {limit} pixels (Pillow's limit)")
+                raise Unfit(f"have more than {limit} pixels (Pillow's limit)")
             image.load()
             return _channels_first(np.asarray(_fitted(image, mode, size)))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _Unfit(f"have more than {Image.MAX_IMAGE_PIXELS} pixels (Pillow's limit)") from error
+        raise Unfit(f"have more than {Image.MAX_IMAGE_PIXELS} pixels (Pillow's limit)") from error
     except _DAMAGE as error:
-        raise _Unfit("cannot be decoded (truncated, damaged or no image)") from error
+        raise Unfit("cannot be decoded (truncated, damaged or no image)") from error
 
 
 def _fitted(image: Image.Image, mode: Mode | None, size: int | None) -> Image.Image:
     if mode is None and image.mode not in ("L", "RGB"):
-        raise _Unfit(f"have mode {image.mode}, expected RGB or L: set mode to convert them")
+        raise Unfit(f"have mode {image.mode}, expected RGB or L: set mode to convert them")
     if mode is not None and image.mode != mode:
         # 16-bit and float images would be clipped to white without a word.
         if image.mode not in CONVERTIBLE:
-            raise _Unfit(f"have mode {image.mode}, which does not fit into 8 bits")
+            raise Unfit(f"have mode {image.mode}, which does not fit into 8 bits")
         image = image.convert(mode)
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -185,7 +191,7 @@ def _first_shape(
     for i in range(n):
         try:
             return _pixels(encoded, i, mode, size).shape
-        except _Unfit:
+        except Unfit:
             continue
     return None
 
@@ -203,7 +209,7 @@ def _lazy(
             warnings.simplefilter("ignore")
             try:
                 pixels = _pixels(encoded, i, mode, size)
-            except _Unfit as reason:
+            except Unfit as reason:
                 raise DataError(f"images that {reason}: ids {ids[i]}", where=where) from reason
         if pixels.shape != shape:
             raise DataError(
