@@ -38,7 +38,7 @@ def call(
 ) -> Call:
     """``expunge …`` in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "out_console", Console(width=200))
+    monkeypatch.setattr(cli.repair, "out_console", Console(width=200))
     monkeypatch.setattr(cli, "_keep_freed_memory", lambda: None)
 
     def run(*arguments: object) -> Said:
@@ -249,8 +249,8 @@ def test_list_names_everything_that_can_be_named(call):
     said = call("list")
     assert said.code == 0
     found = json.loads(call("list", "--json").out)
-    assert found.keys() == cli.REGISTRIES.keys()
-    for kind, registry in cli.REGISTRIES.items():
+    assert found.keys() == cli.repair.REGISTRIES.keys()
+    for kind, registry in cli.repair.REGISTRIES.items():
         assert list(found[kind]) == registry.names()
         for name, summary in found[kind].items():
             assert summary, (kind, name)

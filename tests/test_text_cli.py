@@ -36,9 +36,11 @@ def call(
     monkeypatch.setattr(cli, "_keep_freed_memory", lambda: None)
 
     def run(*arguments: object, terminal: bool = True) -> Said:
-        monkeypatch.setattr(cli, "err_console", Console(stderr=True, width=200))
+        wide = Console(stderr=True, width=200)
+        for module in (cli, cli.text):
+            monkeypatch.setattr(module, "err_console", wide)
         monkeypatch.setattr(
-            cli,
+            cli.text,
             "out_console",
             Console(
                 width=200, color_system="standard" if terminal else None, force_terminal=terminal
