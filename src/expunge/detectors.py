@@ -18,10 +18,12 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
 
 from expunge.discriminants import regressed, squared_distance
 from expunge.errors import ConfigError, DataError, extra_required
 from expunge.registry import Registry
+from expunge.rng import generator
 from expunge.tables import Scores, Signals
 
 
@@ -315,25 +317,75 @@ def feature_distance(signals: Signals) -> Detection:
     return Detection(-distance if pairs.mean() >= _TURNED else distance)
 
 
-@detector("regressed_doubt", "input", "features")
-def regressed_doubt(signals: Signals) -> Detection:
-    """How much doubt the neurons foretell: doubt about the class, regressed on their activations.
+@detector("shared_doubt", "input", "features")
+def shared_doubt(
+    signals: Signals, *, k: int = 50, components: int = 32, most: int = 4_000
+) -> Detection:
+    """How much doubt about the class a sample shares with those that neurons find alike.
 
-    Doubt is ``−log max_c p_c``, the mean over layers, with p as in ``class_distance``, compared
-    within the predicted class (some are harder): whatever the label, a bad input says little of its
-    class, and so does many a hard one. But bad inputs also look alike to the early layers, and so
-    regression (`discriminants.regressed`, each sample left out) foretells their doubt and smooths
-    over that of single samples. The mean over layers of what each foretells, over its standard
-    deviation. Sees also what is common and all alike, and in a network that has memorised it; not
-    what leaves the class as clear as before. Cost: n · Σ d².
+    Doubt is ``−log max_c p_c``, the mean over layers, with p as in ``class_distance``: whatever the
+    label, a bad input says little of its class, and so does many a hard one. But bad inputs also
+    look alike, above all to early layers. How many are bad, if any, a regression of doubt on the
+    activations tells (`discriminants.regressed`, each sample left out, the mean over layers): where
+    inputs are sound its values have no gap. Which ones, the mean doubt of the k nearest others
+    among ``most`` samples tells better, where faults are of several kinds: by standardised
+    features' first principal components, the mean over the earlier half of the layers. So the score
+    has the values of the one and the order of the other. Doubt is compared within the predicted
+    class (some are harder): with its median, and for the order with its lower quartile, as half of
+    a class may be bad. Sees also what is common and all alike, and in a network that has memorised
+    it; not what leaves the class as clear as before. Cost: n · Σ d² + n · most · components.
     """
-    features, posteriors = signals.features.values(), signals.posteriors
+    features, posteriors = list(signals.features.values()), signals.posteriors
+    n = len(signals.ids)
     if not posteriors:
-        return Detection(np.zeros(len(signals.ids)))
+        return Detection(np.zeros(n))
     doubt = np.mean([-np.log(p.max(axis=1)) for p in posteriors], axis=0)
-    doubt = centred_by_class(doubt, signals.logits.argmax(axis=1), signals.logits.shape[1])
-    foretold = [regressed(f, doubt) for f in features]
-    return Detection(np.mean([v / max(float(v.std()), 1e-12) for v in foretold], axis=0))
+    predicted = signals.logits.argmax(axis=1)
+    centred, above = (_above_quantile(doubt, predicted, q) for q in (0.5, 0.25))
+    asked = np.sort(generator(0, "neighbours").permutation(n)[:most])
+    early = features[: max(1, len(features) // 2)]
+    near = _mean_of_scaled([neighbours_mean(f, above, asked, k, components) for f in early])
+    foretold = _mean_of_scaled([regressed(f, centred) for f in features])
+    score = np.empty(n)
+    score[np.argsort(near, kind="stable")] = np.sort(foretold)
+    return Detection(score)
+
+
+def _above_quantile(values: np.ndarray, groups: np.ndarray, q: float) -> np.ndarray:
+    """Values minus that quantile of their group."""
+    above = values.copy()
+    for group in np.unique(groups):
+        above[groups == group] -= np.quantile(values[groups == group], q)
+    return above
+
+
+def _mean_of_scaled(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of columns, each over its standard deviation."""
+    return np.mean([c / max(float(c.std()), 1e-12) for c in columns], axis=0)
+
+
+def neighbours_mean(
+    features: np.ndarray, values: np.ndarray, asked: np.ndarray, k: int, components: int
+) -> np.ndarray:
+    """``float64[n]``: mean value of each sample's k nearest others among those asked.
+
+    Nearest by the first principal components of the features, standardised as those asked are.
+    """
+    location, spread = features[asked].mean(axis=0), features[asked].std(axis=0)
+    scale = np.where(spread > 1e-6 * np.maximum(1e-6, np.abs(location)), spread, np.inf)
+    z = (features[asked] - location) / scale
+    basis = np.linalg.eigh(z.T @ z)[1][:, -components:]
+    k = max(1, min(k, len(asked) // 2))
+    search = NearestNeighbors(n_neighbors=min(k + 1, len(asked)), algorithm="brute").fit(z @ basis)
+    found = np.empty(len(features))
+    for start in range(0, len(features), 4096):
+        rows = np.arange(start, min(start + 4096, len(features)))
+        z = (features[rows] - location) / scale @ basis
+        near = asked[search.kneighbors(z, return_distance=False)]
+        others = near != rows[:, None]
+        others &= np.cumsum(others, axis=1) <= k
+        found[rows] = (values[near] * others).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
+    return found
 
 
 @detector("view_loss", "label", "views")

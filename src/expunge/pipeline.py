@@ -576,7 +576,7 @@ def _tuned(
         wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.least
         far = tuning.FAR_RATE if wrong and flags.memorised(scores) else tuning.RATE
         rate = tuning.SCRATCH_RATE if recipe.start == "scratch" else far
-        config = replace(config, lr=rate)
+        config = tuning.with_rate(config, len(job.train), rate)
     key = job.key(run, config, read, start=recipe.start, mode=mode, trainer=recipe.trainer)
 
     def compute() -> Artefact:

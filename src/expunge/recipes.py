@@ -27,7 +27,7 @@ class ScoreConfig:
     detectors: tuple[str, ...] = (
         "view_margin",
         "class_distance",
-        "regressed_doubt",
+        "shared_doubt",
     )
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     layer: str = ""

@@ -21,7 +21,15 @@ from expunge.layers import as_images, evaluating, logits_of, reinitialised
 from expunge.progress import Progress
 from expunge.registry import Registry
 from expunge.rng import derive, generator, seeded, torch_generator
-from expunge.tuning import TuneConfig, autocast, batch_cuts, optimizer_of, set_lr
+from expunge.tuning import (
+    TuneConfig,
+    autocast,
+    batch_cuts,
+    batch_size_of,
+    optimizer_of,
+    set_lr,
+    with_rate,
+)
 
 trainers: Registry[Callable[..., nn.Module]] = Registry("trainer")
 
@@ -251,10 +259,11 @@ class _Training:
                 where=what,
                 fix="leave the recipe out, or start one process",
             )
-        self.samples, self.config, self.seed = samples.resident(accelerator.device), config, seed
+        self.samples, self.seed = samples.resident(accelerator.device), seed
+        self.config = with_rate(config, len(samples))
         self.what, self.device = what, accelerator.device
         self._model, self._progress = model, progress
-        self._cuts = batch_cuts(len(samples), config.batch_size, 2)
+        self._cuts = batch_cuts(len(samples), batch_size_of(config, len(samples)), 2)
         self.total = (len(self._cuts) + 1) * config.epochs
         self.done = 0.0
 

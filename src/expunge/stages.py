@@ -242,7 +242,7 @@ def sound_inputs(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
     samples = as_samples(data)
     if float((split.p_input_fault > 0.5).mean()) < _BAD_INPUTS:
         return np.ones(len(samples))
-    scores = score(model, samples, detectors=("regressed_doubt",), views=0)
+    scores = score(model, samples, detectors=("shared_doubt",), views=0)
     return 1.0 - partition(scores, method="mixture").p_input_fault
 
 

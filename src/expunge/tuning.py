@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -24,9 +24,11 @@ from expunge.progress import Progress, silent
 from expunge.rng import generator, seeded, torch_generator
 from expunge.tables import Partition, align
 
-# The highest learning rate where none is given: usually, in a repair of a model that has memorised
-# wrong labels, and from scratch.
+# The highest learning rate where none is given, for batches of 128: usually, in a repair of a model
+# that has memorised wrong labels, and from scratch.
 RATE, FAR_RATE, SCRATCH_RATE = 0.1, 0.3, 0.2
+# Where no batch size is given: between these, and so that an epoch has as many steps if it can.
+SMALLEST, LARGEST, STEPS = 16, 128, 75
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -38,9 +40,11 @@ class TuneConfig:
     data: ``kept`` (not flagged, given labels), ``soft`` (all, weighted by ``1 − p_noisy``),
     ``relabel`` (kept, and flagged label faults with their suggested label, weighted by its
     probability, if that is ``sure`` or more), ``everything`` (all, given labels).
+    batch_size: left out it is 128, or the power of two from 16 on that leaves an epoch 75 steps.
     lr: the highest learning rate; ``onecycle`` rises to it over ``warmup`` of the steps and falls
     linearly to zero, ``cosine`` falls from it, ``constant`` stays. Left out it is 0.1; in a repair
-    0.3 where the model has memorised wrong labels, and so has further to go, and 0.2 from scratch.
+    0.3 where the model has memorised wrong labels, and so has further to go, and 0.2 from scratch;
+    times ``√(batch_size / 128)``.
     compile: by ``torch.compile``; pays on a GPU in long trainings, hardly on a CPU.
     """
 
@@ -48,7 +52,7 @@ class TuneConfig:
     data: Literal["kept", "soft", "relabel", "everything"] = "kept"
     sure: float = 0.9
     epochs: int = 6
-    batch_size: int = 128
+    batch_size: int | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float | None = None
     momentum: float = 0.9
@@ -60,9 +64,10 @@ class TuneConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < (name == "batch_size"):
-                raise ConfigError(f"tune.{name} is {getattr(self, name)}: too small")
+        if self.epochs < 0:
+            raise ConfigError(f"tune.epochs is {self.epochs}: too small")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"tune.batch_size is {self.batch_size}: too small")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ConfigError(f"tune.lr must be above 0, not {self.lr}")
         if not 0 <= self.sure <= 1:
@@ -156,6 +161,7 @@ def tune(
     layers keeps its averages (the published L-FT lets them move).
     """
     accelerator = Accelerator()
+    config = with_rate(config, len(samples))
     model = copy.deepcopy(model).to(accelerator.device)
     wanted = [p.requires_grad for p in model.parameters()]
     _train_only(model, layers if config.scope == "head" else None)
@@ -169,7 +175,8 @@ def tune(
     _freeze_batch_norm(model)
     augment = config.augment and samples.view is not None
     first = _resume(checkpoint, model, optimizer, accelerator)
-    cuts = batch_cuts(len(targets.positions), config.batch_size, 2 * accelerator.num_processes)
+    size = batch_size_of(config, len(samples))
+    cuts = batch_cuts(len(targets.positions), size, 2 * accelerator.num_processes)
     batches = len(cuts) + 1
     total = batches * config.epochs
     for epoch in range(first, config.epochs):
@@ -272,6 +279,23 @@ def set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) ->
 
 def _rate(config: TuneConfig) -> float:
     return RATE if config.lr is None else config.lr
+
+
+def batch_size_of(config: TuneConfig, n: int) -> int:
+    """The batch size for n samples; see `TuneConfig`."""
+    if config.batch_size is not None:
+        return config.batch_size
+    size = LARGEST
+    while size > SMALLEST and n < STEPS * size:
+        size //= 2
+    return size
+
+
+def with_rate(config: TuneConfig, n: int, rate: float = RATE) -> TuneConfig:
+    """The settings with their learning rate filled in, for n samples; rate: for batches of 128."""
+    if config.lr is not None:
+        return config
+    return replace(config, lr=rate * math.sqrt(batch_size_of(config, n) / LARGEST))
 
 
 def batch_cuts(n: int, size: int, least: int) -> np.ndarray:

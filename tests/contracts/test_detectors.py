@@ -31,6 +31,7 @@ from expunge.detectors import (
     needs_of,
     neighbour_disagreement,
     neighbour_votes,
+    neighbours_mean,
     opinion_pool,
     view_margin,
 )
@@ -380,6 +381,18 @@ def test_a_regression_leaves_each_sample_out_as_a_slow_loop_does():
     assert_allclose(regressed(x, y), expected, rtol=1e-8)
 
 
+def test_the_doubt_of_neighbours_is_that_of_a_slow_loop():
+    rng = np.random.default_rng(0)
+    x, values = rng.normal(size=(60, 4)) * [1, 10, 0.1, 3], rng.normal(size=60)
+    z, asked = x / x[:40].std(axis=0), np.arange(40)
+    expected = []
+    for i in range(60):
+        others = [j for j in asked if j != i]
+        near = sorted(others, key=lambda j: float(((z[i] - z[j]) ** 2).sum()))[:7]
+        expected.append(np.mean(values[near]))
+    assert_allclose(neighbours_mean(x, values, asked, 7, 8), expected, rtol=1e-9)
+
+
 def test_bad_inputs_that_are_common_and_alike_are_foretold_to_be_doubtful():
     rng = np.random.default_rng(0)
     n = 600
@@ -392,10 +405,10 @@ def test_bad_inputs_that_are_common_and_alike_are_foretold_to_be_doubtful():
     wrong = rng.random(n) < 0.3
     given = np.where(wrong, rng.integers(0, 3, n), labels)
     s = Signals(np.arange(n), given, logits, features={"a": f, "b": f @ rng.normal(size=(8, 8))})
-    found = detectors.get("regressed_doubt")(s).score
+    found = detectors.get("shared_doubt")(s).score
     assert roc_auc_score(bad, found) > 0.97
     assert abs(roc_auc_score(wrong, found) - 0.5) < 0.1
-    assert (detectors.get("regressed_doubt")(replace(s, features={})).score == 0).all()
+    assert (detectors.get("shared_doubt")(replace(s, features={})).score == 0).all()
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -23,7 +23,7 @@ from expunge.registry import Registry
 from expunge.reports import repair_seconds
 from expunge.signals import collect
 from expunge.tables import Evaluation, Partition, RepairResult
-from expunge.tuning import FAR_RATE, RATE, TuneConfig
+from expunge.tuning import FAR_RATE, RATE, TuneConfig, with_rate
 
 KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
 # The whole repair; everything else in the table is a control, an oracle or a peer.
@@ -54,8 +54,9 @@ def oracle_finetune(given: Given) -> nn.Module:
     case, tune = given.case, resolve(WHOLE).tune
     split = true_partition(case.scene)
     memorised = any(flag.code == "model-memorised-its-labels" for flag in given.result.flags)
-    settings = asdict(replace(tune, data="kept", lr=FAR_RATE if memorised else RATE))
-    return stages.tune(case.model, case.scene.train, split, seed=case.setting.seed, **settings)
+    train, rate = case.scene.train, FAR_RATE if memorised else RATE
+    settings = asdict(with_rate(replace(tune, data="kept"), len(train), rate))
+    return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
 
 
 @contenders.register(ORACLE)
