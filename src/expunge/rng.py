@@ -40,7 +40,7 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
 
 @contextmanager
 def legacy_numpy(seed: int, *names: str | int) -> Iterator[None]:
-    """Seed NumPy's global generator inside the block, for packages that draw from it; restore it."""
+    """The same for NumPy's global generator, for packages that draw from it."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(derive(seed, *names) % 2**32)  # noqa: NPY002
     try:

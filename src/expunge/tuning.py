@@ -163,8 +163,9 @@ def tune(
     Every batch minimises ``Σ w_i · l_i / Σ w_i``; ``objective`` gives the l_i, cross-entropy by
     default. The order of the samples, the views, dropout and noise depend on the seed and the epoch
     alone: an interrupted run that goes on from its checkpoint ends with the same weights, bit for
-    bit on a CPU. Each of several processes takes its part of every batch (DDP). ``layers``: what scope ``"head"`` trains; batch norm of all other
-    layers keeps its averages (the published L-FT lets them move).
+    bit on a CPU. Each of several processes takes its part of every batch (DDP). ``layers``: what
+    scope ``"head"`` trains; batch norm of all other layers keeps its averages (the published L-FT
+    lets them move).
     """
     accelerator = Accelerator()
     model = copy.deepcopy(model).to(accelerator.device)

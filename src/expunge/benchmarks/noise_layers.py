@@ -41,6 +41,7 @@ from expunge.tuning import Objective, TuneConfig, cross_entropy
 
 KEYS = ("data", "n", "epochs", "attacked", "queries", "method", "expectation", "sigma", "seed")
 RELEARNING_KEYS = ("data", "n", "epochs", "rate", "sigma", "seed")
+ATTACKS = ("fgsm", "pgd", "margin", "square", "transfer")
 # Steps of PGD when a model is attacked, and when it is trained on attacks.
 STEPS, TRAINING_STEPS = 20, 5
 # Training images that the relearning is measured on, and the shares of wrong labels in them.
@@ -49,10 +50,14 @@ RATE = 0.4
 
 @dataclass(frozen=True)
 class Method:
-    """How a network is trained. objective: of the largest budget. noise: whether it has a sigma."""
+    """How a network is trained. objective: of the largest budget. noise: whether it has a sigma.
+
+    pixels: whether there is noise on the input too, and not within the layers alone.
+    """
 
     objective: Callable[[float], Objective]
     noise: bool = True
+    pixels: bool = True
     expectations: tuple[Expectation, ...] = ("plain",)
 
 
@@ -62,6 +67,7 @@ METHODS: Mapping[str, Method] = {
     "sampled": Method(lambda eps: sampled(), expectations=BOTH),
     "diagonal": Method(lambda eps: closed_form("bound"), expectations=BOTH),
     "linearised": Method(lambda eps: linearised()),
+    "linearised-inside": Method(lambda eps: linearised(), pixels=False),
     "adversarial": Method(lambda eps: adversarial(eps=eps, steps=TRAINING_STEPS), noise=False),
 }
 
@@ -218,7 +224,7 @@ class _Job:
         with seeded(self.seed, "network"):
             network: nn.Module = FromPixels(self.size.network(), prepare.mean, prepare.std)
         if METHODS[name].noise:
-            network = noise_everywhere(network, sigma)
+            network = with_noise(network, sigma, pixels=METHODS[name].pixels)
         config = self.size.training
         started = _clock()
         model = tuning.tune(
@@ -256,9 +262,10 @@ class _Job:
         return self.scene
 
 
-def noise_everywhere(network: nn.Module, sigma: float) -> NoisyNetwork:
-    """Noise of one sigma on the pixels and at every pre-activation."""
-    return NoisyNetwork(network, dict.fromkeys((INPUT, *pre_activations(network)), sigma))
+def with_noise(network: nn.Module, sigma: float, *, pixels: bool = True) -> NoisyNetwork:
+    """Noise of one sigma at every pre-activation, and on the pixels."""
+    sites = (INPUT,) if pixels else ()
+    return NoisyNetwork(network, sigma, sites=(*sites, *pre_activations(network)))
 
 
 def _clock() -> float:
@@ -269,8 +276,7 @@ def _clock() -> float:
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Accuracy by attack and budget, cost beside plain training, checks; then sigma."""
     budgets = sorted({eps for r in rows for eps in r["accuracy"]["pgd"]})
-    attacks = [a for a in ("fgsm", "pgd", "margin", "square", "transfer")]
-    columns = [(a, e) for e in budgets for a in attacks]
+    columns = [(a, e) for e in budgets for a in ATTACKS]
     plain = {r["seed"]: r["seconds"] for r in rows if r["method"] == "plain"}
     most = max((r["queries"] for r in rows), default=0)
 
@@ -290,14 +296,14 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             for r in rows
             if (r["method"], r["expectation"], r["sigma"]) == (method, expectation, sigma)
         ]
-        cost = mean((r["seconds"] / plain[r["seed"]] for r in found if r["seed"] in plain), form=".1f")
+        costs = (r["seconds"] / plain[r["seed"]] for r in found if r["seed"] in plain)
         failed = sorted({name for r in found for name, (ok, _) in r["checks"].items() if not ok})
         name = (method, expectation, f"{sigma:g}" if sigma else "–")
         sweep.append((*name, str(len(found)), *line(found, ".1f")))
         full = [r for r in found if r["queries"] == most]
         if full:
             signs = ", ".join(failed) or "none"
-            main.append((*name, str(len(full)), *line(full, ".1f"), cost, signs))
+            main.append((*name, str(len(full)), *line(full, ".1f"), mean(costs, form=".1f"), signs))
     shown = [f"{a} {_budget(e)}" for a, e in columns]
     head = ("training", "expectation", "σ", "seeds", "clean", *shown)
     sweep.sort(key=lambda r: (r[0], r[1], float(r[2].replace("–", "0"))))
@@ -331,7 +337,10 @@ def plot(rows: Sequence[Row]) -> str:
         for r in rows:
             if r["method"] == method and r["seed"] == first:
                 known = best.get(r["sigma"])
-                better = known is None or known["accuracy"]["pgd"][largest] < r["accuracy"]["pgd"][largest]
+                better = (
+                    known is None
+                    or known["accuracy"]["pgd"][largest] < r["accuracy"]["pgd"][largest]
+                )
                 best[r["sigma"]] = r if better else best[r["sigma"]]
         ordered = [best[s] for s in sorted(best)]
         series[f"{method}, clean"] = [(r["sigma"], 100 * r["clean"]) for r in ordered]
@@ -366,13 +375,14 @@ def relearning(
     ledger = Ledger(out, RELEARNING_KEYS)
     for seed in seeds:
         shared = {"data": size.field.name, "n": n, "rate": RATE, "seed": seed}
-        keys = [{**shared, "epochs": e, "sigma": s} for e in epochs for s in sigmas]
-        missing = [key for key in keys if key not in ledger]
+        pairs = [(e, s) for e in epochs for s in sigmas]
+        missing = [(e, s) for e, s in pairs if {**shared, "epochs": e, "sigma": s} not in ledger]
         if missing:
             scene = size.field.scene(Setting("symmetric", RATE, "memorised", seed, n))
             repaired = _Repaired.made(size, scene, seed, progress)
-            for key in missing:
-                ledger.add({**key, **repaired.tuned(key["epochs"], key["sigma"], progress)})
+            for e, s in missing:
+                found = repaired.tuned(e, s, progress)
+                ledger.add({**shared, "epochs": e, "sigma": s, **found})
     rows = ledger.rows()
     ledger.write("Relearning", command, [relearning_table(rows)])
     return rows
@@ -412,7 +422,7 @@ class _Repaired:
         """Tune it with noise of that sigma, and see what it knows then."""
         started = _clock()
         model = tuning.tune(
-            noise_everywhere(self.model, sigma) if sigma else self.model,
+            with_noise(self.model, sigma) if sigma else self.model,
             self.samples,
             self.targets,
             replace(self.config, epochs=epochs),

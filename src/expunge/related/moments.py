@@ -200,27 +200,31 @@ def max_pool(layer: Any, x: Moments) -> Moments:
     return Moments(mean, flat.view_as(mean))
 
 
-def add(a: Moments | Any, b: Moments | Any) -> Moments:
+def add(a: Any, b: Any) -> Moments:
     """``m₁ + m₂``, ``v₁ + v₂``: the covariance of the two sides is left out."""
     if isinstance(a, Moments) and isinstance(b, Moments):
         return Moments(a.mean + b.mean, a.variance + b.variance)
-    return Moments(a.mean + b, a.variance) if isinstance(a, Moments) else add(b, a)
+    if isinstance(a, Moments):
+        return Moments(a.mean + b, a.variance)
+    return add(b, a)
 
 
-def subtract(a: Moments | Any, b: Moments | Any) -> Moments:
+def subtract(a: Any, b: Any) -> Moments:
     """``a − b``."""
     return add(a, multiply(b, -1.0) if isinstance(b, Moments) else -b)
 
 
-def multiply(a: Moments | Any, b: Moments | Any) -> Moments:
+def multiply(a: Any, b: Any) -> Moments:
     """Of two: ``v = v₁ v₂ + m₁² v₂ + m₂² v₁`` (independent); with a constant c: ``v = c² v₁``."""
     if isinstance(a, Moments) and isinstance(b, Moments):
         v = a.variance * b.variance + a.mean**2 * b.variance + b.mean**2 * a.variance
         return Moments(a.mean * b.mean, v)
-    return Moments(a.mean * b, a.variance * b * b) if isinstance(a, Moments) else multiply(b, a)
+    if isinstance(a, Moments):
+        return Moments(a.mean * b, a.variance * b * b)
+    return multiply(b, a)
 
 
-def divide(a: Moments | Any, b: Moments | Any) -> Moments:
+def divide(a: Any, b: Any) -> Moments:
     """By a constant."""
     if isinstance(b, Moments):
         raise ModelError("a division by a noisy value has no rule")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from expunge.errors import ConfigError, ModelError, closest, raise_all, some
 from expunge.data.samples import Batch
+from expunge.errors import ConfigError, ModelError, closest, raise_all, some
 from expunge.related import moments as rules
 from expunge.related.moments import Moments
 from expunge.tuning import Objective
@@ -187,8 +187,9 @@ def linearised() -> Objective:
         losses = F.cross_entropy(logits.float(), y, reduction="none")
         slopes = torch.autograd.grad(losses.sum(), list(shifts.values()), create_graph=True)
         bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        sigma: Mapping[str, float] = bare.sigma  # type: ignore[assignment]
         for site, slope in zip(shifts, slopes, strict=True):
-            losses = losses + 0.5 * bare.sigma[site] ** 2 * slope.square().flatten(1).sum(1)
+            losses = losses + 0.5 * sigma[site] ** 2 * slope.square().flatten(1).sum(1)
         return losses
 
     return objective
@@ -252,7 +253,7 @@ def pre_activations(model: nn.Module, graph: fx.Graph | None = None) -> tuple[st
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(layers[node.target], _WEIGHTS):
             while len(node.users) == 1 and _is(next(iter(node.users)), layers, _NORMS):
-                node = next(iter(node.users))  # noqa: PLW2901
+                node = next(iter(node.users))
             if not any(user.op == "output" for user in node.users):
                 found.append(str(node.target))
     return tuple(dict.fromkeys(found))
@@ -304,9 +305,7 @@ def _name(function: Any) -> str:
 class _Propagation(fx.Interpreter):
     """The graph's operations one by one; those that a `Moments` reaches by their rules."""
 
-    def __init__(
-        self, model: nn.Module, graph: fx.Graph, noise: Callable[[str, Any], Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, noise: Callable[[str, Any], Any]) -> None:
         super().__init__(model, graph=graph)
         self._noise = noise
 
@@ -363,7 +362,8 @@ def _asked(name: str) -> Callable[..., Any]:
 
 def _concatenated(parts: Sequence[Moments | Tensor], dim: int = 0) -> Moments:
     both = [part if isinstance(part, Moments) else rules.noisy(part, 0.0) for part in parts]
-    return Moments(torch.cat([b.mean for b in both], dim), torch.cat([b.variance for b in both], dim))
+    mean, variance = (torch.cat(side, dim) for side in zip(*both, strict=True))
+    return Moments(mean, variance)
 
 
 def _attribute(x: Moments, name: str) -> Any:

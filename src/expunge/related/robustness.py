@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,8 @@ class FromPixels(nn.Module):
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -73,7 +76,8 @@ def pgd(
     not vanish where the network is sure. generator: on the CPU; of the starts.
 
     Returns inputs like x within ``ε`` of it: of each sample the first try that is misclassified,
-    else the last. Cost: ``restarts × steps`` forward and backward passes, fewer for what has fallen.
+    else the last. Cost: ``restarts × steps`` forward and backward passes, fewer for
+    what has fallen.
     """
     step = max(eps / 4, 2 * eps / steps) if step is None else step
     found = x.clone()
@@ -376,8 +380,8 @@ def checks(
     found = [
         Check(
             "larger-budgets-hurt-more",
-            all(b >= a for a, b in zip(rising, rising[1:], strict=False))
-            and all(b <= a + TOLERANCE for a, b in zip(falling, falling[1:], strict=False)),
+            all(b >= a for a, b in pairwise(rising))
+            and all(b <= a + TOLERANCE for a, b in pairwise(falling)),
             f"accuracy {_percents(falling)}, loss {', '.join(f'{v:.2f}' for v in rising)}",
         ),
         Check(
