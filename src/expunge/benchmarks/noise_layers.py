@@ -108,18 +108,19 @@ def digits_convnet() -> nn.Module:
     return convnet(classes=10, channels=1, widths=(16, 32), hidden=64)
 
 
-_TRAINING = TuneConfig(data="everything", epochs=8, lr=0.1, precision="float32")
+# Chosen on a development seed of CIFAR-10 and samples apart: of powers of two the one that stands
+# PGD best, if it costs at most 5 points more of clean accuracy than adversarial training.
+SIGMA = {"sampled": 0.25, "diagonal": 1.0, "linearised": 2.0, "linearised-inside": 4.0}
+_TRAINING = TuneConfig(data="everything", epochs=6, lr=0.1, precision="float32")
 
 
 def size_of(name: str, folder: Path) -> Size:
     """``cifar10`` (in a folder) or ``digits``, small enough for two cores."""
     if name == "cifar10":
-        sigma = {"sampled": 0.5, "diagonal": 1.0, "linearised": 2.0}
-        return Size(Cifar(folder), 5_000, small_convnet, _TRAINING, (2 / 255, 8 / 255), sigma)
+        return Size(Cifar(folder), 5_000, small_convnet, _TRAINING, (2 / 255, 8 / 255), SIGMA)
     if name == "digits":
         training = replace(_TRAINING, epochs=30, batch_size=64)
-        sigma = {"sampled": 0.5, "diagonal": 1.0, "linearised": 2.0}
-        return Size(Digits(), 1_000, digits_convnet, training, (0.1, 0.2), sigma)
+        return Size(Digits(), 1_000, digits_convnet, training, (0.1, 0.2), SIGMA)
     raise ConfigError(f"there are no data '{name}'", fix=closest(name, ("cifar10", "digits")))
 
 
@@ -274,7 +275,19 @@ def _clock() -> float:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Accuracy by attack and budget, cost beside plain training, checks; then sigma."""
+    """For each size: accuracy by attack and budget, cost beside plain training, checks; sigma."""
+    names = ("data", "n", "epochs", "attacked")
+    return [
+        table
+        for size in distinct(rows, *names)
+        for table in _tables(
+            [r for r in rows if tuple(r[name] for name in names) == size],
+            ", ".join(f"{name} {value}" for name, value in zip(names, size, strict=True)),
+        )
+    ]
+
+
+def _tables(rows: Sequence[Row], what: str) -> list[Table]:
     budgets = sorted({eps for r in rows for eps in r["accuracy"]["pgd"]})
     columns = [(a, e) for e in budgets for a in ATTACKS]
     plain = {r["seed"]: r["seconds"] for r in rows if r["method"] == "plain"}
@@ -308,8 +321,12 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     head = ("training", "expectation", "σ", "seeds", "clean", *shown)
     sweep.sort(key=lambda r: (r[0], r[1], float(r[2].replace("–", "0"))))
     return [
-        Table((*head, "cost", "signs of masking"), tuple(main), "Accuracy under attack, percent"),
-        Table(head, tuple(sweep), "By σ"),
+        Table(
+            (*head, "cost", "signs of masking"),
+            tuple(main),
+            f"Accuracy under attack, percent: {what}",
+        ),
+        Table(head, tuple(sweep), f"By σ: {what}"),
     ]
 
 
@@ -336,12 +353,8 @@ def plot(rows: Sequence[Row]) -> str:
         best: dict[float, Row] = {r["sigma"]: r for r in at_zero}
         for r in rows:
             if r["method"] == method and r["seed"] == first:
-                known = best.get(r["sigma"])
-                better = (
-                    known is None
-                    or known["accuracy"]["pgd"][largest] < r["accuracy"]["pgd"][largest]
-                )
-                best[r["sigma"]] = r if better else best[r["sigma"]]
+                known = best.get(r["sigma"], r)
+                best[r["sigma"]] = max(known, r, key=lambda one: one["accuracy"]["pgd"][largest])
         ordered = [best[s] for s in sorted(best)]
         series[f"{method}, clean"] = [(r["sigma"], 100 * r["clean"]) for r in ordered]
         name = f"{method}, PGD {_budget(largest)}"

@@ -185,6 +185,8 @@ def linearised() -> Objective:
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
         logits, shifts = model(x, "shifts")
         losses = F.cross_entropy(logits.float(), y, reduction="none")
+        if not shifts:
+            return losses
         slopes = torch.autograd.grad(losses.sum(), list(shifts.values()), create_graph=True)
         bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         sigma: Mapping[str, float] = bare.sigma  # type: ignore[assignment]
