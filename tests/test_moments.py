@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from expunge.data import from_arrays
 from expunge.errors import ConfigError, ModelError
 from expunge.models import convnet, mlp, resnet
 from expunge.related import moments as rules
@@ -22,12 +24,14 @@ from expunge.related.noise_layers import (
     NoisyNetwork,
     bound,
     closed_form,
+    linearised,
     pre_activations,
     sampled,
     second_order,
     squared_error,
 )
 from expunge.rng import seeded
+from expunge.tuning import TuneConfig, targets_of, tune
 from oracles_models import ConcatNet, ConvGru, DepthwiseNet, ResidualNet, build, inputs
 
 DRAWS = 20_000
@@ -440,3 +444,56 @@ def test_every_rule_of_a_function_is_that_of_its_layer():
     assert_close(METHODS["mean"](x, (2, 3)), monte_carlo(lambda y: y.mean((2, 3)), x), **ERROR)
     assert METHODS["size"](x, 1) == 2
     assert METHODS["view"](x, 1, -1).mean.shape == (1, 32)
+
+
+# ------------------------------------------------------------------------------- to first order
+
+
+def test_the_linearised_loss_of_a_linear_network_is_its_formula():
+    with seeded(0, "linear"):
+        net = nn.Linear(5, 4)
+        x, y = torch.randn(6, 5), torch.arange(6) % 4
+    z = net(x)
+    g = z.softmax(1) - F.one_hot(y, 4)
+    covariance = 0.3**2 * net.weight @ net.weight.T
+    expected = cross_entropy(z, y) + 0.5 * torch.einsum("bi,ij,bj->b", g, covariance, g)
+    assert_close(linearised()(NoisyNetwork(net, {"input": 0.3}), x, y), expected)
+
+
+@pytest.mark.parametrize("kind", [ResidualNet, ConcatNet])
+def test_the_linearised_part_is_half_the_variance_that_sampling_shows(kind):
+    """With all covariances: also where noise meets itself behind a branch. Little noise."""
+    net, x = build(kind), inputs(kind)
+    whole, y = NoisyNetwork(net, 0.01), torch.arange(4) % 3
+    # It grows with the square of sigma: so large that float32 does not lose it.
+    added = (linearised()(NoisyNetwork(net, 10.0), x, y) - cross_entropy(net(x), y)) / 1000**2
+    with torch.no_grad(), seeded(0, "variance"):
+        losses = torch.stack([sampled()(whole, x, y).double() for _ in range(3000)])
+    assert_close(added.double(), 0.5 * losses.var(0), atol=0, rtol=0.1)
+
+
+def test_without_noise_the_linearised_loss_is_cross_entropy():
+    net, x, y = build(ResidualNet), inputs(ResidualNet), torch.arange(4) % 3
+    assert_close(linearised()(NoisyNetwork(net, 0.0), x, y), cross_entropy(net(x), y))
+    assert_close(NoisyNetwork(net, 0.3).shifts(x)[0], net(x))
+
+
+@pytest.mark.parametrize("objective", [closed_form(), linearised(), sampled()])
+def test_every_objective_trains_the_model_through_the_training_loop(objective):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    x = rng.normal(size=(120, 6)) + 2 * rng.normal(size=(3, 6))[y]
+    samples = from_arrays(x.astype(np.float32), y)
+    config = TuneConfig(epochs=12, batch_size=30, lr=0.2, augment=False, precision="float32")
+    targets = targets_of(samples, None, config)
+    with seeded(0, "net"):
+        net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    whole = NoisyNetwork(net, 0.2)
+    trained, again = (
+        tune(whole, samples, targets, config, seed=0, objective=objective) for _ in range(2)
+    )
+    assert_close(trained.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert isinstance(trained, NoisyNetwork)
+    said = trained.model(torch.from_numpy(x).float()).argmax(1)
+    assert (said == torch.from_numpy(y)).float().mean() > 0.9
+    assert not torch.equal(trained.model[0].weight, net[0].weight)

@@ -40,7 +40,7 @@ from expunge.signals import collect
 from expunge.tuning import Objective, TuneConfig, cross_entropy
 
 KEYS = ("data", "n", "epochs", "attacked", "queries", "method", "expectation", "sigma", "seed")
-RELEARNING_KEYS = ("data", "n", "epochs", "rate", "sigma", "seed")
+RELEARNING_KEYS = ("data", "n", "epochs", "rate", "method", "sigma", "seed")
 ATTACKS = ("fgsm", "pgd", "margin", "square", "transfer")
 # Steps of PGD when a model is attacked, and when it is trained on attacks.
 STEPS, TRAINING_STEPS = 20, 5
@@ -70,6 +70,14 @@ METHODS: Mapping[str, Method] = {
     "linearised-inside": Method(lambda eps: linearised(), pixels=False),
     "adversarial": Method(lambda eps: adversarial(eps=eps, steps=TRAINING_STEPS), noise=False),
 }
+
+
+# Of the fine-tuning of a repaired model.
+VARIANTS = (
+    ("plain", 0.0),
+    *(("diagonal", sigma) for sigma in (0.5, 1.0)),
+    *(("linearised", sigma) for sigma in (0.1, 0.3)),
+)
 
 
 @dataclass(frozen=True)
@@ -288,6 +296,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _tables(rows: Sequence[Row], what: str) -> list[Table]:
+    """Of one size."""
     budgets = sorted({eps for r in rows for eps in r["accuracy"]["pgd"]})
     columns = [(a, e) for e in budgets for a in ATTACKS]
     plain = {r["seed"]: r["seconds"] for r in rows if r["method"] == "plain"}
@@ -366,7 +375,7 @@ def relearning(
     data: str,
     *,
     folder: Path = Path("cifar10"),
-    sigmas: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
+    variants: Sequence[tuple[str, float]] = VARIANTS,
     epochs: Sequence[int] = (6, 24),
     n: int | None = None,
     seeds: Sequence[int] = (0,),
@@ -378,24 +387,27 @@ def relearning(
 
     40 % of the labels are wrong at random and learned by heart; the samples are partitioned, the
     network is cut, and fine-tuned on what is kept with suspects relabelled, as the default recipe
-    does, with `linearised` noise of each sigma (0: without) and so many epochs. One row each; the
-    partition and the cut are shared. ``missed``: share of the wrong labels not flagged (which it is
-    tuned on) that it predicts in the end; ``wrong``: of all wrong labels. Writes ``rows.jsonl``
-    and ``table.md`` into ``out``.
+    does, with each variant of noise within the layers (a method and a sigma) and so many epochs.
+    One row each; the partition and the cut are shared. ``missed``: share of the wrong labels not
+    flagged (which it is tuned on) that it predicts in the end; ``wrong``: of all wrong labels.
+    Writes ``rows.jsonl`` and ``table.md`` into ``out``.
     """
     size = size_of(data, folder)
     n = n or size.n
     ledger = Ledger(out, RELEARNING_KEYS)
     for seed in seeds:
         shared = {"data": size.field.name, "n": n, "rate": RATE, "seed": seed}
-        pairs = [(e, s) for e in epochs for s in sigmas]
-        missing = [(e, s) for e, s in pairs if {**shared, "epochs": e, "sigma": s} not in ledger]
+        keys = [
+            {**shared, "epochs": e, "method": method, "sigma": sigma}
+            for e in epochs
+            for method, sigma in variants
+        ]
+        missing = [key for key in keys if key not in ledger]
         if missing:
             scene = size.field.scene(Setting("symmetric", RATE, "memorised", seed, n))
             repaired = _Repaired.made(size, scene, seed, progress)
-            for e, s in missing:
-                found = repaired.tuned(e, s, progress)
-                ledger.add({**shared, "epochs": e, "sigma": s, **found})
+            for key in missing:
+                ledger.add({**key, **repaired.tuned(key, progress)})
     rows = ledger.rows()
     ledger.write("Relearning", command, [relearning_table(rows)])
     return rows
@@ -431,20 +443,24 @@ class _Repaired:
         targets = tuning.targets_of(samples, split, config)
         return cls(cut, samples, scene, targets, missed, config, seed)
 
-    def tuned(self, epochs: int, sigma: float, progress: Progress) -> dict[str, float | None]:
-        """Tune it with noise of that sigma, and see what it knows then."""
+    def tuned(self, key: Mapping[str, Any], progress: Progress) -> dict[str, float | None]:
+        """Tune it as the key says, and see what it knows then."""
+        method, sigma = METHODS[key["method"]], key["sigma"]
+        noisy = method.noise
         started = _clock()
         model = tuning.tune(
-            with_noise(self.model, sigma) if sigma else self.model,
+            with_noise(self.model, sigma, pixels=False) if noisy else self.model,
             self.samples,
             self.targets,
-            replace(self.config, epochs=epochs),
+            replace(self.config, epochs=key["epochs"]),
             seed=self.seed,
-            objective=linearised() if sigma else cross_entropy,
+            objective=method.objective(0.0),
             progress=progress,
-            what=f"tune, σ = {sigma:g}",
+            what=f"tune, {key['method']} {sigma:g}",
         )
         seconds = _clock() - started
+        if isinstance(model, NoisyNetwork):
+            model.expectation = method.expectations[-1]
         test = replace(self.scene.test, prepare=Prepare())
         given = collect(model, self.samples).logits.argmax(1) == self.samples.labels
         wrong = self.scene.truth.label_fault
@@ -460,21 +476,22 @@ class _Repaired:
 def relearning_table(rows: Sequence[Row]) -> Table:
     """Means over seeds; the lead over tuning without noise is paired by seed."""
     lines = []
-    for data, n, epochs, sigma in distinct(rows, "data", "n", "epochs", "sigma"):
+    columns = ("data", "n", "epochs", "method", "sigma")
+    for data, n, epochs, method, sigma in distinct(rows, *columns):
         here = [r for r in rows if (r["data"], r["n"], r["epochs"]) == (data, n, epochs)]
-        found = [r for r in here if r["sigma"] == sigma]
-        without = {r["seed"]: r["accuracy"] for r in here if r["sigma"] == 0}
+        found = [r for r in here if (r["method"], r["sigma"]) == (method, sigma)]
+        without = {r["seed"]: r["accuracy"] for r in here if r["method"] == "plain"}
         ahead = [r["accuracy"] - without[r["seed"]] for r in found if r["seed"] in without]
         lines.append(
             (
-                *(data, str(n), str(epochs), f"{sigma:g}", str(len(found))),
+                *(data, str(n), str(epochs), method, f"{sigma:g}", str(len(found))),
                 mean((r["accuracy"] for r in found), form=".1f", scale=100),
-                mean(ahead, form="+.1f", scale=100) if sigma else "–",
+                mean(ahead, form="+.1f", scale=100) if method != "plain" else "–",
                 *(mean((r[k] for r in found), form=".1f", scale=100) for k in ("wrong", "missed")),
                 mean((r["missed_samples"] for r in found), form=".0f"),
                 mean((r["seconds"] for r in found), form=".0f"),
             )
         )
-    head = ("data", "n", "epochs", "σ", "seeds", "accuracy", "ahead of σ = 0 by")
+    head = ("data", "n", "epochs", "tuning", "σ", "seeds", "accuracy", "ahead of plain by")
     more = ("wrong labels predicted", "missed ones predicted", "missed", "seconds")
     return Table((*head, *more), tuple(lines), "Relearning, percent")

@@ -404,6 +404,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), rules.multiply),
     **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), rules.divide),
     operator.neg: lambda x: rules.multiply(x, -1.0),
+    F.linear: rules.linear,
     F.avg_pool2d: _functional(nn.AvgPool2d, rules.average_pool),
     F.adaptive_avg_pool2d: _functional(nn.AdaptiveAvgPool2d, rules.adaptive_average_pool),
     F.max_pool2d: _functional(nn.MaxPool2d, rules.max_pool),
