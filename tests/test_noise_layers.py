@@ -69,7 +69,7 @@ def test_the_picture_is_a_file_of_its_own(done):
     root = ElementTree.parse(out / "sigma.svg").getroot()
     text = "".join(root.itertext())
     assert "linearised, clean" in text
-    assert "PGD 51/255" in text or "PGD 0.2" in text
+    assert "PGD 0.2" in text
 
 
 def test_a_line_goes_through_its_points():

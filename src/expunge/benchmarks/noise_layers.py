@@ -340,9 +340,9 @@ def _tables(rows: Sequence[Row], what: str) -> list[Table]:
 
 
 def _budget(eps: str) -> str:
-    """``0.0314`` is 8/255; round parts stay what they are."""
+    """``0.0314`` is 8/255; larger parts stay what they are."""
     value = 255 * float(eps)
-    return f"{value:.0f}/255" if abs(value - round(value)) < 0.02 else f"{float(eps):g}"
+    return f"{value:.0f}/255" if value < 20 else f"{float(eps):g}"
 
 
 def plot(rows: Sequence[Row]) -> str:
