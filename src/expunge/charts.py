@@ -190,7 +190,7 @@ def _value_axis(across: Sequence[tuple[float, float]], rule: float | None) -> Ma
 
 
 def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, width: int = 640
+    series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, width: int = 680
 ) -> str:
     """Lines through points ``(x, y)``, y from 0 up, as an SVG file of its own with a legend.
 
@@ -200,7 +200,7 @@ def line_chart(
     places = [p for points in series.values() for p in points]
     right = max((p[0] for p in places), default=1.0) or 1.0
     top = 1.06 * (max((p[1] for p in places), default=1.0) or 1.0)
-    left, plot, height = 52, width - 52 - 190, 280
+    left, plot, height = 52, width - 52 - 230, 280
 
     def at(point: tuple[float, float]) -> str:
         return f"{left + plot * point[0] / right:.1f},{height * (1 - point[1] / top):.1f}"
