@@ -11,7 +11,7 @@ import base64
 import io
 import math
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -26,6 +26,8 @@ MIN_SIDE = 4  # a smaller "image" is a table of features
 
 # From quiet to loud, for people of all colour vision.
 HEAT = np.array([(8, 12, 38), (42, 58, 120), (32, 126, 140), (122, 190, 110), (248, 228, 96)])
+# Of lines, two each: whole and dashed.
+LINES = ("#2a3a78", "#c2571a", "#207e8c", "#8a3ffc", "#7abe6e")
 
 Curve = tuple[str, np.ndarray]  # CSS class, heights at POINTS places from left to right
 
@@ -185,6 +187,57 @@ def _value_axis(across: Sequence[tuple[float, float]], rule: float | None) -> Ma
             )
         )
     return Markup("").join(parts)
+
+
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, width: int = 680
+) -> str:
+    """Lines through points ``(x, y)``, y from 0 up, as an SVG file of its own with a legend.
+
+    Raises nothing for a single point; a series without points is left out.
+    """
+    series = {name: points for name, points in series.items() if points}
+    places = [p for points in series.values() for p in points]
+    right = max((p[0] for p in places), default=1.0) or 1.0
+    top = 1.06 * (max((p[1] for p in places), default=1.0) or 1.0)
+    left, plot, height = 52, width - 52 - 230, 280
+
+    def at(point: tuple[float, float]) -> str:
+        return f"{left + plot * point[0] / right:.1f},{height * (1 - point[1] / top):.1f}"
+
+    parts = [
+        Markup(
+            '<line x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}" stroke="#ddd"/>'
+            '<text x="{3}" y="{2:.1f}" dy="0.32em" text-anchor="end">{4:g}</text>'
+        ).format(left, left + plot, height * (1 - t / top), left - 6, t)
+        for t in ticks(0, top)
+    ]
+    parts += [
+        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(
+            left + plot * t / right, height + 18, t
+        )
+        for t in ticks(0, right)
+    ]
+    for i, (name, points) in enumerate(series.items()):
+        parts.append(
+            Markup(
+                '<polyline fill="none" stroke="{0}" stroke-width="2" {1}points="{2}"/>'
+                '<line x1="{3}" x2="{4}" y1="{5}" y2="{5}" stroke="{0}" stroke-width="2" {1}/>'
+                '<text x="{6}" y="{5}" dy="0.32em">{7}</text>'
+            ).format(
+                LINES[i // 2 % len(LINES)],
+                Markup('stroke-dasharray="5 4" ') if i % 2 else "",
+                " ".join(at(p) for p in sorted(points)),
+                *(left + plot + 12, left + plot + 34, 12 + 20 * i, left + plot + 40, name),
+            )
+        )
+    text = Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>')
+    parts.append(text.format(left + plot / 2, height + 36, x))
+    parts.append(Markup('<text x="4" y="-8">{}</text>').format(y))
+    return Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -22 {} {}" font-family="sans-serif" '
+        'font-size="12">{}</svg>\n'
+    ).format(width, height + 66, Markup("").join(parts))
 
 
 def _clip(fraction: float) -> float:

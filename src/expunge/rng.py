@@ -36,3 +36,14 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, *names))
         yield
+
+
+@contextmanager
+def legacy_numpy(seed: int, *names: str | int) -> Iterator[None]:
+    """The same for NumPy's global generator, for packages that draw from it."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(derive(seed, *names) % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -85,6 +86,15 @@ class Targets:
     weights: np.ndarray
 
 
+# A model, inputs and labels ``int64[b]`` to a loss a sample, ``float32[b]``.
+Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
+
+
+def cross_entropy(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
+    """``−log softmax(f(x))_y``, in float32."""
+    return nn.functional.cross_entropy(logits_of(model, x).float(), y, reduction="none")
+
+
 class Checkpoint(Protocol):
     """Where the state between two epochs is kept, so that an interrupted run can go on."""
 
@@ -148,17 +158,19 @@ def tune(
     *,
     seed: int,
     layers: tuple[str, ...] = (),
+    objective: Objective = cross_entropy,
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
     what: str = "tune",
 ) -> nn.Module:
-    """Train a copy of the model on the targets by weighted cross-entropy, and return the copy.
+    """Train a copy of the model on the targets by a weighted loss, and return the copy.
 
-    Every batch minimises ``Σ w_i · CE(f(x_i), y_i) / Σ w_i``. The order of the samples, the views
-    and dropout depend on the seed and the epoch alone: an interrupted run that goes on from its
-    checkpoint ends with the same weights, bit for bit on a CPU. Each of several processes takes its
-    part of every batch (DDP). ``layers``: what scope ``"head"`` trains; batch norm of all other
-    layers keeps its averages (the published L-FT lets them move).
+    Every batch minimises ``Σ w_i · l_i / Σ w_i``; ``objective`` gives the l_i, cross-entropy by
+    default. The order of the samples, the views, dropout and noise depend on the seed and the epoch
+    alone: an interrupted run that goes on from its checkpoint ends with the same weights, bit for
+    bit on a CPU. Each of several processes takes its part of every batch (DDP). ``layers``: what
+    scope ``"head"`` trains; batch norm of all other layers keeps its averages (the published L-FT
+    lets them move).
     """
     accelerator = Accelerator()
     config = with_rate(config, len(samples))
@@ -188,8 +200,7 @@ def tune(
                 draw = torch_generator(seed, what, done, accelerator.process_index)
                 x, y, w = _batch(samples, targets, rows, accelerator, draw if augment else None)
                 with autocast(config.precision, accelerator.device):
-                    logits = logits_of(wrapped, x)
-                losses = nn.functional.cross_entropy(logits.float(), y, reduction="none")
+                    losses = objective(wrapped, x, y)
                 # DDP averages over processes; the weights are those of the whole batch.
                 share_of_batch = accelerator.num_processes / targets.weights[rows].sum()
                 loss = (losses * w).sum() * float(share_of_batch)

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from expunge.benchmarks import cifar, detect, digits, folders, memory, published, text_noise
+from expunge.benchmarks import (
+    cifar,
+    detect,
+    digits,
+    folders,
+    memory,
+    noise_layers,
+    published,
+    text_noise,
+)
 from expunge.benchmarks import demo as demos
 from expunge.benchmarks import repair as repairs
 from expunge.benchmarks.fields import Field, Setting, grid
@@ -286,3 +295,42 @@ def bench_text_noise(
             progress=show,
         )
     _print_suite(rows, out, as_json)
+
+
+@bench.command("noise-layers")
+def bench_noise_layers(
+    kind: Annotated[str, typer.Option("--on", help="cifar10, or digits.")] = "cifar10",
+    data: CifarFolder = CIFAR,
+    method: Annotated[list[str] | None, typer.Option(help="Ways to train; all.")] = None,
+    n: Annotated[int | None, typer.Option(min=100, help="Training samples; few.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the training; few.")] = None,
+    attacked: Annotated[int, typer.Option(min=10, help="Test samples that are attacked.")] = 400,
+    queries: Annotated[int, typer.Option(min=0, help="Of the black-box attack; 0: none.")] = 100,
+    factor: Annotated[
+        list[float] | None, typer.Option(help="Multiples of σ in the sweep; 0.5 and 2.")
+    ] = None,
+    relearning: Annotated[
+        bool, typer.Option(help="Instead: does noise keep a repaired model from relearning?")
+    ] = False,
+    seeds: Seeds = 1,
+    out: Annotated[Path, typer.Option(help="Where rows and tables go.")] = Path(
+        "runs/bench-noise-layers"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Noise inside the layers, sampled and in closed form, and training on attacks: robustness."""
+    shared: dict[str, Any] = {"folder": data, "n": n, "out": out, "command": command_line()}
+    shared |= {"seeds": tuple(range(seeds))}
+    with progress() as show:
+        if relearning:
+            shared |= {"epochs": (epochs,)} if epochs else {}
+            rows = noise_layers.relearning(kind, **shared, progress=show)
+        else:
+            shared |= {"attacked": attacked, "queries": queries, "epochs": epochs}
+            shared |= {"factors": tuple(factor)} if factor else {}
+            rows = noise_layers.bench(kind, methods=method or (), **shared, progress=show)
+    if as_json:
+        print_json(rows)
+    else:
+        typer.echo((out / "table.md").read_text(encoding="utf-8"))
+        typer.echo(f"rows: {out / 'rows.jsonl'}")
