@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -47,16 +47,23 @@ WORDS = 100
 ADAPTED = "adapted"
 ADAPTING = replace(PRESETS["code"], epochs=5)
 ID = "in-domain"
+METHODS = tuple(PRESETS)
+ARTICLES = (100, 1000)
+# A sentence encoder, made when it is needed.
+Lazy = Callable[[], Encoder]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """pretrain: images the encoder learns from, for so many epochs. tune, test: samples."""
+    """pretrain: images that the encoder learns from, for so many epochs; 0 for one from elsewhere.
 
-    pretrain: int = 8_000
-    epochs: int = 8
-    tune: int = 1_000
-    test: int = 2_000
+    tune, test: samples that heads are tuned and tested on; test 0 for all.
+    """
+
+    pretrain: int
+    epochs: int
+    tune: int
+    test: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,9 @@ class Source(Protocol):
     def name(self) -> str: ...
 
     @property
+    def sizes(self) -> Sizes: ...
+
+    @property
     def noises(self) -> tuple[float, ...]: ...
 
     @property
@@ -96,6 +106,7 @@ class Images:
     sizes: Sizes
     out: Path
     noises: tuple[float, ...] = NOISES
+    device: str = "cpu"
 
     name = "cifar10"
     methods = (*PRESETS, ADAPTED)
@@ -114,14 +125,22 @@ class Images:
         model = pipeline.train(
             network, given, training, seed=seed, out=folder, progress=progress
         ).model
-        return without_head(model, samples)
+        return without_head(model, samples).to(self.device)
 
     def embedded(self, noise: float, seed: int, progress: Progress) -> Embedded:
         """Four random views of each image to tune on, plain ones to test on."""
-        encoder, (tune, test) = self.encoder(noise, seed, progress), self._samples(seed)
-        views = embed(encoder, tune, views=VIEWS, seed=seed, progress=progress)
-        tests = {k: embed(encoder, v, progress=progress)[0] for k, v in self._tests(test, seed)}
-        return Embedded(views, tune.labels, tests, test.labels)
+        tune, test = self._samples(seed)
+
+        def make() -> dict[str, np.ndarray]:
+            encoder = self.encoder(noise, seed, progress)
+            views = {"views": embed(encoder, tune, views=VIEWS, seed=seed, progress=progress)}
+            tests = self._tests(test, seed)
+            return views | {k: embed(encoder, v, progress=progress)[0] for k, v in tests}
+
+        found = kept(self.out, [asdict(self.sizes), noise, seed], make)
+        return Embedded(
+            found["views"], tune.labels, {k: found[k] for k in (ID, *IMAGES)}, test.labels
+        )
 
     def adapted(self, noise: float, seed: int, progress: Progress) -> dict[str, float]:
         """Accuracies where the encoder learns too."""
@@ -165,32 +184,47 @@ class Images:
 class News:
     """BBC news by category, embedded by a sentence encoder whose pre-training nobody here knows.
 
-    folder: with ``bbc_news_summary/{train,test}.parquet``.
+    folder: with ``bbc_news_summary/{train,test}.parquet``. encoder_name: by which it is known.
     """
 
     folder: Path
-    encoder: Encoder
+    encoder: Lazy
+    encoder_name: str
     tune: int
+    out: Path
 
     name = "bbc"
     noises = (0.0,)
-    methods = tuple(PRESETS)
+    methods = METHODS
+
+    @property
+    def sizes(self) -> Sizes:
+        """All test articles."""
+        return Sizes(0, 0, self.tune, 0)
 
     def embedded(self, noise: float, seed: int, progress: Progress) -> Embedded:
-        """The first hundred words of articles; headlines, typos and dropped words to test on."""
+        """The first hundred words of articles; headlines, typos and dropped words to test on.
+
+        The articles to tune on are drawn by the seed; what is done to texts is the same for all.
+        """
         (texts, labels), (tests, test_labels) = (self._read(p) for p in ("train", "test"))
         if self.tune > len(texts):
             raise DataError(f"{self.tune} articles of {len(texts)}", where=str(self.folder))
+
+        def make() -> dict[str, np.ndarray]:
+            encoder, changed = self.encoder(), {"train": texts, ID: tests}
+            for kind, change in TEXTS.items():
+                rng = generator(0, "corruption", kind)
+                changed[kind] = [change(text, rng) for text in tests]
+            return {k: _embedded(encoder, found, progress) for k, found in changed.items()}
+
+        found = kept(self.out, [self.encoder_name, digest([texts, tests])], make)
         rows = np.sort(generator(seed, "nmtune", "news").permutation(len(texts))[: self.tune])
         names = np.unique(labels)
-        changed = {ID: tests}
-        for kind, change in TEXTS.items():
-            rng = generator(seed, "corruption", kind)
-            changed[kind] = [change(text, rng) for text in tests]
         return Embedded(
-            self._embed([texts[i] for i in rows], "articles", progress)[None],
+            found["train"][None, rows],
             np.searchsorted(names, labels[rows]),
-            {kind: self._embed(found, kind, progress) for kind, found in changed.items()},
+            {k: found[k] for k in (ID, *TEXTS)},
             np.searchsorted(names, test_labels),
         )
 
@@ -206,29 +240,59 @@ class News:
             raise DataError(f"cannot be read: {error}", where=str(file)) from error
         return table["document"].to_pylist(), np.array(table["category"].to_pylist())
 
-    def _embed(self, texts: Sequence[str], what: str, progress: Progress) -> np.ndarray:
-        """Means of token states, scaled to length 1: how the encoder was meant to be used."""
-        rows = []
-        for start in range(0, len(texts), 32):
-            part = [_first(text, WORDS) for text in texts[start : start + 32]]
-            rows += [one.states.mean(axis=0) for one in encoded(self.encoder, part, first=start)]
-            progress(what, len(rows), len(texts))
-        found = np.stack(rows)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+def _embedded(encoder: Encoder, texts: Sequence[str], progress: Progress) -> np.ndarray:
+    """Means of token states, scaled to length 1: how the encoder was meant to be used."""
+    rows = []
+    for start in range(0, len(texts), 32):
+        part = [" ".join(text.split()[:WORDS]) for text in texts[start : start + 32]]
+        rows += [one.states.mean(axis=0) for one in encoded(encoder, part, first=start)]
+        progress("embed", len(rows), len(texts))
+    found = np.stack(rows)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def _first(text: str, words: int) -> str:
-    """The text up to the end of that word."""
-    parts = text.split()
-    return text if len(parts) <= words else " ".join(parts[:words])
+def kept(
+    out: Path, key: Sequence[Any], make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Arrays that are made once, and lie under ``out/features`` by all that they depend on."""
+    file = out / "features" / f"{digest(key)[:16]}.safetensors"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({k: np.ascontiguousarray(v) for k, v in make().items()}, partial)
+        partial.replace(file)
+    return load_file(file)
+
+
+def sources(
+    folder: Path,
+    *,
+    sizes: Sizes,
+    noises: Sequence[float] = NOISES,
+    articles: Sequence[int] = ARTICLES,
+    encoder: Lazy,
+    encoder_name: str,
+    device: str = "cpu",
+    out: Path,
+) -> list[Source]:
+    """What of ``cifar10`` and ``bbc_news_summary`` lies in the folder; DataError for neither."""
+    found: list[Source] = []
+    if (folder / "cifar10").is_dir():
+        found.append(Images(Cifar(folder / "cifar10"), sizes, out, tuple(noises), device))
+    if (folder / "bbc_news_summary").is_dir():
+        found += [News(folder, encoder, encoder_name, n, out) for n in articles]
+    if not found:
+        raise DataError("holds neither cifar10 nor bbc_news_summary", where=str(folder))
+    return found
 
 
 def bench(
     sources: Sequence[Source],
     *,
-    sizes: Sizes,
-    methods: Sequence[str] = tuple(PRESETS),
+    methods: Sequence[str] = METHODS,
     seeds: Sequence[int] = (0,),
+    device: str = "cpu",
     out: Path,
     command: str = "",
     progress: Progress = silent,
@@ -247,49 +311,24 @@ def bench(
     ledger = Ledger(out, KEYS)
     for source, seed in product(sources, seeds):
         for noise in source.noises:
-            told = {"data": source.name, **asdict(_sizes(source, sizes)), "noise": noise}
+            told = {"data": source.name, **asdict(source.sizes), "noise": noise}
             keys = [{**told, "method": m, "seed": seed} for m in methods if m in source.methods]
             wanted = [key for key in keys if key not in ledger]
             if not wanted:
                 continue
-            found = _kept(source, told, noise, seed, out, progress)
+            found = source.embedded(noise, seed, progress)
             for number, key in enumerate(wanted):
                 progress(f"{source.name} {noise:g} seed {seed}", number, len(wanted))
-                ledger.add({**key, **measured(source, found, key, progress)})
+                ledger.add({**key, **measured(source, found, key, device, progress)})
     rows = ledger.rows()
     ledger.write("Heads on noisily pre-trained encoders", command, tables(rows))
     (out / "spectra.html").write_text(spectra_page(rows), encoding="utf-8")
     return rows
 
 
-def _sizes(source: Source, sizes: Sizes) -> Sizes:
-    if isinstance(source, News):
-        return Sizes(0, 0, source.tune, 0)
-    return sizes
-
-
-def _kept(
-    source: Source, told: Row, noise: float, seed: int, out: Path, progress: Progress
-) -> Embedded:
-    """Features, made once; known by all that they depend on."""
-    file = out / "features" / f"{digest([dict(told), seed])[:16]}.safetensors"
-    if not file.exists():
-        found = source.embedded(noise, seed, progress)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {f"test.{kind}": x for kind, x in found.tests.items()}
-        arrays |= {"views": found.views, "labels": found.labels, "truth": found.test_labels}
-        partial = file.with_suffix(".partial")
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, partial)
-        partial.replace(file)
-    arrays = load_file(file)
-    tests = {k.removeprefix("test."): v for k, v in arrays.items() if k.startswith("test.")}
-    kinds = (ID, *(k for k in (*IMAGES, *TEXTS) if k in tests))
-    return Embedded(
-        arrays["views"], arrays["labels"], {k: tests[k] for k in kinds}, arrays["truth"]
-    )
-
-
-def measured(source: Source, found: Embedded, key: Row, progress: Progress) -> dict[str, Any]:
+def measured(
+    source: Source, found: Embedded, key: Row, device: str, progress: Progress
+) -> dict[str, Any]:
     """Accuracies of one head, the rate that it chose, and the spectrum of what it makes."""
     start = time.perf_counter()
     if key["method"] == ADAPTED:
@@ -301,6 +340,7 @@ def measured(source: Source, found: Embedded, key: Row, progress: Progress) -> d
             found.labels,
             preset=key["method"],
             seed=key["seed"],
+            device=device,
             progress=progress,
         )
         accuracies = {

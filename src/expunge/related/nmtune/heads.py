@@ -278,18 +278,33 @@ def descend(
         draw = generator(seed, "nmtune", "epoch", epoch)
         for step, at in enumerate(np.split(draw.permutation(n), cuts)):
             f, y = batch(at, draw)
-            z = head.transform(f.flatten(0, 1))
-            loss = nn.functional.cross_entropy(head.linear(z), y.repeat(len(f)))
-            if config.hidden:
-                loss = loss + regularisation(z.view_as(f), f, config)
+            try:
+                loss = _loss(head, f, y, config)
+            except torch.linalg.LinAlgError:  # there are no singular values of infinity
+                raise _diverged(rate) from None
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             progress(f"nmtune {rate:g}", epoch * (len(cuts) + 1) + step + 1, total)
     if not torch.isfinite(loss):
-        raise ModelError(f"the loss became {loss.item()}", where="nmtune", fix="lower the rates")
+        raise _diverged(rate)
     head.eval()
+
+
+def _loss(head: Head, f: Tensor, y: Tensor, config: NMTuneConfig) -> Tensor:
+    """The whole objective of a batch: features ``[v, b, d]``, labels ``[b]``."""
+    z = head.transform(f.flatten(0, 1))
+    loss = nn.functional.cross_entropy(head.linear(z), y.repeat(len(f)))
+    return loss + regularisation(z.view_as(f), f, config) if config.hidden else loss
+
+
+def _diverged(rate: float) -> ModelError:
+    return ModelError(
+        f"the loss is not finite at a learning rate of {rate:g}",
+        where="nmtune",
+        fix="leave out the highest rates",
+    )
 
 
 def two_views(views: int, n: int, draw: np.random.Generator) -> np.ndarray:
