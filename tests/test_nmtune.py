@@ -266,8 +266,17 @@ def test_the_rate_is_chosen_on_what_is_held_out():
 def test_of_equal_rates_the_smaller_one_is_taken():
     trials = [heads.Trial(r, 0.9, 0.1) for r in (0.1, 0.01, 0.03)]
     assert max(trials, key=lambda t: t.rank).rate == 0.01
-    assert heads.Trial(1.0, 0.9, 0.1).rank > heads.Trial(0.1, 0.9, 0.2).rank
-    assert heads.Trial(1.0, 0.91, 0.3).rank > heads.Trial(0.1, 0.9, 0.2).rank
+    assert heads.Trial(1.0, 0.8, 0.1).rank > heads.Trial(0.1, 0.9, 0.2).rank
+    assert heads.Trial(1.0, 0.91, 0.2).rank > heads.Trial(0.1, 0.9, 0.2).rank
+
+
+def test_a_trial_is_the_mean_over_views():
+    head = heads.Head(4, 3, PRESETS["linear"]).eval()
+    views, y = torch.randn(3, 10, 4), np.arange(10) % 3
+    found = heads._trial(head, views, y, 0.1)
+    single = [heads._trial(head, view[None], y, 0.1) for view in views]
+    assert found.loss == pytest.approx(np.mean([t.loss for t in single]))
+    assert found.accuracy == pytest.approx(np.mean([t.accuracy for t in single]))
 
 
 def test_two_views_of_a_sample_differ():

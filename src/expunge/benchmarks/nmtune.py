@@ -42,7 +42,7 @@ KNOWN, NEW = range(5), range(5, 10)
 # Random views of every image that a head is tuned on.
 VIEWS = 4
 # Words of an article that its embedding is made of.
-WORDS = 100
+WORDS = 50
 # Beside the presets: the encoder adapted by low ranks, which costs a training of it.
 ADAPTED = "adapted"
 ADAPTING = replace(PRESETS["code"], epochs=5)
@@ -203,7 +203,7 @@ class News:
         return Sizes(0, 0, self.tune, 0)
 
     def embedded(self, noise: float, seed: int, progress: Progress) -> Embedded:
-        """The first hundred words of articles; headlines, typos and dropped words to test on.
+        """The first fifty words of articles; headlines, typos and dropped words to test on.
 
         The articles to tune on are drawn by the seed; what is done to texts is the same for all.
         """
@@ -381,9 +381,9 @@ def by_noise(rows: Sequence[Row]) -> Table:
     """The same for every noise rate, of data that have several."""
     several = {d for (d,) in distinct(rows, "data") if len(_noises(rows, d)) > 1}
     lines = []
-    for data, tune, noise, method in distinct(rows, "data", "tune", "noise", "method"):
+    for data, tune, noise in sorted(distinct(rows, "data", "tune", "noise")):
         here = [r for r in rows if (r["data"], r["tune"], r["noise"]) == (data, tune, noise)]
-        if data in several:
+        for (method,) in distinct(here, "method") if data in several else ():
             found = [r for r in here if r["method"] == method]
             lines.append((data, f"{noise:g}", f"{tune:,}", method, *_cells(here, found)))
     head = ("data", "noise", "tuned on", "method", *_HEAD)

@@ -14,7 +14,7 @@ from expunge.errors import ConfigError, raise_all
 
 Reduction = Literal["sum", "mean"]
 # Learning rates to choose from; those of the published code are 0.01 (probe) and 0.001 (the rest).
-RATES = (0.03, 0.01, 0.003, 0.001, 0.0003)
+RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 
 @dataclass(frozen=True)
