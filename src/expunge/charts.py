@@ -107,8 +107,44 @@ def histogram(
 
     shapes = [*_columns(kept, total, y), *(_path(role, heights, y) for role, heights in curves)]
     across = [((t - low) / (high - low), t) for t in ticks(low, high)]
-    up = [(y(t), t) for t in _count_ticks(top, root)]
+    up = [(y(t), f"{t:,.0f}") for t in _count_ticks(top, root)]
     rule_at = None if rule is None else (rule - low) / (high - low)
+    return _frame(label, _heights_axis(up), shapes, _value_axis(across, rule_at))
+
+
+def spectrum(curves: Sequence[tuple[str, np.ndarray]], *, label: str) -> Markup:
+    """Values from the largest down on logarithmic axes: their share of all over their number.
+
+    curves: CSS class, and singular values, the largest first. Shares below a millionth of the
+    largest value stand at the foot.
+    """
+    longest = max(len(values) for _, values in curves)
+    shares = [(role, values / values.sum()) for role, values in curves]
+    top = max(float(s[0]) for _, s in shares) * 1.1
+    foot = max(min(float(s[s > 0].min()) for _, s in shares) / 1.1, 1e-6 * top)
+    width, height = max(math.log(longest), 1e-9), math.log(top / foot)
+
+    def y(share: float) -> float:
+        return HEIGHT * (1 - math.log(max(share, foot) / foot) / height)
+
+    shapes = []
+    for role, values in shares:
+        places = np.linspace(0, math.log(longest), POINTS)
+        known = np.log(np.maximum(values, foot))
+        heights = np.exp(np.interp(places, np.log(np.arange(1, len(values) + 1)), known))
+        shapes.append(_path(role, heights, y))
+    across = [(math.log(n) / width, float(n)) for n in _powers(1, longest)]
+    up = [(y(share), f"{100 * share:g} %") for share in _powers(foot, top)]
+    return _frame(label, _heights_axis(up), shapes, _value_axis(across, None))
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """The powers of ten from low to high."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    return [10.0**k for k in range(first, last + 1)]
+
+
+def _frame(label: str, grid: Markup, shapes: Sequence[Markup], axis: Markup) -> Markup:
     return Markup(
         '<svg class="plot" height="{height}" role="img" aria-label="{label}">{grid}'
         '<svg width="100%" height="{plot}" viewBox="0 0 1000 {plot}" preserveAspectRatio="none">'
@@ -117,9 +153,9 @@ def histogram(
         height=HEIGHT + 26,
         plot=HEIGHT,
         label=label,
-        grid=_count_axis(up),
+        grid=grid,
         shapes=Markup("").join(shapes),
-        axis=_value_axis(across, rule_at),
+        axis=axis,
     )
 
 
@@ -161,11 +197,11 @@ def _one_digit(x: float) -> float:
     return math.floor(x / power) * power
 
 
-def _count_axis(up: Sequence[tuple[float, float]]) -> Markup:
+def _heights_axis(up: Sequence[tuple[float, str]]) -> Markup:
     return Markup("").join(
         Markup(
             '<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>'
-            '<text x="-8" y="{0:.1f}" dy="0.32em" text-anchor="end">{1:,.0f}</text>'
+            '<text x="-8" y="{0:.1f}" dy="0.32em" text-anchor="end">{1}</text>'
         ).format(at, value)
         for at, value in up
     )

@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 
-from expunge.cli import bench, repair, text  # noqa: F401  (they add their commands to the application)
+from expunge.cli import bench, nmtune, repair, text  # noqa: F401  (they add their commands to the application)
 from expunge.cli.terminal import app, err_console
 from expunge.errors import ExpungeError
 from expunge.processes import leave

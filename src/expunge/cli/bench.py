@@ -19,6 +19,7 @@ from expunge.benchmarks import (
     text_noise,
 )
 from expunge.benchmarks import demo as demos
+from expunge.benchmarks import nmtune as heads
 from expunge.benchmarks import repair as repairs
 from expunge.benchmarks.fields import Field, Setting, grid
 from expunge.cli.terminal import Device, Json, Kind, bench, command_line, print_json, progress
@@ -334,3 +335,58 @@ def bench_noise_layers(
     else:
         typer.echo((out / "table.md").read_text(encoding="utf-8"))
         typer.echo(f"rows: {out / 'rows.jsonl'}")
+
+
+@bench.command("nmtune")
+def bench_nmtune(
+    data: Annotated[
+        Path, typer.Option(help="A folder with cifar10, bbc_news_summary (Parquet), or both.")
+    ],
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(help="Shares of wrong labels in pre-training; 0, 0.05, 0.1, 0.2, 0.3."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="linear, mlp, paper, code (all); adapted, where the encoder learns too."),
+    ] = None,
+    pretrain: Annotated[int, typer.Option(min=100, help="Images of the pre-training.")] = 8_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the pre-training.")] = 8,
+    tune: Annotated[int, typer.Option(min=50, help="Images that heads are tuned on.")] = 1_000,
+    test: Annotated[int, typer.Option(min=50, help="Images to test on.")] = 2_000,
+    articles: Annotated[
+        list[int] | None, typer.Option(help="Articles that heads are tuned on; 100, 1000.")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="Of the articles: the bundled one, a folder, or a name on the Hub.")
+    ] = BUNDLED,
+    device: Device = "cpu",
+    seeds: Seeds = 1,
+    out: Annotated[Path, typer.Option(help="Where encoders, features, rows and tables go.")] = Path(
+        "runs/bench-nmtune"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Heads on noisily pre-trained encoders: in and out of the domain; and on news."""
+    sizes = heads.Sizes(pretrain, epochs, tune, test)
+    found = heads.sources(
+        data,
+        sizes=sizes,
+        noises=noise or heads.NOISES,
+        articles=articles or heads.ARTICLES,
+        encoder=lambda: HuggingFaceEncoder.of(encoder, device=device),
+        encoder_name=encoder,
+        device=device,
+        out=out,
+    )
+    with progress() as show:
+        rows = heads.bench(
+            found,
+            methods=method or heads.METHODS,
+            seeds=tuple(range(seeds)),
+            device=device,
+            out=out,
+            command=command_line(),
+            progress=show,
+        )
+    _print_suite(rows, out, as_json)

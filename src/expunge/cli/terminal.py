@@ -32,6 +32,8 @@ bench = typer.Typer(help="Benchmarks: the only place that knows the truth.", no_
 app.add_typer(bench, name="bench")
 text = typer.Typer(help="Noise in documents: find and remove it.", no_args_is_help=True)
 app.add_typer(text, name="text")
+nmtune = typer.Typer(help="Tune heads on embeddings, NMTune among them.", no_args_is_help=True)
+app.add_typer(nmtune, name="nmtune")
 out_console = Console()
 err_console = Console(stderr=True)
 
@@ -46,7 +48,7 @@ class Kind(StrEnum):
 
 Out = Annotated[Path | None, typer.Option(help="The run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Device = Annotated[str, typer.Option(help="Where the encoder runs: cpu, cuda, cuda:1.")]
+Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1.")]
 
 
 def command_line() -> str:

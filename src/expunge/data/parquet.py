@@ -199,9 +199,8 @@ def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> tuple[Encode
         column = EncodedColumn(path, name)
         known = feature != "Value"
         return column, feature == "Audio" if known else is_sound(column, len(ids))
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if any(test(kind) for test in lists) and _is_numeric(kind.value_type):
-        return TensorInputs(_features(path, name, ids)), False
+    if _is_vector(kind):
+        return TensorInputs(read_features(path, name, ids)), False
     raise DataError(
         f"column '{name}' holds {feature if is_bytes else kind}, expected images or "
         "sound (bytes, or a struct with bytes) or lists of numbers",
@@ -210,9 +209,16 @@ def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> tuple[Encode
     )
 
 
-def _features(path: Path, name: str, ids: np.ndarray) -> torch.Tensor:
-    """``float32[n, d]`` from a column of lists of numbers."""
+def read_features(path: Path, name: str, ids: np.ndarray | None = None) -> torch.Tensor:
+    """``float32[n, d]`` from a column of lists of numbers; ids name the rows in messages."""
+    schema, n = _opened(path)
+    _require_columns(schema, [name], path)
+    ids = np.arange(n) if ids is None else ids
     column = _read(path, [name]).column(0)
+    if not _is_vector(column.type):
+        raise DataError(
+            f"column '{name}' holds {column.type}, expected lists of numbers", where=str(path)
+        )
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     if len(lengths) == 0:
         return torch.empty(0, 0)
@@ -235,5 +241,10 @@ def _features(path: Path, name: str, ids: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values.reshape(len(ids), usual))
 
 
-def _is_numeric(kind: Any) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+def _is_vector(kind: Any) -> bool:
+    """Whether a column of this type holds lists of numbers."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(test(kind) for test in lists):
+        return False
+    inner = kind.value_type
+    return bool(pa.types.is_integer(inner) or pa.types.is_floating(inner))
