@@ -123,7 +123,7 @@ def collect(
         probs=samples.probs,
         views=looks if needs & {"features", "views"} else 0,
         trusted=samples.trusted,
-        features=_table(parts, "feature"),
+        features=_table(parts, "feature") | (dict(samples.features) if "features" in needs else {}),
         attributed=_table(parts, "attributed"),
         columns={k: v.astype(np.float64) for k, v in parts.items() if v.ndim == 1},
     )
