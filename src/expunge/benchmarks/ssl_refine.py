@@ -273,7 +273,7 @@ def _rounds(case: Case, refined: Refined, seconds: float) -> Outcome:
             }
         )
         before = found.labels
-    epochs = config.rounds * config.stages * config.epochs + config.last
+    epochs = config.stages * (config.first + (config.rounds - 1) * config.epochs) + config.last
     return Outcome(refined.model, epochs, seconds, {"rounds": rounds})
 
 

@@ -37,20 +37,21 @@ class RefineConfig:
     """How labels are refined.
 
     simclr: the pre-training, `SETTINGS` has two. rounds: how often labels are renewed. stages, of
-    ``epochs`` epochs each: the trainings of a round, one after the other; in each the learning rate
-    rises and falls, so that each ends with a network that has settled. quantile, share,
-    confidence, doubt: see `judge`. strengths: of the distortion in each round and, last, on the final labels;
-    0 is the samples' own view; a list too short goes on with its last. loss: with
-    ``softmax-weighted`` every sample counts by the probability that the network gave its label at
-    the end of the stage before. restart: whether a round begins with the encoder and a fresh head,
-    or goes on. last: epochs of the training on the final labels. finish: how, by `tuning.tune` or
-    by DivideMix. tune: rate, batch size and optimiser of all of these.
+    ``epochs`` epochs each (``first`` in the first round): the trainings of a round, one after the
+    other; in each the learning rate rises and falls, so that each ends with a network that has
+    settled. quantile, share, confidence, doubt: see `judge`. strengths: of the distortion in each
+    round and, last, on the final labels; 0 is the samples' own view; too short a list goes on with
+    its last. loss: with ``softmax-weighted`` every sample counts by the probability that the
+    network gave its label at the end of the stage before. restart: whether a round begins with the
+    encoder and a fresh head, or goes on. last: epochs of the training on the final labels. finish:
+    how, by `tuning.tune` or by DivideMix. tune: rate, batch size, optimiser of all of these.
     """
 
     simclr: SimclrConfig = field(default_factory=lambda: SETTINGS["two-cores"])
     rounds: int = 4
     stages: int = 3
     epochs: int = 3
+    first: int = 8
     quantile: float = 0.9
     share: float = 0.3
     confidence: float = 0.0
@@ -63,7 +64,7 @@ class RefineConfig:
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="everything", lr=0.1))
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "stages", "epochs", "last"):
+        for name in ("rounds", "stages", "epochs", "first", "last"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"refine.{name} must be 1 or more, not {getattr(self, name)}")
         for name in ("quantile", "share", "confidence", "doubt"):
@@ -126,8 +127,8 @@ def judge(
     Consensus: all stages predict the same class. With it, a label that is predicted is clean if its
     loss ``−log p̄_y`` is within the lower ``quantile`` of such losses, p̄ the mean over stages. Of
     the samples whose consensus is another class than the label, the ``share`` with the largest
-    ``max p̄``, ``confidence`` at least, get that class. Clean and replaced labels count 1, all others
-    stay and count ``doubt``. A class that would have nothing left keeps its labels as they were.
+    ``max p̄``, ``confidence`` at least, get that class. Clean and replaced labels count 1, all
+    others stay and count ``doubt``. A class that would have nothing left keeps its labels.
 
     A share, because a network that learned from labels of which 40 % are wrong is seldom surer than
     60 %: a level fixed beforehand replaces nothing at first and too much later.
@@ -176,8 +177,8 @@ def refine(
     starts. encoder: one that is pre-trained already, instead. out: a run folder of its own; an
     interrupted refinement goes on from it. fresh: discard what is in it. One process.
 
-    Cost: two plain epochs for each of the pre-training; ``rounds · stages · epochs + last`` more,
-    and a pass after each stage.
+    Cost: two plain epochs for each of the pre-training, the epochs of all stages and the last
+    training, and a pass after each stage.
     """
     config = config or RefineConfig()
     check_model(encoder or model)
@@ -254,7 +255,7 @@ class _Work:
                     model,
                     viewed,
                     _targets(labels, w),
-                    replace(config.tune, epochs=config.epochs),
+                    replace(config.tune, epochs=config.epochs if before else config.first),
                     seed=derive(self.seed, name, stage),
                     progress=self.progress,
                     what=name,
