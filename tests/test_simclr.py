@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from expunge.data.samples import Prepare
@@ -30,11 +31,15 @@ from expunge.related.simclr import (
     pretrain,
 )
 from expunge.rng import seeded
-from oracles_digits import network, noisy
+from expunge.signals import collect
+from expunge.stages import score
+from oracles_digits import digits, network, noisy
 
 QUICK = SimclrConfig(
     epochs=4, batch_size=64, hidden=32, projection=16, area=(0.5, 1.0), precision="float32"
 )
+
+DETECTORS = ("neighbour_disagreement", "class_distance")
 
 
 def draw(seed=0):
@@ -262,3 +267,35 @@ def test_features_are_the_input_of_the_head_whatever_the_batch():
 def test_features_must_be_one_row_a_sample():
     with pytest.raises(DataError, match="one row"):
         encoded(lambda batch: batch, noisy(20))
+
+
+# ------------------------------------------------------------- as evidence for a repair
+
+
+def test_features_from_elsewhere_are_compared_as_the_models_own_are():
+    data, model = noisy(200), network()
+    right = np.eye(10, dtype=np.float32)[digits()[1][:200]]  # an encoder that knows the class
+    more = replace(data, features={"other": right + 0.01})
+    plain, both = (score(model, d, detectors=DETECTORS, views=0) for d in (data, more))
+    wrong = data.labels != digits()[1][:200]
+    for name in DETECTORS:
+        found = [roc_auc_score(wrong, s.values[name]) for s in (plain, both)]
+        assert found[1] > found[0] + 0.05, name
+    signals = collect(model, more, needs=frozenset({"features"}))
+    assert_allclose(signals.features["other"], more.features["other"])
+    assert "other" not in collect(model, more).features  # not asked for
+
+
+def test_features_belong_to_their_samples():
+    data = noisy(40)
+    more = replace(data, features={"a": np.arange(80.0).reshape(40, 2)})
+    part = more.subset(np.array([3, 1]))
+    assert_allclose(part.features["a"], [[6, 7], [2, 3]])
+    assert more.fingerprint() != data.fingerprint()
+    assert not more.features["a"].flags.writeable
+    with pytest.raises(DataError, match=r"features 'a' have shape \(3, 2\), expected \(40, d\)"):
+        replace(data, features={"a": np.ones((3, 2))})
+    spoiled = np.ones((40, 2))
+    spoiled[7] = np.nan
+    with pytest.raises(DataError, match="NaN or infinite: ids 1007"):
+        replace(data, features={"a": spoiled})

@@ -125,7 +125,7 @@ def mean_prediction(
         progress=progress,
         what="noise",
     )
-    return seen.total / epochs
+    return np.asarray(seen.total / epochs)
 
 
 @dataclass

@@ -19,23 +19,29 @@ from expunge.benchmarks.fields import Setting
 from expunge.benchmarks.instance_noise import realised
 from expunge.benchmarks.noise import Scene
 from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
-from expunge.detectors import neighbour_votes
+from expunge.data import Samples
+from expunge.detectors import detect, neighbour_votes
 from expunge.errors import ConfigError, closest
 from expunge.progress import Progress, silent
 from expunge.registry import Registry
 from expunge.related.refinement import RefineConfig, Refined, finish, refine
 from expunge.related.simclr import encoded, pretrain
 from expunge.robust import trainers
+from expunge.signals import collect
 from expunge.tuning import SCRATCH_RATE, TuneConfig, targets_of, tune
 from expunge.weights import load_weights, save_weights
 
 KEYS = ("data", "n", "noise", "rate", "method", "seed")
-RATES = (0.2, 0.3, 0.4, 0.5)
+RATES = (0.2, 0.4)
 # The refinement always runs: the others get its seconds.
 WHOLE, ENCODER = "ssl-refine", "simclr"
 T = TypeVar("T")
 # What a default repair costs, in plain epochs: five passes and six epochs of tuning, and the rest.
 _REPAIR = 10.0
+# What a row says in several numbers.
+_FLIPS = ("right_flips", "wrong_flips", "other_flips")
+_FOUND = ("flagged", "auroc", "f1", "auroc_neighbours")
+_MADE = ("rate", "top_target", "worst_class")
 _PLAIN = TuneConfig(data="everything", lr=SCRATCH_RATE)
 
 
@@ -85,17 +91,35 @@ class Case:
         """What the refinement makes, and its seconds, the pre-training's among them."""
         return self.refine(self.config)
 
+    @cached_property
+    def noisy(self) -> tuple[nn.Module, int, float]:
+        """What a default repair is given: a plain network, its epochs and seconds."""
+        epochs = max(1, round(self.budget / self.epoch_seconds - _REPAIR))
+        model, seconds = timed(lambda: self.plain(epochs))
+        return model, epochs, seconds
+
     def plain(self, epochs: int) -> nn.Module:
         """A fresh network, trained on the labels given."""
         config = replace(_PLAIN, epochs=epochs)
         targets = targets_of(self.scene.train, None, config)
-        how = {"seed": self.seed, "progress": self.progress, "what": "cross-entropy"}
-        return tune(self.fresh, self.scene.train, targets, config, **how)
+        return tune(
+            self.fresh,
+            self.scene.train,
+            targets,
+            config,
+            seed=self.seed,
+            progress=self.progress,
+            what="cross-entropy",
+        )
 
     def refine(self, config: RefineConfig) -> tuple[Refined, float]:
         """The rounds and the last training, from the encoder; all seconds."""
-        how = {"encoder": self.encoder, "seed": self.seed, "progress": self.progress}
-        found, spent = timed(lambda: refine(self.fresh, self.scene.train, config, **how))
+
+        def work() -> Refined:
+            given = self.fresh, self.scene.train, config
+            return refine(*given, encoder=self.encoder, seed=self.seed, progress=self.progress)
+
+        found, spent = timed(work)
         return found, self.encoder_seconds + spent
 
 
@@ -114,20 +138,26 @@ def cross_entropy(case: Case) -> Outcome:
 @methods.register("default")
 def default_repair(case: Case) -> Outcome:
     """Plain training, and the default repair of what it made, in the same time together."""
-    epochs = max(1, round(case.budget / case.epoch_seconds - _REPAIR))
-    train, how = case.scene.train, {"seed": case.seed, "controls": (), "progress": case.progress}
-    result, seconds = timed(lambda: pipeline.repair(case.plain(epochs), train, **how))
-    flagged = float(result.partition.flagged.mean())
-    return Outcome(result.model, epochs, seconds, {"flagged": flagged})
+    return _repaired(case, case.scene.train)
+
+
+@methods.register("default+simclr")
+def repair_with_features(case: Case) -> Outcome:
+    """The same network, repaired with the encoder's features beside its own layers'.
+
+    Its seconds come on top: those of the encoder and its pass.
+    """
+    train = case.scene.train
+    features, spent = timed(lambda: encoded(case.encoder, train))
+    found = _repaired(case, replace(train, features={ENCODER: features}))
+    return found._replace(seconds=found.seconds + case.encoder_seconds + spent)
 
 
 @methods.register("divide-mix")
 def divide_mix(case: Case) -> Outcome:
     """DivideMix from scratch."""
     epochs = _divide_mix_epochs(case, case.budget)
-    config, trainer = replace(_PLAIN, epochs=epochs), trainers.get("divide-mix")
-    how = {"seed": case.seed, "rate": 0.0, "progress": case.progress, "what": "divide-mix"}
-    model, seconds = timed(lambda: trainer(case.fresh, case.scene.train, config, **how))
+    model, seconds = timed(lambda: _divided(case, case.scene.train, epochs, case.progress))
     return Outcome(model, epochs, seconds)
 
 
@@ -149,7 +179,7 @@ def handed_over(case: Case) -> Outcome:
     last = case.epoch_seconds * case.config.last
     config = replace(case.config, finish="divide-mix", last=_divide_mix_epochs(case, last))
     given = case.scene.train, case.refined[0].rounds[-1], case.encoder, config
-    how = {"seed": case.seed, "progress": case.progress}
+    how: dict[str, Any] = {"seed": case.seed, "progress": case.progress}
     model, spent = timed(lambda: finish(*given, **how))
     return Outcome(model, config.last, case.budget - last + spent)
 
@@ -242,7 +272,7 @@ def _encoder(
         wanted = tuple(key.values())
         row = next(r for r in ledger.rows() if tuple(r[k] for k in KEYS) == wanted)
         return model, float(row["seconds"])
-    how = {"seed": setting.seed, "progress": progress}
+    how: dict[str, Any] = {"seed": setting.seed, "progress": progress}
     made, seconds = timed(lambda: pretrain(model, scene.train, config.simclr, **how).model)
     features, truth = encoded(made, scene.train), scene.truth.labels
     votes = neighbour_votes(features, truth, len(scene.train.classes)).argmax(axis=1)
@@ -253,12 +283,28 @@ def _encoder(
     return made, seconds
 
 
+def _repaired(case: Case, train: Samples) -> Outcome:
+    """The default repair, and how well it and neighbours alone tell wrong labels from right."""
+    noisy, epochs, before = case.noisy
+    how: dict[str, Any] = {"seed": case.seed, "controls": (), "progress": case.progress}
+    result, seconds = timed(lambda: pipeline.repair(noisy, train, **how))
+    split, truth = result.partition, case.scene.truth
+    signals = collect(noisy, train, needs=frozenset({"features"}), views=0)
+    if train.features:
+        signals = replace(signals, features=train.features)
+    near = detect(signals, ("neighbour_disagreement",)).values["neighbour_disagreement"]
+    more = truth.found_by(split.p_noisy, split.flagged)
+    more["flagged"] = float(split.flagged.mean())
+    more["auroc_neighbours"] = truth.found_by(near, split.flagged)["auroc"]
+    return Outcome(result.model, epochs, before + seconds, {"detection": more})
+
+
 def _rounds(case: Case, refined: Refined, seconds: float) -> Outcome:
     """A refinement's outcome, and for each round what it did to the labels."""
     scene, config = case.scene, case.config
     truth, before, rounds = scene.truth.labels, scene.train.labels, []
     for model, found in refined.rounds:
-        kept, moved = found.weights > 0, found.labels != before
+        kept, moved = found.weights == 1, found.labels != before
         right = stages.predict(model, scene.test) == scene.test.labels
         rounds.append(
             {
@@ -269,12 +315,19 @@ def _rounds(case: Case, refined: Refined, seconds: float) -> Outcome:
                 "kept_precision": float((found.labels == truth)[kept].mean()),
                 "right_flips": int((moved & (found.labels == truth)).sum()),
                 "wrong_flips": int((moved & (before == truth)).sum()),
-                "moved": int(moved.sum()),
+                "other_flips": int((moved & (found.labels != truth) & (before != truth)).sum()),
             }
         )
         before = found.labels
     epochs = config.stages * (config.first + (config.rounds - 1) * config.epochs) + config.last
     return Outcome(refined.model, epochs, seconds, {"rounds": rounds})
+
+
+def _divided(case: Case, samples: Samples, epochs: int, progress: Progress) -> nn.Module:
+    config, what = replace(_PLAIN, epochs=epochs), "divide-mix"
+    trainer = trainers.get(what)
+    how = {"seed": case.seed, "rate": 0.0, "progress": progress, "what": what}
+    return trainer(case.fresh, samples, config, **how)
 
 
 def _divide_mix_epochs(case: Case, seconds: float) -> int:
@@ -284,9 +337,7 @@ def _divide_mix_epochs(case: Case, seconds: float) -> int:
     a longer one.
     """
     part = case.scene.train.subset(np.arange(0, len(case.scene.train), 5))
-    config, how = replace(_PLAIN, epochs=2), {"seed": case.seed, "rate": 0.0, "what": "divide-mix"}
-    trainer = trainers.get("divide-mix")
-    both = 5 * timed(lambda: trainer(case.fresh, part, config, progress=silent, **how))[1]
+    both = 5 * timed(lambda: _divided(case, part, 2, silent))[1]
     warm = 2 * case.epoch_seconds
     each = _PLAIN.warmup * warm + (1 - _PLAIN.warmup) * max(both - warm, warm)
     return max(1, round(seconds / each))
@@ -304,64 +355,82 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Methods; the refinement by round; the noise. Means over seeds with 95 % t-intervals."""
-    by_method, by_round, noises = [], [], []
-    for n, noise, rate in distinct([r for r in rows if r["noise"]], "n", "noise", "rate"):
-        here = [r for r in rows if (r["n"], r["noise"], r["rate"]) == (n, noise, rate)]
-        whole = {r["seed"]: r["accuracy"] for r in here if r["method"] == WHOLE}
-        made = [r["noise_made"] for r in here if r["method"] == WHOLE]
-        name = f"{noise} {rate:g}"
-        for (method,) in distinct(here, "method"):
-            found = [r for r in here if r["method"] == method]
-            ahead = [whole[r["seed"]] - r["accuracy"] for r in found if r["seed"] in whole]
-            by_method.append(
-                (
-                    *(name, method, str(len(found))),
-                    mean((r["accuracy"] for r in found), form=".1f", scale=100),
-                    "–" if method == WHOLE else mean(ahead, form="+.1f", scale=100),
-                    mean((r["epochs"] for r in found), form=".0f"),
-                    mean((r["seconds"] for r in found), form=".0f"),
-                )
-            )
-            by_round += _by_round(name, method, [r["rounds"] for r in found if "rounds" in r])
-        worst = mean((m["worst_class"] for m in made), form=".2f")
-        top = mean((m["top_target"] for m in made), form=".2f")
-        noises.append((name, mean(m["rate"] for m in made), top, worst))
+    """Methods, rounds, detection, noise, encoders. Means over seeds with 95 % t-intervals."""
+    apart = ("n", "noise", "rate", "method")
+    groups = [
+        [r for r in rows if tuple(r[k] for k in apart) == which]
+        for which in distinct([r for r in rows if r["method"] != ENCODER], *apart)
+    ]
     encoders = [
-        (
-            str(n),
-            mean((r["accuracy"] for r in rows if r["method"] == ENCODER), form=".1f", scale=100),
-        )
-        for (n,) in distinct([r for r in rows if r["method"] == ENCODER], "n")
+        [r for r in rows if (r["method"], r["n"]) == (ENCODER, n)] for (n,) in distinct(rows, "n")
     ]
-    head = ("noise", "method", "seeds", "accuracy", "refinement ahead by", "epochs", "seconds")
-    flips = ("right flips", "wrong flips", "other flips")
-    right = ("labels right before", "after", "kept", "of these right")
+    what, means = ("noise", "method"), _means
+    right = ("labels right before", "after", "counted fully", "of these right")
+    flips = ("wrong → right", "right → wrong", "wrong → wrong")
+    first = ("precision_before", "precision", "kept", "kept_precision", "accuracy")
     return [
-        Table(head, tuple(by_method)),
-        Table(("noise", "method", "round", *right, *flips, "accuracy"), tuple(by_round)),
-        Table(("noise", "wrong", "to a class's commonest", "worst class right"), tuple(noises)),
-        Table(("images", "neighbours of the encoder agree"), tuple(encoders)),
+        Table(
+            (*what, "seeds", "accuracy", "refinement ahead by", "epochs", "seconds"),
+            tuple((*_name(g), *_method(g, groups)) for g in groups),
+        ),
+        Table(
+            (*what, "round", *right, "accuracy", *flips),
+            tuple(
+                (*_name(g), str(k), *means(part, first, ".1f", 100), *means(part, _FLIPS, ".0f"))
+                for g in groups
+                for k, part in enumerate(zip(*(r.get("rounds", ()) for r in g), strict=True), 1)
+            ),
+        ),
+        Table(
+            (*what, "flagged", "AUROC", "F1", "AUROC of neighbours alone"),
+            tuple(
+                (*_name(g), *means([r["detection"] for r in g], _FOUND, ".3f"))
+                for g in groups
+                if "detection" in g[0]
+            ),
+        ),
+        Table(
+            ("noise", "wrong", "to the commonest class", "right in the worst class"),
+            tuple(
+                (_name(g)[0], *means([r["noise_made"] for r in g], _MADE, ".3f"))
+                for g in groups
+                if g[0]["method"] == WHOLE
+            ),
+        ),
+        Table(
+            ("images", "neighbours of the encoder agree", "seconds"),
+            tuple(
+                (f"{g[0]['n']:,}", *means(g, ("accuracy",), ".1f", 100), *means(g, ("seconds",)))
+                for g in encoders
+                if g
+            ),
+        ),
     ]
 
 
-def _by_round(
-    noise: str, method: str, seeds: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[tuple[str, ...]]:
-    lines = []
-    for number, rounds in enumerate(zip(*seeds, strict=True), start=1):
-        share = ("precision_before", "precision", "kept", "kept_precision")
-        others = [r["moved"] - r["right_flips"] - r["wrong_flips"] for r in rounds]
-        lines.append(
-            (
-                *(noise, method, str(number)),
-                *(mean((r[k] for r in rounds), form=".1f", scale=100) for k in share),
-                *(mean((r[k] for r in rounds), form=".0f") for k in ("right_flips", "wrong_flips")),
-                mean(others, form=".0f"),
-                mean((r["accuracy"] for r in rounds), form=".1f", scale=100),
-            )
-        )
-    return lines
+def _name(group: Sequence[Row]) -> tuple[str, str]:
+    return f"{group[0]['noise']} {group[0]['rate']:g}", group[0]["method"]
+
+
+def _method(group: Sequence[Row], groups: Sequence[Sequence[Row]]) -> tuple[str, ...]:
+    """Accuracy, the refinement's lead paired by seed, epochs, seconds."""
+    same = ("n", "noise", "rate")
+    whole = {
+        r["seed"]: r["accuracy"]
+        for other in groups
+        for r in other
+        if r["method"] == WHOLE and all(r[k] == group[0][k] for k in same)
+    }
+    ahead = [whole[r["seed"]] - r["accuracy"] for r in group if r["seed"] in whole]
+    lead = "–" if group[0]["method"] == WHOLE else mean(ahead, form="+.1f", scale=100)
+    accuracy, spent = _means(group, ("accuracy",), ".1f", 100), ("epochs", "seconds")
+    return (str(len(group)), *accuracy, lead, *_means(group, spent, ".0f"))
+
+
+def _means(
+    rows: Sequence[Row], names: Sequence[str], form: str = ".0f", scale: float = 1.0
+) -> tuple[str, ...]:
+    return tuple(mean((r.get(name) for r in rows), form=form, scale=scale) for name in names)
 
 
 def _key(data: Cifar, setting: Setting, method: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class RefineConfig:
     share: float = 0.3
     confidence: float = 0.0
     doubt: float = 0.5
-    strengths: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.4)
+    strengths: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.15)
     loss: Literal["cross-entropy", "softmax-weighted"] = "cross-entropy"
     restart: bool = True
     last: int = 12
@@ -193,8 +193,15 @@ def refine(
         seconds = {}
         if encoder is None:
             folder = None if out is None else Path(out) / "encoder"
-            how = {"seed": seed, "out": folder, "fresh": fresh, "progress": progress}
-            encoder, seconds["simclr"] = pretrain(model, samples, config.simclr, **how)
+            encoder, seconds["simclr"] = pretrain(
+                model,
+                samples,
+                config.simclr,
+                seed=seed,
+                out=folder,
+                fresh=fresh,
+                progress=progress,
+            )
         work = _Work(run, encoder, samples, config, seed, progress)
         rounds: list[Round] = []
         for number in range(config.rounds):

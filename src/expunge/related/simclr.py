@@ -433,5 +433,5 @@ def _blurred(images: Tensor, draw: _Draw, share: float) -> Tensor:
         wide = nn.functional.pad(images, pad, mode="reflect")
         size = images.shape[axis]
         parts = (wide.narrow(axis, k, size) for k in range(2 * reach + 1))
-        images = sum(tap.view(-1, 1, 1, 1) * part for tap, part in zip(taps.T, parts, strict=True))  # type: ignore[assignment]
+        images = sum(tap.view(-1, 1, 1, 1) * part for tap, part in zip(taps.T, parts, strict=True))
     return images
