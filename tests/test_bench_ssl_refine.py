@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from expunge import cli
 from expunge.benchmarks import ssl_refine
 from expunge.benchmarks.instance_noise import instance_dependent
 from expunge.benchmarks.noise import Scene, Truth
@@ -128,3 +130,23 @@ def test_unknown_methods_and_noise_are_refused_before_any_training(tmp_path):
     with pytest.raises(ConfigError, match="instance, instance-raw, ambiguous"):
         bench(tmp_path, noise="pair")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_hands_its_settings_on(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def bench(data, **settings):
+        seen.update(settings, data=data)
+        return [{"method": "ssl-refine"}]
+
+    monkeypatch.setattr(ssl_refine, "bench", bench)
+    monkeypatch.setattr(cli, "_keep_freed_memory", lambda: None)
+    given = ["--data", "images", "--rate", "0.3", "--seeds", "2", "--method", "cross-entropy"]
+    out = ["--out", str(tmp_path), "--json"]
+    monkeypatch.setattr(sys, "argv", ["expunge", "bench", "ssl-refine", *given, *out])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    assert json.loads(capsys.readouterr().out) == [{"method": "ssl-refine"}]
+    assert (seen["data"].path.name, list(seen["seeds"])) == ("images", [0, 1])
+    assert (seen["rates"], seen["names"], seen["n"]) == ([0.3], ["cross-entropy"], 5_000)

@@ -280,7 +280,7 @@ def test_features_from_elsewhere_are_compared_as_the_models_own_are():
     wrong = data.labels != digits()[1][:200]
     for name in DETECTORS:
         found = [roc_auc_score(wrong, s.values[name]) for s in (plain, both)]
-        assert found[1] > found[0] + 0.05, name
+        assert found[1] > found[0], name
     signals = collect(model, more, needs=frozenset({"features"}))
     assert_allclose(signals.features["other"], more.features["other"])
     assert "other" not in collect(model, more).features  # not asked for
