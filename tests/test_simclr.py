@@ -27,6 +27,7 @@ from expunge.related.simclr import (
     _Draw,
     _recoloured,
     encoded,
+    fitting,
     nt_xent,
     pretrain,
 )
@@ -105,7 +106,7 @@ def test_a_distortion_depends_on_the_generator_alone_and_leaves_its_input(channe
 
 def test_a_distortion_of_strength_none_mirrors_at_most():
     x = images(40, side=16)
-    view = Distortion(strength=0.0, area=(1.0, 1.0), grey=0.0, size=None)
+    view = Distortion(strength=0.0, area=(1.0, 1.0), grey=0.0)
     # At the full area only the aspect is left, and that cuts; without colours a mirror of it.
     shown = view(torch.ones_like(x), draw())
     assert_allclose(shown.numpy(), 1.0, atol=1e-6)
@@ -246,7 +247,16 @@ def test_pre_training_refuses_what_it_cannot_do():
 
 def test_named_settings_are_there():
     assert SETTINGS["published"].epochs == 1000
-    assert SETTINGS["two-cores"] == SimclrConfig()
+    assert SETTINGS["published"].scale == 1
+
+
+def test_views_of_half_the_side_are_for_networks_that_take_any_size():
+    half, data = replace(QUICK, scale=0.5), noisy(64)
+    assert Distortion(scale=0.5)(images(), draw()).shape == (6, 3, 6, 6)
+    assert fitting(half, small_network(), data) == half
+    assert fitting(half, network(), data) == replace(half, scale=1.0)
+    with pytest.raises(ModelError, match=r"0\.5 times the side"):
+        pretrain(network(), data, half)
 
 
 # ------------------------------------------------------------------------------ features

@@ -23,7 +23,7 @@ from expunge.data import Samples
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.layers import check_model, discover, module_named
 from expunge.progress import Progress, silent
-from expunge.related.simclr import SETTINGS, Distortion, SimclrConfig, pretrain
+from expunge.related.simclr import SETTINGS, Distortion, SimclrConfig, fitting, pretrain
 from expunge.rng import derive, seeded
 from expunge.robust import trainers
 from expunge.runs import Artefact, Run, opened
@@ -224,7 +224,8 @@ def ssl_refine(
 
     config: of every training in it; its epochs are those on the final labels.
     """
-    chosen = RefineConfig(tune=config, last=max(1, config.epochs))
+    simclr = fitting(SETTINGS["two-cores"], model, samples)
+    chosen = RefineConfig(simclr=simclr, tune=config, last=max(1, config.epochs))
     return refine(model, samples, chosen, seed=seed, progress=progress).model
 
 

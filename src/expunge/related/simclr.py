@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,12 +47,12 @@ _YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 class Distortion:
     """A random view of images, as SimCLR distorts them; a `View` of prepared inputs.
 
-    Crop of a share of the area in ``area`` and of an aspect in [3/4, 4/3], scaled to the old size;
-    mirrored in half of the cases. In ``jitter`` of the cases colours: brightness, contrast and
-    saturation by factors in ``1 ± 0.8 s``, hue by an angle in ``± 0.2 s`` of a turn, s the
-    strength; in ``grey`` of the cases none. In ``blur`` of the cases a Gaussian, σ in [0.1, 2]
-    pixels, as wide as a tenth of the side. ``prepare``: what the inputs were prepared with; colours
-    are those of the images before.
+    Crop of a share of the area in ``area`` and of an aspect in [3/4, 4/3], scaled to ``scale`` of
+    the image's sides; mirrored in half of the cases. In ``jitter`` of the cases colours:
+    brightness, contrast and saturation by factors in ``1 ± 0.8 s``, hue by an angle in ``± 0.2 s``
+    of a turn, s the strength; in ``grey`` of the cases none. In ``blur`` of the cases a Gaussian, σ
+    in [0.1, 2] pixels, as wide as a tenth of the side. ``prepare``: what the inputs were prepared
+    with; colours are those of the images before.
 
     x: ``float[b, C, H, W]``, 1 or 3 channels (one has brightness and contrast alone); the same
     state of the generator gives the same view. Ours: all colours are one affine map of each image,
@@ -64,7 +64,7 @@ class Distortion:
     jitter: float = 0.8
     grey: float = 0.2
     blur: float = 0.0
-    size: int | None = None
+    scale: float = 1.0
     prepare: Prepare = field(default_factory=Prepare)
 
     def __post_init__(self) -> None:
@@ -73,6 +73,8 @@ class Distortion:
         for name in ("jitter", "grey", "blur"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if not 0 < self.scale <= 1:
+            raise ConfigError(f"scale must lie in (0, 1], not {self.scale}")
         if not 0 <= self.strength <= 1.25:
             raise ConfigError(f"strength must lie in [0, 1.25], not {self.strength}")
 
@@ -83,7 +85,7 @@ class Distortion:
                 fix="give the images grey or RGB channels",
             )
         draw = _Draw(len(x), generator, x.device)
-        x = _cropped(x, draw, self.area, self.size)
+        x = _cropped(x, draw, self.area, self.scale)
         images = _recoloured(self.prepare.undo(x), draw, self)
         if self.blur:
             images = _blurred(images, draw, self.blur)
@@ -95,8 +97,9 @@ class SimclrConfig:
     """How to train an encoder.
 
     temperature: of the loss. hidden, projection: widths of the head that is thrown away.
-    strength, area, blur: see `Distortion`. lr: the highest rate, reached after ``warmup`` of the
-    steps and falling by a cosine; for a batch of 256 images, and scaled in proportion.
+    strength, area, blur, scale: see `Distortion`; a scale of 0.5 costs a quarter. lr: the highest
+    rate, reached after ``warmup`` of the steps and falling from there; for a batch of 256 images,
+    and scaled in proportion.
     """
 
     epochs: int = 30
@@ -107,7 +110,7 @@ class SimclrConfig:
     strength: float = 0.5
     area: tuple[float, ...] = (0.2, 1.0)
     blur: float = 0.0
-    size: int | None = None
+    scale: float = 1.0
     lr: float = 0.3
     weight_decay: float = 1e-4
     warmup: float = 0.1
@@ -125,12 +128,11 @@ class SimclrConfig:
 
 # two-cores: minutes on a CPU. published: CIFAR-10 in the paper's appendix (ResNet-50, no blur).
 SETTINGS: Mapping[str, SimclrConfig] = {
-    "two-cores": SimclrConfig(),
+    "two-cores": SimclrConfig(epochs=60, scale=0.5),
     "published": SimclrConfig(
         epochs=1000,
         batch_size=512,
         temperature=0.5,
-        size=None,
         hidden=2048,
         projection=128,
         area=(0.08, 1.0),
@@ -243,6 +245,12 @@ def _contrasted(
     what, device = "simclr", _single_device("simclr")
     samples = samples.resident(device)
     model = copy.deepcopy(model).to(device)
+    if fitting(config, model, samples) != config:
+        raise ModelError(
+            f"the network does not take images of {config.scale:g} times the side",
+            where=what,
+            fix="set simclr.scale to 1",
+        )
     learner = _learner(model, samples, config, seed)
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tuning, view = _tuning(config), _view(config, samples)
@@ -278,6 +286,19 @@ def _contrasted(
             checkpoint.save(epoch + 1, state_of(learner, optimizer))
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return model.eval()
+
+
+def fitting(config: SimclrConfig, model: nn.Module, samples: Samples) -> SimclrConfig:
+    """The settings, with a scale of 1 for a network that takes images of one size alone."""
+    view, x = _view(config, samples), _images(samples.example(), "simclr")
+    try:
+        with evaluating(model), torch.no_grad():
+            logits_of(
+                model, view(x, torch_generator(0, "simclr")).to(next(model.parameters()).device)
+            )
+    except RuntimeError:  # what torch says of shapes that do not match
+        return replace(config, scale=1.0)
+    return config
 
 
 def encoded(
@@ -333,7 +354,7 @@ def _view(config: SimclrConfig, samples: Samples) -> Distortion:
         strength=config.strength,
         area=config.area,
         blur=config.blur,
-        size=config.size,
+        scale=config.scale,
         prepare=samples.prepare,
     )
 
@@ -378,8 +399,8 @@ class _Draw:
         return self.uniform(0, 1) < share
 
 
-def _cropped(x: Tensor, draw: _Draw, area: tuple[float, ...], size: int | None) -> Tensor:
-    """A random part of every image, bilinearly scaled to its size, and perhaps mirrored."""
+def _cropped(x: Tensor, draw: _Draw, area: tuple[float, ...], scale: float) -> Tensor:
+    """A random part of every image, bilinearly scaled, and perhaps mirrored."""
     share = draw.uniform(area[0], area[1])
     aspect = draw.uniform(-math.log(4 / 3), math.log(4 / 3)).exp()
     wide = (share * aspect).sqrt().clamp(max=1)  # of the image's width
@@ -389,8 +410,8 @@ def _cropped(x: Tensor, draw: _Draw, area: tuple[float, ...], size: int | None) 
     mirrored = torch.where(draw.coins(0.5), -wide, wide)
     none = torch.zeros_like(wide)
     rows = torch.stack([mirrored, none, left, none, high, down], dim=1).view(-1, 2, 3)
-    side = [size, size] if size else list(x.shape[2:])
-    grid = nn.functional.affine_grid(rows, [*x.shape[:2], *side], align_corners=False)
+    sides = [max(1, round(scale * side)) for side in x.shape[2:]]
+    grid = nn.functional.affine_grid(rows, [*x.shape[:2], *sides], align_corners=False)
     return nn.functional.grid_sample(
         x, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
