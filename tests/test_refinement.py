@@ -195,12 +195,19 @@ def test_rounds_that_go_on_start_from_the_network_before(monkeypatch):
 
 
 def test_augmentation_grows_as_told():
-    data = noisy(50)
+    data = replace(noisy(50), view=None)
     assert distorted(data, 0.0) is data
     views = [distorted(data, s).view for s in (0.2, 0.6)]
     assert all(isinstance(v, Distortion) for v in views)
     assert [v.strength for v in views] == [0.2, 0.6]
     assert views[0].area[0] > views[1].area[0]
+
+
+def test_a_stronger_view_is_one_of_the_samples_own():
+    data = replace(noisy(50), view=lambda x, generator: x.flip(3))
+    x, draws = data.batch(np.arange(50)), [torch.Generator().manual_seed(3) for _ in range(2)]
+    alone = distorted(replace(data, view=None), 0.5).view
+    assert torch.equal(distorted(data, 0.5).view(x, draws[0]), alone(x.flip(3), draws[1]))
 
 
 def test_divide_mix_takes_the_refined_labels(monkeypatch):

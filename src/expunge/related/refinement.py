@@ -20,6 +20,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from expunge.data import Samples
+from expunge.data.samples import View
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.layers import check_model, discover, module_named
 from expunge.progress import Progress, silent
@@ -53,7 +54,7 @@ class RefineConfig:
     epochs: int = 3
     first: int = 8
     quantile: float = 0.9
-    share: float = 0.3
+    share: float = 0.2
     confidence: float = 0.0
     doubt: float = 0.5
     strengths: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.15)
@@ -118,7 +119,7 @@ def judge(
     labels: np.ndarray,
     *,
     quantile: float = 0.9,
-    share: float = 0.3,
+    share: float = 0.2,
     confidence: float = 0.0,
     doubt: float = 0.5,
 ) -> Judgement:
@@ -324,17 +325,28 @@ def finish(
     return tune(model, viewed, targets, how, seed=at, progress=progress, what=what)
 
 
+@dataclass(frozen=True)
+class _Then:
+    """One view of another."""
+
+    first: View
+    second: View
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.second(self.first(x, generator), generator)
+
+
 def distorted(samples: Samples, strength: float) -> Samples:
-    """The samples with a random view as strong as this: crops, colours, grey; 0 leaves theirs."""
+    """The samples with a view that distorts their own further: crops, colours; 0 leaves theirs."""
     if not strength:
         return samples
-    view = Distortion(
+    view: View = Distortion(
         strength=strength,
         area=(1 - 0.8 * strength, 1.0),
         grey=0.2 * strength,
         prepare=samples.prepare,
     )
-    return replace(samples, view=view)
+    return replace(samples, view=_Then(samples.view, view) if samples.view else view)
 
 
 def with_fresh_head(model: nn.Module, samples: Samples, seed: int) -> nn.Module:
