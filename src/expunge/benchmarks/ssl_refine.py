@@ -32,7 +32,7 @@ from expunge.tuning import SCRATCH_RATE, TuneConfig, targets_of, tune
 from expunge.weights import load_weights, save_weights
 
 KEYS = ("data", "n", "noise", "rate", "method", "seed")
-RATES = (0.2, 0.4)
+RATES = (0.4,)
 # The refinement always runs: the others get its seconds.
 WHOLE, ENCODER = "ssl-refine", "simclr"
 T = TypeVar("T")
@@ -173,9 +173,25 @@ def softmax_weighted(case: Case) -> Outcome:
     return _rounds(case, *case.refine(replace(case.config, loss="softmax-weighted")))
 
 
+@methods.register("from-checkpoint")
+def from_checkpoint(case: Case) -> Outcome:
+    """Plain training as for a repair, then the recipe: the pre-training starts from that network.
+
+    Takes twice the seconds, since the checkpoint is there already in a repair.
+    """
+    noisy, _, before = case.noisy
+
+    def work() -> Refined:
+        given = noisy, case.scene.train, case.config
+        return refine(*given, seed=case.seed, progress=case.progress)
+
+    found, spent = timed(work)
+    return _rounds(case, found, before + spent)
+
+
 @methods.register("ssl-refine+divide-mix")
 def handed_over(case: Case) -> Outcome:
-    """The refinement, its labels and encoder handed to DivideMix in place of the last training."""
+    """The refinement, its labels and network handed to DivideMix in place of the last training."""
     last = case.epoch_seconds * case.config.last
     config = replace(case.config, finish="divide-mix", last=_divide_mix_epochs(case, last))
     given = case.scene.train, case.refined[0].rounds[-1], case.encoder, config

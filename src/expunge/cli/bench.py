@@ -257,9 +257,7 @@ def bench_ssl_refine(
     noise: Annotated[
         str, typer.Option(help="instance, instance-raw (Xia et al.) or ambiguous (Chen et al.).")
     ] = "instance",
-    rate: Annotated[
-        list[float] | None, typer.Option(help="Shares of wrong labels; 0.2 and 0.4.")
-    ] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Shares of wrong labels; 0.4.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Methods; all.")] = None,
     n: Annotated[int, typer.Option(min=100, help="Training images.")] = 5_000,
     seeds: Seeds = 1,

@@ -9,7 +9,7 @@ augmentation from round to round. All numbers here are our choice.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,7 +24,8 @@ from expunge.data.samples import View
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.layers import check_model, discover, module_named
 from expunge.progress import Progress, silent
-from expunge.related.simclr import SETTINGS, Distortion, SimclrConfig, fitting, pretrain
+from expunge.related.simclr import SETTINGS as SIMCLR
+from expunge.related.simclr import Distortion, SimclrConfig, fitting, pretrain
 from expunge.rng import derive, seeded
 from expunge.robust import trainers
 from expunge.runs import Artefact, Run, opened
@@ -37,7 +38,7 @@ from expunge.weights import fit_weights, model_fingerprint
 class RefineConfig:
     """How labels are refined.
 
-    simclr: the pre-training, `SETTINGS` has two. rounds: how often labels are renewed. stages, of
+    simclr: the pre-training. rounds: how often labels are renewed. stages, of
     ``epochs`` epochs each (``first`` in the first round): the trainings of a round, one after the
     other; in each the learning rate rises and falls, so that each ends with a network that has
     settled. quantile, share, confidence, doubt: see `judge`. strengths: of the distortion in each
@@ -48,7 +49,7 @@ class RefineConfig:
     how, by `tuning.tune` or by DivideMix. tune: rate, batch size, optimiser of all of these.
     """
 
-    simclr: SimclrConfig = field(default_factory=lambda: SETTINGS["two-cores"])
+    simclr: SimclrConfig = field(default_factory=lambda: SIMCLR["two-cores"])
     rounds: int = 4
     stages: int = 3
     epochs: int = 3
@@ -57,9 +58,9 @@ class RefineConfig:
     share: float = 0.2
     confidence: float = 0.0
     doubt: float = 0.5
-    strengths: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.15)
+    strengths: tuple[float, ...] = (0.0,)
     loss: Literal["cross-entropy", "softmax-weighted"] = "cross-entropy"
-    restart: bool = True
+    restart: bool = False
     last: int = 12
     finish: Literal["tune", "divide-mix"] = "tune"
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="everything", lr=0.1))
@@ -73,6 +74,21 @@ class RefineConfig:
                 raise ConfigError(f"refine.{name} must lie in [0, 1], not {getattr(self, name)}")
         if not self.strengths or not all(0 <= s <= 1 for s in self.strengths):
             raise ConfigError(f"refine.strengths must lie in [0, 1], not {self.strengths}")
+
+
+# two-cores: minutes on a CPU; so few epochs bear no stronger views. gpu: as long as papers train.
+SETTINGS: Mapping[str, RefineConfig] = {
+    "two-cores": RefineConfig(),
+    "gpu": RefineConfig(
+        simclr=SIMCLR["published"],
+        stages=5,
+        epochs=6,
+        first=6,
+        strengths=(0.0, 0.2, 0.4, 0.6, 0.4),
+        restart=True,
+        last=200,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -225,7 +241,7 @@ def ssl_refine(
 
     config: of every training in it; its epochs are those on the final labels.
     """
-    simclr = fitting(SETTINGS["two-cores"], model, samples)
+    simclr = fitting(SIMCLR["two-cores"], model, samples)
     chosen = RefineConfig(simclr=simclr, tune=config, last=max(1, config.epochs))
     return refine(model, samples, chosen, seed=seed, progress=progress).model
 
