@@ -251,6 +251,7 @@ def test_the_recipe_starts_from_the_checkpoint_and_trains_by_refinement():
     recipe = resolve("ssl-refine")
     assert (recipe.start, recipe.trainer, recipe.tune.data) == ("model", "ssl-refine", "everything")
     assert not recipe.prune.cuts
+    assert recipe.least == 0  # also where the partition finds nothing
     assert trainers.get("ssl-refine") is refinement.ssl_refine
 
 
@@ -269,6 +270,7 @@ def test_a_repair_by_refinement_is_one_of_the_recipes(monkeypatch):
     )
     assert same(seen[0][0], model)  # from the checkpoint, memorised or not
     assert seen[0][1].lr == 0.1
+    assert result.verdict.word == "repair"
     assert isinstance(result.model, nn.Module)
     assert result.after.accuracy.value > 0.2
     assert result.classes == CLASSES

@@ -305,10 +305,12 @@ def divide_mix(recipe: Recipe) -> Recipe:
 def ssl_refine(recipe: Recipe) -> Recipe:
     """Neighbour: the body learns from the images alone, then labels are refined (arXiv 2412.04898).
 
-    From the weights given, whose labels it does not believe; the partition is not asked.
+    From the weights given, whose labels it does not believe; the partition is not asked, not even
+    whether there is noise: of the kind that this is for it sees little.
     """
     tune = replace(recipe.tune, data="everything", lr=0.1, epochs=2 * recipe.tune.epochs)
-    return replace(_uncut(recipe), trainer="ssl-refine", tune=tune, rounds=RoundsConfig())
+    chosen = replace(_uncut(recipe), trainer="ssl-refine", tune=tune, rounds=RoundsConfig())
+    return replace(chosen, least=0.0)
 
 
 def _from_scratch(recipe: Recipe, *, cost: float) -> Recipe:

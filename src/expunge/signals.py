@@ -56,6 +56,7 @@ def collect(
     needs: any of ``"attribution"``, ``"mass"``, ``"vectors"``, ``"head"``, ``"features"``,
     ``"views"``, and ``"deep"`` and ``"attributed"``, which cost a forward and a backward pass each;
     the logits always come.
+    Features that came with the samples stand beside the stages'.
     layer: where the attribution is taken; the input of the head by default, where it has a closed
     form and costs nothing. stages: layers whose outputs are pooled as features; found by default.
     views: random views a sample; every view costs one more forward pass. Features are averaged

@@ -38,14 +38,14 @@ from expunge.weights import fit_weights, model_fingerprint
 class RefineConfig:
     """How labels are refined.
 
-    simclr: the pre-training. rounds: how often labels are renewed. stages, of
-    ``epochs`` epochs each (``first`` in the first round): the trainings of a round, one after the
-    other; in each the learning rate rises and falls, so that each ends with a network that has
-    settled. quantile, share, confidence, doubt: see `judge`. strengths: of the distortion in each
-    round and, last, on the final labels; 0 is the samples' own view; too short a list goes on with
-    its last. loss: with ``softmax-weighted`` every sample counts by the probability that the
-    network gave its label at the end of the stage before. restart: whether a round begins with the
-    encoder and a fresh head, or goes on. last: epochs of the training on the final labels. finish:
+    simclr: the pre-training. rounds: how often labels are renewed. stages, of ``epochs`` epochs
+    each (``first`` in the first round): the trainings of a round, one after the other; in each the
+    learning rate rises and falls, so that each ends with a network that has settled. quantile,
+    share, confidence, doubt: see `judge`. strengths: of the distortion in each round and, last, on
+    the final labels; 0 is the samples' own view; too short a list goes on with its last. loss: with
+    ``softmax-weighted`` every sample counts by the probability that the network gave its label at
+    the end of the stage before. restart: whether every round and the last training begin with the
+    encoder and a fresh head, or go on. last: epochs of the training on the final labels. finish:
     how, by `tuning.tune` or by DivideMix. tune: rate, batch size, optimiser of all of these.
     """
 
@@ -270,11 +270,13 @@ class _Work:
             model = start
             if start is self.encoder:
                 model = with_fresh_head(start, self.samples, derive(self.seed, name))
-            probs = [] if before is None else [_said(before.model, self.samples)]
+            weighted, probs = config.loss == "softmax-weighted", []
+            if weighted and before is not None:
+                probs.append(_said(before.model, self.samples))
             viewed = distorted(self.samples, _at(config.strengths, number))
             for stage in range(config.stages):
                 w = weights
-                if config.loss == "softmax-weighted" and probs:
+                if weighted and probs:
                     w = weights * probs[-1][np.arange(len(labels)), labels]
                 model = tune(
                     model,
@@ -307,9 +309,8 @@ class _Work:
 
         def compute() -> Artefact:
             given = self.samples, before, self.encoder, self.config
-            return Artefact(
-                tensors=_prefixed(finish(*given, seed=self.seed, progress=self.progress))
-            )
+            model = finish(*given, seed=self.seed, progress=self.progress)
+            return Artefact(tensors=_prefixed(model))
 
         artefact = self.run.stage("5-tune", {"reads": dict(self.run.keys)}, compute)
         return _with_weights(self.encoder, artefact, "5-tune")
@@ -326,7 +327,7 @@ def finish(
 ) -> nn.Module:
     """A network trained on the labels of the last round, for ``config.last`` epochs.
 
-    From the encoder and a fresh head, or from the round's own network (``restart``). DivideMix
+    From the round's own network, or from the encoder and a fresh head (``restart``). DivideMix
     takes all samples with their labels as they are now, and finds its own doubts.
     """
     what, found = "last", before.judgement
