@@ -242,6 +242,10 @@ def test_refinement_mends_labels_and_beats_training_on_them():
         for model in (plain, refined.model)
     ]
     assert found[1] > found[0] + 0.08, found
+    wrong = data.labels != truth[:700]
+    shown, given = torch.from_numpy(x[:700][wrong]), data.labels[wrong]
+    kept = [float((m(shown).argmax(1).numpy() == given).mean()) for m in (plain, refined.model)]
+    assert kept[1] < 0.7 * kept[0], kept
 
 
 # --------------------------------------------------------------------------- in a repair
@@ -285,5 +289,9 @@ def test_the_trainer_of_the_recipe_takes_its_settings(monkeypatch):
 
     monkeypatch.setattr(refinement, "refine", fake)
     how = {"seed": 0, "rate": 0.3, "progress": lambda *a: None, "what": "x"}
-    refinement.ssl_refine(network(), noisy(60), replace(TUNE, epochs=5), **how)
-    assert (seen[0].last, seen[0].tune.lr) == (5, 0.05)
+    for epochs in (63, 126, 1):
+        refinement.ssl_refine(network(), noisy(60), replace(TUNE, epochs=epochs), **how)
+    assert [c.trained for c in seen] == [63, 126, 13]  # one each at least
+    assert seen[0] == replace(RefineConfig(), simclr=seen[0].simclr, tune=seen[0].tune)
+    assert (seen[0].tune.lr, seen[0].simclr.scale) == (0.05, 1.0)  # digits for an MLP
+    assert resolve("ssl-refine").tune.epochs == RefineConfig().trained

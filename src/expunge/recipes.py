@@ -308,7 +308,7 @@ def ssl_refine(recipe: Recipe) -> Recipe:
     From the weights given, whose labels it does not believe; the partition is not asked, not even
     whether there is noise: of the kind that this is for it sees little.
     """
-    tune = replace(recipe.tune, data="everything", lr=0.1, epochs=2 * recipe.tune.epochs)
+    tune = replace(_longer(recipe, 10.5).tune, data="everything", lr=0.1)
     chosen = replace(_uncut(recipe), trainer="ssl-refine", tune=tune, rounds=RoundsConfig())
     return replace(chosen, least=0.0)
 

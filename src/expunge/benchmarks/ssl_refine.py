@@ -317,7 +317,7 @@ def _repaired(case: Case, train: Samples) -> Outcome:
 
 def _rounds(case: Case, refined: Refined, seconds: float) -> Outcome:
     """A refinement's outcome, and for each round what it did to the labels."""
-    scene, config = case.scene, case.config
+    scene = case.scene
     truth, before, rounds = scene.truth.labels, scene.train.labels, []
     for model, found in refined.rounds:
         kept, moved = found.weights == 1, found.labels != before
@@ -335,8 +335,7 @@ def _rounds(case: Case, refined: Refined, seconds: float) -> Outcome:
             }
         )
         before = found.labels
-    epochs = config.stages * (config.first + (config.rounds - 1) * config.epochs) + config.last
-    return Outcome(refined.model, epochs, seconds, {"rounds": rounds})
+    return Outcome(refined.model, case.config.trained, seconds, {"rounds": rounds})
 
 
 def _divided(case: Case, samples: Samples, epochs: int, progress: Progress) -> nn.Module:

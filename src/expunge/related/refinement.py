@@ -65,6 +65,11 @@ class RefineConfig:
     finish: Literal["tune", "divide-mix"] = "tune"
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="everything", lr=0.1))
 
+    @property
+    def trained(self) -> int:
+        """Epochs of all stages and of the last training."""
+        return self.stages * (self.first + (self.rounds - 1) * self.epochs) + self.last
+
     def __post_init__(self) -> None:
         for name in ("rounds", "stages", "epochs", "first", "last"):
             if getattr(self, name) < 1:
@@ -239,10 +244,12 @@ def ssl_refine(
 ) -> nn.Module:
     """`refine` as the trainer of a recipe: from a checkpoint, whose labels are not believed.
 
-    config: of every training in it; its epochs are those on the final labels.
+    config: of every training in it; its epochs are shared out as `RefineConfig` has them, 63.
     """
-    simclr = fitting(SIMCLR["two-cores"], model, samples)
-    chosen = RefineConfig(simclr=simclr, tune=config, last=max(1, config.epochs))
+    usual, simclr = RefineConfig(), fitting(SIMCLR["two-cores"], model, samples)
+    part = config.epochs / usual.trained
+    epochs, first, last = (max(1, round(part * n)) for n in (usual.epochs, usual.first, usual.last))
+    chosen = replace(usual, simclr=simclr, tune=config, epochs=epochs, first=first, last=last)
     return refine(model, samples, chosen, seed=seed, progress=progress).model
 
 
