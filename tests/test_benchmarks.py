@@ -18,7 +18,8 @@ from expunge import pipeline
 from expunge.benchmarks import cifar, detect, memory, published, repair
 from expunge.benchmarks.demo import Digits
 from expunge.benchmarks.fields import Setting, grid, trained
-from expunge.benchmarks.noise import Truth, instance_dependent, mild_inputs
+from expunge.benchmarks.instance_noise import instance_dependent
+from expunge.benchmarks.noise import Truth, mild_inputs
 from expunge.benchmarks.peers import Case, Verdict, peers
 from expunge.benchmarks.suites import Ledger, Table, mean
 from expunge.detectors import detectors

@@ -237,7 +237,8 @@ def neighbour_disagreement(
     The mean over layers of ``max_{c≠y} log v_c − log v_y``, with v the smoothed label shares of the
     k nearest other samples by cosine of centred, pooled features. k defaults to ``√n / 3`` within
     5 … 50. A layer that has memorised the labels agrees with all of them, so it adds the same to
-    every sample and spoils nothing; mixing the layers' features before the search would.
+    every sample and spoils nothing; mixing the layers' features before the search would. Features
+    of another encoder that came with the samples count as one more layer.
 
     Cost: n² · Σ d multiply-adds in chunks of ``chunk × n``; memory n · Σ d floats. Beyond some
     100,000 samples search ``"approximate"`` is quicker (the extra ``expunge[faiss]``).

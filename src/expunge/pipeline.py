@@ -7,7 +7,6 @@ controls from the same partition, and measures. The stages themselves are in `st
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -38,6 +36,7 @@ from expunge.recipes import (
     recipes,
     resolve,
 )
+from expunge.related import refinement
 from expunge.runs import Artefact, Run, opened
 from expunge.stages import (
     Data,
@@ -63,7 +62,10 @@ from expunge.tables import (
     Verdict,
 )
 from expunge.tuning import TuneConfig, lost_classes
-from expunge.weights import fit_weights, save_weights
+from expunge.weights import fit_weights, model_fingerprint, save_weights
+
+# The trainers that neighbours of the method bring.
+robust.trainers.register("ssl-refine")(refinement.ssl_refine)
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
@@ -687,12 +689,3 @@ def _write(job: _Job, run: Run, result: RepairResult) -> None:
     run.write("report.html", pages.html(result, images=images, clips=clips))
     run.write("report.md", reports.markdown(result))
     run.write("result.json", json.dumps(reports.summary(result), indent=2) + "\n")
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """A hash of the architecture and of all weights."""
-    hashed = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
-        hashed.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return hashed.hexdigest()

@@ -144,9 +144,9 @@ class Recipe:
 
     score: four views, where scores alone take six: the time shows the difference, and the result
     does not. start: fine-tune the model given, or train it anew from scratch.
-    trainer: another way to train than `tuning.tune`, see `robust`. least: where a smaller share of
-    the samples is flagged the model is left alone: too few for their removal to outweigh the harm
-    that any tuning can do.
+    trainer: another way to train than `tuning.tune`, see `robust` and `related.refinement`. least:
+    where a smaller share of the samples is flagged the model is left alone: too few for their
+    removal to outweigh the harm that any tuning can do.
     """
 
     score: ScoreConfig = field(default_factory=lambda: ScoreConfig(views=4))
@@ -156,7 +156,7 @@ class Recipe:
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
-    trainer: Literal["", "elr", "co-teaching", "divide-mix"] = ""
+    trainer: Literal["", "elr", "co-teaching", "divide-mix", "ssl-refine"] = ""
     least: float = 0.02
 
     def __post_init__(self) -> None:
@@ -299,6 +299,18 @@ def co_teaching(recipe: Recipe) -> Recipe:
 def divide_mix(recipe: Recipe) -> Recipe:
     """Peer: two fresh networks, mixtures and MixMatch (arXiv 2002.07394)."""
     return replace(_from_scratch(recipe, cost=8.0), trainer="divide-mix")
+
+
+@recipes.register("ssl-refine")
+def ssl_refine(recipe: Recipe) -> Recipe:
+    """Neighbour: the body learns from the images alone, then labels are refined (arXiv 2412.04898).
+
+    From the weights given, whose labels it does not believe; the partition is not asked, not even
+    whether there is noise: of the kind that this is for it sees little.
+    """
+    tune = replace(_longer(recipe, 10.5).tune, data="everything", lr=0.1)
+    chosen = replace(_uncut(recipe), trainer="ssl-refine", tune=tune, rounds=RoundsConfig())
+    return replace(chosen, least=0.0)
 
 
 def _from_scratch(recipe: Recipe, *, cost: float) -> Recipe:

@@ -56,6 +56,7 @@ def collect(
     needs: any of ``"attribution"``, ``"mass"``, ``"vectors"``, ``"head"``, ``"features"``,
     ``"views"``, and ``"deep"`` and ``"attributed"``, which cost a forward and a backward pass each;
     the logits always come.
+    Features that came with the samples stand beside the stages'.
     layer: where the attribution is taken; the input of the head by default, where it has a closed
     form and costs nothing. stages: layers whose outputs are pooled as features; found by default.
     views: random views a sample; every view costs one more forward pass. Features are averaged
@@ -123,7 +124,7 @@ def collect(
         probs=samples.probs,
         views=looks if needs & {"features", "views"} else 0,
         trusted=samples.trusted,
-        features=_table(parts, "feature"),
+        features=_table(parts, "feature") | (dict(samples.features) if "features" in needs else {}),
         attributed=_table(parts, "attributed"),
         columns={k: v.astype(np.float64) for k, v in parts.items() if v.ndim == 1},
     )

@@ -186,7 +186,7 @@ def tune(
     samples = samples.resident(accelerator.device)
     _freeze_batch_norm(model)
     augment = config.augment and samples.view is not None
-    first = _resume(checkpoint, model, optimizer, accelerator)
+    first = resumed(checkpoint, model, optimizer, accelerator)
     size = batch_size_of(config, len(samples))
     cuts = batch_cuts(len(targets.positions), size, 2 * accelerator.num_processes)
     batches = len(cuts) + 1
@@ -215,7 +215,7 @@ def tune(
                 fix="lower the learning rate",
             )
         if checkpoint is not None:
-            checkpoint.save(epoch + 1, _state(model, optimizer))
+            checkpoint.save(epoch + 1, state_of(model, optimizer))
     if accelerator.num_processes > 1:  # each has seen its own part: batch norm's averages differ
         broadcast(list(model.buffers()))
     for parameter, flag in zip(model.parameters(), wanted, strict=True):
@@ -336,7 +336,7 @@ def _batch(
     return as_images(x), y, w
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and the optimiser's memory as one flat dictionary of tensors."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, memory in optimizer.state_dict()["state"].items():
@@ -346,14 +346,14 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
 
 
-def _resume(
+def resumed(
     checkpoint: Checkpoint | None,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None = None,
 ) -> int:
     """Put the saved state back, if there is one; returns the number of epochs that are done."""
-    saved = once(accelerator, checkpoint.load) if checkpoint is not None else None
+    saved = once(accelerator or Accelerator(), checkpoint.load) if checkpoint is not None else None
     if saved is None:
         return 0
     epoch, tensors = saved

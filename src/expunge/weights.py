@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import tempfile
@@ -163,3 +164,12 @@ def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
             where=where,
             fix="use a checkpoint from before the training diverged",
         )
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A hash of the architecture and of all weights."""
+    hashed = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        hashed.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()

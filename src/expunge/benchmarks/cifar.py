@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from expunge.benchmarks.fields import Setting
-from expunge.benchmarks.noise import (
-    Scene,
-    Truth,
-    gaussian_inputs,
+from expunge.benchmarks.instance_noise import (
+    ambiguous,
     instance_dependent,
-    mild_inputs,
-    wrong_labels,
+    mean_prediction,
+    scaled,
 )
+from expunge.benchmarks.noise import Scene, Truth, gaussian_inputs, mild_inputs, wrong_labels
 from expunge.data import Samples
 from expunge.data.samples import TensorInputs
 from expunge.data.sources import DataConfig, LabelFile, other_labels, read
@@ -42,6 +41,8 @@ NOISES: Mapping[str, tuple[float, ...]] = {
     "mild": (0.3,),
     "both": (0.4,),
 }
+# Ways to make labels wrong by what the image shows; see `instance_noise`.
+INSTANCE = ("instance", "instance-raw", "ambiguous")
 TRAINING: Mapping[str, TuneConfig] = {
     "fresh": TuneConfig(data="everything", epochs=20, lr=0.2, batch_size=128),
     "memorised": TuneConfig(data="everything", epochs=24, lr=0.2, batch_size=128, augment=False),
@@ -135,9 +136,15 @@ class Cifar:
             noisy = wrong_labels(truth, rate=share, noise="symmetric", classes=10, seed=seed)
         elif noise == "pair":
             noisy = wrong_labels(truth, rate=rate, noise="pair", classes=10, seed=seed)
-        elif noise == "instance":
-            x = _standardised(self._images(rows))
+        elif noise in ("instance", "instance-raw"):
+            pixels = self._images(rows)
+            x = scaled(pixels, "raw") if noise == "instance-raw" else _standardised(pixels)
             noisy = instance_dependent(x, truth, rate=rate, classes=10, seed=seed)
+        elif noise == "ambiguous":
+            right = self.train.subset(rows)
+            noisy = ambiguous(
+                mean_prediction(self.network(seed), right, seed=seed), truth, rate=rate
+            )
         else:
             noisy = truth
         return noisy, truth

@@ -7,8 +7,6 @@ from typing import Literal
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.special import softmax
-from scipy.stats import truncnorm
 
 from expunge import metrics
 from expunge.data import Samples
@@ -16,8 +14,6 @@ from expunge.errors import ConfigError
 from expunge.rng import generator
 
 LabelNoise = Literal["symmetric", "pair"]
-# Standard deviation of the rates that `instance_dependent` draws, as published.
-RATE_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,34 +77,6 @@ def gaussian_inputs(
     draw = generator(seed, "noise", "gaussian").standard_normal((len(chosen), *x.shape[1:]))
     corrupted[chosen] = np.clip(x[chosen] + sigma * draw, 0, 1).astype(x.dtype)
     return corrupted, at_rows(chosen, len(x))
-
-
-def instance_dependent(
-    x: np.ndarray, labels: np.ndarray, *, rate: float, classes: int, seed: int
-) -> np.ndarray:
-    """Labels that are wrong more often, and in another way, from image to image.
-
-    The generator of Xia et al. (arXiv 2006.07836): a flip rate ``q_i ~ N(rate, 0.1²)`` truncated to
-    [0, 1] for each sample; a projection ``W_y ~ N(0, 1)`` for each true class; with
-    ``a = x_iᵀ W_y`` and ``a_y = −∞`` the label is c ≠ y with probability ``q_i · softmax(a)_c``.
-
-    x: ``float[n, …]``. Its scaling shapes the noise: raw or [0, 1] pixels send most of a class to
-    one other class; centred ones (mean 0, deviation 1 by channel) about three in ten.
-    """
-    rng = generator(seed, "noise", "instance")
-    low, high = -rate / RATE_SPREAD, (1 - rate) / RATE_SPREAD
-    q = truncnorm.rvs(low, high, rate, RATE_SPREAD, size=len(labels), random_state=rng)
-    flat = x.reshape(len(x), -1)
-    noisy = labels.copy()
-    for y in range(classes):
-        rows = np.flatnonzero(labels == y)
-        a = flat[rows] @ rng.standard_normal((flat.shape[1], classes)).astype(flat.dtype)
-        a[:, y] = -np.inf
-        p = q[rows, None] * softmax(a.astype(np.float64), axis=1)
-        p[:, y] = 1 - q[rows]
-        draw = rng.random(len(rows))[:, None]
-        noisy[rows] = np.minimum((p.cumsum(axis=1) < draw).sum(axis=1), classes - 1)
-    return noisy
 
 
 def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from expunge.benchmarks import (
     memory,
     noise_layers,
     published,
+    ssl_refine,
     text_noise,
 )
 from expunge.benchmarks import demo as demos
@@ -245,6 +246,37 @@ def bench_memory(
             cifar.Cifar(data),
             sizes=n or (25_000, 250_000),
             views=views,
+            out=out,
+            command=command_line(),
+            progress=show,
+        )
+    _print_suite(rows, out, as_json)
+
+
+@bench.command("ssl-refine")
+def bench_ssl_refine(
+    data: CifarFolder = CIFAR,
+    noise: Annotated[
+        str, typer.Option(help="instance, instance-raw (Xia et al.) or ambiguous (Chen et al.).")
+    ] = "instance",
+    rate: Annotated[list[float] | None, typer.Option(help="Shares of wrong labels; 0.4.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Methods; all.")] = None,
+    n: Annotated[int, typer.Option(min=100, help="Training images.")] = 5_000,
+    seeds: Seeds = 1,
+    out: Annotated[Path, typer.Option(help="Where encoders, rows and tables go.")] = Path(
+        "runs/bench-ssl-refine"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Noise that depends on the image: labels refined in rounds, and others in the same seconds."""
+    with progress() as show:
+        rows = ssl_refine.bench(
+            cifar.Cifar(data),
+            noise=noise,
+            rates=rate or ssl_refine.RATES,
+            n=n,
+            names=method or (),
+            seeds=range(seeds),
             out=out,
             command=command_line(),
             progress=show,

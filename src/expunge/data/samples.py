@@ -95,12 +95,26 @@ class Prepare:
             x = x.float().div_(32768.0)
         elif x.is_floating_point():
             x = x.float()
+        return self.standardise(x)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """``(x − mean) / std`` by channel: the last step alone."""
         if not self.mean:
             return x
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        mean = torch.tensor(self.mean, device=x.device).view(shape)
-        std = torch.tensor(self.std, device=x.device).view(shape)
+        mean, std = self._by_channel(x)
         return (x - mean) / std
+
+    def undo(self, x: Tensor) -> Tensor:
+        """``x · std + mean``: back to scaled inputs, pixels in [0, 1]."""
+        if not self.mean:
+            return x
+        mean, std = self._by_channel(x)
+        return x * std + mean
+
+    def _by_channel(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        mean, std = (torch.tensor(v, device=x.device).view(shape) for v in (self.mean, self.std))
+        return mean, std
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,9 @@ class Samples:
     whether the ids came with the data (and so mean something elsewhere) or are positions.
     probs: class probabilities from elsewhere by name, ``float32[n, c]``: out-of-sample ones of
     models that did not see the sample (cross-validation), or means over the checkpoints of the
-    training. trusted: ``bool[n]``, samples that are known to be right. Both are optional evidence.
+    training. trusted: ``bool[n]``, samples that are known to be right. features: of another encoder
+    by name, ``float32[n, d]``, best of one that saw no labels; compared as the model's own layers
+    are. All three are optional evidence.
     rate: samples a second, where the inputs are sound. quarantined: what was left out of the source
     because it cannot be used, and why, by id; none of it is among the samples.
     """
@@ -128,6 +144,7 @@ class Samples:
     name: str = "data"
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     trusted: np.ndarray | None = None
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
     rate: int | None = None
     quarantined: Mapping[Any, str] = field(default_factory=dict)
 
@@ -154,6 +171,9 @@ class Samples:
         probs = {k: np.array(v, dtype=np.float32) for k, v in self.probs.items()}
         for key, p in probs.items():
             problems += _probability_problems(p, key, ids, shape)
+        features = {k: np.array(v, dtype=np.float32) for k, v in self.features.items()}
+        for key, values in features.items():
+            problems += _feature_problems(values, key, ids)
         trusted = None if self.trusted is None else np.array(self.trusted)
         if trusted is not None and (trusted.shape, trusted.dtype) != (ids.shape, np.bool_):
             problems.append(
@@ -165,9 +185,14 @@ class Samples:
         labels.setflags(write=False)
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "labels", labels)
-        for array in (*probs.values(), *([] if trusted is None else [trusted])):
+        for array in (
+            *probs.values(),
+            *features.values(),
+            *([] if trusted is None else [trusted]),
+        ):
             array.setflags(write=False)
         object.__setattr__(self, "probs", probs)
+        object.__setattr__(self, "features", features)
         object.__setattr__(self, "trusted", trusted)
 
     def __len__(self) -> int:
@@ -215,6 +240,7 @@ class Samples:
             inputs=_Subset(self.inputs, np.asarray(positions)),
             probs={k: p[positions] for k, p in self.probs.items()},
             trusted=None if self.trusted is None else self.trusted[positions],
+            features={k: f[positions] for k, f in self.features.items()},
         )
 
     def resident(self, device: torch.device) -> Samples:
@@ -239,6 +265,7 @@ class Samples:
             "view": _name_of(self.view),
             **{f"probs.{k}": _hash(p) for k, p in self.probs.items()},
             **({} if self.trusted is None else {"trusted": _hash(self.trusted)}),
+            **{f"features.{k}": _hash(f) for k, f in self.features.items()},
             **({} if self.rate is None else {"rate": str(self.rate)}),
         }
 
@@ -280,6 +307,13 @@ def _probability_problems(
     if bad.any():
         return [f"probabilities '{name}' are negative or do not sum to 1: ids {some(ids[bad])}"]
     return []
+
+
+def _feature_problems(values: np.ndarray, name: str, ids: np.ndarray) -> list[str]:
+    if values.ndim != 2 or len(values) != len(ids) or not values.shape[1]:
+        return [f"features '{name}' have shape {values.shape}, expected ({len(ids)}, d)"]
+    bad = ~np.isfinite(values).all(axis=1)
+    return [f"features '{name}' are NaN or infinite: ids {some(ids[bad])}"] if bad.any() else []
 
 
 def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int, part: bool) -> list[str]:
