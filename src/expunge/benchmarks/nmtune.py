@@ -362,7 +362,8 @@ def measured(
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Over noise rates, by rate, by corruption; leads are paired by encoder."""
-    return [summary(rows), by_noise(rows), by_corruption(rows)]
+    apart = (by_corruption(rows, data) for (data,) in distinct(rows, "data"))
+    return [summary(rows), by_noise(rows), *apart]
 
 
 def summary(rows: Sequence[Row]) -> Table:
@@ -390,17 +391,17 @@ def by_noise(rows: Sequence[Row]) -> Table:
     return Table(head, tuple(lines), "By noise in pre-training")
 
 
-def by_corruption(rows: Sequence[Row]) -> Table:
-    """Accuracy by kind of corruption, over all noise rates."""
+def by_corruption(rows: Sequence[Row], data: str) -> Table:
+    """Accuracy of each method by kind of corruption, over all noise rates."""
+    here = [r for r in rows if r["data"] == data]
+    kinds = tuple(here[0]["corruptions"])
     lines = []
-    for data, tune, method in distinct(rows, "data", "tune", "method"):
-        found = [r for r in rows if (r["data"], r["tune"], r["method"]) == (data, tune, method)]
-        for kind in found[0]["corruptions"]:
-            values = [(r["seed"], r["corruptions"][kind]) for r in found]
-            lines.append((data, f"{tune:,}", kind, method, _over(values)))
-    lines.sort(key=lambda line: line[:3])
-    head = ("data", "tuned on", "corruption", "method", "accuracy %")
-    return Table(head, tuple(lines), "Out of the domain, by kind, over all noise rates")
+    for tune, method in distinct(here, "tune", "method"):
+        found = [r for r in here if (r["tune"], r["method"]) == (tune, method)]
+        cells = (_over([(r["seed"], r["corruptions"][k]) for r in found]) for k in kinds)
+        lines.append((f"{tune:,}", method, *cells))
+    head = ("tuned on", "method", *kinds)
+    return Table(head, tuple(lines), f"Out of the domain, {data}, accuracy in % by corruption")
 
 
 def _noises(rows: Sequence[Row], data: str) -> set[float]:
