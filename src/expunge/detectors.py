@@ -196,7 +196,7 @@ def attribution_mass(signals: Signals) -> Detection:
     larger goes with less certainty over the samples (rank correlation), which needs no truth.
     """
     mass = np.log(np.maximum(signals.columns["attribution_mass"], 1e-12))
-    centred = centred_by_class(mass, signals.logits.argmax(axis=1), signals.logits.shape[1])
+    centred = centred_by_class(mass, signals.logits.argmax(axis=1))
     # Not the loss of the given label: wrong labels must not decide which inputs look bad.
     doubt = -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
     sign = spearmanr(centred, doubt).statistic if np.ptp(centred) and np.ptp(doubt) else 0.0
@@ -559,13 +559,9 @@ def label_margin(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return others.max(axis=1) - values[rows, labels]
 
 
-def centred_by_class(values: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
+def centred_by_class(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Values minus their group's median, over the median absolute deviation of all that is left."""
-    centred = values.astype(np.float64).copy()
-    for group in range(classes):
-        inside = groups == group
-        if inside.any():
-            centred[inside] -= np.median(values[inside])
+    centred = _above_quantile(values.astype(np.float64), groups, 0.5)
     spread = np.median(np.abs(centred))
     return centred / spread if spread > 0 else centred
 

@@ -163,6 +163,14 @@ class Layout:
     tail: tuple[str, ...]
 
 
+def head_of(model: nn.Module, example: Batch, *, where: str = "", fix: str) -> str:
+    """The name of the linear layer that makes the logits; ModelError if none does. One pass."""
+    head = discover(model, example).head
+    if not head:
+        raise ModelError("no linear layer makes the logits", where=where, fix=fix)
+    return head
+
+
 def discover(model: nn.Module, example: Batch) -> Layout:
     """Find the layers of a model by running it once on an example and following the tensors."""
     calls: list[tuple[str, nn.Module, Value, Value]] = []

@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from expunge.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -37,6 +39,14 @@ def merge(parts: dict[str, np.ndarray], positions: np.ndarray, n: int) -> dict[s
         for where, columns in gathered:
             merged[name][where] = columns[name]
     return merged
+
+
+def alone(what: str, *, fix: str) -> Accelerator:
+    """The accelerator of work that is done in one process; ConfigError in one of many."""
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ConfigError("this training runs in one process only", where=what, fix=fix)
+    return accelerator
 
 
 def total(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from expunge.data import Samples
-from expunge.errors import ConfigError, DataError
+from expunge.data.samples import tensor_of
 from expunge.layers import as_images, evaluating, logits_of, reinitialised
+from expunge.processes import alone
 from expunge.progress import Progress
 from expunge.registry import Registry
 from expunge.rng import derive, generator, seeded, torch_generator
@@ -252,16 +252,10 @@ class _Training:
         progress: Progress,
         what: str,
     ) -> None:
-        accelerator = Accelerator()
-        if accelerator.num_processes > 1:
-            raise ConfigError(
-                "this training runs in one process only",
-                where=what,
-                fix="leave the recipe out, or start one process",
-            )
-        self.samples, self.seed = samples.resident(accelerator.device), seed
+        self.what = what
+        self.device = alone(what, fix="leave the recipe out, or start one process").device
+        self.samples, self.seed = samples.resident(self.device), seed
         self.config = with_rate(config, len(samples))
-        self.what, self.device = what, accelerator.device
         self._model, self._progress = model, progress
         self._cuts = batch_cuts(len(samples), batch_size_of(config, len(samples)), 2)
         self.total = (len(self._cuts) + 1) * config.epochs
@@ -275,10 +269,7 @@ class _Training:
 
     def inputs(self, rows: np.ndarray) -> Tensor:
         """Prepared inputs."""
-        x = self.samples.batch(rows, device=self.device)
-        if not isinstance(x, Tensor):
-            raise DataError("this training takes tensors, not dictionaries", where=self.what)
-        return x
+        return tensor_of(self.samples.batch(rows, device=self.device), self.what)
 
     def batches(self, epoch: int) -> Iterator[_Step]:
         """All samples in random order."""

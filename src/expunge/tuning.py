@@ -208,12 +208,7 @@ def tune(
                 accelerator.backward(loss)
                 optimizer.step()
                 progress(what, done + 1, total)
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"the loss became {loss.item()} in epoch {epoch + 1}",
-                where=what,
-                fix="lower the learning rate",
-            )
+        check_finite(loss, epoch, what)
         if checkpoint is not None:
             checkpoint.save(epoch + 1, state_of(model, optimizer))
     if accelerator.num_processes > 1:  # each has seen its own part: batch norm's averages differ
@@ -222,6 +217,16 @@ def tune(
         parameter.requires_grad_(flag)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return model.eval()
+
+
+def check_finite(loss: Tensor, epoch: int, what: str) -> None:
+    """ModelError if the last loss of an epoch (the first is 0) is not finite."""
+    if not torch.isfinite(loss):
+        raise ModelError(
+            f"the loss became {loss.item()} in epoch {epoch + 1}",
+            where=what,
+            fix="lower the learning rate",
+        )
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from expunge import pipeline, stages, tuning
@@ -17,7 +15,7 @@ from expunge.benchmarks.cifar import Cifar
 from expunge.benchmarks.demo import Digits
 from expunge.benchmarks.fields import Field, Setting
 from expunge.benchmarks.noise import Scene
-from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
+from expunge.benchmarks.suites import Ledger, Row, Table, busy_seconds, distinct, mean
 from expunge.charts import line_chart
 from expunge.data import Samples
 from expunge.data.samples import Prepare
@@ -235,7 +233,7 @@ class _Job:
         if METHODS[name].noise:
             network = with_noise(network, sigma, pixels=METHODS[name].pixels)
         config = self.size.training
-        started = _clock()
+        started = busy_seconds()
         model = tuning.tune(
             network,
             train,
@@ -246,7 +244,7 @@ class _Job:
             progress=self.progress,
             what=f"{name} {sigma:g}" if sigma else name,
         )
-        seconds = _clock() - started
+        seconds = busy_seconds() - started
         if name == "plain":
             self.plain = model
         return model, seconds
@@ -275,11 +273,6 @@ def with_noise(network: nn.Module, sigma: float, *, pixels: bool = True) -> Nois
     """Noise of one sigma at every pre-activation, and on the pixels."""
     sites = (INPUT,) if pixels else ()
     return NoisyNetwork(network, sigma, sites=(*sites, *pre_activations(network)))
-
-
-def _clock() -> float:
-    """Seconds: of busy cores on a CPU, which other work there does not change; else of the wall."""
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -447,7 +440,7 @@ class _Repaired:
         """Tune it as the key says, and see what it knows then."""
         method, sigma = METHODS[key["method"]], key["sigma"]
         noisy = method.noise
-        started = _clock()
+        started = busy_seconds()
         model = tuning.tune(
             with_noise(self.model, sigma, pixels=False) if noisy else self.model,
             self.samples,
@@ -458,7 +451,7 @@ class _Repaired:
             progress=progress,
             what=f"tune, {key['method']} {sigma:g}",
         )
-        seconds = _clock() - started
+        seconds = busy_seconds() - started
         if isinstance(model, NoisyNetwork):
             model.expectation = method.expectations[-1]
         test = replace(self.scene.test, prepare=Prepare())

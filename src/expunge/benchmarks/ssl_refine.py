@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from torch import nn
 
 from expunge import pipeline, stages
@@ -18,7 +16,7 @@ from expunge.benchmarks.cifar import INSTANCE, Cifar
 from expunge.benchmarks.fields import Setting
 from expunge.benchmarks.instance_noise import realised
 from expunge.benchmarks.noise import Scene
-from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
+from expunge.benchmarks.suites import Ledger, Row, Table, busy_seconds, distinct, mean
 from expunge.data import Samples
 from expunge.detectors import detect, neighbour_votes
 from expunge.errors import ConfigError, closest
@@ -359,14 +357,10 @@ def _divide_mix_epochs(case: Case, seconds: float) -> int:
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """A result and its seconds: of this process's work on a CPU, of the wall with a GPU.
-
-    So that what else a machine does neither shortens nor lengthens what the methods may take.
-    """
-    now = time.perf_counter if torch.cuda.is_available() else time.process_time
-    started = now()
+    """A result and its seconds, see `busy_seconds`."""
+    started = busy_seconds()
     result = work()
-    return result, now() - started
+    return result, busy_seconds() - started
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:

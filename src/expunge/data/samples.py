@@ -18,6 +18,15 @@ from torch import Tensor
 from expunge.errors import DataError, raise_all, some
 
 Batch = Tensor | dict[str, Tensor]
+
+
+def tensor_of(batch: Batch, where: str) -> Tensor:
+    """The batch, where it is one tensor; else DataError."""
+    if not isinstance(batch, Tensor):
+        raise DataError("this training takes tensors, not dictionaries", where=where)
+    return batch
+
+
 View = Callable[[Tensor, torch.Generator], Tensor]
 
 

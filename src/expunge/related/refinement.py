@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from expunge.data import Samples
 from expunge.data.samples import View
-from expunge.errors import ConfigError, DataError, ModelError
-from expunge.layers import check_model, discover, module_named
+from expunge.errors import ConfigError, DataError
+from expunge.layers import check_model, head_of, module_named
 from expunge.progress import Progress, silent
 from expunge.related.simclr import SETTINGS as SIMCLR
 from expunge.related.simclr import Distortion, SimclrConfig, fitting, pretrain
@@ -375,11 +375,8 @@ def distorted(samples: Samples, strength: float) -> Samples:
 
 def with_fresh_head(model: nn.Module, samples: Samples, seed: int) -> nn.Module:
     """A copy of a classifier whose last linear layer is drawn anew."""
-    head = discover(model, samples.example()).head
-    if not head:
-        raise ModelError(
-            "no linear layer makes the logits", where="refine", fix="use a model with a linear head"
-        )
+    fix = "use a model with a linear head"
+    head = head_of(model, samples.example(), where="refine", fix=fix)
     fresh = copy.deepcopy(model)
     reset: Callable[[], None] = module_named(fresh, head).reset_parameters  # type: ignore[assignment]
     with seeded(seed, "head"):

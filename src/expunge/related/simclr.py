@@ -18,9 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge.data import Samples
-from expunge.data.samples import Batch, Prepare
+from expunge.data.samples import Batch, Prepare, tensor_of
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.layers import as_images, captured, check_model, discover, evaluating, logits_of
+from expunge.layers import as_images, captured, check_model, evaluating, head_of, logits_of
+from expunge.processes import alone
 from expunge.progress import Progress, silent
 from expunge.rng import generator, seeded, torch_generator
 from expunge.runs import Artefact, opened
@@ -30,6 +31,7 @@ from expunge.tuning import (
     TuneConfig,
     autocast,
     batch_cuts,
+    check_finite,
     optimizer_of,
     resumed,
     set_lr,
@@ -169,13 +171,9 @@ class Body(nn.Module):
 
     def __init__(self, model: nn.Module, example: Batch) -> None:
         super().__init__()
-        self.model, self.head = model, discover(model, example).head
-        if not self.head:
-            raise ModelError(
-                "no linear layer makes the logits, so there is no encoder before it",
-                where="encoder",
-                fix="give a function from inputs to features",
-            )
+        self.model = model
+        fix = "give a function from inputs to features"
+        self.head = head_of(model, example, where="encoder", fix=fix)
 
     def forward(self, x: Tensor) -> Tensor:
         with captured(self.model, (), inputs_of=self.head) as found:
@@ -242,7 +240,8 @@ def _contrasted(
     progress: Progress,
 ) -> nn.Module:
     """The loop itself."""
-    what, device = "simclr", _single_device("simclr")
+    what = "simclr"
+    device = alone(what, fix="start one process").device
     samples = samples.resident(device)
     model = copy.deepcopy(model).to(device)
     if fitting(config, model, samples) != config:
@@ -266,7 +265,7 @@ def _contrasted(
             for step, rows in enumerate(np.split(order, cuts), start=epoch * batches):
                 set_lr(optimizer, tuning, (step + 0.5) / total)
                 draw = torch_generator(seed, what, step)
-                x = _images(samples.batch(rows, device=device), what)
+                x = tensor_of(samples.batch(rows, device=device), what)
                 both = torch.cat([view(x, draw), view(x, draw)])
                 with autocast(config.precision, device):
                     z = learner(as_images(both))
@@ -276,12 +275,7 @@ def _contrasted(
                 loss.backward()
                 optimizer.step()
                 progress(what, step + 1, total)
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"the loss became {loss.item()} in epoch {epoch + 1}",
-                where=what,
-                fix="lower the learning rate",
-            )
+        check_finite(loss, epoch, what)
         if checkpoint is not None:
             checkpoint.save(epoch + 1, state_of(learner, optimizer))
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -290,7 +284,7 @@ def _contrasted(
 
 def fitting(config: SimclrConfig, model: nn.Module, samples: Samples) -> SimclrConfig:
     """The settings, with a scale of 1 for a network that takes images of one size alone."""
-    view, x = _view(config, samples), _images(samples.example(), "simclr")
+    view, x = _view(config, samples), tensor_of(samples.example(), "simclr")
     try:
         with evaluating(model), torch.no_grad():
             logits_of(
@@ -324,7 +318,7 @@ def encoded(
     parts = []
     with evaluating(module), torch.no_grad():
         for rows in samples.batches(batch_size):
-            x = _images(samples.batch(rows, device=device), "encode")
+            x = tensor_of(samples.batch(rows, device=device), "encode")
             parts.append(function(x).float().cpu().numpy())
             progress("encode", int(rows[-1]) + 1, len(samples))
     features = np.concatenate(parts)
@@ -338,7 +332,7 @@ def _learner(model: nn.Module, samples: Samples, config: SimclrConfig, seed: int
     device = next(model.parameters()).device
     body = Body(model, samples.batch(np.arange(min(2, len(samples))), device=device))
     with evaluating(body), torch.no_grad():
-        width = body(_images(samples.batch(np.arange(1), device=device), "simclr")).shape[1]
+        width = body(tensor_of(samples.batch(np.arange(1), device=device), "simclr")).shape[1]
     with seeded(seed, "projection"):
         head = nn.Sequential(
             nn.Linear(width, config.hidden, bias=False),
@@ -366,21 +360,6 @@ def _tuning(config: SimclrConfig) -> TuneConfig:
         schedule="onecycle",
         warmup=config.warmup,
     )
-
-
-def _single_device(what: str) -> torch.device:
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise ConfigError(
-            "this training runs in one process only", where=what, fix="start one process"
-        )
-    return accelerator.device
-
-
-def _images(batch: Batch, what: str) -> Tensor:
-    if not isinstance(batch, Tensor):
-        raise DataError("this training takes tensors, not dictionaries", where=what)
-    return batch
 
 
 class _Draw:

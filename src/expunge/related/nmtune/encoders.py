@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError
-from expunge.layers import as_images, discover, evaluating
+from expunge.layers import as_images, discover, evaluating, head_of
 from expunge.progress import Progress, silent
 from expunge.related.nmtune.heads import Head, NMTune, descend, scale_of
 from expunge.related.nmtune.objectives import PRESETS, NMTuneConfig
@@ -29,11 +29,8 @@ def without_head(model: nn.Module, samples: Samples) -> nn.Module:
 
     ModelError if no linear layer makes the logits. Cost: one pass over two samples.
     """
-    name = discover(model, samples.example()).head
-    if not name:
-        raise ModelError(
-            "no linear layer makes the logits", fix="give an encoder that returns its features"
-        )
+    fix = "give an encoder that returns its features"
+    name = head_of(model, samples.example(), fix=fix)
     encoder = copy.deepcopy(model)
     return _put(encoder, name, nn.Identity())
 
