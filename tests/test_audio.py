@@ -205,7 +205,7 @@ def broken() -> dict[str, bytes | None]:
     soundfile.write(aiff, noise(800, seed=3), 16_000, format="AIFF")
     return {
         "hold no bytes": None,
-        "hold no sound: 0 samples": encoded(np.zeros(0, dtype=np.int16)),
+        "hold no sound: the recording is empty": encoded(np.zeros(0, dtype=np.int16)),
         "cannot be decoded (damaged, or no sound)": b"no sound at all, but bytes",
         "(truncated or damaged)": flac[: len(flac) // 2],
         "cannot be decoded": wav[:20],

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import t
 
 from expunge import pipeline
-from expunge.benchmarks import cifar, detect, memory, published, repair
+from expunge.benchmarks import cifar, detect, memory, prune, published, repair
 from expunge.benchmarks.demo import Digits
 from expunge.benchmarks.fields import Setting, grid, trained
 from expunge.benchmarks.instance_noise import instance_dependent
@@ -405,6 +405,49 @@ def test_oracles_know_the_truth_and_nobody_else_does(data):
     split = repair.true_partition(scene)
     assert_array_equal(split.flagged, scene.truth.noisy)
     assert_array_equal(split.suggested_label, scene.truth.labels)
+
+
+def test_cuts_of_every_size_start_from_one_network_and_partition(data, tmp_path, monkeypatch):
+    short = TuneConfig(data="everything", epochs=12, lr=0.05, batch_size=10, augment=False)
+    monkeypatch.setattr(cifar, "TRAINING", {"fresh": short, "memorised": short})
+    monkeypatch.setattr(cifar, "HELD_OUT", 0)
+    settings = [Setting("human_random1", state="memorised", n=100)]
+    split = repair.true_partition(data.scene(settings[0]))
+    monkeypatch.setattr(pipeline, "partition", lambda scores, **_: split)
+    tuned = []
+    monkeypatch.setattr(
+        prune.stages, "tune", lambda model, _, given, **settings: tuned.append(given) or model
+    )
+    rows = prune.bench(data, settings=settings, fractions=(0.25, 0.5), out=tmp_path)
+
+    assert [(r["ranking"], r["fraction"]) for r in rows] == [
+        ("nothing", 0.0),
+        *((name, f) for f in (0.25, 0.5) for name in prune.RANKINGS),
+    ]
+    assert all((given.flagged == split.flagged).all() for given in tuned)
+    assert len(tuned) == 7
+    sizes = {(r["ranking"], r["fraction"]): r["parameters"] for r in rows}
+    whole, quarter, half = (sizes[k] for k in (("nothing", 0), ("default", 0.25), ("default", 0.5)))
+    assert whole > quarter > half
+    assert {sizes[name, 0.5] for name in prune.RANKINGS} == {half}
+    assert len({r["accuracy"] for r in rows if r["fraction"] == 0.5}) > 1  # other units have gone
+    table = (tmp_path / "table.md").read_text()
+    assert (
+        f"| human_random1 | memorised | 50 | default | 1 | {100 * rows[4]['accuracy']:.1f} |"
+        in table
+    )
+
+    monkeypatch.setattr(prune, "trained", None)
+    assert prune.bench(data, settings=settings, fractions=(0.25, 0.5), out=tmp_path) == rows
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"fractions": (1.5,)}, "must lie in"), ({"rankings": ("randm-units",)}, "random-units")],
+)
+def test_cuts_that_cannot_be_are_refused_before_any_training(data, tmp_path, wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        prune.bench(data, settings=[Setting("none")], out=tmp_path, **wrong)
 
 
 def test_unknown_recipes_are_refused_before_any_training(data, tmp_path):

@@ -16,6 +16,7 @@ from expunge.benchmarks.fields import Field, Setting, trained
 from expunge.benchmarks.noise import Scene, Truth
 from expunge.benchmarks.peers import Case, peers
 from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
+from expunge.data import Samples
 from expunge.errors import ConfigError, closest
 from expunge.progress import Progress, silent
 from expunge.recipes import recipes, resolve
@@ -51,12 +52,11 @@ contenders: Registry[Callable[[Given], nn.Module]] = Registry("contender")
 @contenders.register("oracle-finetune")
 def oracle_finetune(given: Given) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
-    case, tune = given.case, resolve(WHOLE).tune
-    split = true_partition(case.scene)
-    memorised = any(flag.code == "model-memorised-its-labels" for flag in given.result.flags)
-    train, rate = case.scene.train, FAR_RATE if memorised else RATE
-    settings = asdict(with_rate(replace(tune, data="kept"), len(train), rate))
-    return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
+    case, split = given.case, true_partition(given.case.scene)
+    config = replace(tuning_of(given.result), data="kept")
+    return stages.tune(
+        case.model, case.scene.train, split, seed=case.setting.seed, **asdict(config)
+    )
 
 
 @contenders.register(ORACLE)
@@ -148,7 +148,7 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
                 "train_seconds": train_seconds,
                 "parameters": size.parameters,
                 "macs": size.macs,
-                "images_per_second": _speed(model, case.scene),
+                "images_per_second": images_per_second(model, test),
             }
         )
 
@@ -163,6 +163,13 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
             model = contenders.get(name)(Given(case, result))
             spent = time.perf_counter() - started
             add(name, model, stages.evaluate(model, test, seed=setting.seed), spent)
+
+
+def tuning_of(result: RepairResult) -> TuneConfig:
+    """The repair's own tuning, its learning rate filled in."""
+    memorised = any(flag.code == "model-memorised-its-labels" for flag in result.flags)
+    rate = FAR_RATE if memorised else RATE
+    return with_rate(resolve(WHOLE).tune, len(result.partition.ids), rate)
 
 
 def with_gaps(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -239,9 +246,9 @@ def _training_seconds(case: Case) -> float:
     return config.epochs * (time.perf_counter() - started)
 
 
-def _speed(model: nn.Module, scene: Scene) -> float:
-    """Samples a second of plain inference, batches of 256, on 2,048 test samples."""
-    few = scene.test.subset(np.arange(min(2048, len(scene.test))))
+def images_per_second(model: nn.Module, samples: Samples) -> float:
+    """Samples a second of plain inference, batches of 256, on the first 2,048."""
+    few = samples.subset(np.arange(min(2048, len(samples))))
     started = time.perf_counter()
     collect(model, few)
     return len(few) / (time.perf_counter() - started)

@@ -15,6 +15,7 @@ from expunge.benchmarks import (
     folders,
     memory,
     noise_layers,
+    prune,
     published,
     ssl_refine,
     text_noise,
@@ -186,6 +187,42 @@ def bench_repair(
             field,
             settings=settings,
             names=recipe or (),
+            out=out,
+            command=command_line(),
+            progress=show,
+        )
+    _print_suite(rows, out, as_json)
+
+
+@bench.command("prune")
+def bench_prune(
+    data: SuiteData = CIFAR,
+    noise: Noises = None,
+    rate: Rates = None,
+    state: States = None,
+    fraction: Annotated[
+        list[float] | None, typer.Option(help="Shares of the units; 0.15, 0.3, 0.5, 0.7.")
+    ] = None,
+    ranking: Annotated[
+        list[str] | None, typer.Option(help="default, random-units, smallest-weights; all.")
+    ] = None,
+    seeds: Seeds = 1,
+    n: Count = None,
+    labels: GivenLabels = "",
+    truth: RightLabels = "",
+    out: Annotated[Path, typer.Option(help="Where networks, runs, rows and tables go.")] = Path(
+        "runs/bench-prune"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Accuracy against size: how many units are cut, and by which ranking."""
+    field, settings = _suite(data, noise, rate, state, seeds, n, labels, truth)
+    with progress() as show:
+        rows = prune.bench(
+            field,
+            settings=settings,
+            fractions=fraction or prune.FRACTIONS,
+            rankings=ranking or prune.RANKINGS,
             out=out,
             command=command_line(),
             progress=show,

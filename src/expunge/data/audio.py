@@ -146,7 +146,7 @@ def _opened(data: bytes) -> SoundFile:
     elif file.channels > CHANNELS:
         problem = f"have {file.channels} channels, expected at most {CHANNELS}"
     elif file.frames == 0:
-        problem = "hold no sound: 0 samples"
+        problem = "hold no sound: the recording is empty"
     if problem:
         file.close()
         raise Unfit(problem)

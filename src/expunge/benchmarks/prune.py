@@ -1,0 +1,143 @@
+"""`expunge bench prune`: accuracy against size, by how many units are cut and by which ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from expunge import pipeline, stages, surgery
+from expunge.benchmarks.fields import Field, Setting, trained
+from expunge.benchmarks.repair import WHOLE, images_per_second, tuning_of
+from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
+from expunge.data import Samples
+from expunge.errors import ConfigError, closest
+from expunge.progress import Progress, silent
+from expunge.recipes import recipes, resolve
+from expunge.tables import RepairResult
+
+KEYS = ("data", "n", "noise", "rate", "state", "ranking", "fraction", "seed")
+FRACTIONS = (0.15, 0.3, 0.5, 0.7)
+# Recipes that differ in which units go: by our regression, by chance, by size.
+RANKINGS = (WHOLE, "random-units", "smallest-weights")
+
+
+def bench(
+    field: Field,
+    *,
+    settings: Sequence[Setting],
+    fractions: Sequence[float] = FRACTIONS,
+    rankings: Sequence[str] = RANKINGS,
+    out: Path,
+    command: str = "",
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """One row for each setting, fraction of the units and ranking; and one with nothing cut.
+
+    All start from one network and one partition, and are tuned as the repair tunes. rankings:
+    recipes, of which the ranking and the pruner count. What ``out`` holds is not made again.
+    """
+    for name in rankings:
+        if name not in recipes.names():
+            raise ConfigError(f"there is no recipe '{name}'", fix=closest(name, recipes.names()))
+    for fraction in fractions:
+        if not 0 < fraction < 1:
+            raise ConfigError(f"a fraction must lie in (0, 1), not {fraction:g}")
+    wanted = [("nothing", 0.0), *((name, f) for f in fractions for name in rankings)]
+    ledger = Ledger(out, KEYS)
+    for setting in settings:
+        left = [(n, f) for n, f in wanted if _key(field, setting, n, f) not in ledger]
+        if not left:
+            continue
+        scene = field.scene(setting)
+        noisy = trained(field, scene, setting, out, progress=progress).model
+        result = pipeline.repair(
+            noisy,
+            scene.train,
+            scene.test,
+            controls=(),
+            seed=setting.seed,
+            out=out / "runs" / setting.name,
+            progress=progress,
+        )
+        for name, fraction in left:
+            model = stages.tune(
+                _cut(noisy, scene.train, result, name, fraction),
+                scene.train,
+                result.partition,
+                seed=setting.seed,
+                progress=progress,
+                **asdict(tuning_of(result)),
+            )
+            size = surgery.size(model, stages.one_sample(scene.train))
+            found = stages.evaluate(model, scene.test, seed=setting.seed)
+            ledger.add(
+                {
+                    **_key(field, setting, name, fraction),
+                    "accuracy": found.accuracy.value,
+                    "noisy_accuracy": result.before.accuracy.value if result.before else None,
+                    "parameters": size.parameters,
+                    "macs": size.macs,
+                    "images_per_second": images_per_second(model, scene.test),
+                }
+            )
+    rows = ledger.rows()
+    ledger.write("Accuracy against size", command, [table(rows)])
+    return rows
+
+
+def _cut(
+    model: nn.Module, train: Samples, result: RepairResult, name: str, fraction: float
+) -> nn.Module:
+    """The noisy model without that fraction of its units."""
+    if not fraction:
+        return model
+    recipe, ranking, seed = resolve(name), result.ranking, result.seed
+    if ranking is None or recipe.rank != resolve(WHOLE).rank:
+        ranking = stages.rank(model, train, result.partition, seed=seed, **asdict(recipe.rank))
+    settings = asdict(replace(recipe.prune, fraction=fraction, count=None))
+    return stages.prune(model, stages.plan(ranking, seed=seed, **settings), train)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Means over seeds with 95 % t-intervals; what the cut costs is paired by seed."""
+    lines = []
+    for noise, rate, state, n, name, fraction in distinct(
+        rows, "noise", "rate", "state", "n", "ranking", "fraction"
+    ):
+        here = [
+            r
+            for r in rows
+            if (r["noise"], r["rate"], r["state"], r["n"]) == (noise, rate, state, n)
+        ]
+        whole = {r["seed"]: r for r in here if r["ranking"] == "nothing"}
+        found = [r for r in here if (r["ranking"], r["fraction"]) == (name, fraction)]
+        pairs = [(r, whole[r["seed"]]) for r in found if r["seed"] in whole]
+
+        def share(key: str) -> str:
+            return f"{100 * np.mean([r[key] / w[key] for r, w in pairs]):.0f}" if pairs else "–"  # noqa: B023
+
+        lines.append(
+            (
+                f"{noise} {rate:g}" if rate else noise,
+                *(state, f"{100 * fraction:.0f}", name, str(len(found))),
+                mean((r["accuracy"] for r in found), form=".1f", scale=100),
+                "–"
+                if name == "nothing"
+                else mean(
+                    (r["accuracy"] - w["accuracy"] for r, w in pairs), form="+.1f", scale=100
+                ),
+                *(share("parameters"), share("macs"), share("images_per_second")),
+            )
+        )
+    head = ("noise", "state", "cut %", "ranking", "seeds", "accuracy", "ahead of uncut")
+    return Table((*head, "parameters %", "macs %", "speed %"), tuple(lines))
+
+
+def _key(field: Field, setting: Setting, name: str, fraction: float) -> dict[str, Any]:
+    key = {"data": field.name, "ranking": name, "fraction": fraction, **asdict(setting)}
+    return {k: key[k] for k in KEYS}
