@@ -75,7 +75,7 @@ class RankConfig:
     method: str = "attribution-ridge"
     layers: tuple[str, ...] = ()
     last: int | None = None
-    most: int = 8_000
+    most: int = 4_000
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -142,17 +142,17 @@ class RoundsConfig:
 class Recipe:
     """Settings of every stage.
 
-    score: four views, where scores alone take six: the time shows the difference, and the result
+    score: three views, where scores alone take six: the time shows the difference, and the result
     does not. start: fine-tune the model given, or train it anew from scratch.
     trainer: another way to train than `tuning.tune`, see `robust` and `related.refinement`. least:
     where a smaller share of the samples is flagged the model is left alone: too few for their
     removal to outweigh the harm that any tuning can do.
     """
 
-    score: ScoreConfig = field(default_factory=lambda: ScoreConfig(views=4))
+    score: ScoreConfig = field(default_factory=lambda: ScoreConfig(views=3))
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     rank: RankConfig = field(default_factory=RankConfig)
-    prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.3))
+    prune: PruneConfig = field(default_factory=lambda: PruneConfig(fraction=0.2))
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
