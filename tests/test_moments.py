@@ -28,6 +28,7 @@ from expunge.related.noise_layers import (
     pre_activations,
     sampled,
     second_order,
+    shifted,
     squared_error,
 )
 from expunge.rng import seeded
@@ -472,13 +473,32 @@ def test_the_linearised_part_is_half_the_variance_that_sampling_shows(kind):
     assert_close(added.double(), 0.5 * losses.var(0), atol=0, rtol=0.1)
 
 
-def test_without_noise_the_linearised_loss_is_cross_entropy():
+@pytest.mark.parametrize("objective", [linearised(), shifted()])
+def test_without_noise_the_loss_of_first_order_is_cross_entropy(objective):
     net, x, y = build(ResidualNet), inputs(ResidualNet), torch.arange(4) % 3
-    assert_close(linearised()(NoisyNetwork(net, 0.0), x, y), cross_entropy(net(x), y))
+    assert_close(objective(NoisyNetwork(net, 0.0), x, y), cross_entropy(net(x), y))
     assert_close(NoisyNetwork(net, 0.3).shifts(x)[0], net(x))
 
 
-@pytest.mark.parametrize("objective", [closed_form(), linearised(), sampled()])
+def test_the_shifted_gradient_is_the_linearised_one_but_for_the_fourth_power_of_sigma():
+    with seeded(0, "smooth"):
+        net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+        x, y = torch.randn(6, 5), torch.arange(6) % 4
+
+    def gradient(objective, sigma):
+        losses = objective(NoisyNetwork(net, sigma, sites=("input", "0", "2")), x, y)
+        found = torch.autograd.grad(losses.sum(), list(net.parameters()))
+        return torch.cat([g.flatten() for g in found])
+
+    def left_over(sigma):
+        return float((gradient(shifted(), sigma) - gradient(linearised(), sigma)).norm())
+
+    noise = gradient(linearised(), 0.2) - gradient(linearised(), 0.0)
+    assert left_over(0.2) < 0.1 * noise.norm()
+    assert left_over(0.4) / left_over(0.2) == pytest.approx(16, rel=0.2)
+
+
+@pytest.mark.parametrize("objective", [closed_form(), linearised(), shifted(), sampled()])
 def test_every_objective_trains_the_model_through_the_training_loop(objective):
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3
