@@ -212,11 +212,10 @@ def shifted() -> Objective:
 
     Every site is moved by its variance times the gradient there, all at once. The moves are
     constants of the backward pass, so that the gradient to the weights is ``∂/∂θ (L + ½ Σ_l σ_l²
-    ‖∂L/∂h_l‖²) + O(σ⁴)``: the finite difference of arXiv 1905.11468, at every layer, with the step
-    at which what it costs beside the loss itself is least. Where σ is large it is not what
-    `linearised` minimises but its kin, one gradient step against every layer, which stays bounded
-    where the loss does. Cost: a forward pass and a backward pass to the activations more than plain
-    training, less than twice as much in all.
+    ‖∂L/∂h_l‖²) + O(σ⁴)``: the finite difference of arXiv 1905.11468, at every layer, with the one
+    step at which the loss without noise cancels. Where σ is large it is not what `linearised`
+    minimises but its kin: training after one gradient step against every layer. Cost: a forward
+    pass and a backward pass to the activations more than plain training, less than twice as much.
     """
 
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
