@@ -18,7 +18,6 @@ from expunge.data import Samples
 from expunge.errors import ConfigError, closest
 from expunge.progress import Progress, silent
 from expunge.recipes import recipes, resolve
-from expunge.tables import RepairResult
 
 KEYS = ("data", "n", "noise", "rate", "state", "ranking", "fraction", "seed")
 FRACTIONS = (0.15, 0.3, 0.5, 0.7)
@@ -55,31 +54,29 @@ def bench(
             continue
         scene = field.scene(setting)
         noisy = trained(field, scene, setting, out, progress=progress).model
-        result = pipeline.repair(
+        found = pipeline.repair_until(
             noisy,
             scene.train,
-            scene.test,
-            controls=(),
+            until="rank",
             seed=setting.seed,
             out=out / "runs" / setting.name,
             progress=progress,
         )
         for name, fraction in left:
             model = stages.tune(
-                _cut(noisy, scene.train, result, name, fraction),
+                _cut(noisy, scene.train, found, name, fraction, setting.seed),
                 scene.train,
-                result.partition,
+                found.partition,
                 seed=setting.seed,
                 progress=progress,
-                **asdict(tuning_of(result)),
+                **asdict(tuning_of(found.scores)),
             )
             size = surgery.size(model, stages.one_sample(scene.train))
-            found = stages.evaluate(model, scene.test, seed=setting.seed)
+            measured = stages.evaluate(model, scene.test, seed=setting.seed)
             ledger.add(
                 {
                     **_key(field, setting, name, fraction),
-                    "accuracy": found.accuracy.value,
-                    "noisy_accuracy": result.before.accuracy.value if result.before else None,
+                    "accuracy": measured.accuracy.value,
                     "parameters": size.parameters,
                     "macs": size.macs,
                     "images_per_second": images_per_second(model, scene.test),
@@ -91,14 +88,20 @@ def bench(
 
 
 def _cut(
-    model: nn.Module, train: Samples, result: RepairResult, name: str, fraction: float
+    model: nn.Module,
+    train: Samples,
+    found: pipeline.Stages,
+    name: str,
+    fraction: float,
+    seed: int,
 ) -> nn.Module:
     """The noisy model without that fraction of its units."""
     if not fraction:
         return model
-    recipe, ranking, seed = resolve(name), result.ranking, result.seed
+    recipe, ranking = resolve(name), found.ranking
+    assert found.partition is not None
     if ranking is None or recipe.rank != resolve(WHOLE).rank:
-        ranking = stages.rank(model, train, result.partition, seed=seed, **asdict(recipe.rank))
+        ranking = stages.rank(model, train, found.partition, seed=seed, **asdict(recipe.rank))
     settings = asdict(replace(recipe.prune, fraction=fraction, count=None))
     return stages.prune(model, stages.plan(ranking, seed=seed, **settings), train)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from expunge import layers, pipeline, stages, surgery
+from expunge import flags, layers, pipeline, stages, surgery
 from expunge.benchmarks.fields import Field, Setting, trained
 from expunge.benchmarks.noise import Scene, Truth
 from expunge.benchmarks.peers import Case, peers
@@ -23,7 +23,7 @@ from expunge.recipes import recipes, resolve
 from expunge.registry import Registry
 from expunge.reports import repair_seconds
 from expunge.signals import collect
-from expunge.tables import Evaluation, Partition, RepairResult
+from expunge.tables import Evaluation, Partition, RepairResult, Scores
 from expunge.tuning import FAR_RATE, RATE, TuneConfig, with_rate
 
 KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
@@ -53,7 +53,7 @@ contenders: Registry[Callable[[Given], nn.Module]] = Registry("contender")
 def oracle_finetune(given: Given) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
     case, split = given.case, true_partition(given.case.scene)
-    config = replace(tuning_of(given.result), data="kept")
+    config = replace(tuning_of(given.result.scores), data="kept")
     return stages.tune(
         case.model, case.scene.train, split, seed=case.setting.seed, **asdict(config)
     )
@@ -165,11 +165,10 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
             add(name, model, stages.evaluate(model, test, seed=setting.seed), spent)
 
 
-def tuning_of(result: RepairResult) -> TuneConfig:
-    """The repair's own tuning, its learning rate filled in."""
-    memorised = any(flag.code == "model-memorised-its-labels" for flag in result.flags)
-    rate = FAR_RATE if memorised else RATE
-    return with_rate(resolve(WHOLE).tune, len(result.partition.ids), rate)
+def tuning_of(scores: Scores) -> TuneConfig:
+    """The repair's own tuning after such a look, its learning rate filled in."""
+    rate = FAR_RATE if flags.memorised(scores) else RATE
+    return with_rate(resolve(WHOLE).tune, len(scores.ids), rate)
 
 
 def with_gaps(rows: Sequence[Row]) -> list[dict[str, Any]]:
