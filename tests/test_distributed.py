@@ -51,8 +51,13 @@ def work(out: Path) -> None:
     ranking = stages.rank(model, train, split)
     trained = pipeline.train(model, train, config, out=out / "0-train")
     settings = {
-        # However few samples are flagged, the repair is carried out.
-        "overrides": {"tune": {"epochs": 2, "batch_size": 25}, "least": 0.0},
+        # However few samples are flagged, the repair is carried out; so many that nothing is left
+        # of a class are not.
+        "overrides": {
+            "partition": {"threshold": 0.9},
+            "tune": {"epochs": 2, "batch_size": 25},
+            "least": 0.0,
+        },
         "controls": ("random-units",),
         "out": out / "run",
     }
