@@ -574,11 +574,7 @@ def _tuned(
     config, mode = recipe.tune, recipe.prune.mode
     if config.lr is None:
         scores = archive.load_scores(run.made["1-score"])
-        # By heart is no harm where the labels are right.
-        wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.least
-        far = tuning.FAR_RATE if wrong and flags.memorised(scores) else tuning.RATE
-        rate = tuning.SCRATCH_RATE if recipe.start == "scratch" else far
-        config = tuning.with_rate(config, len(job.train), rate)
+        config = tuning.with_rate(config, len(job.train), rate_of(recipe, scores, split))
     key = job.key(run, config, read, start=recipe.start, mode=mode, trainer=recipe.trainer)
 
     def compute() -> Artefact:
@@ -604,6 +600,15 @@ def _tuned(
     model = copy.deepcopy(model)
     fit_weights(model, artefact.tensors, where=name)
     return model
+
+
+def rate_of(recipe: Recipe, scores: Scores, split: Partition) -> float:
+    """The highest learning rate where the recipe names none, for batches of 128."""
+    if recipe.start == "scratch":
+        return tuning.SCRATCH_RATE
+    # By heart is no harm where the labels are right.
+    wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.least
+    return tuning.FAR_RATE if wrong and flags.memorised(scores) else tuning.RATE
 
 
 def _result(

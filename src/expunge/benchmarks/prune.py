@@ -12,12 +12,13 @@ from torch import nn
 
 from expunge import pipeline, stages, surgery
 from expunge.benchmarks.fields import Field, Setting, trained
-from expunge.benchmarks.repair import WHOLE, images_per_second, tuning_of
+from expunge.benchmarks.repair import WHOLE, images_per_second
 from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
 from expunge.data import Samples
-from expunge.errors import ConfigError, closest
+from expunge.errors import ConfigError
 from expunge.progress import Progress, silent
 from expunge.recipes import recipes, resolve
+from expunge.tuning import with_rate
 
 KEYS = ("data", "n", "noise", "rate", "state", "ranking", "fraction", "seed")
 FRACTIONS = (0.15, 0.3, 0.5, 0.7)
@@ -41,13 +42,12 @@ def bench(
     recipes, of which the ranking and the pruner count. What ``out`` holds is not made again.
     """
     for name in rankings:
-        if name not in recipes.names():
-            raise ConfigError(f"there is no recipe '{name}'", fix=closest(name, recipes.names()))
+        recipes.get(name)
     for fraction in fractions:
         if not 0 < fraction < 1:
             raise ConfigError(f"a fraction must lie in (0, 1), not {fraction:g}")
     wanted = [("nothing", 0.0), *((name, f) for f in fractions for name in rankings)]
-    ledger = Ledger(out, KEYS)
+    ledger, recipe = Ledger(out, KEYS), resolve(WHOLE)
     for setting in settings:
         left = [(n, f) for n, f in wanted if _key(field, setting, n, f) not in ledger]
         if not left:
@@ -62,14 +62,18 @@ def bench(
             out=out / "runs" / setting.name,
             progress=progress,
         )
+        split = found.partition
+        assert split is not None
+        rate = pipeline.rate_of(recipe, found.scores, split)
+        config = asdict(with_rate(recipe.tune, len(scene.train), rate))
         for name, fraction in left:
             model = stages.tune(
                 _cut(noisy, scene.train, found, name, fraction, setting.seed),
                 scene.train,
-                found.partition,
+                split,
                 seed=setting.seed,
                 progress=progress,
-                **asdict(tuning_of(found.scores)),
+                **config,
             )
             size = surgery.size(model, stages.one_sample(scene.train))
             measured = stages.evaluate(model, scene.test, seed=setting.seed)

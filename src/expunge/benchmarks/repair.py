@@ -23,7 +23,7 @@ from expunge.recipes import recipes, resolve
 from expunge.registry import Registry
 from expunge.reports import repair_seconds
 from expunge.signals import collect
-from expunge.tables import Evaluation, Partition, RepairResult, Scores
+from expunge.tables import Evaluation, Partition, RepairResult
 from expunge.tuning import FAR_RATE, RATE, TuneConfig, with_rate
 
 KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
@@ -52,11 +52,11 @@ contenders: Registry[Callable[[Given], nn.Module]] = Registry("contender")
 @contenders.register("oracle-finetune")
 def oracle_finetune(given: Given) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
-    case, split = given.case, true_partition(given.case.scene)
-    config = replace(tuning_of(given.result.scores), data="kept")
-    return stages.tune(
-        case.model, case.scene.train, split, seed=case.setting.seed, **asdict(config)
-    )
+    case, tune = given.case, resolve(WHOLE).tune
+    split = true_partition(case.scene)
+    train, rate = case.scene.train, FAR_RATE if flags.memorised(given.result.scores) else RATE
+    settings = asdict(with_rate(replace(tune, data="kept"), len(train), rate))
+    return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
 
 
 @contenders.register(ORACLE)
@@ -163,12 +163,6 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
             model = contenders.get(name)(Given(case, result))
             spent = time.perf_counter() - started
             add(name, model, stages.evaluate(model, test, seed=setting.seed), spent)
-
-
-def tuning_of(scores: Scores) -> TuneConfig:
-    """The repair's own tuning after such a look, its learning rate filled in."""
-    rate = FAR_RATE if flags.memorised(scores) else RATE
-    return with_rate(resolve(WHOLE).tune, len(scores.ids), rate)
 
 
 def with_gaps(rows: Sequence[Row]) -> list[dict[str, Any]]:
