@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from expunge import flags, layers, pipeline, stages, surgery
+from expunge import layers, pipeline, stages, surgery
 from expunge.benchmarks.fields import Field, Setting, trained
 from expunge.benchmarks.noise import Scene, Truth
 from expunge.benchmarks.peers import Case, peers
@@ -24,7 +24,7 @@ from expunge.registry import Registry
 from expunge.reports import repair_seconds
 from expunge.signals import collect
 from expunge.tables import Evaluation, Partition, RepairResult
-from expunge.tuning import FAR_RATE, RATE, TuneConfig, with_rate
+from expunge.tuning import TuneConfig, with_rate
 
 KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
 # The whole repair; everything else in the table is a control, an oracle or a peer.
@@ -52,10 +52,9 @@ contenders: Registry[Callable[[Given], nn.Module]] = Registry("contender")
 @contenders.register("oracle-finetune")
 def oracle_finetune(given: Given) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
-    case, tune = given.case, resolve(WHOLE).tune
-    split = true_partition(case.scene)
-    train, rate = case.scene.train, FAR_RATE if flags.memorised(given.result.scores) else RATE
-    settings = asdict(with_rate(replace(tune, data="kept"), len(train), rate))
+    case, recipe, split = given.case, resolve(WHOLE), true_partition(given.case.scene)
+    train, rate = case.scene.train, pipeline.rate_of(recipe, given.result.scores, split)
+    settings = asdict(with_rate(replace(recipe.tune, data="kept"), len(train), rate))
     return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
 
 
