@@ -15,12 +15,14 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from expunge.discriminants import regressed, squared_distance
+from expunge.discriminants import ashman, regressed, squared_distance
 from expunge.errors import ConfigError, DataError, extra_required
 from expunge.registry import Registry
 from expunge.rng import generator
@@ -50,6 +52,8 @@ _POOL_RIDGE = 1e-3
 _POOL_TRUSTED = 100
 # Far from the mean is bad, unless the near ones say less of their class in so many of all pairs.
 _TURNED, _ENDS = 0.9, 20
+# A group of inputs has more doubt than another if it has in so many of all pairs.
+_LESS_CLEAR = 0.55
 
 detectors: Registry[Callable[..., Detection]] = Registry("detector")
 _KINDS: dict[str, str] = {}
@@ -336,20 +340,75 @@ def shared_doubt(
     a class may be bad. Sees also what is common and all alike, and in a network that has memorised
     it; not what leaves the class as clear as before. Cost: n · Σ d² + n · most · components.
     """
-    features, posteriors = list(signals.features.values()), signals.posteriors
     n = len(signals.ids)
-    if not posteriors:
+    if not signals.posteriors:
         return Detection(np.zeros(n))
-    doubt = np.mean([-np.log(p.max(axis=1)) for p in posteriors], axis=0)
-    predicted = signals.logits.argmax(axis=1)
-    centred, above = (_above_quantile(doubt, predicted, q) for q in (0.5, 0.25))
-    asked = np.sort(generator(0, "neighbours").permutation(n)[:most])
-    early = features[: max(1, len(features) // 2)]
+    centred, above = (_doubt(signals, q) for q in (0.5, 0.25))
+    asked, early = _asked(n, most), _early(signals)
     near = _mean_of_scaled([neighbours_mean(f, above, asked, k, components) for f in early])
-    foretold = _mean_of_scaled([regressed(f, centred) for f in features])
+    foretold = _mean_of_scaled([regressed(f, centred) for f in signals.features.values()])
     score = np.empty(n)
     score[np.argsort(near, kind="stable")] = np.sort(foretold)
     return Detection(score)
+
+
+@detector("feature_clusters", "input", "features")
+def feature_clusters(
+    signals: Signals, *, components: int = 32, most: int = 4_000, separation: float = 8.0
+) -> Detection:
+    """Two groups of inputs that an early layer holds far apart, one of which leaves more doubt.
+
+    Two means of the first principal components of a layer's standardised features; their distance,
+    along Fisher's discriminant of the two groups and in pooled deviations, is Ashman's D of two
+    Gaussians there. Of the earlier half of the layers that with the largest D counts. Sound sets
+    reach 5, the classes in them; gross noise 29 and more. From ``separation`` on, the group with
+    more doubt about the class is bad, if it has more in 55 % of all pairs; doubt is that of
+    `shared_doubt`, above the lower quartile of the predicted class. Sees what is common, alike and
+    gross also where the network is in doubt of everything. Two sound sources of data that are as
+    unlike, the one harder than the other, look the same. Cost: most · components² · layers.
+    """
+    n = len(signals.ids)
+    if not signals.posteriors or n < 2 * _ENDS:
+        return Detection(np.zeros(n))
+    asked, along, least = _asked(n, most), np.zeros(n), separation
+    for features in _early(signals):
+        project = _principal(features, asked, components)
+        axis, cut, apart = _two_apart(project(asked))
+        if apart > least:
+            along, least = (
+                np.concatenate([project(rows) @ axis for rows in _pieces(n)]) - cut,
+                apart,
+            )
+    upper = along > 0
+    if upper.all() or not upper.any():
+        return Detection(np.zeros(n))
+    pairs = float(roc_auc_score(upper, _doubt(signals, 0.25)))
+    if max(pairs, 1 - pairs) < _LESS_CLEAR:
+        return Detection(np.zeros(n))
+    return Detection(along if pairs > 0.5 else -along)
+
+
+def _two_apart(x: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Fisher's discriminant of two means' groups, where it cuts them, and Ashman's D along it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        group = KMeans(2, n_init=4, random_state=0).fit_predict(x).astype(bool)
+    if min(group.sum(), (~group).sum()) < _ENDS:
+        return np.zeros(x.shape[1]), 0.0, 0.0
+    within = sum(np.atleast_2d(np.cov(x[g].T, bias=True)) * g.mean() for g in (group, ~group))
+    within += max(1e-3 * np.trace(within) / len(within), 1e-12) * np.eye(len(within))
+    axis = np.linalg.solve(within, x[group].mean(axis=0) - x[~group].mean(axis=0))
+    axis /= (x @ axis).std()
+    two = GaussianMixture(2, random_state=0).fit((x @ axis)[:, None])
+    means, stds = two.means_[:, 0], np.sqrt(two.covariances_[:, 0, 0])
+    cut = float(means @ stds[::-1] / stds.sum())
+    return axis, cut, float(ashman(means[0], stds[0], means[1], stds[1]))
+
+
+def _doubt(signals: Signals, q: float) -> np.ndarray:
+    """``−log max_c p_c``, the mean over layers, above its q-quantile in the predicted class."""
+    doubt = np.mean([-np.log(p.max(axis=1)) for p in signals.posteriors], axis=0)
+    return _above_quantile(doubt, signals.logits.argmax(axis=1), q)
 
 
 def _above_quantile(values: np.ndarray, groups: np.ndarray, q: float) -> np.ndarray:
@@ -360,9 +419,34 @@ def _above_quantile(values: np.ndarray, groups: np.ndarray, q: float) -> np.ndar
     return above
 
 
+def _asked(n: int, most: int) -> np.ndarray:
+    return np.sort(generator(0, "neighbours").permutation(n)[:most])
+
+
+def _early(signals: Signals) -> list[np.ndarray]:
+    """Features of the earlier half of the layers."""
+    features = list(signals.features.values())
+    return features[: max(1, len(features) // 2)]
+
+
 def _mean_of_scaled(columns: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of columns, each over its standard deviation."""
     return np.mean([c / max(float(c.std()), 1e-12) for c in columns], axis=0)
+
+
+def _principal(
+    features: np.ndarray, asked: np.ndarray, components: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Puts rows on the first principal components of features, standardised as those asked are."""
+    location, spread = features[asked].mean(axis=0), features[asked].std(axis=0)
+    scale = np.where(spread > 1e-6 * np.maximum(1e-6, np.abs(location)), spread, np.inf)
+    z = (features[asked] - location) / scale
+    basis = np.linalg.eigh(z.T @ z)[1][:, -components:]
+    return lambda rows: (features[rows] - location) / scale @ basis
+
+
+def _pieces(n: int) -> list[np.ndarray]:
+    return np.split(np.arange(n), range(4096, n, 4096))
 
 
 def neighbours_mean(
@@ -372,17 +456,13 @@ def neighbours_mean(
 
     Nearest by the first principal components of the features, standardised as those asked are.
     """
-    location, spread = features[asked].mean(axis=0), features[asked].std(axis=0)
-    scale = np.where(spread > 1e-6 * np.maximum(1e-6, np.abs(location)), spread, np.inf)
-    z = (features[asked] - location) / scale
-    basis = np.linalg.eigh(z.T @ z)[1][:, -components:]
+    project = _principal(features, asked, components)
     k = max(1, min(k, len(asked) // 2))
-    search = NearestNeighbors(n_neighbors=min(k + 1, len(asked)), algorithm="brute").fit(z @ basis)
+    search = NearestNeighbors(n_neighbors=min(k + 1, len(asked)), algorithm="brute")
+    search.fit(project(asked))
     found = np.empty(len(features))
-    for start in range(0, len(features), 4096):
-        rows = np.arange(start, min(start + 4096, len(features)))
-        z = (features[rows] - location) / scale @ basis
-        near = asked[search.kneighbors(z, return_distance=False)]
+    for rows in _pieces(len(features)):
+        near = asked[search.kneighbors(project(rows), return_distance=False)]
         others = near != rows[:, None]
         others &= np.cumsum(others, axis=1) <= k
         found[rows] = (values[near] * others).sum(axis=1) / np.maximum(others.sum(axis=1), 1)

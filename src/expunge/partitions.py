@@ -12,6 +12,7 @@ from sklearn.mixture import GaussianMixture
 
 from expunge import transitions
 from expunge.detectors import MEMORISED, label_margin
+from expunge.discriminants import ashman
 from expunge.errors import ConfigError
 from expunge.registry import Registry
 from expunge.rng import derive, generator
@@ -296,17 +297,6 @@ def _apart(separation: float) -> Judge:
         return above & (share[:, above].sum() <= _MOST * share.sum())
 
     return judge
-
-
-def ashman(
-    mean: np.ndarray | float,
-    std: np.ndarray | float,
-    mean0: np.ndarray | float,
-    std0: np.ndarray | float,
-) -> np.ndarray:
-    """``√2 |μ − μ₀| / √(σ² + σ₀²)``: distance of two normal distributions in pooled deviations."""
-    spread = np.sqrt(np.square(std) + np.square(std0))
-    return np.sqrt(2) * np.abs(np.asarray(mean) - mean0) / np.maximum(spread, 1e-12)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ class ScoreConfig:
         "view_margin",
         "class_distance",
         "shared_doubt",
+        "feature_clusters",
     )
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     layer: str = ""

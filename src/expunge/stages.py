@@ -21,7 +21,7 @@ from expunge import metrics, surgery, tuning
 from expunge.config import build
 from expunge.data import Samples, as_samples
 from expunge.data.samples import Batch
-from expunge.detectors import detect, needs_of
+from expunge.detectors import detect, kind_of, needs_of
 from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.layers import discover
 from expunge.neurons import rank_units
@@ -242,7 +242,8 @@ def sound_inputs(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
     samples = as_samples(data)
     if float((split.p_input_fault > 0.5).mean()) < _BAD_INPUTS:
         return np.ones(len(samples))
-    scores = score(model, samples, detectors=("shared_doubt",), views=0)
+    own = tuple(name for name in ScoreConfig().detectors if kind_of(name) == "input")
+    scores = score(model, samples, detectors=own, views=0)
     return 1.0 - partition(scores, method="mixture").p_input_fault
 
 
