@@ -36,7 +36,7 @@ def find_flags(
         *_granted_less_than_requested(plan),
         *_validation_overlaps_training(shared_inputs),
         *_clean_accuracy_fell(before, after),
-        *_random_control_as_good(controls),
+        *(_random_control_as_good(controls) if plan is not None else ()),
     )
 
 

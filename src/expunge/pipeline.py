@@ -29,6 +29,7 @@ from expunge.partitions import with_inputs
 from expunge.processes import once
 from expunge.progress import Progress, silent
 from expunge.recipes import (
+    CUT,
     PruneConfig,
     RankConfig,
     Recipe,
@@ -69,7 +70,7 @@ robust.trainers.register("ssl-refine")(refinement.ssl_refine)
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 10
+CODE = 11
 # The stages that every recipe starts with.
 _BASIS: tuple[str, ...] = ("1-score", "2-partition")
 
@@ -267,7 +268,8 @@ def _finished(job: _Job, run: Run, scores: Scores, train_seconds: float | None) 
     split = _partitioned(job, run, scores)
     why_not = verdicts.hopeless(split, job.recipe, job.train.classes) if job.asked else ""
     fixed = _untouched(job, run, split) if why_not else _carried_out(job, run, job.recipe, split)
-    found = {name: _controlled(job, run, name, split, fixed.partition) for name in job.controls}
+    repaired = None if why_not else fixed
+    found = {name: _controlled(job, run, name, split, repaired) for name in job.controls}
     others = {name: other for name, other in found.items() if other is not None}
     verdict = Verdict("leave alone", why_not) if why_not else _judged(job, run, fixed, others)
     if verdict.word == "leave alone":
@@ -426,16 +428,21 @@ def _carried_out(
     model, ranking, cut = job.model, None, None
     if recipe.start == "scratch":
         model = reinitialised(model, job.seed)
-    if recipe.prune.cuts:
+    prune = recipe.prune
+    if prune.open:
+        scores = archive.load_scores(run.made["1-score"])
+        cuts = until != "tune" or not job.asked or by_heart(recipe, scores, split)
+        prune = replace(prune, fraction=CUT if cuts else 0.0)
+    if prune.cuts:
         # A control that ranks as the repair itself does shares its ranking.
         shared = recipe.rank == job.recipe.rank and basis == _BASIS
         name = f"{'' if shared else prefix}3-rank"
         ranking = _ranked(job, run, recipe.rank, split, name, read)
         read.append(name)
         if until != "rank":
-            cut = _planned(job, run, recipe.prune, ranking, f"{prefix}4-prune", read)
+            cut = _planned(job, run, prune, ranking, f"{prefix}4-prune", read)
             read.append(f"{prefix}4-prune")
-            model = cut_model(model, cut, job.train, recipe.prune.mode)
+            model = cut_model(model, cut, job.train, prune.mode)
     if recipe.tune.epochs and until == "tune":
         model = _tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
@@ -515,13 +522,20 @@ def _again(
     return split, model, settled
 
 
-def _controlled(job: _Job, run: Run, name: str, first: Partition, last: Partition) -> _Fixed | None:
-    """A control: it starts from the first partition, or trains from scratch on the last.
+def _controlled(
+    job: _Job, run: Run, name: str, first: Partition, repaired: _Fixed | None
+) -> _Fixed | None:
+    """A control: it starts from the first partition, or trains from scratch on the repair's last.
 
-    One that scores or partitions in another way makes its own. None where nothing is left of a
-    class for it to learn from.
+    One that scores or partitions in another way makes its own. One that differs in what it cuts
+    alone is the repair itself where that cut nothing. None where nothing is left of a class for it
+    to learn from.
     """
     recipe, prefix = recipes.get(name)(job.recipe), f"controls/{name}/"
+    same = replace(recipe, rank=job.recipe.rank, prune=job.recipe.prune) == job.recipe
+    if repaired is not None and repaired.plan is None and same:
+        return repaired
+    last = first if repaired is None else repaired.partition
     split, read = (last if recipe.start == "scratch" else first), _BASIS
     if (recipe.score, recipe.partition) != (job.recipe.score, job.recipe.partition):
         read = tuple(f"{prefix}{stage}" for stage in _BASIS)
@@ -606,9 +620,13 @@ def rate_of(recipe: Recipe, scores: Scores, split: Partition) -> float:
     """The highest learning rate where the recipe names none, for batches of 128."""
     if recipe.start == "scratch":
         return tuning.SCRATCH_RATE
-    # By heart is no harm where the labels are right.
+    return tuning.FAR_RATE if by_heart(recipe, scores, split) else tuning.RATE
+
+
+def by_heart(recipe: Recipe, scores: Scores, split: Partition) -> bool:
+    """Whether the model has learned wrong labels by heart; where labels are right it is no harm."""
     wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.least
-    return tuning.FAR_RATE if wrong and flags.memorised(scores) else tuning.RATE
+    return wrong and bool(flags.memorised(scores))
 
 
 def _result(

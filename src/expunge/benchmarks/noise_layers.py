@@ -22,7 +22,7 @@ from expunge.data.samples import Prepare
 from expunge.errors import ConfigError, closest
 from expunge.models import convnet
 from expunge.progress import Progress, silent
-from expunge.recipes import Recipe
+from expunge.recipes import CUT, Recipe
 from expunge.related.noise_layers import (
     INPUT,
     Expectation,
@@ -437,7 +437,7 @@ class _Repaired:
         scores = stages.score(model, samples, seed=seed, views=recipe.score.views)
         split = stages.partition(scores, seed=seed)
         ranking = stages.rank(model, samples, split, seed=seed)
-        plan = stages.plan(ranking, fraction=recipe.prune.fraction, seed=seed)
+        plan = stages.plan(ranking, fraction=CUT, seed=seed)
         cut = stages.prune(model, plan, samples)
         config = replace(recipe.tune, precision="float32", lr=tuning.FAR_RATE)
         missed = scene.truth.label_fault & ~split.flagged
