@@ -23,6 +23,7 @@ SPEC: dict[str, Any] = {
     },
     "data": {"train": {"path": "train.npz"}, "validation": {"path": "test.npz"}},
     "score": {"detectors": ["margin", "neighbour_disagreement"]},
+    "prune": {"fraction": 0.2},
     "tune": {"epochs": 1, "batch_size": 32},
 }
 

@@ -410,7 +410,7 @@ SETTINGS: dict[str, Case] = {
         "no detector is called 'margni'\n  fix: did you mean 'margin'",
     ),
     "an unknown option": (
-        lambda f: fixing(overrides={"prune": {"options": {"sede": 1}}}),
+        lambda f: fixing(overrides={"prune": {"fraction": 0.2, "options": {"sede": 1}}}),
         ConfigError,
         "has no option 'sede'",
     ),

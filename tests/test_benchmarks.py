@@ -369,7 +369,7 @@ def test_every_recipe_has_a_row_with_its_costs(repaired):
     assert all(set(fields.split()) <= set(row) for row in rows)
     by_name = {r["recipe"]: r for r in rows if r["seed"] == 0}
     assert by_name["nothing"]["seconds"] == 0 < by_name["default"]["seconds"]
-    assert by_name["default"]["parameters"] < by_name["nothing"]["parameters"]
+    assert by_name["default"]["parameters"] == by_name["nothing"]["parameters"]  # not by heart
     assert "| human_random1 | memorised | default | 2 |" in (out / "table.md").read_text()
 
 

@@ -55,6 +55,7 @@ def work(out: Path) -> None:
         # of a class are not.
         "overrides": {
             "partition": {"threshold": 0.9},
+            "prune": {"fraction": 0.2},
             "tune": {"epochs": 2, "batch_size": 25},
             "least": 0.0,
         },

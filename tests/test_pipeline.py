@@ -35,6 +35,7 @@ from expunge.tables import Flag, PrunePlan, RepairResult
 from expunge.tuning import TuneConfig, targets_of
 from expunge.weights import load_weights, read_weights
 from oracles_digits import (
+    CUT,
     FAST,
     QUICK,
     TRAINING,
@@ -46,6 +47,9 @@ from oracles_digits import (
     noisy,
     noisy_arrays,
 )
+
+# FAST, but that the repair decides whether to cut.
+OPEN = {name: value for name, value in FAST.items() if name != "prune"}
 
 
 def repaired(**changes: Any) -> RepairResult:
@@ -84,7 +88,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def test_a_repair_makes_a_network_that_memorised_noise_better_and_smaller():
-    result = repaired(overrides={"tune": {"epochs": 6, "batch_size": 32}})
+    result = repaired(overrides={**CUT, "tune": {"epochs": 6, "batch_size": 32}})
     assert result.gain.low > 0
     assert result.after.accuracy.value - result.before.accuracy.value > 0.04
     assert result.size_after.parameters < 0.9 * result.size_before.parameters
@@ -412,7 +416,7 @@ def test_a_model_of_dictionaries_is_repaired_as_one_of_tensors():
 
 def test_masks_silence_as_many_units_and_leave_the_size(tmp_path):
     cut, masked = (
-        repaired(overrides={**FAST, "prune": {"mode": mode}}, out=tmp_path / mode)
+        repaired(overrides={**FAST, "prune": {"fraction": 0.2, "mode": mode}}, out=tmp_path / mode)
         for mode in ("remove", "mask")
     )
     assert masked.plan == cut.plan
@@ -423,7 +427,9 @@ def test_masks_silence_as_many_units_and_leave_the_size(tmp_path):
             before = masked.model(x)
             masked.model.get_submodule(layer).bias[list(units)] += 100.0
             assert_close(masked.model(x), before)
-    again = repaired(overrides={**FAST, "prune": {"mode": "mask"}}, out=tmp_path / "mask")
+    again = repaired(
+        overrides={**FAST, "prune": {"fraction": 0.2, "mode": "mask"}}, out=tmp_path / "mask"
+    )
     with torch.no_grad():
         assert_close(again.model(x), before)
 
@@ -452,6 +458,17 @@ def test_stage_by_stage_gives_the_partition_and_the_plan_of_a_repair():
     assert_same_weights(model, memorised())
 
 
+def test_what_a_repair_cuts_where_it_is_left_open_depends_on_what_was_learned_by_heart(monkeypatch):
+    uncut = repaired(overrides=OPEN, controls=("finetune-only", "random-units"))
+    assert uncut.plan is None
+    assert uncut.size_after == uncut.size_before
+    for control in uncut.controls.values():  # the repair itself
+        assert_same_weights(control.model, uncut.model)
+    assert "random-control-as-good" not in {flag.code for flag in uncut.flags}
+    monkeypatch.setattr(pipeline, "by_heart", lambda *_: True)
+    assert repaired(overrides=OPEN).plan == plain().plan
+
+
 @pytest.mark.parametrize("until", ["score", "rank", "tune"])
 def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until):
     folder, order = tmp_path / "run", ["score", "partition", "rank", "prune", "tune"]
@@ -472,7 +489,7 @@ def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until
 
 def test_stages_of_a_recipe_that_cuts_nothing():
     made = pipeline.repair_until(
-        memorised(), noisy(), until="prune", recipe="finetune-only", overrides=FAST
+        memorised(), noisy(), until="prune", recipe="finetune-only", overrides=OPEN
     )
     assert made.partition is not None
     assert made.ranking is made.plan is None

@@ -515,7 +515,10 @@ PLANTED = {
     "one-component-fits-better": {
         "partition": make_partition(fits=(make_fit(bic={1: 10.0, 2: 14.0, 3: 20.0}),))
     },
-    "random-control-as-good": {"controls": {"random-units": make_control(0.84, 0.01)}},
+    "random-control-as-good": {
+        "controls": {"random-units": make_control(0.84, 0.01)},
+        "plan": PrunePlan({"a": (1,)}, 1),
+    },
     "granted-less-than-requested": {"plan": PrunePlan({"a": (1,)}, 3, ("a: cap reached",))},
     "validation-overlaps-training": {"shared_inputs": 1},
     "clean-accuracy-fell": {"after": make_evaluation(0.54)},
@@ -543,7 +546,11 @@ def test_each_flag_fires_alone_on_its_planted_case(code):
             )
         },
         {"partition": make_partition(fits=(make_fit(bic={1: 10.0}),))},
-        {"controls": {"random-units": make_control(0.84, 0.05)}},
+        {"controls": {"random-units": make_control(0.84, 0.01)}, "plan": None},
+        {
+            "controls": {"random-units": make_control(0.84, 0.05)},
+            "plan": PrunePlan({"a": (1,)}, 1),
+        },
         {"controls": {"finetune-only": make_control(0.9, -0.05)}},
         {"after": make_evaluation(0.56)},
         {"after": None},
