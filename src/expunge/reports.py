@@ -375,10 +375,22 @@ def _partition_lines(partition: Partition) -> str:
     return "\n".join(lines)
 
 
+def uncut(result: RepairResult) -> str:
+    """Why nothing was cut."""
+    amount = result.config.get("prune", {})
+    decided = amount.get("fraction") is None and amount.get("count") is None
+    if not decided or result.verdict.word == "leave alone":
+        return "Nothing was cut."
+    return (
+        "Nothing was cut: the model has not learned wrong labels by heart, and elsewhere a cut "
+        "costs accuracy. Set prune.fraction for a smaller model."
+    )
+
+
 def _pruning_lines(result: RepairResult) -> str:
     plan, before, after = result.plan, result.size_before, result.size_after
     if plan is None:
-        return "Nothing was cut."
+        return uncut(result)
     lines = [f"- units: {plan.requested:,} requested, {plan.granted:,} granted"]
     lines += [f"- why: {_text(reason)}" for reason in plan.reasons]
     for name, old, new in (
