@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from expunge.discriminants import ashman, regressed, squared_distance
+from expunge.discriminants import ashman, pieces, regressed, squared_distance, varying
 from expunge.errors import ConfigError, DataError, extra_required
 from expunge.registry import Registry
 from expunge.rng import generator
@@ -52,6 +52,8 @@ _POOL_RIDGE = 1e-3
 _POOL_TRUSTED = 100
 # Far from the mean is bad, unless the near ones say less of their class in so many of all pairs.
 _TURNED, _ENDS = 0.9, 20
+# So many rows are put on principal components at a time.
+_NEAR_ROWS = 4096
 # A group of inputs has more doubt than another if it has in so many of all pairs.
 _LESS_CLEAR = 0.55
 
@@ -375,10 +377,8 @@ def feature_clusters(
         project = _principal(features, asked, components)
         axis, cut, apart = _two_apart(project(asked))
         if apart > least:
-            along, least = (
-                np.concatenate([project(rows) @ axis for rows in _pieces(n)]) - cut,
-                apart,
-            )
+            least = apart
+            along = np.concatenate([project(rows) @ axis for rows in pieces(n, _NEAR_ROWS)]) - cut
     upper = along > 0
     if upper.all() or not upper.any():
         return Detection(np.zeros(n))
@@ -436,17 +436,13 @@ def _mean_of_scaled(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def _principal(
     features: np.ndarray, asked: np.ndarray, components: int
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Callable[[np.ndarray | slice], np.ndarray]:
     """Puts rows on the first principal components of features, standardised as those asked are."""
-    location, spread = features[asked].mean(axis=0), features[asked].std(axis=0)
-    scale = np.where(spread > 1e-6 * np.maximum(1e-6, np.abs(location)), spread, np.inf)
+    location = features[asked].mean(axis=0)
+    scale = varying(features[asked].std(axis=0), location)
     z = (features[asked] - location) / scale
     basis = np.linalg.eigh(z.T @ z)[1][:, -components:]
     return lambda rows: (features[rows] - location) / scale @ basis
-
-
-def _pieces(n: int) -> list[np.ndarray]:
-    return np.split(np.arange(n), range(4096, n, 4096))
 
 
 def neighbours_mean(
@@ -460,8 +456,9 @@ def neighbours_mean(
     k = max(1, min(k, len(asked) // 2))
     search = NearestNeighbors(n_neighbors=min(k + 1, len(asked)), algorithm="brute")
     search.fit(project(asked))
-    found = np.empty(len(features))
-    for rows in _pieces(len(features)):
+    found, everyone = np.empty(len(features)), np.arange(len(features))
+    for part in pieces(len(features), _NEAR_ROWS):
+        rows = everyone[part]
         near = asked[search.kneighbors(project(rows), return_distance=False)]
         others = near != rows[:, None]
         others &= np.cumsum(others, axis=1) <= k

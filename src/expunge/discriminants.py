@@ -24,13 +24,13 @@ def posteriors(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     ``Σ = (1/n) Σ r rᵀ + 0.1 · mean variance · I``; posteriors are at least 10⁻⁴.
     """
     n, standard = len(labels), _standard(features)
-    counts, pieces = np.bincount(labels, minlength=classes), _pieces(n)
+    counts, parts = np.bincount(labels, minlength=classes), pieces(n)
     means = np.zeros((classes, features.shape[1]))
-    for rows in pieces:
+    for rows in parts:
         means += np.eye(classes)[labels[rows]].T @ standard(rows)
     means /= np.maximum(counts, 1)[:, None]
     scatter = np.zeros((features.shape[1],) * 2)
-    for rows in pieces:
+    for rows in parts:
         residual = standard(rows) - means[labels[rows]].astype(features.dtype)
         scatter += residual.T @ residual / n
     ridge = SHRINKAGE * max(float(np.trace(scatter)) / len(scatter), 1e-12)
@@ -38,7 +38,7 @@ def posteriors(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     basis = vectors / np.sqrt(values)
     centres, basis = means @ basis, basis.astype(features.dtype)
     log_p = np.empty((n, classes))
-    for rows in pieces:
+    for rows in parts:
         z, y = standard(rows) @ basis, labels[rows]
         r = z - centres[y]
         a = counts[y] / np.maximum(counts[y] - 1, 1)
@@ -61,14 +61,14 @@ def squared_distance(features: np.ndarray) -> np.ndarray:
     """
     centre = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((features.shape[1],) * 2)
-    for rows in _pieces(len(features)):
+    for rows in pieces(len(features)):
         centred = features[rows] - centre
         covariance += centred.T @ centred / len(features)
     ridge = 1e-3 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
     values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
     basis = vectors / np.sqrt(values)
     return np.concatenate(
-        [(((features[rows] - centre) @ basis) ** 2).sum(axis=1) for rows in _pieces(len(features))]
+        [(((features[rows] - centre) @ basis) ** 2).sum(axis=1) for rows in pieces(len(features))]
     )
 
 
@@ -79,9 +79,9 @@ def regressed(features: np.ndarray, target: np.ndarray) -> np.ndarray:
     out by ``(ŷ − h y) / (1 − h)`` with the leverage ``h``. Cost: n d² + d³.
     """
     n, d = features.shape
-    standard, centred, pieces = _standard(features), target - target.mean(), _pieces(n)
+    standard, centred, parts = _standard(features), target - target.mean(), pieces(n)
     moments, product = np.zeros((d, d)), np.zeros(d)
-    for rows in pieces:
+    for rows in parts:
         z = standard(rows)
         moments += z.T @ z / n
         product += z.T @ centred[rows] / n
@@ -89,7 +89,7 @@ def regressed(features: np.ndarray, target: np.ndarray) -> np.ndarray:
     values += RIDGE * max(float(np.trace(moments)) / d, 1e-12)
     slope = vectors.T @ product / values
     found = np.empty(n)
-    for rows in pieces:
+    for rows in parts:
         z = standard(rows) @ vectors.astype(features.dtype)
         leverage = np.minimum((z**2 / values).sum(axis=1) / n, 0.99)
         found[rows] = (z @ slope - leverage * centred[rows]) / (1 - leverage)
@@ -114,11 +114,16 @@ def _standard(features: np.ndarray) -> Callable[[slice], np.ndarray]:
     below the ridges here.
     """
     location = features.mean(axis=0, dtype=np.float64)
-    squares = sum(((features[rows] - location) ** 2).sum(axis=0) for rows in _pieces(len(features)))
-    scale = np.sqrt(squares / len(features))
-    scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(location)), scale, np.inf)
+    squares = sum(((features[rows] - location) ** 2).sum(axis=0) for rows in pieces(len(features)))
+    scale = varying(np.sqrt(squares / len(features)), location)
     return lambda rows: ((features[rows] - location) / scale).astype(features.dtype)
 
 
-def _pieces(n: int) -> list[slice]:
-    return [slice(start, start + _PIECE) for start in range(0, n, _PIECE)]
+def varying(spread: np.ndarray, location: np.ndarray) -> np.ndarray:
+    """The spread of columns to divide by: infinite where it is but rounding."""
+    return np.where(spread > 1e-6 * np.maximum(1e-6, np.abs(location)), spread, np.inf)
+
+
+def pieces(n: int, size: int = _PIECE) -> list[slice]:
+    """Rows 0 … n − 1, at most so many at a time."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]

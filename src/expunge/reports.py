@@ -378,8 +378,8 @@ def _partition_lines(partition: Partition) -> str:
 def uncut(result: RepairResult) -> str:
     """Why nothing was cut."""
     amount = result.config.get("prune", {})
-    decided = amount.get("fraction") is None and amount.get("count") is None
-    if not decided or result.verdict.word == "leave alone":
+    left_open = amount.get("fraction") is None and amount.get("count") is None
+    if not left_open or result.verdict.word == "leave alone":
         return "Nothing was cut."
     return (
         "Nothing was cut: the model has not learned wrong labels by heart, and elsewhere a cut "
