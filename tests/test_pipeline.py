@@ -47,6 +47,7 @@ from oracles_digits import (
     noisy,
     noisy_arrays,
 )
+from oracles_models import ConvNet, build, inputs
 
 # FAST, but that the repair decides whether to cut.
 OPEN = {name: value for name, value in FAST.items() if name != "prune"}
@@ -487,6 +488,17 @@ def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until
     result = pipeline.repair(memorised(), noisy(), clean(), **settings)
     assert before.items() <= contents(folder).items()
     assert_same_weights(result.model, plain().model)
+
+
+def test_what_is_cut_learns_with_its_norms_where_only_the_head_is_tuned():
+    model, data = build(ConvNet), from_arrays(inputs(ConvNet).numpy(), np.arange(4) % 2)
+    plan = PrunePlan({"conv1": (0, 5)}, requested=2)
+    cut = stages.prune(model, plan, data)
+    tuned = stages.tune(cut, data, epochs=1, scope="head", layers=("conv1",))
+    moved = {n for n, p in tuned.named_parameters() if not torch.equal(p, cut.get_parameter(n))}
+    assert {name.partition(".")[0] for name in moved} == {"conv1", "bn1", "head"}
+    assert not torch.equal(tuned.bn1.running_mean, cut.bn1.running_mean)
+    assert torch.equal(tuned.bn2.running_mean, cut.bn2.running_mean)
 
 
 def test_stages_of_a_recipe_that_cuts_nothing():

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from expunge import surgery
 from expunge.errors import ModelError, PruneError
-from expunge.surgery import groups, mask, prunable, prune, rebuild, size
+from expunge.surgery import groups, mask, norms, prunable, prune, rebuild, size
 from expunge.tables import PrunePlan, Size
 from expunge.weights import load_weights, save_weights
 from oracles_models import (
@@ -252,6 +252,20 @@ def test_groups_name_the_first_of_the_layers_that_share_units():
     }
     gated = groups(build(DepthwiseNet), inputs(DepthwiseNet), ["pointwise", "gate", "stem"])
     assert gated == {"pointwise": "gate", "gate": "gate", "stem": "stem"}
+
+
+def test_norms_are_those_that_the_units_go_through():
+    def found(kind: type[nn.Module], *layers: str) -> list[str]:
+        return norms(build(kind), inputs(kind), layers)
+
+    assert found(ConvNet, "conv2") == ["bn2"]
+    assert found(ConvNet, "conv2", "conv1", "hidden") == ["bn1", "bn2"]
+    assert found(ResidualNet, "conv1") == ["norms.1"]
+    assert found(ResidualNet, "stem") == ["norms.0", "norms.2", "norms.4"]
+    assert found(ConcatNet, "right") == ["norm"]
+    assert found(ConvNet, "hidden") == found(ConvNet, "head") == found(ConvGru, "conv") == []
+    with pytest.raises(PruneError, match="stm"):
+        found(ResidualNet, "stm")
 
 
 def halves(x: Tensor) -> Tensor:

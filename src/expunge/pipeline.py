@@ -70,7 +70,7 @@ robust.trainers.register("ssl-refine")(refinement.ssl_refine)
 
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 11
+CODE = 12
 # The stages that every recipe starts with.
 _BASIS: tuple[str, ...] = ("1-score", "2-partition")
 

@@ -261,7 +261,7 @@ def finetune_only(recipe: Recipe) -> Recipe:
 
 @recipes.register("head-only")
 def head_only(recipe: Recipe) -> Recipe:
-    """Control: the same cut, and only the head and the layers cut are tuned (published as L-FT)."""
+    """Control: the same cut, and only the head, the layers cut and their norms are tuned (L-FT)."""
     return replace(recipe, tune=replace(recipe.tune, scope="head"))
 
 

@@ -307,11 +307,16 @@ def one_sample(samples: Samples) -> Batch:
 def tuned_layers(
     model: nn.Module, samples: Samples, config: TuneConfig, layers: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """What L-FT trains: the head and the layers that were cut."""
+    """What L-FT trains: the head, and the layers that were cut with the norms behind them.
+
+    A layer that learns in front of a norm that does not is unchecked, and can run away.
+    """
     if config.scope == "all":
         return ()
-    head = discover(model, one_sample(samples)).head
-    return tuple(dict.fromkeys((*layers, *([head] if head else []))))
+    example = one_sample(samples)
+    head = discover(model, example).head
+    behind = surgery.norms(model, example, layers) if layers else []
+    return tuple(dict.fromkeys((*layers, *behind, *([head] if head else []))))
 
 
 def _settings(kind: type[T], values: Mapping[str, object]) -> T:

@@ -29,12 +29,8 @@ from expunge.weights import fit_weights
 
 Units: TypeAlias = dict[str, list[int]]
 
-FOLLOWERS = (  # what may lie between them and their consumers
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.PReLU,
-    nn.Parameter,
-)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+FOLLOWERS = (*NORMS, nn.PReLU, nn.Parameter)  # what may lie between them and their consumers
 MASK = 'mask the units instead of cutting them: mode = "mask"'
 # What torch-pruning and a model's forward raise when they meet something they do not support.
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
@@ -78,6 +74,23 @@ def groups(model: nn.Module, example: Batch, layers: Iterable[str]) -> dict[str,
         found[name] = name
         found.update({other: name for other in names if other in shared})
     return {name: found[name] for name in names}
+
+
+def norms(model: nn.Module, example: Batch, layers: Iterable[str]) -> list[str]:
+    """Names of the batch and instance norms that the output units of these layers go through.
+
+    None of a layer that cannot be cut, or where torch-pruning cannot trace the model. Raises
+    PruneError for a name that is not a layer.
+    """
+    names = list(dict.fromkeys(layers))
+    raise_all(PruneError, _unknown(model, names), where="layers")
+    try:
+        traced = _trace(model, example)
+    except PruneError:
+        return []
+    items = _items(traced, {name: [0] for name in names if not _obstacle(traced, name)})
+    reached = {dep.target.module for dep, _ in items.values()}
+    return [n for n, m in traced.model.named_modules() if isinstance(m, NORMS) and m in reached]
 
 
 def prune(model: nn.Module, plan: PrunePlan, example: Batch) -> nn.Module:

@@ -1,6 +1,7 @@
 """The only training loop: fine-tuning of a repaired model, and training from scratch.
 
-L-FT (scope ``"head"``) moves the head and the layers that were cut; F-FT (``"all"``) moves all.
+L-FT (scope ``"head"``) moves the head, the layers that were cut and their norms; F-FT (``"all"``)
+moves all.
 """
 
 from __future__ import annotations
