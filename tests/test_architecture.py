@@ -29,6 +29,8 @@ LAYERS = [
     {"reports", "pages", "verdicts"},
     {"stages"},
     {"related"},
+    {"jobs"},
+    {"results"},
     {"pipeline"},
     {"benchmarks", "specs"},
     {"export"},

@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from typer.testing import CliRunner
 
-from expunge import cli, pipeline
+from expunge import cli, jobs
 from expunge.benchmarks import detect, folders, published, repair, speech
 from expunge.benchmarks.cifar import Cifar
 from expunge.benchmarks.fields import Setting, grid
@@ -157,14 +157,14 @@ def test_detection_and_repair_have_rows_for_speech(data, tmp_path, monkeypatch, 
     assert [(r["data"], r["noise"], r["n"]) for r in rows] == [("speech", "both", 120)]
     # What so few clips would let one find is not asked here.
     split = repair.true_partition(data.scene(settings[0]))
-    monkeypatch.setattr(pipeline, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(jobs, "partition", lambda scores, **_: split)
     rows = repair.bench(data, settings=settings, names=("nothing",), out=tmp_path / "repair")
     assert {r["recipe"] for r in rows} == {"nothing", "default"}
 
 
 def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypatch):
     split = repair.true_partition(data.published(n=100, seed=0))
-    monkeypatch.setattr(pipeline, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(jobs, "partition", lambda scores, **_: split)
     said = CliRunner().invoke(
         cli.app,
         [

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy.stats import t
 
-from expunge import pipeline
+from expunge import jobs
 from expunge.benchmarks import cifar, detect, memory, prune, published, repair
 from expunge.benchmarks.demo import Digits
 from expunge.benchmarks.fields import Setting, grid, trained
@@ -312,7 +312,7 @@ def test_more_images_than_there_are_are_moved_ones():
 def test_the_published_protocol_has_a_row_for_each_way(data, tmp_path, monkeypatch):
     # What a hundred images would let one find is not asked here.
     split = repair.true_partition(data.scene(Setting("gaussian", 0.5, n=100)))
-    monkeypatch.setattr(pipeline, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(jobs, "partition", lambda scores, **_: split)
     protocol = published.on_images(data, epochs=2, width=4)
     rows = published.bench(protocol, n=100, out=tmp_path)
     names = ["L-FT", "F-FT", "F-FT, nothing cut", "retrain"]
@@ -353,7 +353,7 @@ def repaired(data, tmp_path_factory):
         # twenty more would say to it.
         patch.setattr(cifar, "HELD_OUT", 0)
         split = repair.true_partition(data.scene(settings[0]))
-        patch.setattr(pipeline, "partition", lambda scores, **_: split)
+        patch.setattr(jobs, "partition", lambda scores, **_: split)
         rows = repair.bench(data, settings=settings, names=names, out=out)
     return out, settings, names, rows
 
@@ -413,7 +413,7 @@ def test_cuts_of_every_size_start_from_one_network_and_partition(data, tmp_path,
     monkeypatch.setattr(cifar, "HELD_OUT", 0)
     settings = [Setting("human_random1", state="memorised", n=100)]
     split = repair.true_partition(data.scene(settings[0]))
-    monkeypatch.setattr(pipeline, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(jobs, "partition", lambda scores, **_: split)
     tuned = []
     monkeypatch.setattr(
         prune.stages, "tune", lambda model, _, given, **settings: tuned.append(given) or model

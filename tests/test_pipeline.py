@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import expunge
-from expunge import pipeline, stages, surgery, tuning
+from expunge import jobs, pipeline, stages, surgery, tuning
 from expunge.benchmarks.noise import wrong_labels
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
@@ -33,7 +33,7 @@ from expunge.rng import generator
 from expunge.signals import collect
 from expunge.tables import Flag, PrunePlan, RepairResult
 from expunge.tuning import TuneConfig, targets_of
-from expunge.weights import load_weights, read_weights
+from expunge.weights import load_weights, model_fingerprint, read_weights
 from oracles_digits import (
     CUT,
     FAST,
@@ -338,7 +338,7 @@ def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
         looks.append(stages.partition(scores, **settings))
         return looks[0] if len(looks) == 1 else replace(looks[-1], threshold=0.0)
 
-    monkeypatch.setattr(pipeline, "partition", blind)
+    monkeypatch.setattr(jobs, "partition", blind)
     tune = {**FAST["tune"], "data": "kept"}
     result = repaired(overrides={**FAST, "tune": tune, "rounds": {"epochs": [1, 1]}})
     assert len(looks) == 2
@@ -468,7 +468,7 @@ def test_what_a_repair_cuts_where_it_is_left_open_depends_on_what_was_learned_by
         assert_same_weights(control.model, uncut.model)
     assert "random-control-as-good" not in {flag.code for flag in uncut.flags}
     cut = plain().plan
-    monkeypatch.setattr(pipeline, "by_heart", lambda *_: True)
+    monkeypatch.setattr(jobs, "by_heart", lambda *_: True)
     assert repaired(overrides=OPEN).plan == cut
 
 
@@ -706,8 +706,8 @@ def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, change
         seen.append(args[3].lr)
         return tuning.tune(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline.flags, "memorised", lambda _: found)
-    monkeypatch.setattr(pipeline, "tuning", SimpleNamespace(**{**vars(tuning), "tune": spy}))
+    monkeypatch.setattr(jobs.flags, "memorised", lambda _: found)
+    monkeypatch.setattr(jobs, "tuning", SimpleNamespace(**{**vars(tuning), "tune": spy}))
     tune = {**FAST["tune"], **changes}
     repaired(overrides={**FAST, "tune": tune}, controls=("retrain-kept",))
     assert seen == [rate, changes.get("lr", 0.1)]
@@ -853,25 +853,25 @@ def test_a_control_equals_the_recipe_of_its_name_in_what_it_cuts():
 
 
 def test_the_model_s_fingerprint_changes_with_any_weight_and_the_architecture():
-    first = pipeline.model_fingerprint(memorised())
-    assert first == pipeline.model_fingerprint(memorised())
+    first = model_fingerprint(memorised())
+    assert first == model_fingerprint(memorised())
     seen = {first}
     for name, _ in memorised().named_parameters():
         model = memorised()
         with torch.no_grad():
             model.get_parameter(name).view(-1)[-1] += 1e-4
-        seen.add(pipeline.model_fingerprint(model))
+        seen.add(model_fingerprint(model))
     model = memorised()
     model[2] = nn.Tanh()
-    seen.add(pipeline.model_fingerprint(model))
+    seen.add(model_fingerprint(model))
     assert len(seen) == 2 + len(list(memorised().parameters()))
 
 
 def test_buffers_and_their_kind_are_part_of_the_fingerprint():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    first = pipeline.model_fingerprint(model)
+    first = model_fingerprint(model)
     model[1].running_mean[1] = 0.5
-    assert pipeline.model_fingerprint(model) != first
+    assert model_fingerprint(model) != first
 
 
 def test_the_data_s_fingerprint_names_the_part_that_changed():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from expunge import pipeline, stages, surgery
+from expunge import jobs, pipeline, stages, surgery
 from expunge.benchmarks.fields import Field, Setting, trained
 from expunge.benchmarks.repair import WHOLE, images_per_second
 from expunge.benchmarks.suites import Ledger, Row, Table, distinct, mean
@@ -64,7 +64,7 @@ def bench(
         )
         split = found.partition
         assert split is not None
-        rate = pipeline.rate_of(recipe, found.scores, split)
+        rate = jobs.rate_of(recipe, found.scores, split)
         config = asdict(with_rate(recipe.tune, len(scene.train), rate))
         for name, fraction in left:
             model = stages.tune(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from expunge import layers, pipeline, stages, surgery
+from expunge import jobs, layers, pipeline, stages, surgery
 from expunge.benchmarks.fields import Field, Setting, trained
 from expunge.benchmarks.noise import Scene, Truth
 from expunge.benchmarks.peers import Case, peers
@@ -53,7 +53,7 @@ contenders: Registry[Callable[[Given], nn.Module]] = Registry("contender")
 def oracle_finetune(given: Given) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
     case, recipe, split = given.case, resolve(WHOLE), true_partition(given.case.scene)
-    train, rate = case.scene.train, pipeline.rate_of(recipe, given.result.scores, split)
+    train, rate = case.scene.train, jobs.rate_of(recipe, given.result.scores, split)
     settings = asdict(with_rate(replace(recipe.tune, data="kept"), len(train), rate))
     return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
 
