@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from expunge.layers import (
     evaluating,
     logits_of,
     module_named,
+    placed,
 )
 from expunge.models import convnet, mlp, resnet
 from oracles_models import (
@@ -265,6 +267,22 @@ def test_every_module_gets_its_own_mode_back(fails):
         assert fails
     assert modes == [m.training for m in model.modules()]
     assert len(set(modes)) == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_is_placed_goes_home_again(monkeypatch, fails):
+    moves, model = [], mlp(inputs=4, classes=2)
+    monkeypatch.setattr(model, "to", moves.append)
+    with suppress(KeyboardInterrupt), placed(model, torch.device("meta")):
+        assert moves == [torch.device("meta")]
+        if fails:
+            raise KeyboardInterrupt
+    assert moves == [torch.device("meta"), torch.device("cpu")]
+
+
+def test_discovery_takes_its_example_to_the_model():
+    here = discover(build(ConvNet), inputs(ConvNet))
+    assert discover(build(ConvNet).to("meta"), inputs(ConvNet)) == here
 
 
 def test_captured_outputs_are_what_the_layers_return():

@@ -490,6 +490,15 @@ def test_stages_end_where_asked_and_the_repair_goes_on_from_them(tmp_path, until
     assert_same_weights(result.model, plain().model)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_a_repair_on_a_gpu_leaves_models_where_they_were(home):
+    given = memorised().to(home)
+    result = pipeline.repair(given, noisy(), clean(), overrides=FAST, controls=("random-units",))
+    assert {p.device.type for m in (given, result.model) for p in m.parameters()} == {home}
+    assert result.after.accuracy.value > result.before.accuracy.value
+
+
 def test_what_is_cut_learns_with_its_norms_where_only_the_head_is_tuned():
     model, data = build(ConvNet), from_arrays(inputs(ConvNet).numpy(), np.arange(4) % 2)
     plan = PrunePlan({"conv1": (0, 5)}, requested=2)

@@ -484,6 +484,11 @@ def test_size_is_the_closed_form():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_an_example_goes_where_the_model_is():
+    model, x = build(ConvNet), inputs(ConvNet)
+    assert size(copy.deepcopy(model).to("meta"), x) == size(model, x)
+
+
 def test_size_counts_grouped_and_transposed_convolutions():
     model = nn.Sequential(
         nn.Conv2d(4, 8, 3, groups=2), nn.ConvTranspose2d(8, 2, 2), nn.Flatten(), nn.Linear(50, 2)

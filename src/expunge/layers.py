@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,6 +76,30 @@ def as_images(batch: Batch) -> Batch:
     if isinstance(batch, Tensor) and batch.dim() == 4:
         return batch.contiguous(memory_format=torch.channels_last)
     return batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on that device."""
+    if isinstance(batch, dict):
+        return {k: v.to(device) for k, v in batch.items()}
+    return batch.to(device)
+
+
+@contextmanager
+def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on that device inside the block, and back where it was after it."""
+    home = device_of(model)
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 @contextmanager
@@ -173,6 +198,7 @@ def head_of(model: nn.Module, example: Batch, *, where: str = "", fix: str) -> s
 
 def discover(model: nn.Module, example: Batch) -> Layout:
     """Find the layers of a model by running it once on an example and following the tensors."""
+    example = to_device(example, device_of(model))
     calls: list[tuple[str, nn.Module, Value, Value]] = []
     alive: list[Tensor] = []
     handles = []

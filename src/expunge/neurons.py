@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from expunge.data.samples import Samples
 from expunge.errors import ModelError, closest
-from expunge.layers import captured, discover, evaluating, logits_of, module_named
+from expunge.layers import captured, discover, evaluating, logits_of, module_named, placed
 from expunge.processes import share, total
 from expunge.progress import Progress, silent
 from expunge.registry import Registry
-from expunge.signals import against_rival, best_other, to_device
+from expunge.signals import against_rival, best_other
 from expunge.tables import NeuronRanking, Partition, align
 
 Uses = Literal["attribution", "activation", "weights"]
@@ -205,8 +205,7 @@ def _moments(
 ) -> dict[str, Moments]:
     """One pass that sums up every layer's regressors."""
     accelerator = Accelerator()
-    model.to(accelerator.device)
-    probes = discover(model, to_device(samples.example(), accelerator.device)).probes
+    probes = discover(model, samples.example()).probes
     for layer in layers:
         if layer not in probes:
             raise ModelError(f"'{layer}' is no hidden layer of units", fix=closest(layer, probes))
@@ -218,16 +217,19 @@ def _moments(
     badness, suggested = partition.p_noisy[at], partition.suggested_label[at]
     mine = share(np.arange(len(samples)), accelerator)
     sums: dict[str, Tensor] = {}
-    with evaluating(model):
+    # Sums are in float64, which Apple's GPUs do not have.
+    summed = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
+    with placed(model, accelerator.device), evaluating(model):
         for done, rows in enumerate(samples.batches(batch_size, positions=mine), 1):
             x = samples.batch(rows, device=accelerator.device)
             given = torch.from_numpy(samples.labels[rows]).to(accelerator.device)
             other = torch.from_numpy(suggested[rows]).to(accelerator.device)
-            y = torch.from_numpy(badness[rows]).to(accelerator.device)
+            y = torch.from_numpy(badness[rows]).to(summed)
             units = _regressors(model, x, given, other, {n: probes[n] for n in layers}, uses)
             for name, values in units.items():
                 # One product gives all sums: of (x, y, 1) with itself.
-                extended = torch.cat([values.double(), y[:, None], torch.ones_like(y)[:, None]], 1)
+                x_y_1 = values.to(summed).double(), y[:, None], torch.ones_like(y)[:, None]
+                extended = torch.cat(x_y_1, 1)
                 sums[name] = sums.get(name, 0) + extended.T @ extended
             progress("rank", min(done * batch_size, len(mine)), len(mine))
     return {n: _unpack(total(s, accelerator).cpu().numpy(), norms[n]) for n, s in sums.items()}

@@ -20,6 +20,7 @@ from expunge.layers import (
     evaluating,
     logits_of,
     module_named,
+    placed,
 )
 from expunge.processes import merge, share_blocks
 from expunge.progress import Progress, silent
@@ -65,12 +66,10 @@ def collect(
 
     Memory: ``n × (c + Σ d)`` floats, with d the features of each stage (see `pooled`).
     Several processes share the samples and all get the whole result, ordered as the samples are.
-    The model is left as it was: modes, hooks, gradients.
+    The model is left as it was: modes, hooks, gradients, device.
     """
     accelerator = Accelerator()
-    model.to(accelerator.device)
-    samples = samples.resident(accelerator.device)
-    example = to_device(samples.example(), accelerator.device)
+    samples, example = samples.resident(accelerator.device), samples.example()
     layout = discover(model, example)
     looks = views if samples.view is not None and isinstance(example, Tensor) else 0
     layer = layer or layout.head
@@ -90,7 +89,7 @@ def collect(
     done = 0
     # A process without a share looks at one sample, to know the shape of what it has none of.
     seen = mine if len(mine) else np.zeros(1, dtype=np.int64)
-    with evaluating(model), torch.no_grad():
+    with placed(model, accelerator.device), evaluating(model), torch.no_grad():
         for at in samples.batches(batch_size, positions=seen):
             x = as_images(samples.batch(at, device=accelerator.device))
             y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
@@ -147,13 +146,6 @@ def default_stages(layout: Layout) -> tuple[str, ...]:
     n = len(whole)
     wanted = np.unique(np.linspace(n - 1, 0, min(n, STAGES)).round().astype(int))
     return tuple(whole[i] for i in wanted)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on that device."""
-    if isinstance(batch, dict):
-        return {k: v.to(device) for k, v in batch.items()}
-    return batch.to(device)
 
 
 def pooled(output: Tensor, *, unit: int, columns: int = COLUMNS) -> Tensor:

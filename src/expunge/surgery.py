@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from expunge.data.samples import Batch
 from expunge.errors import ModelError, PruneError, closest, raise_all, some
-from expunge.layers import WEIGHT_LAYERS, logits_of
+from expunge.layers import WEIGHT_LAYERS, device_of, logits_of, to_device
 from expunge.tables import PrunePlan, Size
 from expunge.weights import fit_weights
 
@@ -271,13 +271,14 @@ def _require_a_rest(model: nn.Module, units: Units) -> None:
 
 
 def _run(model: nn.Module, example: Batch) -> Tensor:
+    example = to_device(example, device_of(model))
     try:
         with torch.no_grad():
             return logits_of(model, example)
     except FAILURES as error:
         raise ModelError(
             f"the model does not run on the example: {type(error).__name__}: {error}",
-            fix="give one batch as the model takes it, on the model's device",
+            fix="give one batch as the model takes it",
         ) from error
 
 
@@ -311,6 +312,7 @@ class _Traced:
 
 def _trace(model: nn.Module, example: Batch) -> _Traced:
     work = _copied(model).eval().requires_grad_(True)
+    example = to_device(example, device_of(work))
     _run(work, example)  # the model's own errors first
     graph = tp.DependencyGraph()
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError, PartitionError, some
-from expunge.layers import as_images, logits_of
+from expunge.layers import as_images, device_of, logits_of
 from expunge.processes import once, share
 from expunge.progress import Progress, silent
 from expunge.rng import generator, seeded, torch_generator
@@ -174,7 +174,7 @@ def tune(
     lets them move).
     """
     accelerator = Accelerator()
-    config = with_rate(config, len(samples))
+    config, home = with_rate(config, len(samples)), device_of(model)
     model = copy.deepcopy(model).to(accelerator.device)
     wanted = [p.requires_grad for p in model.parameters()]
     _train_only(model, layers if config.scope == "head" else None)
@@ -217,7 +217,7 @@ def tune(
     for parameter, flag in zip(model.parameters(), wanted, strict=True):
         parameter.requires_grad_(flag)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return model.eval()
+    return model.to(home).eval()
 
 
 def check_finite(loss: Tensor, epoch: int, what: str) -> None:

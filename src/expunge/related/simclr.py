@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from expunge.data import Samples
 from expunge.data.samples import Batch, Prepare, tensor_of
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.layers import as_images, captured, check_model, evaluating, head_of, logits_of
+from expunge.layers import (
+    as_images,
+    captured,
+    check_model,
+    evaluating,
+    head_of,
+    logits_of,
+    placed,
+)
 from expunge.processes import alone
 from expunge.progress import Progress, silent
 from expunge.rng import generator, seeded, torch_generator
@@ -313,10 +321,9 @@ def encoded(
     module = encoder if isinstance(encoder, nn.Module) else nn.Identity()
     function = encoder
     if isinstance(encoder, nn.Module) and not isinstance(encoder, Body):
-        function = module = Body(encoder, samples.batch(np.arange(1), device=device))
-    module.to(device)
+        function = module = Body(encoder, samples.example())
     parts = []
-    with evaluating(module), torch.no_grad():
+    with placed(module, device), evaluating(module), torch.no_grad():
         for rows in samples.batches(batch_size):
             x = tensor_of(samples.batch(rows, device=device), "encode")
             parts.append(function(x).float().cpu().numpy())
