@@ -264,17 +264,28 @@ def test_what_is_to_be_forgotten_is_not_rolled_back():
     assert result.plan is not None
 
 
-def test_a_network_trained_anew_that_is_ahead_is_recommended(monkeypatch):
-    def retrain_well(recipe: Recipe) -> Recipe:
-        tune = replace(recipe.tune, data="kept", epochs=30, lr=0.05, batch_size=32)
-        return replace(recipe, start="scratch", tune=tune)
+def retrain_well(recipe: Recipe) -> Recipe:
+    tune = replace(recipe.tune, data="kept", epochs=30, lr=0.05, batch_size=32)
+    return replace(recipe, start="scratch", prune=PruneConfig(fraction=0.0), tune=tune)
 
+
+def test_a_network_trained_anew_that_is_ahead_is_recommended(monkeypatch):
     weak = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.0}}
     monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
     result = repaired(overrides=weak, held_out=held_out(), controls=("retrain-well",))
     assert result.verdict.word == "retrain"
     assert "retrain-well" in result.verdict.reason
     assert expunge.report(result).count("Retrain: ") == 1
+    assert result.verdict.kept == (result.verdict.gain.value > 0)
+
+
+def test_a_repair_that_does_harm_is_rolled_back_also_where_training_anew_is_ahead(monkeypatch):
+    harm = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
+    monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
+    result = repaired(overrides=harm, held_out=held_out(), controls=("retrain-well",))
+    assert (result.verdict.word, result.verdict.kept) == ("retrain", False)
+    assert_same_weights(result.model, memorised())
+    assert "The model is the one that came in" in expunge.report(result)
 
 
 def test_held_out_samples_of_other_classes_are_refused():
@@ -329,6 +340,10 @@ def test_what_the_first_look_says_of_inputs_stands_in_all_rounds():
     assert not np.array_equal(last.p_label_fault, first.p_label_fault)
     expected = 1 - (1 - last.p_label_fault) * (1 - first.p_input_fault)
     assert np.allclose(last.p_noisy, expected)
+    assert last.noise_rate[1] < last.noise_rate[0] == last.p_noisy.mean() < last.noise_rate[2]
+    assert {*last.evidence} == {*first.evidence} == {"label_evidence", "input_evidence"}
+    assert np.array_equal(last.evidence["input_evidence"], first.evidence["input_evidence"])
+    assert [fit.kind for fit in last.fits] == [fit.kind for fit in first.fits]
 
 
 def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):

@@ -57,6 +57,17 @@ def test_a_planted_transition_is_found_again(kind):
     assert (q.argmax(axis=1) == right).mean() > (given == right).mean()
 
 
+def test_classes_that_come_in_turns_are_all_seen():
+    rng, n = np.random.default_rng(0), 15_000
+    right = np.arange(n) % 2
+    given = np.where(rng.random(n) < 0.22, 1 - right, right)
+    sure = 0.5 + 0.5 * rng.random(n)
+    q = np.where(np.eye(2, dtype=bool)[right], sure[:, None], 1 - sure[:, None])
+    model = fit(q[None], given, seed=0)
+    assert model.noisy
+    assert abs(model.rate - 0.22) < 0.02
+
+
 def test_right_labels_are_found_to_be_right_however_hard_the_samples_are():
     sources, _, given = planted(np.eye(C), sharp=1.0)
     assert not fit(sources, given, seed=0).noisy

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,15 @@ def test_a_doubt_without_a_suggestion_is_spread_over_the_other_classes():
     assert verdicts.transition(doubted, CLASSES) == pytest.approx(expected)
 
 
+def test_bad_inputs_say_nothing_of_the_transition():
+    truth = np.random.default_rng(0).integers(0, CLASSES, 20_000)
+    labels = pair_flipped(truth, 0.3, 1)
+    sure = partition(labels, (labels != truth).astype(float), truth)
+    bad = np.random.default_rng(2).random(len(truth)) < 0.3
+    some = replace(sure, p_label_fault=np.where(bad, 0.9, sure.p_label_fault), p_input_fault=bad)
+    assert verdicts.transition(some, CLASSES) == pytest.approx(flips(0.3), abs=0.02)
+
+
 def test_a_class_that_nothing_speaks_for_keeps_its_labels():
     labels = np.array([0, 0, 1])
     found = verdicts.transition(partition(labels, np.zeros(3), labels), CLASSES)
@@ -135,6 +146,7 @@ def test_the_verdict_follows_the_held_out_labels(accuracy, anew, word):
     )
     assert made.word == word
     assert made.gain is not None
+    assert made.kept == (accuracy > 0.6)
 
 
 def test_the_same_predictions_are_no_reason_for_a_repair():

@@ -25,7 +25,7 @@ from sklearn.neighbors import NearestNeighbors
 from expunge.discriminants import ashman, pieces, regressed, squared_distance, varying
 from expunge.errors import ConfigError, DataError, extra_required
 from expunge.registry import Registry
-from expunge.rng import generator
+from expunge.rng import drawn
 from expunge.tables import Scores, Signals
 
 
@@ -420,7 +420,7 @@ def _above_quantile(values: np.ndarray, groups: np.ndarray, q: float) -> np.ndar
 
 
 def _asked(n: int, most: int) -> np.ndarray:
-    return np.sort(generator(0, "neighbours").permutation(n)[:most])
+    return drawn(n, most, 0, "neighbours")
 
 
 def _early(signals: Signals) -> list[np.ndarray]:
@@ -523,9 +523,10 @@ def opinion_pool(
     100 samples or more are trusted, only these fit the weights: calibrated for right labels.
     """
     logs = np.stack([np.log(np.maximum(q, 1e-12)) for q in sources])
-    chosen = np.arange(0, len(labels), max(1, len(labels) // _POOL_ROWS))
+    usable = np.arange(len(labels))
     if trusted is not None and trusted.sum() >= _POOL_TRUSTED:
-        chosen = np.flatnonzero(trusted)[:_POOL_ROWS]
+        usable = np.flatnonzero(trusted)
+    chosen = drawn(usable, _POOL_ROWS, 0, "opinion pool")
     fitted, given = logs[:, chosen], labels[chosen]
     rows = np.arange(len(given))
 

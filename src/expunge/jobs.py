@@ -27,7 +27,7 @@ from expunge.weights import fit_weights, model_fingerprint
 robust.trainers.register("ssl-refine")(refinement.ssl_refine)
 
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 12
+CODE = 13
 # The stages that every recipe starts with.
 BASIS: tuple[str, ...] = ("1-score", "2-partition")
 

@@ -205,14 +205,31 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
     return _made(scores, faults, threshold, float(np.sqrt((p_noisy * (1 - p_noisy)).sum())) / n)
 
 
-def with_inputs(split: Partition, other: Partition) -> Partition:
+def with_inputs(split: Partition, other: Partition, *, fdr: float | None = None) -> Partition:
     """What a partition says of labels, with what another one of the same samples says of inputs.
 
-    ``p_noisy = 1 − (1 − p_label) (1 − p_input)``.
+    ``p_noisy = 1 − (1 − p_label) (1 − p_input)``, and its mean is the noise rate; the half-widths
+    of the two rates' intervals add up in squares. fdr: sets the threshold, see `fdr_threshold`.
     """
-    p_input = other.p_input_fault[align(other.ids, split.ids)]
-    p_noisy = 1.0 - (1.0 - split.p_label_fault) * (1.0 - p_input)
-    return replace(split, p_input_fault=p_input, p_noisy=np.clip(p_noisy, 0.0, 1.0))
+    at = align(other.ids, split.ids)
+    p_input = other.p_input_fault[at]
+    p_noisy = np.clip(1.0 - (1.0 - split.p_label_fault) * (1.0 - p_input), 0.0, 1.0)
+    rate = float(p_noisy.mean())
+    widths = [p.noise_rate[2] - p.noise_rate[1] for p in (split, other)]
+    half = float(np.hypot(widths[0], widths[1])) / 2
+    evidence = {k: e for k, e in split.evidence.items() if k != "input_evidence"}
+    if "input_evidence" in other.evidence:
+        evidence["input_evidence"] = other.evidence["input_evidence"][at]
+    fits = [f for f in other.fits if f.kind == "input"]
+    return replace(
+        split,
+        p_input_fault=p_input,
+        p_noisy=p_noisy,
+        threshold=split.threshold if fdr is None else fdr_threshold(p_noisy, fdr),
+        noise_rate=(rate, max(0.0, rate - half), min(1.0, rate + half)),
+        fits=(*fits, *(f for f in split.fits if f.kind != "input")),
+        evidence=evidence,
+    )
 
 
 def fdr_threshold(p_noisy: np.ndarray, fdr: float) -> float:

@@ -270,7 +270,7 @@ def _finished(job: Job, run: Run, scores: Scores, train_seconds: float | None) -
     found = {name: _controlled(job, run, name, split, repaired) for name in job.controls}
     others = {name: other for name, other in found.items() if other is not None}
     verdict = Verdict("leave alone", why_not) if why_not else _judged(job, run, fixed, others)
-    if verdict.word == "leave alone":
+    if not verdict.kept:
         fixed = _untouched(job, run, fixed.partition)
     result = results.measure(job, run, scores, fixed, others, verdict, train_seconds)
     results.write(job, run, result)
@@ -377,7 +377,8 @@ def _again(
     config = replace(recipe.score, views=rounds.views, detectors=own or recipe.score.detectors)
     scores = jobs.scored(job, run, model, config, looked, read)
     read.append(looked)
-    split = with_inputs(jobs.partitioned(job, run, scores, split_name, read), before)
+    found = jobs.partitioned(replace(job, recipe=recipe), run, scores, split_name, read)
+    split = with_inputs(found, before, fdr=recipe.partition.fdr)
     read.append(split_name)
     settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
     epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]

@@ -170,8 +170,8 @@ def verdict(result: RepairResult) -> str:
     """What the repair came to, in a sentence or two."""
     flagged, n = int(result.partition.flagged.sum()), len(result.partition.ids)
     word, reason = result.verdict.word, result.verdict.reason
-    if word == "leave alone":
-        return f"Leave alone: {reason}. The model is the one that came in."
+    if not result.verdict.kept:
+        return f"{word.capitalize()}: {reason}. The model is the one that came in."
     said = _change(result, flagged, n)
     if word == "retrain":
         return f"Retrain: {reason}. {said}"
@@ -379,7 +379,7 @@ def uncut(result: RepairResult) -> str:
     """Why nothing was cut."""
     amount = result.config.get("prune", {})
     left_open = amount.get("fraction") is None and amount.get("count") is None
-    if not left_open or result.verdict.word == "leave alone":
+    if not left_open or not result.verdict.kept:
         return "Nothing was cut."
     return (
         "Nothing was cut: the model has not learned wrong labels by heart, and elsewhere a cut "

@@ -24,6 +24,14 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *names))
 
 
+def drawn(rows: int | np.ndarray, most: int, seed: int, *names: str | int) -> np.ndarray:
+    """At most so many of the rows (of the first n, given a number), at random, in their order.
+
+    Every k-th would miss classes whose samples come in turns.
+    """
+    return np.sort(generator(seed, *names).permutation(rows)[:most])
+
+
 def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
     """An independent torch generator for this seed and these names."""
     return torch.Generator(device=device).manual_seed(derive(seed, *names))

@@ -29,7 +29,7 @@ from expunge.partitions import fdr_threshold, partitioners
 from expunge.progress import Progress, silent
 from expunge.pruners import pruners
 from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
-from expunge.rng import generator
+from expunge.rng import drawn
 from expunge.signals import collect
 from expunge.tables import (
     Budget,
@@ -148,8 +148,7 @@ def rank(
     if not layers:
         raise ModelError("the model has no hidden layer whose units could be ranked")
     if len(samples) > config.most:
-        drawn = generator(seed, "rank").permutation(len(samples))[: config.most]
-        samples = samples.subset(np.sort(drawn))
+        samples = samples.subset(drawn(len(samples), config.most, seed, "rank"))
     return rank_units(
         model,
         samples,
@@ -268,7 +267,7 @@ def certify(
 
     def said(of: Samples, rows: np.ndarray, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
         """Labels of some rows, and what the two models say of these: probabilities."""
-        few = of.subset(np.sort(generator(seed, what).permutation(rows)[:_ASKED]))
+        few = of.subset(drawn(rows, _ASKED, seed, what))
         logits = (collect(m, few, what="certify").logits for m in (before, after))
         return few.labels, [softmax(z.astype(np.float64), axis=1) for z in logits]
 

@@ -469,14 +469,19 @@ class Certificate:
 class Verdict:
     """What to do with a repair, and why in a sentence.
 
-    ``"leave alone"``: the model that came in is handed back. ``"retrain"``: a network trained anew
-    is ahead. gain: of the repair over the model that came in, in accuracy, estimated from held-out
-    labels; None where nothing was held out, or no repair was begun.
+    ``"leave alone"``: the repair does no good. ``"retrain"``: a network trained anew is ahead.
+    gain: of the repair over the model that came in, in accuracy, estimated from held-out labels;
+    None where nothing was held out, or no repair was begun.
     """
 
     word: Literal["repair", "retrain", "leave alone"]
     reason: str
     gain: Metric | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the repaired model is handed back, and not the one that came in."""
+        return self.word != "leave alone" and (self.gain is None or self.gain.value > 0)
 
 
 @dataclass(frozen=True)

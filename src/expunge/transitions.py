@@ -10,7 +10,7 @@ from scipy.optimize import OptimizeResult, brentq, minimize
 from scipy.special import log_softmax, logsumexp
 from threadpoolctl import threadpool_limits
 
-from expunge.rng import generator
+from expunge.rng import drawn, generator
 
 # A model is fitted on at most so many samples, and its sources are chosen on so many.
 ROWS, FEW_ROWS = 10_000, 3_000
@@ -194,12 +194,12 @@ def unmixed(probs: np.ndarray) -> np.ndarray:
 
 
 class _Rows:
-    """A regular sample of the rows: log probabilities, labels, and which labels are sure."""
+    """Some of the rows: log probabilities, labels, and which labels are sure."""
 
     def __init__(
         self, sources: np.ndarray, labels: np.ndarray, trusted: np.ndarray | None, limit: int
     ) -> None:
-        rows = np.arange(0, len(labels), -(-len(labels) // limit))
+        rows = drawn(len(labels), limit, 0, "transition")
         self.logs, self.given = _logs(sources[:, rows]), labels[rows]
         self.sure = np.zeros(len(rows), dtype=bool) if trusted is None else trusted[rows]
 

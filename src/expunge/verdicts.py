@@ -54,13 +54,15 @@ def transition(split: Partition, classes: int) -> np.ndarray:
     """``float64[c, c]``: row j tells how often a sample of class j was given each label.
 
     ``T_jk = Σ_{i: y_i = k} q_i(j) / Σ_i q_i(j)``, where q_i puts ``1 − p_label_fault`` on the label
-    given and the rest on the label suggested, or on all others where none is.
+    given and the rest on the label suggested, or on all others where none is; times
+    ``1 − p_input_fault``, as bad inputs say nothing of labels.
     """
     n, p = len(split.ids), split.p_label_fault
     rows, other = np.arange(n), split.suggested_label != split.labels
     right = np.repeat(np.where(other, 0.0, p / max(classes - 1, 1))[:, None], classes, axis=1)
     right[rows[other], split.suggested_label[other]] = p[other]
     right[rows, split.labels] = 1 - p
+    right *= (1 - split.p_input_fault)[:, None]
     counts = np.zeros((classes, classes))
     np.add.at(counts.T, split.labels, right)
     sums = counts.sum(axis=1, keepdims=True)
@@ -97,7 +99,8 @@ def judge(
     """Keep a repair unless held-out labels speak for the model that came in.
 
     retrained: models that were trained from scratch. One that is ahead of the repair by more than
-    the interval is worth its time, and the verdict says so.
+    the interval is worth its time, and the verdict says so; the repair is kept, or not, all the
+    same.
     """
     found = gain(repaired.predicted, before, held_out, noise)
     for name, other in retrained.items():

@@ -10,7 +10,14 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from expunge.errors import ConfigError
-from expunge.partitions import ashman, mixture, partitioners, posterior
+from expunge.partitions import (
+    ashman,
+    fdr_threshold,
+    mixture,
+    partitioners,
+    posterior,
+    with_inputs,
+)
 from expunge.tables import Component, Scores
 
 NAMES = partitioners.names()
@@ -355,3 +362,15 @@ def test_given_posteriors_are_probabilities_and_the_largest_counts():
     for wrong in (np.array([0.0, 1.01, 0.0]), np.array([0.0, -0.01, 0.0])):
         with pytest.raises(ConfigError, match=r"takes scores in \[0, 1\]\n.*use .*'mixture'"):
             partitioners.get("posterior")(scores([a, wrong]), seed=0)
+
+
+def test_a_threshold_for_false_discoveries_is_that_of_labels_and_inputs_together():
+    n, rng = 400, np.random.default_rng(0)
+    label = np.where(np.arange(n) < 40, 0.6, 0.05)
+    bad = np.where(np.arange(n) >= 300, 1.0, rng.random(n) * 0.02)
+    labels = posterior(scores([label]))
+    inputs = posterior(scores(inputs=[bad]))
+    both = with_inputs(labels, inputs, fdr=0.05)
+    assert both.threshold == fdr_threshold(both.p_noisy, 0.05)
+    assert np.array_equal(both.flagged, np.arange(n) >= 300)
+    assert with_inputs(labels, inputs).threshold == labels.threshold
