@@ -368,8 +368,9 @@ def test_a_threshold_for_false_discoveries_is_that_of_labels_and_inputs_together
     n, rng = 400, np.random.default_rng(0)
     label = np.where(np.arange(n) < 40, 0.6, 0.05)
     bad = np.where(np.arange(n) >= 300, 1.0, rng.random(n) * 0.02)
-    labels = posterior(scores([label]))
-    inputs = posterior(scores(inputs=[bad]))
+    labels, inputs = (
+        partitioners.get("posterior")(s, seed=0) for s in (scores([label]), scores(inputs=[bad]))
+    )
     both = with_inputs(labels, inputs, fdr=0.05)
     assert both.threshold == fdr_threshold(both.p_noisy, 0.05)
     assert np.array_equal(both.flagged, np.arange(n) >= 300)
