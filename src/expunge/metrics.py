@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from expunge.errors import DataError
@@ -13,6 +15,7 @@ from expunge.tables import Evaluation, Metric
 
 LEVEL = 0.95
 DRAWS = 1000
+_AT_ONCE = 100  # resamples that are in memory together
 
 
 def evaluate(
@@ -24,31 +27,30 @@ def evaluate(
     error and, with more than three classes, ``top_3``: the share of samples whose label is among
     the three most probable. Macro: the mean over the classes that occur as labels.
     probs: ``float[n, c]``, rows sum to one. Intervals are 95 % bootstrap percentiles over samples.
-    Cost: ``DRAWS`` resamples of a c × c table or of n numbers.
+    Cost: ``DRAWS`` resamples of the pairs of labels and predictions that occur, or of n numbers.
     """
     predicted = probs.argmax(axis=1)
     correct = predicted == labels
-    c = len(classes)
-    table = np.bincount(labels * c + predicted, minlength=c * c).reshape(c, c)
+    n, c = len(labels), len(classes)
     rng = generator(seed, "bootstrap")
-    tables = rng.multinomial(len(labels), table.ravel() / len(labels), DRAWS).reshape(-1, c, c)
-    present = table.sum(axis=1) > 0
+    counts, drawn = _resampled(labels, predicted, c, rng)
+    present = counts.given[0] > 0
     metrics = {}
-    for name, statistic in _TABLE_METRICS.items():
-        draws = statistic(tables[:, :, :], present)
-        metrics[name] = _metric(float(statistic(table[None], present)[0]), draws, len(labels))
+    for name, statistic in _COUNT_METRICS.items():
+        value = float(statistic(counts, present)[0])
+        metrics[name] = _metric(value, statistic(drawn, present), n)
     confidence = probs.max(axis=1)
     if c > 3:
         hits = in_top(probs, labels, 3)
-        draws = rng.binomial(len(labels), hits.mean(), DRAWS) / len(labels)
-        metrics["top_3"] = _metric(float(hits.mean()), draws, len(labels))
+        draws = rng.binomial(n, hits.mean(), DRAWS) / n
+        metrics["top_3"] = _metric(float(hits.mean()), draws, n)
     metrics["calibration_error"] = bootstrap(
         np.column_stack([confidence, correct]),
         lambda rows: calibration_error(rows[:, 0], rows[:, 1]),
         seed=seed,
         draws=200,
     )
-    recall = np.divide(table.diagonal(), table.sum(axis=1), where=present, out=np.full(c, np.nan))
+    recall = np.divide(counts.hit[0], counts.given[0], where=present, out=np.full(c, np.nan))
     per_class = {name: float(r) for name, r, p in zip(classes, recall, present, strict=True) if p}
     return Evaluation(ids, correct, metrics, per_class)
 
@@ -130,32 +132,59 @@ def _metric(value: float, draws: np.ndarray, n: int) -> Metric:
     return Metric(value, min(float(low), value), max(float(high), value), n)
 
 
-def _accuracy(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
-    return np.trace(tables, axis1=1, axis2=2) / tables.sum(axis=(1, 2))
+class _Counts(NamedTuple):
+    """How often each class was predicted rightly, given as label, and predicted: ``[draws, c]``."""
+
+    hit: np.ndarray
+    given: np.ndarray
+    said: np.ndarray
 
 
-def _macro_f1(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
-    hit = np.diagonal(tables, axis1=1, axis2=2)
-    both = tables.sum(axis=1) + tables.sum(axis=2)
-    return np.divide(2 * hit, both, where=both > 0, out=np.zeros(hit.shape))[:, present].mean(
-        axis=1
-    )
+def _resampled(
+    labels: np.ndarray, predicted: np.ndarray, c: int, rng: np.random.Generator
+) -> tuple[_Counts, _Counts]:
+    """The counts, and those of `DRAWS` resamples; of a c × c table only what occurs is drawn."""
+    pairs, times = np.unique(labels * c + predicted, return_counts=True)
+    label, said = np.divmod(pairs, c)
+    to = (len(pairs), c)
+    sums = [
+        csr_array((weight, (np.arange(len(pairs)), column)), shape=to)
+        for weight, column in (
+            ((label == said).astype(np.int64), label),
+            (np.ones(len(pairs), dtype=np.int64), label),
+            (np.ones(len(pairs), dtype=np.int64), said),
+        )
+    ]
+    n, parts = len(labels), []
+    for _ in range(0, DRAWS, _AT_ONCE):
+        tables = rng.multinomial(n, times / n, _AT_ONCE)
+        parts.append([tables @ s for s in sums])
+    drawn = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Counts(*(times[None] @ s for s in sums)), _Counts(*drawn)
 
 
-def _macro_precision(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
+def _accuracy(counts: _Counts, present: np.ndarray) -> np.ndarray:
+    return counts.hit.sum(axis=1) / counts.given.sum(axis=1)
+
+
+def _macro_f1(counts: _Counts, present: np.ndarray) -> np.ndarray:
+    return _share(2 * counts.hit, counts.given + counts.said, 0)[:, present].mean(axis=1)
+
+
+def _macro_precision(counts: _Counts, present: np.ndarray) -> np.ndarray:
     """A class that is never predicted counts as 0."""
-    hit = np.diagonal(tables, axis1=1, axis2=2)
-    said = tables.sum(axis=1)
-    return np.divide(hit, said, where=said > 0, out=np.zeros(hit.shape))[:, present].mean(axis=1)
+    return _share(counts.hit, counts.said, 0)[:, present].mean(axis=1)
 
 
-def _worst_class(tables: np.ndarray, present: np.ndarray) -> np.ndarray:
-    hit = np.diagonal(tables, axis1=1, axis2=2)
-    rows = tables.sum(axis=2)
-    return np.divide(hit, rows, where=rows > 0, out=np.ones(hit.shape))[:, present].min(axis=1)
+def _worst_class(counts: _Counts, present: np.ndarray) -> np.ndarray:
+    return _share(counts.hit, counts.given, 1)[:, present].min(axis=1)
 
 
-_TABLE_METRICS = {
+def _share(part: np.ndarray, whole: np.ndarray, of_none: float) -> np.ndarray:
+    return np.divide(part, whole, where=whole > 0, out=np.full(part.shape, float(of_none)))
+
+
+_COUNT_METRICS = {
     "accuracy": _accuracy,
     "macro_precision": _macro_precision,
     "macro_f1": _macro_f1,
