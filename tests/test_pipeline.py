@@ -929,18 +929,31 @@ def test_settings_are_checked_before_anything_is_done(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_that_cannot_be_drawn_anew_is_named():
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
+def test_parameters_that_cannot_be_drawn_anew_change_places():
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 2))
+    model.register_parameter("positions", nn.Parameter(torch.arange(40.0).view(5, 8)))
+    fresh = reinitialised(model, 0)
+    assert not torch.equal(fresh.positions, model.positions)
+    assert torch.equal(fresh.positions.flatten().sort().values, torch.arange(40.0))
+    assert not torch.equal(fresh[0].self_attn.in_proj_weight, model[0].self_attn.in_proj_weight)
+    assert torch.equal(model.positions, torch.arange(40.0).view(5, 8))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.scale * x
 
-    model = nn.Sequential(mlp(inputs=4, classes=2, hidden=4), Scaled())
-    with pytest.raises(ModelError, match=r"retrain: '1' \(Scaled\) cannot be initialised anew"):
-        reinitialised(model, 0)
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_where_nobody_asked_for_a_cut_that_is_not_possible_the_repair_goes_on(hidden):
+    width = 64
+    model = nn.Sequential(nn.Flatten(), nn.Linear(width, 10))
+    if hidden:
+        model = mlp(inputs=width, classes=10, hidden=hidden, depth=1)
+    result = pipeline.forget(model, noisy(), noisy().ids[:5], clean(), overrides=OPEN, controls=())
+    assert result.plan is None
+    assert result.size_after == result.size_before
+    why = "less than one unit" if hidden else "no hidden layer"
+    assert "Nothing was cut: this network cannot be:" in expunge.report(result)
+    assert why in result.uncut
+    cut = {**OPEN, "prune": {"fraction": 0.2}}
+    with pytest.raises((ModelError, PruneError), match=why):
+        pipeline.forget(model, noisy(), noisy().ids[:5], clean(), overrides=cut, controls=())
 
 
 def test_fresh_weights_depend_on_the_seed_alone():

@@ -63,13 +63,17 @@ class Job:
 
 
 class Fixed(NamedTuple):
-    """A repaired model, what it was made from, and the seconds of all stages behind it."""
+    """A repaired model, what it was made from, and the seconds of all stages behind it.
+
+    uncut: why nothing was cut, where the repair decided that.
+    """
 
     model: nn.Module
     partition: Partition
     ranking: NeuronRanking | None
     plan: PrunePlan | None
     seconds: float
+    uncut: str = ""
 
 
 def prepare(

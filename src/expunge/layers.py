@@ -290,19 +290,22 @@ def _tail(head: str, leaves: list[tuple[str, nn.Module, Value, Value]]) -> tuple
 
 
 def reinitialised(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with fresh weights: every module with weights draws its own anew."""
+    """A copy with fresh weights: every module with weights draws its own anew.
+
+    The parameters of a module that cannot (it has no ``reset_parameters``, as a class token and
+    embeddings of positions) change places at random: their scale stays, what they knew does not.
+    """
     fresh = copy.deepcopy(model)
-    with seeded(seed, "initialise"):
-        for name, module in fresh.named_modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
+    with seeded(seed, "initialise"), torch.no_grad():
+        for module in fresh.modules():
+            names = ("reset_parameters", "_reset_parameters")
+            reset = next((r for n in names if callable(r := getattr(module, n, None))), None)
+            if reset is not None:
                 reset()
-            elif any(True for _ in module.parameters(recurse=False)):
-                raise ModelError(
-                    f"'{name}' ({type(module).__name__}) cannot be initialised anew",
-                    where="retrain",
-                    fix="give it a method `reset_parameters`, or leave this recipe out",
-                )
+                continue
+            for parameter in module.parameters(recurse=False):
+                order = torch.randperm(parameter.numel())
+                parameter.copy_(parameter.flatten()[order.to(parameter.device)].view_as(parameter))
     return fresh
 
 

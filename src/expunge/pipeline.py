@@ -22,7 +22,7 @@ from expunge import archive, jobs, results, tuning, verdicts
 from expunge.config import digest
 from expunge.data import Samples, as_samples
 from expunge.detectors import kind_of
-from expunge.errors import DataError, some
+from expunge.errors import DataError, ModelError, PruneError, some
 from expunge.jobs import BASIS, Fixed, Job
 from expunge.layers import check_model, reinitialised
 from expunge.partitions import with_inputs
@@ -41,6 +41,11 @@ from expunge.tables import (
 from expunge.tuning import TuneConfig, lost_classes
 from expunge.weights import fit_weights, model_fingerprint
 
+# Why nothing is cut where the repair decides.
+_NO_NEED = (
+    "the model has not learned wrong labels by heart, and elsewhere a cut costs accuracy; set "
+    "prune.fraction for a smaller model"
+)
 CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
 
 
@@ -291,25 +296,29 @@ def _carried_out(
 
     The prefix is that of its stages' folders; the basis are the stages that made the partition.
     """
-    read = list(basis)
-    model, ranking, cut = job.model, None, None
+    read, model, ranking, cut, uncut = list(basis), job.model, None, None, ""
     if recipe.start == "scratch":
         model = reinitialised(model, job.seed)
     prune = recipe.prune
     if prune.open:
         scores = archive.load_scores(run.made["1-score"])
         cuts = until != "tune" or not job.asked or jobs.by_heart(recipe, scores, split)
-        prune = replace(prune, fraction=CUT if cuts else 0.0)
+        prune, uncut = replace(prune, fraction=CUT if cuts else 0.0), "" if cuts else _NO_NEED
     if prune.cuts:
         # A control that ranks as the repair itself does shares its ranking.
         shared = recipe.rank == job.recipe.rank and basis == BASIS
         name = f"{'' if shared else prefix}3-rank"
-        ranking = jobs.ranked(job, run, recipe.rank, split, name, read)
-        read.append(name)
-        if until != "rank":
-            cut = jobs.planned(job, run, prune, ranking, f"{prefix}4-prune", read)
-            read.append(f"{prefix}4-prune")
-            model = cut_model(model, cut, job.train, prune.mode)
+        try:
+            ranking = jobs.ranked(job, run, recipe.rank, split, name, read)
+            read.append(name)
+            if until != "rank":
+                cut = jobs.planned(job, run, prune, ranking, f"{prefix}4-prune", read)
+                model = cut_model(model, cut, job.train, prune.mode)
+                read.append(f"{prefix}4-prune")
+        except (ModelError, PruneError) as error:
+            if until != "tune" or not recipe.prune.open:
+                raise
+            cut, uncut = None, f"this network cannot be: {error.what}"  # nobody has asked for it
     if recipe.tune.epochs and until == "tune":
         model = jobs.tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
@@ -321,7 +330,8 @@ def _carried_out(
                 break
     if model is job.model:  # the caller's own: neither handed out nor put into another mode
         model = copy.deepcopy(model)
-    return Fixed(model.eval(), split, ranking, cut, sum(run.seconds[name] for name in read))
+    seconds = sum(run.seconds[name] for name in read)
+    return Fixed(model.eval(), split, ranking, cut, seconds, uncut)
 
 
 def _untouched(job: Job, run: Run, split: Partition) -> Fixed:

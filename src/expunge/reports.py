@@ -376,21 +376,14 @@ def _partition_lines(partition: Partition) -> str:
 
 
 def uncut(result: RepairResult) -> str:
-    """Why nothing was cut."""
-    amount = result.config.get("prune", {})
-    left_open = amount.get("fraction") is None and amount.get("count") is None
-    if not left_open or not result.verdict.kept:
-        return "Nothing was cut."
-    return (
-        "Nothing was cut: the model has not learned wrong labels by heart, and elsewhere a cut "
-        "costs accuracy. Set prune.fraction for a smaller model."
-    )
+    """That nothing was cut, and why, where that is known."""
+    return f"Nothing was cut: {result.uncut}." if result.uncut else "Nothing was cut."
 
 
 def _pruning_lines(result: RepairResult) -> str:
     plan, before, after = result.plan, result.size_before, result.size_after
     if plan is None:
-        return uncut(result)
+        return _text(uncut(result))
     lines = [f"- units: {plan.requested:,} requested, {plan.granted:,} granted"]
     lines += [f"- why: {_text(reason)}" for reason in plan.reasons]
     for name, old, new in (

@@ -82,6 +82,7 @@ def measure(
         verdict=verdict,
         certificate=certificate,
         quarantined=_quarantined(job),
+        uncut=fixed.uncut,
     )
 
 

@@ -489,6 +489,7 @@ class RepairResult:
     """Everything that a repair did; on disk it is the run folder.
 
     quarantined: samples that could not be used and took no part, ``{data set: {id: reason}}``.
+    uncut: why nothing was cut, where the repair decided that.
     """
 
     model: nn.Module
@@ -512,3 +513,4 @@ class RepairResult:
     verdict: Verdict
     certificate: Certificate | None = None
     quarantined: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    uncut: str = ""
