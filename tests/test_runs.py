@@ -223,6 +223,20 @@ def test_fresh_discards_what_a_run_made_and_nothing_else(tmp_path):
     assert json.loads((folder / "run.json").read_text())["seed"] == 9
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_json_of_another_program_is_no_run_of_ours(tmp_path, fresh):
+    (tmp_path / "run.json").write_text('{"tool": "other", "train": 1}')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("x")
+    before = contents(tmp_path)
+    with (
+        pytest.raises(RunError, match=r"its run\.json is of another program"),
+        opened(tmp_path, HEADER, fresh=fresh),
+    ):
+        pass
+    assert before.items() <= contents(tmp_path).items()
+
+
 def test_fresh_does_not_follow_links_out_of_the_folder(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x").write_text("mine")

@@ -255,10 +255,17 @@ def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
     header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
     if not note.exists():
         _require_no_strangers(path)
-    elif not fresh:
+    else:
         found = _read_json(note)
+        if not {"schema", "seed", "train", "versions"} <= {*found}:
+            raise RunError(
+                "the folder holds other files: its run.json is of another program",
+                where=str(path),
+                fix="choose an empty folder",
+            )
         found.pop("versions", None)
-        _require_same(found, header, str(path))
+        if not fresh:
+            _require_same(found, header, str(path))
     with writing(path):
         for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
             _delete(left_over)
