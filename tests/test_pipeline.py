@@ -25,6 +25,7 @@ import expunge
 from expunge import jobs, pipeline, stages, surgery, tuning
 from expunge.benchmarks.noise import wrong_labels
 from expunge.data import Samples, from_arrays, from_dataset
+from expunge.data.samples import Prepare
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.layers import reinitialised
 from expunge.models import mlp, resnet
@@ -286,6 +287,49 @@ def test_a_repair_that_does_harm_is_rolled_back_also_where_training_anew_is_ahea
     assert (result.verdict.word, result.verdict.kept) == ("retrain", False)
     assert_same_weights(result.model, memorised())
     assert "The model is the one that came in" in expunge.report(result)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda x: np.repeat(x, 3, axis=1), "float[3, 8, 8]"),
+        (lambda x: np.repeat(np.repeat(x, 2, axis=2), 2, axis=3), "float[1, 16, 16]"),
+        (lambda x: (255 * x).astype(np.uint8), "uint8[1, 8, 8]"),
+    ],
+)
+@pytest.mark.parametrize("name", ["validation", "held_out"])
+def test_sets_that_are_stored_in_another_way_are_refused_before_any_work(changed, message, name):
+    x, y = digits()
+    other = from_arrays(changed(x[500:600]), y[500:600], classes=clean().classes, name="others")
+    sets = {"validation": clean(), name: other}
+    with pytest.raises(DataError) as error:
+        pipeline.repair(memorised(), noisy(), **sets, progress=lambda *_: pytest.fail("too late"))
+    assert f"others: inputs are float[1, 8, 8] in noisy digits, {message} here" in str(error.value)
+
+
+def test_sets_that_are_prepared_in_another_way_are_refused():
+    with pytest.raises(DataError, match="prepared as"):
+        repaired(held_out=replace(held_out(), prepare=Prepare((0.1,), (2.0,))))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: network().state_dict(), "a OrderedDict is no network"),
+        (lambda: mlp(inputs=64, classes=8), "gives 8 logits, the data have 10 classes"),
+        (lambda: mlp(inputs=60, classes=10), "fails on the first sample: RuntimeError"),
+        (lambda: network().double(), r"weights are torch.float64, not float32; pass `model.float"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_before_any_work(model, message):
+    for act in (pipeline.repair, lambda m, d, **_: pipeline.train(m, d, TuneConfig(epochs=1))):
+        with pytest.raises(ModelError, match=message):
+            act(model(), noisy(), progress=lambda *_: pytest.fail("too late"))
+
+
+def test_a_seed_may_be_a_number_of_numpy(tmp_path):
+    repaired(out=tmp_path, seed=np.int64(0))
+    repaired(out=tmp_path)
 
 
 def test_held_out_samples_of_other_classes_are_refused():
@@ -668,7 +712,13 @@ CHANGES = {
         },
         "train.classes",
     ),
-    "the preparation": ({"train": lambda: noisy(mean=(0.3,), std=(0.4,))}, "train.preparation"),
+    "the preparation": (
+        {
+            "train": lambda: noisy(mean=(0.3,), std=(0.4,)),
+            "validation": lambda: clean(mean=(0.3,), std=(0.4,)),
+        },
+        "train.preparation",
+    ),
     "the view": ({"train": lambda: noisy(view="crop")}, "train.view"),
     "the validation set": ({"validation": lambda: clean(200)}, "validation.inputs"),
     "no validation set": ({"validation": lambda: None}, "validation"),

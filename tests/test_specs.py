@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from expunge import pipeline, specs
-from expunge.errors import ConfigError, DataError, ModelError, RunError
+from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
 from expunge.tuning import TuneConfig
 from oracles_digits import contents, memorised, network, noisy_arrays
 from oracles_specs import write_spec
@@ -245,13 +245,40 @@ def test_check_finds_what_model_and_data_do_not_agree_on(tmp_path):
     assert specs.check(path) == []
     for arguments, message in (
         ({"classes": 7}, "the model gives 7 logits, the data have 10 classes"),
-        ({"inputs": 60}, "the model fails on the first training sample"),
+        ({"inputs": 60}, "the model fails on the first sample"),
         ({"widht": 3}, "unexpected keyword argument 'widht'"),
         ({"hidden": -3}, "RuntimeError"),
     ):
         changes = {"model": {"weights": None, "arguments": arguments}, "train": {"epochs": 1}}
         (problem,) = specs.check(write_spec(tmp_path, changes))
         assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def make(:", "SyntaxError: invalid syntax"),
+        ("made = undefined", "NameError: name 'undefined' is not defined (own_0.py, line 1)"),
+        ("open('weights.none')", "FileNotFoundError"),
+        ("def make():\n    assert False, 'no'", "AssertionError: no (own_0.py, line 2)"),
+        ("def make():\n    return undefined", "NameError: name 'undefined' is not defined"),
+        (
+            "from torch import nn\n\nclass Own(nn.Linear):\n    def forward(self, x):\n"
+            "        assert x.shape[1] == 3, 'colours'\n\ndef make():\n    return Own(2, 10)",
+            "the model fails on the first sample: AssertionError: colours",
+        ),
+    ],
+)
+def test_errors_in_the_user_s_own_file_are_problems_beside_others(tmp_path, source, message):
+    name = f"own_{len(source)}"  # modules are imported once
+    (tmp_path / f"{name}.py").write_text(source)
+    model = {"constructor": f"{name}:make", "weights": None, "arguments": None}
+    path = write_spec(tmp_path, {"model": model, "train": {"epochs": 1}, "controls": ["nothin"]})
+    problems = specs.check(path)
+    assert len(problems) == 2, problems
+    assert message.replace("own_0", name) in "\n".join(problems)
+    with pytest.raises(ExpungeError):
+        specs.prepare(path, out=tmp_path / "out")
 
 
 def test_check_names_layers_that_are_not_there(tmp_path):

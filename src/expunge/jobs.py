@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from expunge import archive, flags, robust, tuning
-from expunge.data import Samples, as_samples, check_disjoint
+from expunge.data import Samples, as_samples, check_alike, check_disjoint
 from expunge.errors import ConfigError
-from expunge.layers import check_model
+from expunge.layers import check_fit, check_model
 from expunge.processes import once
 from expunge.progress import Progress
 from expunge.recipes import PruneConfig, RankConfig, Recipe, ScoreConfig, recipes, resolve
@@ -94,6 +94,7 @@ def prepare(
         recipes.get(name)
     check_model(model)
     samples = as_samples(train)
+    check_fit(model, samples)
     others = {
         name: None if data is None else as_samples(data)
         for name, data in (("validation", validation), ("held_out", held_out))
@@ -106,11 +107,12 @@ def prepare(
                     f"{name} has the classes {other.classes}, training {samples.classes}",
                     fix="read both with the same class names",
                 )
+            check_alike(samples, other)
     controls = controls if validation is not None else ()
     header = {
         "recipe": recipe,
         "settings": asdict(chosen),
-        "seed": seed,
+        "seed": int(seed),
         "model": model_fingerprint(model),
         "train": samples.fingerprint(),
         **{name: other.fingerprint() if other else None for name, other in others.items()},
@@ -123,7 +125,7 @@ def prepare(
         recipe,
         chosen,
         controls,
-        seed,
+        int(seed),
         header,
         Accelerator(),
         progress,

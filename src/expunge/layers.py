@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.data.samples import Batch
+from expunge.data.samples import Batch, Samples
 from expunge.errors import ModelError, closest, raise_all, some
 from expunge.rng import seeded
 
+# What a model's forward raises when it meets something that it does not take.
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # Layers that act on each channel by itself, so that a unit keeps its index through them.
 _CHANNELWISE = (
@@ -309,8 +312,37 @@ def reinitialised(model: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
+def check_fit(model: nn.Module, samples: Samples) -> None:
+    """Refuse samples that the model does not take, or that have another number of classes.
+
+    Cost: one sample through the model.
+    """
+    example = to_device(samples.batch(np.arange(1)), device_of(model))
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = logits_of(model, example)
+    except FAILURES as error:
+        raise ModelError(
+            f"the model fails on the first sample: {type(error).__name__}: {error}",
+            where=samples.name,
+            fix="check the model's arguments and how the data are prepared",
+        ) from error
+    if logits.shape[1] != len(samples.classes):
+        raise ModelError(
+            f"the model gives {logits.shape[1]} logits, the data have {len(samples.classes)} "
+            "classes",
+            where=samples.name,
+            fix="name all classes of the model in the data, or use the model's own head",
+        )
+
+
 def check_model(model: nn.Module) -> None:
-    """Refuse models that cannot be worked on: wrappers, tied or not finite weights."""
+    """Refuse what cannot be worked on: no module, a wrapper, tied, not finite or half weights."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"a {type(model).__name__} is no network",
+            fix="build the network, and load weights into it by `load_state_dict`",
+        )
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
             f"the model is wrapped in {type(model).__name__}", fix="pass `model.module` instead"
@@ -325,6 +357,9 @@ def check_model(model: nn.Module) -> None:
             f"weights are tied: {some(' = '.join(t) for t in tied)}; give each layer its own copy"
         )
     tensors = [*model.named_parameters(), *model.named_buffers()]
+    other = {str(t.dtype) for _, t in tensors if t.is_floating_point()} - {"torch.float32"}
+    if other:
+        problems.append(f"weights are {some(sorted(other))}, not float32; pass `model.float()`")
     bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         problems.append(f"weights are NaN or infinite: {some(bad)}; load a sound checkpoint")

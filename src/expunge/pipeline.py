@@ -24,7 +24,7 @@ from expunge.data import Samples, as_samples
 from expunge.detectors import kind_of
 from expunge.errors import DataError, ModelError, PruneError, some
 from expunge.jobs import BASIS, Fixed, Job
-from expunge.layers import check_model, reinitialised
+from expunge.layers import check_fit, check_model, reinitialised
 from expunge.partitions import with_inputs
 from expunge.progress import Progress, silent
 from expunge.recipes import CUT, Recipe, recipes
@@ -234,8 +234,9 @@ def train(
 
     out: a run folder of its own, from which an interrupted training goes on.
     """
-    samples = as_samples(data)
+    samples, seed = as_samples(data), int(seed)
     check_model(model)
+    check_fit(model, samples)
     accelerator = Accelerator()
     header = {
         "training": asdict(config),

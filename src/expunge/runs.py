@@ -257,7 +257,7 @@ def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
         _require_no_strangers(path)
     else:
         found = _read_json(note)
-        if not {"schema", "seed", "train", "versions"} <= {*found}:
+        if not {"schema", "versions"} <= {*found}:
             raise RunError(
                 "the folder holds other files: its run.json is of another program",
                 where=str(path),

@@ -16,6 +16,7 @@ from expunge.layers import (
     Layout,
     as_images,
     captured,
+    check_fit,
     discover,
     evaluating,
     logits_of,
@@ -69,6 +70,7 @@ def collect(
     The model is left as it was: modes, hooks, gradients, device.
     """
     accelerator = Accelerator()
+    check_fit(model, samples)
     samples, example = samples.resident(accelerator.device), samples.example()
     layout = discover(model, example)
     looks = views if samples.view is not None and isinstance(example, Tensor) else 0
@@ -373,12 +375,6 @@ def _features(
 
 
 def _checked(logits: np.ndarray, samples: Samples) -> np.ndarray:
-    if logits.shape[1] != len(samples.classes):
-        raise ModelError(
-            f"the model gives {logits.shape[1]} logits for {len(samples.classes)} classes",
-            where="score",
-            fix="name all classes of the model in the data, or use the model's own head",
-        )
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise ModelError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,11 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge.config import build
-from expunge.data import DataConfig, Samples, check_disjoint, read
+from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
 from expunge.data.sources import located
 from expunge.detectors import detectors
 from expunge.errors import ConfigError, ExpungeError, ModelError, by_reason, closest
-from expunge.layers import check_model, discover, logits_of, module_named
+from expunge.layers import FAILURES, check_fit, check_model, discover, module_named
 from expunge.neurons import rankers
 from expunge.partitions import partitioners
 from expunge.progress import Progress, silent
@@ -133,9 +134,9 @@ def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
     try:
         with seeded(seed, "network"):
             model = constructor(**config.arguments)
-    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+    except (*FAILURES, ArithmeticError, ImportError, NameError, OSError) as error:
         raise ModelError(
-            f"{type(error).__name__}: {error}", where=config.constructor, fix="mend model.arguments"
+            _told(error), where=config.constructor, fix="mend model.arguments, or the constructor"
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not a module", where=config.constructor)
@@ -188,6 +189,7 @@ def prepare(
     for other in (validation, held_out):
         if other is not None:
             check_disjoint(train, other)
+            check_alike(train, other)
     model, seconds = build_model(spec.model, folder, seed), None
     if not spec.model.weights and spec.train is not None:
         require_room(target, fresh=fresh)
@@ -248,6 +250,7 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
             sets += [other] if other is not None else []
             if train is not None and other is not None:
                 attempt(partial(check_disjoint, train, other))
+                attempt(partial(check_alike, train, other))
     for samples in sets:
         for line in by_reason("samples", samples.quarantined):
             note(f"{samples.name}, left out: {line}")
@@ -258,7 +261,7 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
     if model is not None:
         attempt(lambda: check_model(model))
     if model is not None and train is not None:
-        attempt(lambda: _check_fit(model, train, recipe))
+        attempt(lambda: _check_layers(model, train, recipe))
     return problems
 
 
@@ -295,21 +298,10 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
     return recipe if known else None
 
 
-def _check_fit(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:
-    """One sample through the model: as many logits as classes, and the named layers exist."""
-    example = stages.one_sample(train)
-    try:
-        logits = logits_of(model.eval(), example)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(
-            f"the model fails on the first training sample: {error}",
-            fix="check model.arguments and how the data are prepared",
-        ) from error
-    if logits.shape[1] != len(train.classes):
-        raise ModelError(
-            f"the model gives {logits.shape[1]} logits, the data have {len(train.classes)} classes"
-        )
-    layout = discover(model, example)
+def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:
+    """The layers that the recipe names are in the model, which takes the samples."""
+    check_fit(model, train)
+    layout = discover(model, stages.one_sample(train))
     if recipe is not None:
         for name in (*recipe.score.stages, *filter(None, [recipe.score.layer])):
             module_named(model, name)
@@ -331,6 +323,10 @@ def _constructor(name: str, folder: Path) -> Callable[..., Any]:
                 where=module_name,
                 fix="install it, or mend the name",
             ) from error
+        except (*FAILURES, ArithmeticError, NameError, OSError, SyntaxError) as error:
+            raise ModelError(
+                f"cannot be imported: {_told(error)}", where=module_name, fix="mend it"
+            ) from error
     found = getattr(module, function, None)
     if not callable(found):
         public = [n for n in vars(module) if not n.startswith("_")]
@@ -338,6 +334,12 @@ def _constructor(name: str, folder: Path) -> Callable[..., Any]:
             f"has no function '{function}'", where=module_name, fix=closest(function, public)
         )
     return found
+
+
+def _told(error: Exception) -> str:
+    """What was raised, and where."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 @contextmanager

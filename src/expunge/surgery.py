@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from expunge.data.samples import Batch
 from expunge.errors import ModelError, PruneError, closest, raise_all, some
-from expunge.layers import WEIGHT_LAYERS, device_of, logits_of, to_device
+from expunge.layers import FAILURES, WEIGHT_LAYERS, device_of, logits_of, to_device
 from expunge.tables import PrunePlan, Size
 from expunge.weights import fit_weights
 
@@ -32,8 +32,6 @@ Units: TypeAlias = dict[str, list[int]]
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 FOLLOWERS = (*NORMS, nn.PReLU, nn.Parameter)  # what may lie between them and their consumers
 MASK = 'mask the units instead of cutting them: mode = "mask"'
-# What torch-pruning and a model's forward raise when they meet something they do not support.
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

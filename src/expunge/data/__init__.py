@@ -2,7 +2,7 @@
 
 from expunge.data.arrays import from_arrays
 from expunge.data.dataset import as_samples, from_dataset
-from expunge.data.overlap import check_disjoint, shared_inputs
+from expunge.data.overlap import check_alike, check_disjoint, shared_inputs
 from expunge.data.samples import Samples
 from expunge.data.sources import DataConfig, LabelFile, read
 from expunge.data.views import view
@@ -12,6 +12,7 @@ __all__ = [
     "LabelFile",
     "Samples",
     "as_samples",
+    "check_alike",
     "check_disjoint",
     "from_arrays",
     "from_dataset",

@@ -1,4 +1,4 @@
-"""Whether the training and the validation set share samples."""
+"""Whether the training and another set share samples, and are stored alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from expunge.data.samples import Samples
-from expunge.errors import DataError, some
+from expunge.errors import DataError, raise_all, some
 
 CHUNK = 1024
 
@@ -40,6 +40,30 @@ def shared_inputs(train: Samples, validation: Samples) -> int:
     """
     known = set(_hashes(train))
     return sum(h in known for h in _hashes(validation))
+
+
+def check_alike(train: Samples, other: Samples) -> None:
+    """Refuse sets whose first inputs differ in shape, in kind of number or in preparation.
+
+    A model would take many of these and say nothing that counts: pixels in 0 … 255 and in 0 … 1,
+    images of another size, means that only one set subtracts.
+    """
+    told = [_form(samples) for samples in (train, other)]
+    problems = [
+        f"{what} {ours} in {train.name}, {theirs} here"
+        for what, ours, theirs in zip(("inputs are", "prepared as"), *told, strict=True)
+        if ours != theirs
+    ]
+    raise_all(DataError, problems, where=other.name)
+
+
+def _form(samples: Samples) -> tuple[str, str]:
+    """Shape and kind of the first input, and how it is prepared."""
+    batch = samples.inputs.batch(np.arange(1))
+    parts = batch if isinstance(batch, dict) else {"": batch}
+    kinds = {k: "float" if x.is_floating_point() else str(x.dtype)[6:] for k, x in parts.items()}
+    shown = [f"{k} {kinds[k]}{list(x.shape[1:])}".strip() for k, x in sorted(parts.items())]
+    return ", ".join(shown), str(samples.prepare)
 
 
 def _hashes(samples: Samples) -> Iterator[bytes]:
