@@ -18,7 +18,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # From the bottom to the top: a module imports only what stands before it, or its own folder.
 LAYERS = [
     {"errors", "rng", "progress"},
-    {"registry", "config", "processes", "discriminants"},
+    {"registry", "config", "content", "processes", "discriminants"},
     {"data", "tables"},
     {"metrics", "layers", "weights", "features", "models", "transitions"},
     {"tuning"},

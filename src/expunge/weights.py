@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge.content import content_of
 from expunge.errors import ModelError, raise_all, some
 
 RESAVE = (
@@ -167,8 +168,14 @@ def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of the architecture and of all weights."""
+    """A hash of the architecture, of what its own classes compute, and of all weights."""
     hashed = hashlib.sha256(repr(model).encode())
+    for module in model.modules():
+        # A tensor, or None, among these is what a forward pass leaves there.
+        plain = {k: v for k, v in vars(module).items() if not isinstance(v, Tensor | None)}
+        settings = {k: v for k, v in plain.items() if k[0] != "_" and k != "training"}
+        forward = type(module).forward if type(module).__module__[:6] != "torch." else None
+        hashed.update(content_of([settings, forward]).encode())
     for name, tensor in model.state_dict().items():
         hashed.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from expunge.config import digest
+from expunge.content import content_of
 from expunge.errors import DataError, raise_all, some
 
 Batch = Tensor | dict[str, Tensor]
@@ -273,7 +275,7 @@ class Samples:
             "classes": hashlib.sha256("\x1f".join(self.classes).encode()).hexdigest(),
             "inputs": self.inputs.fingerprint(),
             "preparation": hashlib.sha256(repr(self.prepare).encode()).hexdigest(),
-            "view": _name_of(self.view),
+            "view": "" if self.view is None else digest(content_of(self.view)),
             **{f"probs.{k}": _hash(p) for k, p in self.probs.items()},
             **({} if self.trusted is None else {"trusted": _hash(self.trusted)}),
             **{f"features.{k}": _hash(f) for k, f in self.features.items()},
@@ -295,13 +297,6 @@ class _Subset:
         return hashlib.sha256(
             (self._inputs.fingerprint() + _hash(self._positions)).encode()
         ).hexdigest()
-
-
-def _name_of(view: View | None) -> str:
-    """The name of the function: a view has no content that could be hashed."""
-    if view is None:
-        return ""
-    return f"{view.__module__}.{getattr(view, '__qualname__', type(view).__qualname__)}"
 
 
 def _hash(array: np.ndarray) -> str:
