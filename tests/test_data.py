@@ -789,6 +789,21 @@ def test_items_of_every_form_give_the_same_samples() -> None:
         assert samples.named_ids == named
 
 
+def test_a_sum_that_is_too_large_for_its_numbers_is_no_bad_input() -> None:
+    class Halves(Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            x = torch.full((3, 40_000), 10.0, dtype=torch.float16)
+            return {"x": x if i < 3 else x / 0, "mask": torch.ones(3), "label": i % 2}
+
+    samples = as_samples(Halves())
+    assert isinstance(samples.batch(np.arange(3)), dict)
+    with pytest.raises(DataError, match="inputs are NaN or infinite: ids 3"):
+        samples.batch(np.arange(4))
+
+
 def test_items_of_several_tensors_become_dict_batches() -> None:
     tokens = torch.arange(12).view(4, 3)
     items = [

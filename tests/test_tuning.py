@@ -280,6 +280,15 @@ def test_scope_head_leaves_the_averages_of_other_batch_norms():
     assert not torch.equal(whole[1].running_mean, model[1].running_mean)
 
 
+def test_batch_norm_needs_two_samples_a_batch():
+    samples, single = blobs(), replace(PLAIN, batch_size=1, epochs=1)
+    with pytest.raises(ConfigError, match=r"tune.batch_size is 1, and batch norm needs 2"):
+        tune(net(norm=True), samples, everything(samples), single, seed=0)
+    tune(net(), samples, everything(samples), single, seed=0)
+    head = replace(single, scope="head")
+    tune(net(norm=True), samples, everything(samples), head, seed=0, layers=("6",))
+
+
 def test_scope_head_moves_only_the_named_layers():
     samples = blobs()
     config = replace(PLAIN, scope="head")

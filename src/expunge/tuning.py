@@ -188,8 +188,14 @@ def tune(
     _freeze_batch_norm(model)
     augment = config.augment and samples.view is not None
     first = resumed(checkpoint, model, optimizer, accelerator)
-    size = batch_size_of(config, len(samples))
-    cuts = batch_cuts(len(targets.positions), size, 2 * accelerator.num_processes)
+    size, least = batch_size_of(config, len(samples)), 2 * accelerator.num_processes
+    if size < least and _has_batch_norm(model):
+        raise ConfigError(
+            f"tune.batch_size is {size}, and batch norm needs {least} samples or more",
+            where=what,
+            fix="raise it, or leave it out",
+        )
+    cuts = batch_cuts(len(targets.positions), size, least)
     batches = len(cuts) + 1
     total = batches * config.epochs
     for epoch in range(first, config.epochs):
@@ -256,6 +262,11 @@ def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
             where="tune",
             fix="name layers that have weights, or use scope = 'all'",
         )
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(norm.training for norm in norms)
 
 
 def _freeze_batch_norm(model: nn.Module) -> None:
