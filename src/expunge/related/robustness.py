@@ -7,6 +7,7 @@ standardised. A sample counts as robust if it is classified rightly and no try c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -14,13 +15,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.data.samples import Batch, Prepare, Samples
 from expunge.errors import ConfigError, DataError, extra_required, some
 from expunge.graphs import Whole
-from expunge.layers import evaluating, logits_of
+from expunge.layers import evaluating, logits_of, placed
 from expunge.progress import Progress, silent
 from expunge.rng import legacy_numpy, torch_generator
 from expunge.tuning import Objective
@@ -274,16 +276,19 @@ def robustness(
     whole = Whole(model, samples.prepare)
     other = None if surrogate is None else Whole(surrogate, samples.prepare)
     sums: dict[tuple[str, float], float] = {}
-    cuts = list(samples.batches(batch_size))
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for number, rows in enumerate(cuts):
-        stored = samples.inputs.batch(rows)
-        x = Prepare()(stored.to(device)) if isinstance(stored, Tensor) else stored
-        x, y = _as_pixels(x, samples.name), torch.from_numpy(samples.labels[rows]).to(device)
-        tries = _Tries(whole, other, x, y, steps, restarts, queries, seed + number)
-        for key, count in tries.counts(sorted(epsilons)).items():
-            sums[key] = sums.get(key, 0.0) + count
-        progress("robustness", number + 1, len(cuts))
+    cuts, device = list(samples.batches(batch_size)), Accelerator().device
+    with ExitStack() as places:
+        for attacked in (whole, other):
+            if attacked is not None:
+                places.enter_context(placed(attacked, device))
+        for number, rows in enumerate(cuts):
+            stored = samples.inputs.batch(rows)
+            x = Prepare()(stored.to(device)) if isinstance(stored, Tensor) else stored
+            x, y = _as_pixels(x, samples.name), torch.from_numpy(samples.labels[rows]).to(device)
+            tries = _Tries(whole, other, x, y, steps, restarts, queries, seed + number)
+            for key, count in tries.counts(sorted(epsilons)).items():
+                sums[key] = sums.get(key, 0.0) + count
+            progress("robustness", number + 1, len(cuts))
     shares = {key: value / len(samples) for key, value in sums.items()}
     attacks = dict.fromkeys(name for name, _ in shares if name not in ("none", "loss"))
     accuracy = {
