@@ -358,6 +358,24 @@ def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     assert "given labels of flagged samples that are still predicted" in text
 
 
+@pytest.mark.parametrize("out", [None, "kept/mine"])
+def test_a_repair_and_a_deletion_of_one_spec_lie_in_two_folders(call, tmp_path, out):
+    spec = write_spec(tmp_path / "job", {"out": out})
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, noisy(200).ids[:5])))
+    folder = Path(out or "runs/spec")
+    for arguments, run in (
+        (("repair", spec), folder),
+        (
+            ("forget", spec, "--ids", tmp_path / "ids.txt"),
+            folder.with_name(f"{folder.name}-forget"),
+        ),
+    ):
+        said = call(*arguments)
+        assert said.code == 0, said.err
+        assert f"report: {run / 'report.html'}" in said.out
+    assert (folder / "result.json").is_file()
+
+
 def test_a_file_that_names_a_stranger_is_an_error(call, tmp_path):
     spec = write_spec(tmp_path / "job")
     (tmp_path / "ids.txt").write_text("1000\n77\n")

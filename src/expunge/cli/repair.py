@@ -151,14 +151,20 @@ def forget(
     ids: Annotated[
         Path, typer.Option(help="Ids of training samples, one a line.", exists=True, dir_okay=False)
     ],
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; by default the repair's and -forget.")
+    ] = None,
     seed: Seed = None,
     recipe: RecipeName = None,
     as_json: Json = False,
     strict: Strict = False,
     fresh: Fresh = False,
 ) -> None:
-    """Unlearn the samples that a file names: a deletion request, a poisoned batch."""
+    """Unlearn the samples that a file names: a deletion request, a poisoned batch.
+
+    The run folder is not that of `expunge repair`, but the one with -forget after its name.
+    """
+    out = out or Path(f"{specs.run_folder(specs.load(spec), spec)}-forget")
     named = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
     with progress() as show:
         job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
