@@ -383,3 +383,10 @@ def test_a_file_that_names_a_stranger_is_an_error(call, tmp_path):
     assert (said.code, said.out) == (1, "")
     assert "no training sample has the id 77" in said.err
     assert call("forget", spec, "--ids", tmp_path / "none.txt").code == 2
+
+
+def test_a_file_of_ids_that_is_no_text_is_an_error(call, tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"1000\n\xff\xfe\n")
+    said = call("forget", write_spec(tmp_path / "job"), "--ids", tmp_path / "ids.txt")
+    assert (said.code, said.out) == (1, "")
+    assert "ids.txt: is not UTF-8 text: invalid start byte at byte 5" in said.err

@@ -20,7 +20,7 @@ from expunge.cli.terminal import Json, Kind, Out, app, out_console, print_json, 
 from expunge.data.sources import sources
 from expunge.data.views import views
 from expunge.detectors import detectors
-from expunge.errors import RunError
+from expunge.errors import DataError, RunError
 from expunge.neurons import rankers
 from expunge.partitions import partitioners
 from expunge.pruners import pruners
@@ -165,7 +165,7 @@ def forget(
     The run folder is not that of `expunge repair`, but the one with -forget after its name.
     """
     out = out or Path(f"{specs.run_folder(specs.load(spec), spec)}-forget")
-    named = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
+    named = _ids_in(ids)
     with progress() as show:
         job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
         result = pipeline.forget(job.model, job.train, named, job.validation, **job.settings)
@@ -176,6 +176,19 @@ def forget(
         for line in reports.unlearned(result):
             typer.echo(f"- {line}")
     _exit(result, strict)
+
+
+def _ids_in(file: Path) -> list[str]:
+    """The lines that are not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"is not UTF-8 text: {error.reason} at byte {error.start}",
+            where=str(file),
+            fix="save it as UTF-8, an id a line",
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _stage(name: str, says: str) -> Callable[..., None]:
