@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from expunge import cli, pipeline
 from expunge.benchmarks import demo as demos
@@ -20,6 +19,7 @@ from expunge.models import convnet
 from expunge.rng import seeded
 from expunge.tables import Flag
 from oracles_digits import contents, noisy
+from oracles_results import make_control, make_result
 from oracles_specs import save_npz, write_spec
 
 
@@ -38,7 +38,6 @@ def call(
 ) -> Call:
     """``expunge …`` in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.repair, "out_console", Console(width=200))
     monkeypatch.setattr(cli, "_keep_freed_memory", lambda: None)
 
     def run(*arguments: object) -> Said:
@@ -98,6 +97,16 @@ def test_the_demo_prints_a_table_and_where_the_report_lies(call):
     assert {p.name for p in Path().iterdir()} == {"runs"}
     assert call("demo").code == 0  # read again
     assert call("demo", "--fresh").code == 0
+
+
+def test_nothing_of_a_result_is_cut_where_there_is_no_terminal(capsys):
+    name = "a-control-with-a-name-that-is-longer-than-the-names-of-ours"
+    flag = Flag("some-code", "A sentence that goes on for longer than eighty columns. " * 3 + "So.")
+    result = make_result(controls={name: make_control(0.7, -0.189)}, flags=(flag,))
+    cli.repair._print_result(result)
+    said = capsys.readouterr().out
+    for part in (name, "parameters", "70.0 (65.0–75.0)", "-18.9 (-22.9…-14.9)", flag.sentence):
+        assert part in said
 
 
 @pytest.mark.usefixtures("quick_demo")

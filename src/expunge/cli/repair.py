@@ -16,7 +16,7 @@ from rich.table import Table
 from expunge import export as exports
 from expunge import pipeline, reports, specs
 from expunge.benchmarks import demo as demos
-from expunge.cli.terminal import Json, Kind, Out, app, out_console, print_json, progress
+from expunge.cli.terminal import Json, Kind, Out, app, print_json, progress, whole_console
 from expunge.data.sources import sources
 from expunge.data.views import views
 from expunge.detectors import detectors
@@ -300,7 +300,7 @@ def compare(
         pruning = r["pruning"]
         size = f"{pruning['parameters_before']:,} → {pruning['parameters_after']:,}"
         table.add_row(name, r["recipe"], str(r["seed"]), *accuracy, _plain(r["gain"]), size)
-    out_console.print(table)
+    whole_console().print(table)
 
 
 @app.command("list")
@@ -323,8 +323,9 @@ def list_(
 
 
 def _print_result(result: RepairResult) -> None:
+    console = whole_console()
     for flag in result.flags:
-        out_console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
+        console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):
         left = head == "model"
@@ -338,7 +339,7 @@ def _print_result(result: RepairResult) -> None:
             f"{row.seconds:.1f}" if row.seconds is not None else "–",
             f"{row.parameters:,}",
         )
-    out_console.print(table)
+    console.print(table)
     typer.echo(reports.verdict(result))
     if result.run:
         typer.echo(f"report: {Path(result.run) / 'report.html'}")
