@@ -117,7 +117,8 @@ def test_what_cannot_be_read_or_written_is_said(call):
         (("spectrum", "no.npz"), "no array is called 'x'"),
         (("spectrum", "bad.npz"), "no plain arrays"),
         (("spectrum", "a.txt"), ".parquet, .npz, .npy"),
-        (("spectrum", "absent.npy"), "absent.npy"),
+        (("spectrum", "absent.npy"), "absent.npy: no such file"),
+        (("spectrum", "absent.npy"), "check the spelling; in a spec, relative paths start at"),
     ):
         said = call(*arguments)
         assert said.code == 1, arguments
