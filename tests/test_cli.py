@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from expunge import cli, pipeline
 from expunge.benchmarks import demo as demos
@@ -20,6 +19,7 @@ from expunge.models import convnet
 from expunge.rng import seeded
 from expunge.tables import Flag
 from oracles_digits import contents, noisy
+from oracles_results import make_control, make_result
 from oracles_specs import save_npz, write_spec
 
 
@@ -38,7 +38,6 @@ def call(
 ) -> Call:
     """``expunge …`` in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.repair, "out_console", Console(width=200))
     monkeypatch.setattr(cli, "_keep_freed_memory", lambda: None)
 
     def run(*arguments: object) -> Said:
@@ -98,6 +97,16 @@ def test_the_demo_prints_a_table_and_where_the_report_lies(call):
     assert {p.name for p in Path().iterdir()} == {"runs"}
     assert call("demo").code == 0  # read again
     assert call("demo", "--fresh").code == 0
+
+
+def test_nothing_of_a_result_is_cut_where_there_is_no_terminal(capsys):
+    name = "a-control-with-a-name-that-is-longer-than-the-names-of-ours"
+    flag = Flag("some-code", "A sentence that goes on for longer than eighty columns. " * 3 + "So.")
+    result = make_result(controls={name: make_control(0.7, -0.189)}, flags=(flag,))
+    cli.repair._print_result(result)
+    said = capsys.readouterr().out
+    for part in (name, "parameters", "70.0 (65.0–75.0)", "-18.9 (-22.9…-14.9)", flag.sentence):
+        assert part in said
 
 
 @pytest.mark.usefixtures("quick_demo")
@@ -358,6 +367,24 @@ def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     assert "given labels of flagged samples that are still predicted" in text
 
 
+@pytest.mark.parametrize("out", [None, "kept/mine"])
+def test_a_repair_and_a_deletion_of_one_spec_lie_in_two_folders(call, tmp_path, out):
+    spec = write_spec(tmp_path / "job", {"out": out})
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, noisy(200).ids[:5])))
+    folder = Path(out or "runs/spec")
+    for arguments, run in (
+        (("repair", spec), folder),
+        (
+            ("forget", spec, "--ids", tmp_path / "ids.txt"),
+            folder.with_name(f"{folder.name}-forget"),
+        ),
+    ):
+        said = call(*arguments)
+        assert said.code == 0, said.err
+        assert f"report: {run / 'report.html'}" in said.out
+    assert (folder / "result.json").is_file()
+
+
 def test_a_file_that_names_a_stranger_is_an_error(call, tmp_path):
     spec = write_spec(tmp_path / "job")
     (tmp_path / "ids.txt").write_text("1000\n77\n")
@@ -365,3 +392,10 @@ def test_a_file_that_names_a_stranger_is_an_error(call, tmp_path):
     assert (said.code, said.out) == (1, "")
     assert "no training sample has the id 77" in said.err
     assert call("forget", spec, "--ids", tmp_path / "none.txt").code == 2
+
+
+def test_a_file_of_ids_that_is_no_text_is_an_error(call, tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"1000\n\xff\xfe\n")
+    said = call("forget", write_spec(tmp_path / "job"), "--ids", tmp_path / "ids.txt")
+    assert (said.code, said.out) == (1, "")
+    assert "ids.txt: is not UTF-8 text: invalid start byte at byte 5" in said.err

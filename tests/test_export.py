@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from expunge import cli, graphs, pipeline, specs, surgery
 from expunge.data import Samples, from_arrays
 from expunge.data.dataset import DictInputs
 from expunge.data.samples import TensorInputs
-from expunge.errors import ConfigError, ExpungeError, ModelError, RunError
+from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
 from expunge.export import GRAPH, MANIFEST, WEIGHTS
 from expunge.features import MFCC
 from expunge.layers import logits_of
@@ -120,7 +121,44 @@ def test_stored_inputs_are_prepared_as_in_training(tmp_path, what):
     rows = np.arange(20)
     with torch.inference_mode():
         expected = model(data.batch(rows))
-    assert torch.equal(expunge.load_exported(tmp_path / "out")(data.inputs.batch(rows)), expected)
+    stored = data.inputs.batch(rows)
+    found = expunge.load_exported(tmp_path / "out")
+    assert torch.equal(found(stored), expected)
+    assert torch.equal(found(stored.numpy()), expected)
+    assert found.predict(stored.numpy()) == found.predict(stored)
+
+
+def test_inputs_of_another_form_than_the_manifest_s_are_refused(tmp_path):
+    model, plan = words()
+    found = expunge.save_exported(model, sound(), tmp_path / "out", **SPEECH, plan=plan)
+    x = sound().inputs.batch(np.arange(3)).numpy()
+    for wrong, message in {
+        "one": (x[0], r"got int16\[4000\], expected int16\[b, 4000\]\n.*x\[None\] makes a batch"),
+        "short": (x[:, :99], r"got int16\[3, 99\], expected int16\[b, 4000\]\n.*as they were"),
+        "wide": (x.astype(np.int64), r"got int64\[3, 4000\], expected int16"),
+        "text": (x.astype(str), "got dtype <U6, expected floats, uint8 or signed integers"),
+        "list": (x.tolist(), "got a list, expected an array or a tensor"),
+    }.values():
+        with pytest.raises(DataError, match=message):
+            found.predict(wrong)
+    assert found.predict(x.astype(np.float64) / 32768) == found.predict(x)
+
+
+def test_code_that_is_not_there_is_to_be_copied_into_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "code").mkdir()
+    code = "from expunge.models import mlp\n"
+    (tmp_path / "code" / "net_of_mine.py").write_text(code, encoding="utf-8")
+    how = {**MLP, "constructor": "net_of_mine:mlp"}
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "code")
+        expunge.save_exported(pruned(), clean(), tmp_path / "out", **how, plan=PLAN)
+    sys.modules.pop("net_of_mine")
+    with pytest.raises(ModelError, match="net_of_mine: cannot be imported") as error:
+        expunge.load_exported(tmp_path / "out")
+    assert f"copy net_of_mine.py into {tmp_path / 'out'}, or install" in str(error.value)
+    (tmp_path / "out" / "net_of_mine.py").write_text(code, encoding="utf-8")
+    assert expunge.load_exported(tmp_path / "out").predict(np.zeros((2, 1, 8, 8), np.float32))
+    sys.modules.pop("net_of_mine")
 
 
 def test_masked_units_stay_masked(tmp_path):
@@ -155,7 +193,13 @@ def test_models_of_several_inputs_come_back_and_are_no_onnx(tmp_path):
     expunge.save_exported(model, data, tmp_path / "out", **how)
     found = expunge.load_exported(tmp_path / "out")
     expected = logits_of(model, data.batch(np.arange(6)))
-    assert torch.equal(found(data.inputs.batch(np.arange(6))), expected)
+    stored = data.inputs.batch(np.arange(6))
+    assert torch.equal(found(stored), expected)
+    assert torch.equal(found({name: x.numpy() for name, x in stored.items()}), expected)
+    with pytest.raises(DataError, match="takes several inputs: ids, scale"):
+        found(stored["ids"])
+    with pytest.raises(DataError, match="there is no 'scale'"):
+        found({"ids": stored["ids"]})
     pytest.importorskip("onnxscript")
     with pytest.raises(ModelError, match="takes several inputs by name: ids, scale"):
         expunge.save_exported(model, data, tmp_path / "graph", **how, onnx=True)

@@ -85,6 +85,11 @@ def test_arrays_work_as_well(call):
         assert sum(json.loads(said.out)["predicted"].values()) == 120
         with np.load("c.npz") as found:
             assert (found["prediction"].astype(int) == y).mean() > 0.9
+        said = call("apply", name, "--head", "head", "--out", "c.parquet", "--transformed")
+        assert said.code == 0, said.err
+        table = pq.read_table("c.parquet")
+        assert table.column_names == ["prediction", "probability", "transformed"]
+        assert (np.array(table["prediction"].to_pylist()).astype(int) == y).mean() > 0.9
 
 
 def test_the_spectrum_of_embeddings_needs_no_labels(call):
@@ -112,7 +117,8 @@ def test_what_cannot_be_read_or_written_is_said(call):
         (("spectrum", "no.npz"), "no array is called 'x'"),
         (("spectrum", "bad.npz"), "no plain arrays"),
         (("spectrum", "a.txt"), ".parquet, .npz, .npy"),
-        (("spectrum", "absent.npy"), "absent.npy"),
+        (("spectrum", "absent.npy"), "absent.npy: no such file"),
+        (("spectrum", "absent.npy"), "check the spelling; in a spec, relative paths start at"),
     ):
         said = call(*arguments)
         assert said.code == 1, arguments

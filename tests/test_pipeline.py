@@ -175,6 +175,16 @@ def test_ids_that_are_not_there_are_an_error(ids, says):
         pipeline.forget(memorised(), noisy(), ids)
 
 
+def test_a_class_is_not_forgotten_whole_but_by_a_cut_alone(tmp_path):
+    ids = noisy().ids[noisy().labels == 3]
+    with pytest.raises(DataError, match=r"left of class 3\n.*name fewer ids, or train"):
+        pipeline.forget(memorised(), noisy(), ids, controls=(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    cut = {"prune": {"fraction": 0.1}, "tune": {"epochs": 0}}
+    result = pipeline.forget(memorised(), noisy(), ids, overrides=cut, controls=())
+    assert result.plan.granted > 0
+
+
 def test_another_deletion_is_another_run(tmp_path):
     given = {"overrides": QUICK, "controls": ()}
     pipeline.forget(memorised(), noisy(), [1000, 1001, 1002], out=tmp_path, **given)

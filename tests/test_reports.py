@@ -18,7 +18,7 @@ from numpy.testing import assert_array_equal
 from expunge import charts, flags, pages, reports, wording
 from expunge.data.samples import LazyInputs, Samples, TensorInputs
 from expunge.errors import DataError
-from expunge.tables import Certificate, Flag, Metric, NeuronRanking, PrunePlan
+from expunge.tables import Certificate, Flag, Metric, NeuronRanking, PrunePlan, Verdict
 from oracles_results import (
     make_control,
     make_evaluation,
@@ -270,6 +270,14 @@ def test_markdown_puts_flags_first():
         *("Red flags", "Result", "Partition", "Pruning", "Unlearned", "Classes", "Time")
     ]
     assert "- **some-code**: Some evidence." in section(text, "Red flags")
+
+
+def test_a_verdict_in_markdown_escapes_the_names_of_classes():
+    kept = Verdict("leave alone", f"nothing is left to learn {HOSTILE} from")
+    for verdict in (kept, replace(kept, word="retrain")):
+        text = reports.markdown(make_result(verdict=verdict))
+        assert "<script" not in text
+        assert "left to learn &lt;script&gt;" in text
 
 
 def test_markdown_tables_keep_their_columns_under_any_name(variant):

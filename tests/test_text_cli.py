@@ -196,6 +196,15 @@ def test_a_bad_record_is_named_by_its_line_and_skipped_if_asked(call, fitted, li
     assert len(Path("b.jsonl").read_text().splitlines()) == 2
 
 
+def test_records_without_the_field_name_those_that_they_have(call, fitted):
+    Path("a.jsonl").write_text('{"text": "So it is.", "id": 1}\n', encoding="utf-8")
+    said = call("clean", "a.jsonl", "--filter", fitted)
+    assert said.code == 1
+    assert "no text in 'document'\n  fix: --column with one of: text, id; or mend" in said.err
+    assert call("clean", "a.jsonl", "--filter", fitted, "--column", "text").code == 0
+    assert "--column" not in call("clean", "a.jsonl", "--filter", fitted, "--column", "id").err
+
+
 def test_empty_documents_and_all_noise_stay_in_their_place(call, fitted):
     records = [{"document": t} for t in ("", noisy(1)[0], "x = f(y)[0]", " ")]
     Path("a.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")

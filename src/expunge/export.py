@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from expunge import specs, surgery
 from expunge.config import build
 from expunge.data import Samples, as_samples
+from expunge.data.arrays import native
 from expunge.data.samples import Batch, Prepare
-from expunge.errors import ConfigError, ModelError, RunError, some
+from expunge.errors import ConfigError, DataError, ModelError, RunError, some
 from expunge.graphs import Parity, compare_graph, require_onnx, write_graph
 from expunge.layers import evaluating, logits_of
 from expunge.rng import torch_generator
@@ -43,6 +44,8 @@ SCHEMA = 1
 MANIFEST, WEIGHTS, GRAPH = "manifest.json", "model.safetensors", "model.onnx"
 # What stored integers are multiplied by, see `Prepare`.
 SCALES = {"uint8": 1 / 255, "int16": 1 / 32768}
+# Inputs as they are stored, one for all or by the names of the model's arguments.
+Stored = np.ndarray | Tensor | Mapping[str, np.ndarray | Tensor]
 # Samples on which what was written is compared with the model, and how far logits may lie apart.
 ASKED, TOLERANCE = 256, 1e-3
 
@@ -90,11 +93,15 @@ class Exported:
     manifest: Manifest
 
     @torch.inference_mode()
-    def __call__(self, stored: Batch) -> Tensor:
-        """Logits, ``float32[b, c]``, of inputs as they are stored: not scaled, not standardised."""
+    def __call__(self, stored: Stored) -> Tensor:
+        """Logits, ``float32[b, c]``, of inputs as they are stored: not scaled, not standardised.
+
+        stored: arrays or tensors, ``[b, …]`` of the manifest's shape; by name where the model takes
+        several. Raises DataError for others.
+        """
         return logits_of(self.model, _prepared(stored, self.manifest)).float()
 
-    def predict(self, stored: Batch) -> list[str]:
+    def predict(self, stored: Stored) -> list[str]:
         """The names of the classes."""
         return [self.manifest.classes[c] for c in self(stored).argmax(dim=1).tolist()]
 
@@ -151,7 +158,7 @@ def save_exported(
             versions=_versions(),
         )
         _write_manifest(manifest, temporary)
-        found = load_exported(temporary)
+        found = _loaded(temporary)
         _require_same(found, model, samples)
         if onnx:
             graph = found.model, samples, temporary / GRAPH
@@ -175,7 +182,18 @@ def load_exported(folder: str | Path) -> Exported:
     called, also from modules in the folder: load what you trust. Raises RunError for a manifest
     that cannot be read and files that have changed, ModelError for a network that does not fit.
     """
-    folder = Path(folder)
+    try:
+        return _loaded(Path(folder))
+    except ModelError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        name = (error.__cause__.name or error.where).partition(".")[0]
+        raise ModelError(
+            error.what, where=error.where, fix=f"copy {name}.py into {folder}, or install {name}"
+        ) from error
+
+
+def _loaded(folder: Path) -> Exported:
     manifest = _read_manifest(folder)
     for name, expected in manifest.sha256.items():
         if (folder / name).is_file() and _sha256(folder / name) != expected:
@@ -293,9 +311,46 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _prepared(stored: Batch, manifest: Manifest) -> Batch:
-    """What the model takes; the parts of a dictionary are taken as they are."""
-    return stored if isinstance(stored, dict) else Prepare(manifest.mean, manifest.std)(stored)
+def _prepared(stored: Stored, manifest: Manifest) -> Batch:
+    """What the model takes; the parts of a dictionary are neither scaled nor held to a shape."""
+    names = list(manifest.inputs)
+    if isinstance(stored, Mapping):
+        absent = [name for name in names if name not in stored]
+        if absent:
+            raise DataError(f"there is no '{some(absent)}'", where="input", fix="add it by name")
+        return {name: _tensor(x, name) for name, x in stored.items()}
+    form = manifest.inputs.get("input")
+    if form is None:
+        raise DataError(
+            f"the model takes several inputs: {some(names)}",
+            where="input",
+            fix="give a dictionary with these names",
+        )
+    x = _tensor(stored, "input")
+    # Floats are taken as scaled already; other integers would be scaled in another way.
+    known = x.is_floating_point() or _name_of(x.dtype) == form.dtype
+    if tuple(x.shape[1:]) != form.shape or not known:
+        one = known and tuple(x.shape) == form.shape
+        expected = f"{form.dtype}[{', '.join(map(str, ('b', *form.shape)))}]"
+        raise DataError(
+            f"got {_name_of(x.dtype)}{list(x.shape)}, expected {expected}",
+            where="input",
+            fix="x[None] makes a batch of one sample" if one else "give inputs as they were stored",
+        )
+    return Prepare(manifest.mean, manifest.std)(x)
+
+
+def _tensor(x: object, where: str) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"got a {type(x).__name__}, expected an array or a tensor", where=where)
+    try:
+        return native(x)
+    except TypeError as error:
+        raise DataError(
+            f"got dtype {x.dtype}, expected floats, uint8 or signed integers", where=where
+        ) from error
 
 
 def _example(manifest: Manifest) -> Batch:

@@ -113,7 +113,7 @@ def forget(
     that hold them are cut and the rest is fine-tuned on all others; the result's certificate says
     what is left of them, and that is not the same as never having seen them.
 
-    Raises DataError if an id is not there.
+    Raises DataError if an id is not there, or if nothing would be left of a class to tune on.
     """
     settings = dict(overrides or {})
     tune: Mapping[str, object] = settings.get("tune", {})  # type: ignore[assignment]
@@ -133,6 +133,8 @@ def forget(
         progress=progress,
     )
     named = _named(job.train, np.unique(np.asarray(list(ids))))
+    if job.recipe.tune.epochs:
+        _require_rest(job.train, named)
     job = replace(job, asked=False, header={**job.header, "forget": digest(named.tolist())})
 
     def compute() -> Artefact:
@@ -155,6 +157,18 @@ def _named(samples: Samples, ids: np.ndarray) -> np.ndarray:
         what = f"no training sample has the id {some(strangers)}" if len(ids) else "no id is named"
         raise DataError(what, where="forget", fix="name ids of the training samples")
     return np.isin(own, ids)
+
+
+def _require_rest(samples: Samples, named: np.ndarray) -> None:
+    """Refuse to forget all that there is of a class."""
+    lost = np.setdiff1d(samples.labels, samples.labels[~named])
+    if len(lost):
+        raise DataError(
+            f"nothing would be left of class {some(samples.classes[c] for c in lost)}",
+            where="forget",
+            fix="a class is not forgotten whole this way: name fewer ids, or train a network "
+            "without the class",
+        )
 
 
 def _all_or_nothing(samples: Samples, named: np.ndarray) -> Scores:

@@ -298,7 +298,7 @@ def markdown(result: RepairResult) -> str:
     """The report as Markdown: red flags first."""
     parts = [
         f"# expunge report: recipe {_text(result.recipe)}, seed {result.seed}",
-        verdict(result),
+        _text(verdict(result)),
         "## Red flags",
         "\n".join(f"- **{_text(f.code)}**: {_text(f.sentence)}" for f in result.flags)
         or "No red flags.",

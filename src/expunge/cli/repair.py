@@ -16,11 +16,11 @@ from rich.table import Table
 from expunge import export as exports
 from expunge import pipeline, reports, specs
 from expunge.benchmarks import demo as demos
-from expunge.cli.terminal import Json, Kind, Out, app, out_console, print_json, progress
+from expunge.cli.terminal import Json, Kind, Out, app, print_json, progress, whole_console
 from expunge.data.sources import sources
 from expunge.data.views import views
 from expunge.detectors import detectors
-from expunge.errors import RunError
+from expunge.errors import DataError, RunError
 from expunge.neurons import rankers
 from expunge.partitions import partitioners
 from expunge.pruners import pruners
@@ -151,15 +151,21 @@ def forget(
     ids: Annotated[
         Path, typer.Option(help="Ids of training samples, one a line.", exists=True, dir_okay=False)
     ],
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; by default the repair's and -forget.")
+    ] = None,
     seed: Seed = None,
     recipe: RecipeName = None,
     as_json: Json = False,
     strict: Strict = False,
     fresh: Fresh = False,
 ) -> None:
-    """Unlearn the samples that a file names: a deletion request, a poisoned batch."""
-    named = [line.strip() for line in ids.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Unlearn the samples that a file names: a deletion request, a poisoned batch.
+
+    The run folder is not that of `expunge repair`, but the one with -forget after its name.
+    """
+    out = out or Path(f"{specs.run_folder(specs.load(spec), spec)}-forget")
+    named = _ids_in(ids)
     with progress() as show:
         job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
         result = pipeline.forget(job.model, job.train, named, job.validation, **job.settings)
@@ -170,6 +176,19 @@ def forget(
         for line in reports.unlearned(result):
             typer.echo(f"- {line}")
     _exit(result, strict)
+
+
+def _ids_in(file: Path) -> list[str]:
+    """The lines that are not empty."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"is not UTF-8 text: {error.reason} at byte {error.start}",
+            where=str(file),
+            fix="save it as UTF-8, an id a line",
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _stage(name: str, says: str) -> Callable[..., None]:
@@ -281,7 +300,7 @@ def compare(
         pruning = r["pruning"]
         size = f"{pruning['parameters_before']:,} → {pruning['parameters_after']:,}"
         table.add_row(name, r["recipe"], str(r["seed"]), *accuracy, _plain(r["gain"]), size)
-    out_console.print(table)
+    whole_console().print(table)
 
 
 @app.command("list")
@@ -304,8 +323,9 @@ def list_(
 
 
 def _print_result(result: RepairResult) -> None:
+    console = whole_console()
     for flag in result.flags:
-        out_console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
+        console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):
         left = head == "model"
@@ -319,7 +339,7 @@ def _print_result(result: RepairResult) -> None:
             f"{row.seconds:.1f}" if row.seconds is not None else "–",
             f"{row.parameters:,}",
         )
-    out_console.print(table)
+    console.print(table)
     typer.echo(reports.verdict(result))
     if result.run:
         typer.echo(f"report: {Path(result.run) / 'report.html'}")

@@ -36,6 +36,8 @@ nmtune = typer.Typer(help="Tune heads on embeddings, NMTune among them.", no_arg
 app.add_typer(nmtune, name="nmtune")
 out_console = Console()
 err_console = Console(stderr=True)
+# Columns, where nothing says how many there are.
+UNLIMITED = 10_000
 
 
 class Kind(StrEnum):
@@ -54,6 +56,11 @@ Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cu
 def command_line() -> str:
     """What the user typed, for tables that say how they were made."""
     return shlex.join(["expunge", *sys.argv[1:]])
+
+
+def whole_console() -> Console:
+    """As wide as the terminal; in a file, a pipe or a CI log so wide that nothing is cut."""
+    return out_console if sys.stdout.isatty() else Console(width=UNLIMITED)
 
 
 def print_json(value: object) -> None:

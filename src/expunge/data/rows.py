@@ -154,7 +154,7 @@ def _existing(path: Path) -> Path:
         raise DataError(
             "no such file or folder",
             where=str(path),
-            fix="relative paths start at the spec file's folder; check the spelling",
+            fix="check the spelling; in a spec, relative paths start at the spec file's folder",
         )
     return path
 

@@ -65,13 +65,16 @@ def write(path: Path, columns: Mapping[str, np.ndarray], *, beside: Path) -> Non
         return
     if path.suffix != ".parquet":
         raise DataError("results are written as .parquet or .npz", where=str(path))
-    table = pq.read_table(beside) if beside.suffix == ".parquet" else pa.table({})
-    for name, values in columns.items():
+    made = {name: pa.array(list(v) if v.ndim == 2 else v) for name, v in columns.items()}
+    if beside.suffix != ".parquet":
+        pq.write_table(pa.table(made), path)
+        return
+    table = pq.read_table(beside)
+    for name, column in made.items():
         if name in table.column_names:
             raise DataError(
                 f"there is a column '{name}' already", where=str(beside), fix="rename it"
             )
-        column = pa.array(list(values) if values.ndim == 2 else values)
         table = table.append_column(name, column)
     pq.write_table(table, path)
 

@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, DataError, some
 
 TEXT, JSONL, PARQUET = (".txt", ".md", ".text"), (".jsonl", ".ndjson"), (".parquet",)
 COLUMN = "document"
+MEND = "mend the record, or leave bad ones out with --bad skip"
 # Rows of Parquet that are read at once.
 ROWS = 256
 
@@ -113,7 +114,12 @@ class Source:
         text = record.get(self.column)
         if not isinstance(text, str):
             what = f"no text in '{self.column}'"
-            self._refuse(where, f"{what} but {type(text).__name__}" if text is not None else what)
+            if text is not None:
+                self._refuse(where, f"{what} but {type(text).__name__}")
+            elif record and self.column not in record:
+                self._refuse(where, what, f"--column with one of: {some(record, 20)}; or {MEND}")
+            else:
+                self._refuse(where, what)
             return
         try:
             text.encode()
@@ -122,9 +128,9 @@ class Source:
             return
         yield Document(text, where, record)
 
-    def _refuse(self, where: str, what: str) -> None:
+    def _refuse(self, where: str, what: str, fix: str = MEND) -> None:
         if self.bad is None:
-            raise DataError(what, where=where, fix="mend the record, or leave bad ones out")
+            raise DataError(what, where=where, fix=fix)
         self.bad(f"{where}: {what}")
 
 
