@@ -325,7 +325,9 @@ def list_(
 def _print_result(result: RepairResult) -> None:
     console = whole_console()
     for flag in result.flags:
-        console.print(f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False)
+        console.print(
+            f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False, markup=False
+        )
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):
         left = head == "model"
