@@ -367,9 +367,11 @@ def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     assert "given labels of flagged samples that are still predicted" in text
 
 
+@pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("out", [None, "kept/mine"])
-def test_a_repair_and_a_deletion_of_one_spec_lie_in_two_folders(call, tmp_path, out):
-    spec = write_spec(tmp_path / "job", {"out": out})
+def test_a_repair_and_a_deletion_of_one_spec_lie_in_two_folders(call, tmp_path, out, trained):
+    own = {"model": {"weights": None}, "train": {"epochs": 1}} if trained else {}
+    spec = write_spec(tmp_path / "job", {"out": out, **own})
     (tmp_path / "ids.txt").write_text("\n".join(map(str, noisy(200).ids[:5])))
     folder = Path(out or "runs/spec")
     for arguments, run in (
@@ -382,6 +384,7 @@ def test_a_repair_and_a_deletion_of_one_spec_lie_in_two_folders(call, tmp_path, 
         said = call(*arguments)
         assert said.code == 0, said.err
         assert f"report: {run / 'report.html'}" in said.out
+        assert (run / "0-train").exists() == (trained and run == folder)  # once for both
     assert (folder / "result.json").is_file()
 
 

@@ -160,6 +160,7 @@ def prepare(
     path: str | Path,
     *,
     out: str | Path | None = None,
+    trained: Path | None = None,
     fresh: bool = False,
     seed: int | None = None,
     recipe: str | None = None,
@@ -168,7 +169,8 @@ def prepare(
 ) -> Job:
     """Read the data and make the model of a spec; train it first if it has no weights.
 
-    seed, recipe, fdr: instead of what the spec says (``partition.fdr`` for the last).
+    seed, recipe, fdr: instead of what the spec says (``partition.fdr`` for the last). trained: the
+    run folder whose training serves, if not this run's own.
     """
     spec, folder = load(path), Path(path).resolve().parent
     if fdr is not None:
@@ -192,14 +194,14 @@ def prepare(
             check_alike(train, other)
     model, seconds = build_model(spec.model, folder, seed), None
     if not spec.model.weights and spec.train is not None:
-        require_room(target, fresh=fresh)
+        require_room(target, fresh=fresh or trained is not None)
         model, seconds = pipeline.train(
             model,
             train,
             spec.train,
             seed=seed,
-            out=target / "0-train",
-            fresh=fresh,
+            out=(trained or target) / "0-train",
+            fresh=fresh and trained is None,
             progress=progress,
         )
     if spec.model.checkpoints:

@@ -164,10 +164,18 @@ def forget(
 
     The run folder is not that of `expunge repair`, but the one with -forget after its name.
     """
-    out = out or Path(f"{specs.run_folder(specs.load(spec), spec)}-forget")
+    repaired = None if out else specs.run_folder(specs.load(spec), spec)
     named = _ids_in(ids)
     with progress() as show:
-        job = specs.prepare(spec, out=out, fresh=fresh, seed=seed, recipe=recipe, progress=show)
+        job = specs.prepare(
+            spec,
+            out=out or Path(f"{repaired}-forget"),
+            trained=repaired,
+            fresh=fresh,
+            seed=seed,
+            recipe=recipe,
+            progress=show,
+        )
         result = pipeline.forget(job.model, job.train, named, job.validation, **job.settings)
     if as_json:
         print_json(reports.summary(result))
