@@ -277,7 +277,10 @@ def test_check_names_layers_that_are_not_there(tmp_path):
         ({"data": {"train": {"pth": "x"}}}, "unknown key 'train_data.pth': did you mean 'path'"),
         ({"data": {"train": {"size": 0}}}, "size must be 1 or more"),
         ({"data": {"train": {"source": "npz"}}}, "no source is called 'npz'"),
-        ({"data": {"validation": {"path": "train.npz"}}}, "validation ids inside the training ids"),
+        (
+            {"data": {"validation": {"path": "train.npz"}}},
+            "validation data: ids inside the training ids",
+        ),
     ],
 )
 def test_check_gives_one_clear_sentence_for_one_mistake(tmp_path, changes, message):
@@ -352,7 +355,10 @@ def test_the_examples_have_no_problems_where_the_data_are(path, tmp_path, monkey
         ({"recipe": "defualt"}, "did you mean 'default'"),
         ({"controls": ["nothin"]}, "did you mean 'nothing'"),
         ({"prune": {"fraction": 2.0}}, "prune.fraction must lie"),
-        ({"data": {"validation": {"path": "train.npz"}}}, "validation ids inside the training"),
+        (
+            {"data": {"validation": {"path": "train.npz"}}},
+            "validation data: ids inside the training",
+        ),
     ],
 )
 def test_what_a_repair_would_refuse_is_refused_before_a_training(tmp_path, changes, message):
