@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from expunge.config import build
 from expunge.data import (
@@ -823,6 +823,18 @@ def test_class_names_come_from_the_data_set() -> None:
     data.classes = ["cat", "dog"]  # type: ignore[attr-defined]
     assert from_dataset(data).classes == ("cat", "dog")
     assert from_dataset(data, classes=["dog", "cat"]).labels.tolist() == [1, 0]
+
+
+def test_a_part_of_a_data_set_has_the_class_names_of_the_whole() -> None:
+    whole = Items([(torch.zeros(2), 0), (torch.ones(2), 1), (torch.ones(2), 2)])
+    whole.classes = ["cat", "dog", "owl"]  # type: ignore[attr-defined]
+    part = Subset(Subset(whole, [2, 1, 0]), [1, 2])
+    assert as_samples(part).classes == ("cat", "dog", "owl")
+    assert as_samples(part).labels.tolist() == [1, 0]
+    unnamed = TensorDataset(torch.zeros(2, 2), torch.tensor([0, 1]))
+    assert as_samples(Subset(unnamed, [0, 1])).classes == ("0", "1")
+    part.classes = ["a", "b"]  # type: ignore[attr-defined]
+    assert as_samples(part).classes == ("a", "b")
 
 
 class Noisy(Items):
