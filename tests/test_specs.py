@@ -224,6 +224,15 @@ def test_check_lists_five_independent_mistakes_at_once(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
+def test_each_of_several_problems_of_one_kind_is_listed_by_itself(tmp_path):
+    path = write_spec(tmp_path, {"sede": 1, "data": {"train": {"paht": "x"}}})
+    where = f"{path}: unknown key"
+    assert specs.check(path) == [
+        f"{where} 'sede': did you mean 'seed'?",
+        f"{where} 'data.train.paht': did you mean 'path'?",
+    ]
+
+
 def test_every_unknown_name_and_option_of_a_recipe_is_listed(tmp_path):
     path = write_spec(
         tmp_path,
@@ -274,8 +283,13 @@ def test_check_names_layers_that_are_not_there(tmp_path):
         ({"seed": "one"}, r"'seed' must be int, not 'one' \(str\)"),
         ({"controls": "nothing"}, "'controls' must be a list"),
         ({"prune": {"fraction": 1.5}}, r"prune.fraction must lie in \[0, 1\], not 1.5"),
-        ({"data": {"train": {"pth": "x"}}}, "unknown key 'train_data.pth': did you mean 'path'"),
-        ({"data": {"train": {"size": 0}}}, "size must be 1 or more"),
+        ({"data": {"train": {"pth": "x"}}}, "unknown key 'data.train.pth': did you mean 'path'"),
+        ({"data": {"train": {"size": 0}}}, "data.train: size must be 1 or more"),
+        ({"data": {"held_out": {}}}, "'data.held_out.path' is missing"),
+        ({"data": {"heldout": {"path": "x"}}}, "'data.heldout': did you mean 'held_out'"),
+        ({"data": {"val": {}}}, "'data.val': choose one of: held_out, train, validation"),
+        ({"data": {"veiw": "crop"}}, "unknown key 'data.veiw': did you mean 'view'"),
+        ({"data": {"validation": "x.npz"}}, "'data.validation' must be a table, not 'x.npz'"),
         ({"data": {"train": {"source": "npz"}}}, "no source is called 'npz'"),
         (
             {"data": {"validation": {"path": "train.npz"}}},
