@@ -19,7 +19,8 @@ from expunge import pipeline, specs
 from expunge.errors import ConfigError, DataError, ModelError, RunError
 from expunge.tuning import TuneConfig
 from oracles_digits import contents, memorised, network, noisy_arrays
-from oracles_specs import write_spec
+from oracles_specs import merged, write_spec
+from test_data import cifar, labels, pixels
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 
@@ -50,6 +51,18 @@ def test_what_data_says_holds_for_both_sets_and_each_can_say_otherwise(tmp_path)
     spec = specs.load(path)
     assert spec.train_data.view == spec.validation_data.view == "crop"
     assert (spec.train_data.rows, spec.validation_data.rows) == (50, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "n"),
+    [({}, 3), ({"validation": {"split": "train"}}, 10), ({"split": "train"}, 10)],
+)
+def test_one_cifar_folder_holds_both_sets_and_a_split_that_is_named_counts(tmp_path, changes, n):
+    cifar(tmp_path / "batches", pixels(10, side=32), labels(10))
+    sets = {"train": {"path": "batches"}, "validation": {"path": "batches"}}
+    path = write_spec(tmp_path, {"data": merged(sets, changes)})
+    train, validation, _ = specs.read_data(specs.load(path), tmp_path)
+    assert (len(train), len(validation)) == (10, n)
 
 
 def test_the_command_line_goes_before_the_spec(tmp_path, monkeypatch):

@@ -36,6 +36,8 @@ from expunge.tuning import TuneConfig
 from expunge.weights import load_weights
 
 SETS = ("train", "validation", "held_out")
+# What a set says where neither it nor [data] does.
+OWN: dict[str, dict[str, Any]] = {"validation": {"split": "test"}}
 STAGES = ("score", "partition", "rank", "prune", "tune", "rounds")
 
 
@@ -102,7 +104,7 @@ def _values(file: Path) -> dict[str, Any]:
         )
     # What [data] says holds for all sets; each can say otherwise.
     sets = {k: data.pop(k) for k in SETS if k in data}
-    values |= {f"{k}_data": {**data, **own} for k, own in sets.items()}
+    values |= {f"{k}_data": {**OWN.get(k, {}), **data, **own} for k, own in sets.items()}
     if isinstance(values.get("train"), dict):
         values["train"] = {"data": "everything", **values["train"]}
     return values
