@@ -193,7 +193,7 @@ DATA: dict[str, Case] = {
     "validation ids inside the training ids": (
         lambda f: fixing(validation=noisy(30)),
         DataError,
-        "validation ids inside the training ids: 1000, 1001",
+        "ids inside the training ids: 1000, 1001",
     ),
 }
 
@@ -557,7 +557,7 @@ COMMANDS = {
     "one set for both": (
         {"data": {"validation": {"path": "train.npz"}}},
         ["repair", "spec.toml"],
-        "validation ids inside the training ids",
+        "validation data: ids inside the training ids",
     ),
     "a folder with other files": (
         {},

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from expunge.config import build
 from expunge.data import (
@@ -840,6 +840,18 @@ def test_class_names_come_from_the_data_set() -> None:
     assert from_dataset(data, classes=["dog", "cat"]).labels.tolist() == [1, 0]
 
 
+def test_a_part_of_a_data_set_has_the_class_names_of_the_whole() -> None:
+    whole = Items([(torch.zeros(2), 0), (torch.ones(2), 1), (torch.ones(2), 2)])
+    whole.classes = ["cat", "dog", "owl"]  # type: ignore[attr-defined]
+    part = Subset(Subset(whole, [2, 1, 0]), [1, 2])
+    assert as_samples(part).classes == ("cat", "dog", "owl")
+    assert as_samples(part).labels.tolist() == [1, 0]
+    unnamed = TensorDataset(torch.zeros(2, 2), torch.tensor([0, 1]))
+    assert as_samples(Subset(unnamed, [0, 1])).classes == ("0", "1")
+    part.classes = ["a", "b"]  # type: ignore[attr-defined]
+    assert as_samples(part).classes == ("a", "b")
+
+
 class Noisy(Items):
     def __getitem__(self, i: int) -> Any:
         self.reads += 1
@@ -900,11 +912,37 @@ def test_shared_ids_are_an_error_only_where_both_are_named() -> None:
     with pytest.raises(DataError) as caught:
         check_disjoint(named, named)
     text = str(caught.value)
-    assert "validation ids inside the training ids: 0, 1, 2, 3, 4 … (20 in all)" in text
+    assert "ids inside the training ids: 0, 1, 2, 3, 4 … (20 in all)" in text
     assert "leave out `id` for one of them" in text
     assert check_disjoint(named, from_arrays(x, y)) == []
     assert check_disjoint(named, from_arrays(x, y, ids=np.arange(20, 40))) == []
     assert check_disjoint(named, from_arrays(x, y, ids=[str(i) for i in range(20)])) == []
+
+
+def class_folder(root: Path, names: list[str], *, seed: int) -> Path:
+    for name, image in zip(names, pixels(len(names), seed=seed), strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(image))
+    return root
+
+
+def test_equal_names_in_two_folders_are_no_overlap_and_one_file_in_both_sets_is(
+    tmp_path: Path,
+) -> None:
+    names = ["cat/1.png", "cat/2.png", "dog/1.png"]
+    train = read_here(class_folder(tmp_path / "train", names, seed=0))
+    held_out = read_here(class_folder(tmp_path / "val", names, seed=1))
+    assert held_out.ids.tolist() == train.ids.tolist()
+    assert check_disjoint(train, held_out) == []
+    assert shared_inputs(train, held_out) == 0
+
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    again = read(config(tmp_path / "link"), folder=tmp_path, name="held-out data")
+    with pytest.raises(DataError) as caught:
+        check_disjoint(train, again.subset(np.arange(2)))
+    text = str(caught.value)
+    assert text.startswith("held-out data: ids inside the training ids: cat/1.png, cat/2.png\n")
+    assert "fix: name two folders" in text
 
 
 def test_shared_inputs_are_counted_by_content() -> None:

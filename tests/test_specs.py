@@ -19,7 +19,8 @@ from expunge import pipeline, specs
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
 from expunge.tuning import TuneConfig
 from oracles_digits import contents, memorised, network, noisy_arrays
-from oracles_specs import write_spec
+from oracles_specs import merged, write_spec
+from test_data import cifar, labels, pixels
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 
@@ -50,6 +51,18 @@ def test_what_data_says_holds_for_both_sets_and_each_can_say_otherwise(tmp_path)
     spec = specs.load(path)
     assert spec.train_data.view == spec.validation_data.view == "crop"
     assert (spec.train_data.rows, spec.validation_data.rows) == (50, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "n"),
+    [({}, 3), ({"validation": {"split": "train"}}, 10), ({"split": "train"}, 10)],
+)
+def test_one_cifar_folder_holds_both_sets_and_a_split_that_is_named_counts(tmp_path, changes, n):
+    cifar(tmp_path / "batches", pixels(10, side=32), labels(10))
+    sets = {"train": {"path": "batches"}, "validation": {"path": "batches"}}
+    path = write_spec(tmp_path, {"data": merged(sets, changes)})
+    train, validation, _ = specs.read_data(specs.load(path), tmp_path)
+    assert (len(train), len(validation)) == (10, n)
 
 
 def test_the_command_line_goes_before_the_spec(tmp_path, monkeypatch):
@@ -224,6 +237,15 @@ def test_check_lists_five_independent_mistakes_at_once(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
+def test_each_of_several_problems_of_one_kind_is_listed_by_itself(tmp_path):
+    path = write_spec(tmp_path, {"sede": 1, "data": {"train": {"paht": "x"}}})
+    where = f"{path}: unknown key"
+    assert specs.check(path) == [
+        f"{where} 'sede': did you mean 'seed'?",
+        f"{where} 'data.train.paht': did you mean 'path'?",
+    ]
+
+
 def test_every_unknown_name_and_option_of_a_recipe_is_listed(tmp_path):
     path = write_spec(
         tmp_path,
@@ -301,10 +323,18 @@ def test_check_names_layers_that_are_not_there(tmp_path):
         ({"seed": "one"}, r"'seed' must be int, not 'one' \(str\)"),
         ({"controls": "nothing"}, "'controls' must be a list"),
         ({"prune": {"fraction": 1.5}}, r"prune.fraction must lie in \[0, 1\], not 1.5"),
-        ({"data": {"train": {"pth": "x"}}}, "unknown key 'train_data.pth': did you mean 'path'"),
-        ({"data": {"train": {"size": 0}}}, "size must be 1 or more"),
+        ({"data": {"train": {"pth": "x"}}}, "unknown key 'data.train.pth': did you mean 'path'"),
+        ({"data": {"train": {"size": 0}}}, "data.train: size must be 1 or more"),
+        ({"data": {"held_out": {}}}, "'data.held_out.path' is missing"),
+        ({"data": {"heldout": {"path": "x"}}}, "'data.heldout': did you mean 'held_out'"),
+        ({"data": {"val": {}}}, "'data.val': choose one of: held_out, train, validation"),
+        ({"data": {"veiw": "crop"}}, "unknown key 'data.veiw': did you mean 'view'"),
+        ({"data": {"validation": "x.npz"}}, "'data.validation' must be a table, not 'x.npz'"),
         ({"data": {"train": {"source": "npz"}}}, "no source is called 'npz'"),
-        ({"data": {"validation": {"path": "train.npz"}}}, "validation ids inside the training ids"),
+        (
+            {"data": {"validation": {"path": "train.npz"}}},
+            "validation data: ids inside the training ids",
+        ),
     ],
 )
 def test_check_gives_one_clear_sentence_for_one_mistake(tmp_path, changes, message):
@@ -379,7 +409,10 @@ def test_the_examples_have_no_problems_where_the_data_are(path, tmp_path, monkey
         ({"recipe": "defualt"}, "did you mean 'default'"),
         ({"controls": ["nothin"]}, "did you mean 'nothing'"),
         ({"prune": {"fraction": 2.0}}, "prune.fraction must lie"),
-        ({"data": {"validation": {"path": "train.npz"}}}, "validation ids inside the training"),
+        (
+            {"data": {"validation": {"path": "train.npz"}}},
+            "validation data: ids inside the training",
+        ),
     ],
 )
 def test_what_a_repair_would_refuse_is_refused_before_a_training(tmp_path, changes, message):

@@ -543,7 +543,14 @@ def test_interrupted_saving_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["w.safetensors"]
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {}, "loss": 0.1},
+    ],
+)
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
 def test_pickled_state_dicts_load(tmp_path, wrap, suffix):
     model, other = build(Mlp, seed=1), build(Mlp, seed=2)
@@ -613,6 +620,15 @@ def test_weights_of_a_wrapped_model_get_a_hint(tmp_path):
     save_weights(nn.DataParallel(build(Mlp)), tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"unexpected: module.*re-save `model.module`"):
         load_weights(build(Mlp), tmp_path / "w.safetensors")
+    for prefix in ("model.", "net.inner."):
+        wrapped = {f"{prefix}{n}": t for n, t in build(Mlp).state_dict().items()}
+        torch.save({"state_dict": wrapped}, tmp_path / "w.pt")
+        with pytest.raises(ModelError, match=rf"behind '{prefix}': re-save `model.{prefix[:-1]}`"):
+            load_weights(build(Mlp), tmp_path / "w.pt")
+    other = {**wrapped, "net.inner.extra": torch.zeros(2)}
+    with pytest.raises(ModelError, match="unexpected: net") as caught:
+        surgery.fit_weights(build(Mlp), other)
+    assert "re-save" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 
 def build(kind: type[T], values: dict[str, Any], *, where: str) -> T:
-    """Make a dataclass from a dictionary; unknown keys and wrong types are errors, all at once."""
+    """Make a dataclass from a dictionary; unknown keys and wrong types are errors, all at once.
+
+    Messages call a field by the ``path`` in its metadata where it has one, else by its name.
+    """
     problems: list[str] = []
     result = _dataclass(kind, values, "", problems)
     raise_all(ConfigError, problems, where=where)
@@ -38,16 +41,17 @@ def _dataclass(kind: type, values: Any, path: str, problems: list[str]) -> Any:
         return None
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind) if f.init}
+    shown = {name: f.metadata.get("path", name) for name, f in known.items()}
     found = len(problems)
     made: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            problems.append(f"unknown key '{path}{key}': {closest(key, known)}")
+            problems.append(f"unknown key '{path}{key}': {closest(key, shown.values())}")
         else:
-            made[key] = _value(hints[key], value, f"{path}{key}", problems)
+            made[key] = _value(hints[key], value, f"{path}{shown[key]}", problems)
     for name, f in known.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
-            problems.append(f"'{path}{name}' is missing")
+            problems.append(f"'{path}{shown[name]}' is missing")
     if len(problems) > found:
         return None
     try:

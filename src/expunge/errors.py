@@ -15,7 +15,11 @@ class ExpungeError(Exception):
     what: what was expected and what came instead.
     where: the file, stage, layer or sample ids concerned.
     fix: what the user can do about it.
+
+    problems: the message, or one for each problem where the error tells of several.
     """
+
+    problems: tuple[str, ...]
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
@@ -23,6 +27,7 @@ class ExpungeError(Exception):
         if fix:
             lines.append(f"  fix: {fix}")
         super().__init__("\n".join(lines))
+        self.problems = (str(self),)
 
 
 class ConfigError(ExpungeError):
@@ -93,4 +98,6 @@ def raise_all(kind: type[ExpungeError], problems: list[str], *, where: str) -> N
         raise kind(problems[0], where=where)
     if problems:
         listed = "\n".join(f"  {i}. {p}" for i, p in enumerate(problems, 1))
-        raise kind(f"{len(problems)} problems\n{listed}", where=where)
+        error = kind(f"{len(problems)} problems\n{listed}", where=where)
+        error.problems = tuple(str(kind(p, where=where)) for p in problems)
+        raise error

@@ -105,7 +105,7 @@ def prepare(
             if other.classes != samples.classes:
                 raise ConfigError(
                     f"{name} has the classes {other.classes}, training {samples.classes}",
-                    fix="read both with the same class names",
+                    fix="give both the same: classes=… of expunge.from_dataset or from_arrays",
                 )
             check_alike(samples, other)
     controls = controls if validation is not None else ()

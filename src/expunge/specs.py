@@ -11,7 +11,7 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from expunge.config import build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
 from expunge.data.sources import located
 from expunge.detectors import detectors
-from expunge.errors import ConfigError, ExpungeError, ModelError, by_reason, closest
+from expunge.errors import ConfigError, ExpungeError, ModelError, by_reason, closest, raise_all
 from expunge.layers import FAILURES, check_fit, check_model, discover, module_named
 from expunge.neurons import rankers
 from expunge.partitions import partitioners
@@ -37,6 +37,8 @@ from expunge.tuning import TuneConfig
 from expunge.weights import load_weights
 
 SETS = ("train", "validation", "held_out")
+# What a set says where neither it nor [data] does.
+OWN: dict[str, dict[str, Any]] = {"validation": {"split": "test"}}
 STAGES = ("score", "partition", "rank", "prune", "tune", "rounds")
 
 
@@ -60,9 +62,9 @@ class Spec:
     """A repair as a file. The tables of the stages override single settings of the recipe."""
 
     model: ModelConfig
-    train_data: DataConfig
-    validation_data: DataConfig | None = None
-    held_out_data: DataConfig | None = None
+    train_data: DataConfig = field(metadata={"path": "data.train"})
+    validation_data: DataConfig | None = field(default=None, metadata={"path": "data.validation"})
+    held_out_data: DataConfig | None = field(default=None, metadata={"path": "data.held_out"})
     recipe: str = "default"
     seed: int = 0
     out: str = ""
@@ -94,6 +96,7 @@ def _values(file: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"is not valid TOML: {error}", where=str(file)) from error
     data = values.pop("data", None)
+    raise_all(ConfigError, _foreign(data) if isinstance(data, dict) else [], where=str(file))
     if not isinstance(data, dict) or not isinstance(data.get("train"), dict):
         raise ConfigError(
             "the table [data.train] is missing",
@@ -101,11 +104,26 @@ def _values(file: Path) -> dict[str, Any]:
             fix='add [data.train] with path = "…"',
         )
     # What [data] says holds for all sets; each can say otherwise.
-    sets = {k: data.pop(k) for k in SETS if isinstance(data.get(k), dict)}
-    values |= {f"{k}_data": {**data, **own} for k, own in sets.items()}
+    sets = {k: data.pop(k) for k in SETS if k in data}
+    values |= {f"{k}_data": {**OWN.get(k, {}), **data, **own} for k, own in sets.items()}
     if isinstance(values.get("train"), dict):
         values["train"] = {"data": "everything", **values["train"]}
     return values
+
+
+def _foreign(data: dict[str, Any]) -> list[str]:
+    """What [data] holds that is neither a set nor a setting of one."""
+    settings = [f.name for f in fields(DataConfig)]
+    problems = []
+    for key, value in data.items():
+        table = isinstance(value, dict)
+        if key in SETS and not table:
+            problems.append(f"'data.{key}' must be a table, not {value!r}")
+        elif key not in (*SETS, *settings):
+            problems.append(
+                f"unknown key 'data.{key}': {closest(key, SETS if table else settings)}"
+            )
+    return problems
 
 
 def run_folder(spec: Spec, path: str | Path) -> Path:
@@ -231,7 +249,7 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
         try:
             return step()
         except ExpungeError as error:
-            problems.append(str(error))
+            problems.extend(error.problems)
             return None
 
     values = attempt(lambda: _values(Path(path)))

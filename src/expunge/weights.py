@@ -59,7 +59,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a weights file into the model, strictly.
 
     ``.safetensors``; ``.pt`` and ``.pth`` if torch's ``weights_only`` loader takes them: a state
-    dict, or a dict that holds one under ``state_dict`` or ``model``. Nothing is executed.
+    dict, or a dict that holds one under ``state_dict``, ``model_state_dict`` or ``model``. Nothing
+    is executed.
     Raises ModelError for a missing, damaged or other file, for a pickle with other objects, for
     NaN or infinite weights, and for tensors that do not fit; the model is then unchanged.
     """
@@ -99,7 +100,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ModelError(f"not a torch file: {error}", where=str(path)) from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(
@@ -131,8 +132,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     if missing:
         problems.append(f"missing: {some(missing)}")
     if unexpected:
-        hint = " (re-save `model.module`)" if all(n.startswith("module.") for n in state) else ""
-        problems.append(f"unexpected: {some(unexpected)}{hint}")
+        problems.append(f"unexpected: {some(unexpected)}{_wrapped(state, own)}")
     shapes = [
         f"{n} is {list(state[n].shape)}, the model has {list(own[n].shape)}"
         for n in own
@@ -143,6 +143,16 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     raise_all(ModelError, problems, where=where)
     _require_finite(state, where)
     model.load_state_dict(state, strict=True)
+
+
+def _wrapped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """A hint where all names are the model's behind one prefix, as a wrapper writes them."""
+    first = min(state)
+    for prefix in (first.removesuffix(name) for name in own if first.endswith(f".{name}")):
+        if all(n.startswith(prefix) and n.removeprefix(prefix) in own for n in state):
+            inner = f"model.{prefix.rstrip('.')}"
+            return f" (they are the model's behind '{prefix}': re-save `{inner}`)"
+    return ""
 
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:

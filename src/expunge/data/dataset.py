@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 
 from expunge.data.arrays import from_arrays, native
 from expunge.data.images import to_tensor
@@ -67,10 +68,10 @@ def from_dataset(
     or labels; an ``id`` if there is one. Inputs are tensors, arrays or Pillow images (which become
     ``uint8[C, H, W]``), all of one shape. Strings and single numbers in a dict are left aside.
 
-    classes: without them ``dataset.classes``, the Hub's ``ClassLabel`` names, or the labels
-    themselves. rate: of sound, in Hz. One pass is made now; inputs of fewer than ``resident_bytes``
-    in all are kept, others are read again whenever they are asked for. An item must be the same at
-    every reading: random transforms belong in ``view``.
+    classes: without them ``dataset.classes``, the Hub's ``ClassLabel`` names (a `Subset` has those
+    of its data set), or the labels themselves. rate: of sound, in Hz. One pass is made now; inputs
+    of fewer than ``resident_bytes`` in all are kept, others are read again whenever they are asked
+    for. An item must be the same at every reading: random transforms belong in ``view``.
 
     Raises DataError for items of another form, unequal shapes, or a random data set.
     """
@@ -274,8 +275,13 @@ def _require_repeatable(x: dict[str, Tensor], dataset: MapDataset, i: int, name:
         )
 
 
-def _class_names(dataset: MapDataset) -> tuple[str, ...]:
-    """Class names as torchvision (``classes``) or the Hub (``features``) state them."""
+def _class_names(dataset: object) -> tuple[str, ...]:
+    """Class names as torchvision (``classes``) or the Hub (``features``) state them.
+
+    Those of a `Subset` are the ones of the data set that it is a part of.
+    """
+    while isinstance(dataset, Subset) and not hasattr(dataset, "classes"):
+        dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
     features = getattr(dataset, "features", None)
     if names is None and isinstance(features, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
         inputs=EncodedFiles(inside_all(path, ids, np.array(ids), where=str(path))),
         names=tuple(classes),
         named_ids=True,
+        root=os.path.realpath(path),
         sound=bool(sound),
     )
 

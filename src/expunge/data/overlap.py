@@ -14,23 +14,32 @@ from expunge.errors import DataError, raise_all, some
 CHUNK = 1024
 
 
-def check_disjoint(train: Samples, validation: Samples) -> list[str]:
-    """Raise DataError if both sets have named ids and share some; an empty list otherwise."""
-    if not (train.named_ids and validation.named_ids):
+def check_disjoint(train: Samples, other: Samples) -> list[str]:
+    """Raise DataError if both sets have named ids and share some; an empty list otherwise.
+
+    The ids of two folders are paths in them: equal ones are shared only where it is one file.
+    """
+    if not (train.named_ids and other.named_ids):
         return []
-    if train.ids.dtype.kind != validation.ids.dtype.kind and "U" in (
-        train.ids.dtype.kind,
-        validation.ids.dtype.kind,
-    ):
+    folders = bool(train.root and other.root)
+    known, asked = (_paths(s) if folders else s.ids for s in (train, other))
+    if known.dtype.kind != asked.dtype.kind and "U" in (known.dtype.kind, asked.dtype.kind):
         return []  # integers and strings are never equal
-    shared = np.intersect1d(train.ids, validation.ids)
+    shared = other.ids[np.isin(asked, known)]
     if len(shared):
         raise DataError(
-            f"validation ids inside the training ids: {some(shared)}",
-            where=validation.name,
-            fix="leave out `id` for one of them if the two files number their rows independently",
+            f"ids inside the training ids: {some(shared)}",
+            where=other.name,
+            fix="name two folders, and keep each file in one of them"
+            if folders
+            else "leave out `id` for one of them if the two files number their rows independently",
         )
     return []
+
+
+def _paths(samples: Samples) -> np.ndarray:
+    """The files that the ids name, ``str[n]``."""
+    return np.array([f"{samples.root}/{i}" for i in samples.ids], dtype=str)
 
 
 def shared_inputs(train: Samples, validation: Samples) -> int:

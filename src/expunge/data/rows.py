@@ -25,6 +25,7 @@ class Rows:
     labels: ``int[n]`` (class indices), ``str[n]`` (class names) or float. names: the class names
     that the source states, () if it states none. inputs: encoded images or clips, or ready inputs.
     named_ids: whether the ids came with the data. sound: whether what is encoded is sound.
+    root: the folder that the ids are paths in, resolved; "" if they are none.
     """
 
     ids: np.ndarray
@@ -33,6 +34,7 @@ class Rows:
     names: tuple[str, ...] = ()
     named_ids: bool = False
     sound: bool = False
+    root: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -116,6 +118,7 @@ def to_samples(
         name=name,
         rate=rate,
         quarantined=quarantined,
+        root=rows.root,
     )
     if mean or std or augment is not None:
         _check_preparation(samples, where)

@@ -143,6 +143,7 @@ class Samples:
     are. All three are optional evidence.
     rate: samples a second, where the inputs are sound. quarantined: what was left out of the source
     because it cannot be used, and why, by id; none of it is among the samples.
+    root: the folder that the ids are paths in, resolved: equal ids in two folders are two samples.
     """
 
     ids: np.ndarray
@@ -158,6 +159,7 @@ class Samples:
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     rate: int | None = None
     quarantined: Mapping[Any, str] = field(default_factory=dict)
+    root: str = ""
 
     def __post_init__(self) -> None:
         ids = np.array(self.ids)

@@ -55,7 +55,7 @@ class DataConfig:
     seconds: cut or pad sound to that length; without it all clips must be equally long.
     view: the augmentation, see `expunge.data.views`. skip: leave out the
     first rows; rows: read so many only.
-    split: train or test, for the CIFAR-10 folder.
+    split: train or test, for the CIFAR-10 folder; a spec's validation set reads test by default.
     """
 
     path: str
