@@ -93,10 +93,10 @@ def prepare(
     for name in controls:
         recipes.get(name)
     check_model(model)
-    samples = as_samples(train)
+    samples = as_samples(train, name="training data")
     check_fit(model, samples)
     others = {
-        name: None if data is None else as_samples(data)
+        name: None if data is None else as_samples(data, name=f"{name} data")
         for name, data in (("validation", validation), ("held_out", held_out))
     }
     for name, other in others.items():
