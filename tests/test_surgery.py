@@ -551,7 +551,7 @@ def test_interrupted_saving_leaves_the_old_file(tmp_path, monkeypatch):
         lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {}, "loss": 0.1},
     ],
 )
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
 def test_pickled_state_dicts_load(tmp_path, wrap, suffix):
     model, other = build(Mlp, seed=1), build(Mlp, seed=2)
     torch.save(wrap(model.state_dict()), tmp_path / f"w{suffix}")
@@ -577,14 +577,14 @@ def test_pickles_with_other_objects_are_refused_and_never_run(tmp_path, monkeypa
 
 
 def test_files_that_are_no_weights_are_refused_with_the_reason(tmp_path):
-    for name in ("w.safetensors", "w.pt", "w.ckpt"):
+    for name in ("w.safetensors", "w.pt", "w.npz"):
         (tmp_path / name).write_bytes(b"no weights")
     torch.save({"epoch": 3}, tmp_path / "e.pt")
     torch.save([1, 2], tmp_path / "l.pt")
     reasons = {
         "w.safetensors": "not a safetensors file",
         "w.pt": "not a torch file|holds more than tensors",
-        "w.ckpt": r"read from .safetensors, .pt or .pth, not '.ckpt'",
+        "w.npz": r"read from .safetensors, .pt, .pth, .ckpt, .bin, not '.npz'",
         "e.pt": "holds no state dict but epoch",
         "l.pt": "holds no state dict but list",
         "missing.pt": "there is no such weights file",

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from expunge.content import content_of
 from expunge.errors import ModelError, raise_all, some
 
+# Suffixes of files that torch saves.
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 RESAVE = (
     "in a session where you trust the file, re-save it: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
@@ -58,9 +60,9 @@ def save_weights(
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a weights file into the model, strictly.
 
-    ``.safetensors``; ``.pt`` and ``.pth`` if torch's ``weights_only`` loader takes them: a state
-    dict, or a dict that holds one under ``state_dict``, ``model_state_dict`` or ``model``. Nothing
-    is executed.
+    ``.safetensors``; and `PICKLED` if torch's ``weights_only`` loader takes them: a state dict, or
+    a dict that holds one under ``state_dict``, ``model_state_dict`` or ``model``. Nothing is
+    executed.
     Raises ModelError for a missing, damaged or other file, for a pickle with other objects, for
     NaN or infinite weights, and for tensors that do not fit; the model is then unchanged.
     """
@@ -77,9 +79,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ModelError(f"not a safetensors file: {error}", where=str(path)) from error
-    if path.suffix not in (".pt", ".pth"):
+    if path.suffix not in PICKLED:
         raise ModelError(
-            f"weights are read from .safetensors, .pt or .pth, not '{path.suffix}'",
+            f"weights are read from .safetensors, {', '.join(PICKLED)}, not '{path.suffix}'",
             where=str(path),
             fix=RESAVE,
         )
