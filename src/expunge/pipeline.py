@@ -311,29 +311,13 @@ def _carried_out(
 
     The prefix is that of its stages' folders; the basis are the stages that made the partition.
     """
-    read, model, ranking, cut, uncut = list(basis), job.model, None, None, ""
+    read, model = list(basis), job.model
     if recipe.start == "scratch":
         model = reinitialised(model, job.seed)
-    prune = recipe.prune
-    if prune.open:
-        scores = archive.load_scores(run.made["1-score"])
-        cuts = until != "tune" or not job.asked or jobs.by_heart(recipe, scores, split)
-        prune, uncut = replace(prune, fraction=CUT if cuts else 0.0), "" if cuts else _NO_NEED
-    if prune.cuts:
-        # A control that ranks as the repair itself does shares its ranking.
-        shared = recipe.rank == job.recipe.rank and basis == BASIS
-        name = f"{'' if shared else prefix}3-rank"
-        try:
-            ranking = jobs.ranked(job, run, recipe.rank, split, name, read)
-            read.append(name)
-            if until != "rank":
-                cut = jobs.planned(job, run, prune, ranking, f"{prefix}4-prune", read)
-                model = cut_model(model, cut, job.train, prune.mode)
-                read.append(f"{prefix}4-prune")
-        except (ModelError, PruneError) as error:
-            if until != "tune" or not recipe.prune.open:
-                raise
-            cut, uncut = None, f"this network cannot be: {error.what}"  # nobody has asked for it
+    # A control that ranks as the repair itself does shares its ranking.
+    shared = recipe.rank == job.recipe.rank and basis == BASIS
+    folders = f"{'' if shared else prefix}3-rank", f"{prefix}4-prune"
+    model, ranking, cut, uncut = _cut(job, run, recipe, model, split, folders, until, read)
     if recipe.tune.epochs and until == "tune":
         model = jobs.tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
@@ -347,6 +331,49 @@ def _carried_out(
         model = copy.deepcopy(model)
     seconds = sum(run.seconds[name] for name in read)
     return Fixed(model.eval(), split, ranking, cut, seconds, uncut)
+
+
+class _Cut(NamedTuple):
+    """A model, without units where a plan says so, and why not where the repair decided that."""
+
+    model: nn.Module
+    ranking: NeuronRanking | None = None
+    plan: PrunePlan | None = None
+    uncut: str = ""
+
+
+def _cut(
+    job: Job,
+    run: Run,
+    recipe: Recipe,
+    model: nn.Module,
+    split: Partition,
+    folders: tuple[str, str],
+    until: str,
+    read: list[str],
+) -> _Cut:
+    """Rank, plan and cut, as far as a recipe says; where it leaves that open, see `PruneConfig`."""
+    prune, ranking = recipe.prune, None
+    if prune.open:
+        scores = archive.load_scores(run.made["1-score"])
+        if until == "tune" and job.asked and not jobs.by_heart(recipe, scores, split):
+            return _Cut(model, uncut=_NO_NEED)
+        prune = replace(prune, fraction=CUT)
+    if not prune.cuts:
+        return _Cut(model)
+    try:
+        ranking = jobs.ranked(job, run, recipe.rank, split, folders[0], read)
+        read.append(folders[0])
+        if until == "rank":
+            return _Cut(model, ranking)
+        plan = jobs.planned(job, run, prune, ranking, folders[1], read)
+        smaller = cut_model(model, plan, job.train, prune.mode)
+    except (ModelError, PruneError) as error:
+        if until != "tune" or not recipe.prune.open:
+            raise
+        return _Cut(model, ranking, uncut=f"this network cannot be: {error.what}")
+    read.append(folders[1])
+    return _Cut(smaller, ranking, plan)
 
 
 def _untouched(job: Job, run: Run, split: Partition) -> Fixed:
