@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -208,3 +210,16 @@ def test_pairing_makes_the_interval_narrow_where_models_agree():
 def test_models_are_compared_on_the_same_samples_only():
     with pytest.raises(DataError, match="evaluated on different samples"):
         paired_gain(outcomes([1, 0]), outcomes([1, 0], ids=np.array([1, 0])), seed=0)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_classes():
+    n, c = 200, 1_000
+    labels = np.arange(n) * 5
+    probs = np.full((n, c), 1 / (2 * c))
+    probs[np.arange(n), (labels + (np.arange(n) % 4 == 0)) % c] += 0.5
+    tracemalloc.start()
+    found = evaluate(np.arange(n), labels, probs, tuple(map(str, range(c))), seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.accuracy.value == 0.75
+    assert peak < 8 * c * c * 20  # a table of int64 for each of 1,000 resamples would be 1,000

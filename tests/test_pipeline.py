@@ -1016,6 +1016,31 @@ def test_where_nobody_asked_for_a_cut_that_is_not_possible_the_repair_goes_on(hi
         pipeline.forget(model, noisy(), noisy().ids[:5], clean(), overrides=cut, controls=())
 
 
+class Frozen(nn.Module):
+    """A body that runs without gradients, and a head that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = mlp(inputs=64, classes=16, hidden=32), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.body(x)
+        return self.head(features)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_body_without_gradients_is_not_cut_and_named(learns):
+    model = Frozen()
+    model.head.requires_grad_(learns)
+    with pytest.raises(ModelError, match=r"(?s)no gradient reaches body.*take torch.no_grad"):
+        stages.rank(model, noisy(), plain().partition)
+    if learns:
+        named = noisy().ids[:5]
+        result = pipeline.forget(model, noisy(), named, clean(), overrides=OPEN, controls=())
+        assert "no gradient reaches body" in result.uncut
+
+
 def test_fresh_weights_depend_on_the_seed_alone():
     first, second, other = (reinitialised(memorised(), s) for s in (0, 0, 1))
     assert_same_weights(first, second)

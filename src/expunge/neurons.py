@@ -22,7 +22,7 @@ from expunge.layers import captured, discover, evaluating, logits_of, module_nam
 from expunge.processes import share, total
 from expunge.progress import Progress, silent
 from expunge.registry import Registry
-from expunge.signals import against_rival, best_other
+from expunge.signals import against_rival, best_other, slopes
 from expunge.tables import NeuronRanking, Partition, align
 
 Uses = Literal["attribution", "activation", "weights"]
@@ -250,9 +250,8 @@ def _regressors(
         if uses == "attribution":
             rival = torch.where(suggested != given, suggested, best_other(logits, given))
             direction = against_rival(given, rival, logits.shape[1])
-            outputs = [found[name] for name in names]
-            gradients = torch.autograd.grad((logits * direction).sum(), outputs)
-            values = {n: (g * found[n]).detach() for n, g in zip(names, gradients, strict=True)}
+            gradients = slopes((logits * direction).sum(), found)
+            values = {n: (gradients[n] * found[n]).detach() for n in names}
         else:
             values = {n: found[n].detach() for n in names}
     reduced = {}

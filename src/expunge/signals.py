@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -194,9 +194,23 @@ def attribute(
     forward and a backward pass, down to the first of the layers.
     """
     with torch.enable_grad(), captured(model, layers, differentiable=True) as found:
-        outputs = (logits_of(model, batch) * direction).sum()
-        gradients = torch.autograd.grad(outputs, [found[layer] for layer in layers])
-    return {k: (found[k].detach(), g) for k, g in zip(layers, gradients, strict=True)}
+        gradients = slopes((logits_of(model, batch) * direction).sum(), found)
+    return {k: (found[k].detach(), gradients[k]) for k in layers}
+
+
+def slopes(total: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of a sum at each output; ModelError where the model keeps none."""
+    found: Sequence[Tensor | None] = [None] * len(outputs)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, list(outputs.values()), allow_unused=True)
+    gradients = {n: g for n, g in zip(outputs, found, strict=True) if g is not None}
+    lost = [name for name in outputs if name not in gradients]
+    if lost:
+        raise ModelError(
+            f"no gradient reaches {some(lost)}",
+            fix="take torch.no_grad and detach out of the model's forward, or name other layers",
+        )
+    return gradients
 
 
 def gradient_closed(
