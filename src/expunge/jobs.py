@@ -16,7 +16,15 @@ from expunge.errors import ConfigError
 from expunge.layers import check_fit, check_model
 from expunge.processes import once
 from expunge.progress import Progress
-from expunge.recipes import PruneConfig, RankConfig, Recipe, ScoreConfig, recipes, resolve
+from expunge.recipes import (
+    PartitionConfig,
+    PruneConfig,
+    RankConfig,
+    Recipe,
+    ScoreConfig,
+    recipes,
+    resolve,
+)
 from expunge.related import refinement
 from expunge.runs import Artefact, Run
 from expunge.stages import Data, partition, plan, rank, score, tuned_layers
@@ -160,12 +168,12 @@ def scored(
 def partitioned(
     job: Job,
     run: Run,
+    config: PartitionConfig,
     scores: Scores,
     name: str = "2-partition",
     read: Sequence[str] = ("1-score",),
 ) -> Partition:
     """The partition of these scores."""
-    config = job.recipe.partition
 
     def compute() -> Artefact:
         split = once(job.accelerator, lambda: partition(scores, seed=job.seed, **asdict(config)))

@@ -220,8 +220,10 @@ def repair_until(
     )
     with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         scores = jobs.scored(job, run)
-        split = jobs.partitioned(job, run, scores) if until != "score" else None
-        if split is None or until == "partition":
+        if until == "score":
+            return Stages(scores, None, None, None)
+        split = jobs.partitioned(job, run, job.recipe.partition, scores)
+        if until == "partition":
             return Stages(scores, split, None, None)
         fixed = _carried_out(job, run, job.recipe, split, until=until)
         return Stages(scores, split, fixed.ranking, fixed.plan)
@@ -283,7 +285,7 @@ def train(
 
 def _finished(job: Job, run: Run, scores: Scores, train_seconds: float | None) -> RepairResult:
     """All that follows the scores."""
-    split = jobs.partitioned(job, run, scores)
+    split = jobs.partitioned(job, run, job.recipe.partition, scores)
     why_not = verdicts.hopeless(split, job.recipe, job.train.classes) if job.asked else ""
     fixed = _untouched(job, run, split) if why_not else _carried_out(job, run, job.recipe, split)
     repaired = None if why_not else fixed
@@ -429,7 +431,7 @@ def _again(
     config = replace(recipe.score, views=rounds.views, detectors=own or recipe.score.detectors)
     scores = jobs.scored(job, run, model, config, looked, read)
     read.append(looked)
-    found = jobs.partitioned(replace(job, recipe=recipe), run, scores, split_name, read)
+    found = jobs.partitioned(job, run, recipe.partition, scores, split_name, read)
     split = with_inputs(found, before, fdr=recipe.partition.fdr)
     read.append(split_name)
     settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
@@ -459,8 +461,8 @@ def _controlled(
     split, read = (last if recipe.start == "scratch" else first), BASIS
     if (recipe.score, recipe.partition) != (job.recipe.score, job.recipe.partition):
         read = tuple(f"{prefix}{stage}" for stage in BASIS)
-        own = replace(job, recipe=recipe)
-        split = jobs.partitioned(own, run, jobs.scored(own, run, name=read[0]), read[1], read[:1])
+        scores = jobs.scored(job, run, config=recipe.score, name=read[0])
+        split = jobs.partitioned(job, run, recipe.partition, scores, read[1], read[:1])
     if len(lost_classes(split, recipe.tune)):
         return None
     return _carried_out(job, run, recipe, split, prefix, basis=read)
