@@ -24,6 +24,7 @@ from expunge.layers import (
     as_images,
     captured,
     check_model,
+    device_of,
     evaluating,
     head_of,
     logits_of,
@@ -295,9 +296,7 @@ def fitting(config: SimclrConfig, model: nn.Module, samples: Samples) -> SimclrC
     view, x = _view(config, samples), tensor_of(samples.example(), "simclr")
     try:
         with evaluating(model), torch.no_grad():
-            logits_of(
-                model, view(x, torch_generator(0, "simclr")).to(next(model.parameters()).device)
-            )
+            logits_of(model, view(x, torch_generator(0, "simclr")).to(device_of(model)))
     except RuntimeError:  # what torch says of shapes that do not match
         return replace(config, scale=1.0)
     return config
@@ -336,7 +335,7 @@ def encoded(
 
 def _learner(model: nn.Module, samples: Samples, config: SimclrConfig, seed: int) -> nn.Module:
     """The body with a projection head: hidden layer with batch norm and ReLU, then linear."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     body = Body(model, samples.batch(np.arange(min(2, len(samples))), device=device))
     with evaluating(body), torch.no_grad():
         width = body(tensor_of(samples.batch(np.arange(1), device=device), "simclr")).shape[1]

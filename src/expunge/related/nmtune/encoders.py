@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError
-from expunge.layers import as_images, discover, evaluating, head_of
+from expunge.layers import as_images, device_of, discover, evaluating, head_of
 from expunge.progress import Progress, silent
 from expunge.related.nmtune.heads import Head, NMTune, descend, scale_of
 from expunge.related.nmtune.objectives import PRESETS, NMTuneConfig
@@ -69,7 +69,7 @@ def embed(
     """
     if views and samples.view is None:
         raise ConfigError("the samples have no views", where=samples.name, fix="views=0")
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    device = device_of(encoder)
     looks, done = [], 0
     with evaluating(encoder), torch.inference_mode():
         for look in range(max(1, views)):
@@ -114,7 +114,7 @@ def adapt(
         raise ConfigError(f"rank must be 1 or more, not {rank}")
     config = replace(config or PRESETS["code"], consistency=0.0)
     model = copy.deepcopy(encoder).eval().requires_grad_(False)
-    device = next(model.parameters()).device
+    device = device_of(model)
     first = _features(model, _inputs(samples, np.arange(min(len(samples), BLOCK)), device, None))
     with seeded(seed, "nmtune", "head"):
         head = Head(first.shape[1], len(samples.classes), config, scale=scale_of(first)).to(device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ConfigError, DataError, ModelError, extra_required, some
+from expunge.layers import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -182,7 +183,7 @@ class HuggingFaceEncoder:
     @torch.inference_mode()
     def _states(self, ids: list[list[int]]) -> list[np.ndarray]:
         """``float32[t, d]`` of every window, batched by length."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
         states: list[np.ndarray] = [np.empty(0)] * len(ids)
         pad = self.tokenizer.pad_token_id or 0
