@@ -413,6 +413,11 @@ def test_the_number_of_classes_has_to_fit():
         collect(build(Mlp), samples(inputs(Mlp), [0, 1, 2, 3], classes=4))
 
 
+def test_weights_alone_are_no_network():
+    with pytest.raises(ModelError, match=r"a OrderedDict is no network\n.*load_state_dict"):
+        collect(build(Mlp).state_dict(), samples(inputs(Mlp), [0, 1, 2, 0]))
+
+
 def test_without_a_head_a_layer_has_to_be_named():
     class Scaled(Mlp):
         def forward(self, x):

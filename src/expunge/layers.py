@@ -317,6 +317,7 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
 
     Cost: one sample through the model.
     """
+    _require_network(model)
     example = to_device(samples.batch(np.arange(1)), device_of(model))
     try:
         with evaluating(model), torch.no_grad():
@@ -336,13 +337,17 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
         )
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be worked on: no module, a wrapper, tied, not finite or half weights."""
+def _require_network(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"a {type(model).__name__} is no network",
             fix="build the network, and load weights into it by `load_state_dict`",
         )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be worked on: no module, a wrapper, tied, not finite or half weights."""
+    _require_network(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
             f"the model is wrapped in {type(model).__name__}", fix="pass `model.module` instead"
