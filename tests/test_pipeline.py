@@ -579,6 +579,16 @@ def test_what_is_cut_learns_with_its_norms_where_only_the_head_is_tuned():
     assert torch.equal(tuned.bn2.running_mean, cut.bn2.running_mean)
 
 
+def test_whole_blocks_can_be_named_where_only_the_head_is_tuned():
+    x, y = digits()
+    model, data = resnet(channels=1, classes=10, widths=(4, 8), blocks=(1, 1)), from_arrays(x, y)
+    few = data.subset(np.arange(200))
+    tuned = stages.tune(model, few, epochs=1, scope="head", layers=("stages.1",))
+    moved = {n for n, p in tuned.named_parameters() if not torch.equal(p, model.get_parameter(n))}
+    assert {name.partition(".")[0] for name in moved} == {"stages", "head"}
+    assert not any(name.startswith("stages.0") for name in moved)
+
+
 def test_stages_of_a_recipe_that_cuts_nothing():
     made = pipeline.repair_until(
         memorised(), noisy(), until="prune", recipe="finetune-only", overrides=OPEN

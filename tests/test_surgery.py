@@ -264,6 +264,8 @@ def test_norms_are_those_that_the_units_go_through():
     assert found(ResidualNet, "stem") == ["norms.0", "norms.2", "norms.4"]
     assert found(ConcatNet, "right") == ["norm"]
     assert found(ConvNet, "hidden") == found(ConvNet, "head") == found(ConvGru, "conv") == []
+    assert found(ConvNet, "bn1") == found(ResidualNet, "norms") == []
+    assert found(ConvNet, "bn1", "conv2") == ["bn2"]
     with pytest.raises(PruneError, match="stm"):
         found(ResidualNet, "stm")
 

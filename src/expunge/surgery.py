@@ -77,11 +77,14 @@ def groups(model: nn.Module, example: Batch, layers: Iterable[str]) -> dict[str,
 def norms(model: nn.Module, example: Batch, layers: Iterable[str]) -> list[str]:
     """Names of the batch and instance norms that the output units of these layers go through.
 
-    None of a layer that cannot be cut, or where torch-pruning cannot trace the model. Raises
-    PruneError for a name that is not a layer.
+    None of what has no units that can be cut (a block, say), or where torch-pruning cannot trace
+    the model. Raises PruneError for a name that the model does not have.
     """
-    names = list(dict.fromkeys(layers))
-    raise_all(PruneError, _unknown(model, names), where="layers")
+    modules, known = dict(model.named_modules()), set(_layers(model))
+    asked = list(dict.fromkeys(layers))
+    strangers = _unknown(model, [name for name in asked if name not in modules])
+    raise_all(PruneError, strangers, where="layers")
+    names = [name for name in asked if name in known]
     try:
         traced = _trace(model, example)
     except PruneError:
