@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from expunge import pipeline
-from expunge.benchmarks.noise import wrong_labels
+from expunge._core.rng import seeded
 from expunge.data import Samples, from_arrays
-from expunge.models import mlp
-from expunge.rng import seeded
-from expunge.tuning import TuneConfig
+from expunge.demo.noise import wrong_labels
+from expunge.models.zoo import mlp
+from expunge.training.loop import TuneConfig
 
 CLASSES = tuple(str(c) for c in range(10))
 TRAINING = TuneConfig(data="everything", epochs=60, lr=0.05, batch_size=32, augment=False)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from expunge.tables import (
+from expunge.records import (
     Component,
     Control,
     Evaluation,

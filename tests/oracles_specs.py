@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from expunge.data import Samples
-from expunge.weights import save_weights
+from expunge.storage.weights import save_weights
 from oracles_digits import clean, memorised, noisy
 
 SPEC: dict[str, Any] = {

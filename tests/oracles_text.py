@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge.related.text.encoders import TokenStates
-from expunge.rng import generator, seeded
+from expunge._core.rng import generator, seeded
+from expunge.text.encoders import TokenStates
 
 SUBJECTS = [
     "bank",

@@ -29,8 +29,8 @@ from expunge.errors import (
     PruneError,
     RunError,
 )
-from expunge.models import mlp
-from expunge.weights import load_weights, save_weights
+from expunge.models.zoo import mlp
+from expunge.storage.weights import load_weights, save_weights
 from oracles_digits import FAST, clean, contents, memorised, noisy, noisy_arrays
 from oracles_results import make_partition
 from oracles_specs import write_spec

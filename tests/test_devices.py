@@ -18,15 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from expunge import neurons, robust, signals, stages, surgery, tuning
+from expunge import stages
 from expunge.data import Samples, from_arrays
-from expunge.detectors import needs_of
-from expunge.layers import discover, logits_of
-from expunge.models import resnet
+from expunge.detection import signals
+from expunge.detection.detectors import needs_of
+from expunge.models.inspection import discover, logits_of
+from expunge.models.zoo import resnet
+from expunge.pruning import ranking, surgery
 from expunge.recipes import ScoreConfig
-from expunge.related import simclr
-from expunge.tables import Partition
-from expunge.tuning import TuneConfig, targets_of
+from expunge.records import Partition
+from expunge.selfsupervised import simclr
+from expunge.training import baselines, loop
+from expunge.training.loop import TuneConfig, targets_of
 
 ELSEWHERE = torch.device("meta")
 CONFIG = TuneConfig(data="everything", epochs=1, batch_size=16)
@@ -79,9 +82,9 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         prepare=lambda *things: things,
         backward=lambda loss: loss.backward(),
     )
-    for module in (signals, tuning, neurons, simclr):
+    for module in (signals, loop, ranking, simclr):
         monkeypatch.setattr(module, "Accelerator", lambda: accelerator)
-    monkeypatch.setattr(robust, "alone", lambda *_, **__: accelerator)
+    monkeypatch.setattr(baselines, "alone", lambda *_, **__: accelerator)
     monkeypatch.setattr(Tensor, "numpy", to_numpy)
     monkeypatch.setattr(FakeTensor, "__bool__", lambda _: True)
     monkeypatch.setattr(nn.Module, "_apply", apply)
@@ -116,13 +119,13 @@ def test_neurons_are_ranked_on_one_device(scene, uses):
     split = Partition(scene.samples.ids, Y, p, p, none, Y, none + 1, 0.5, (0.5, 0.4, 0.6))
     layers = tuple(discover(scene.model, scene.samples.example()).probes)
     given = scene.model, scene.samples, split, layers, uses, 16, lambda *_: None
-    assert set(neurons._moments(*given)) == set(layers)
+    assert set(ranking._moments(*given)) == set(layers)
     assert at_home(scene.model)
 
 
 def test_a_model_is_tuned_on_one_device(scene):
     targets = targets_of(scene.samples, None, CONFIG)
-    tuned = tuning.tune(scene.model, scene.samples, targets, CONFIG, seed=0)
+    tuned = loop.tune(scene.model, scene.samples, targets, CONFIG, seed=0)
     assert at_home(tuned)
     assert at_home(scene.model)
 
@@ -130,7 +133,7 @@ def test_a_model_is_tuned_on_one_device(scene):
 @pytest.mark.parametrize("name", ["elr", "co-teaching", "divide-mix"])
 def test_peers_are_trained_on_one_device(scene, name):
     how = {"seed": 0, "rate": 0.3, "progress": lambda *_: None, "what": "peer"}
-    robust.trainers.get(name)(scene.model, scene.samples, CONFIG, **how)
+    baselines.trainers.get(name)(scene.model, scene.samples, CONFIG, **how)
     assert at_home(scene.model)
 
 

@@ -25,9 +25,9 @@ work(Path(sys.argv[1]))
 
 def case():
     """A network with batch norm, and noisy digits that the processes cannot share evenly."""
-    from expunge.models import convnet
-    from expunge.rng import seeded
-    from expunge.tuning import TuneConfig
+    from expunge._core.rng import seeded
+    from expunge.models.zoo import convnet
+    from expunge.training.loop import TuneConfig
     from oracles_digits import clean, noisy
 
     with seeded(0, "network"):
@@ -42,7 +42,7 @@ def work(out: Path) -> None:
     from accelerate.utils import gather_object
 
     from expunge import pipeline, stages
-    from expunge.processes import leave
+    from expunge._core.distributed import leave
 
     model, train, validation, config = case()
     accelerator = Accelerator(cpu=True)

@@ -22,19 +22,22 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import expunge
-from expunge import jobs, pipeline, stages, surgery, tuning
-from expunge.benchmarks.noise import wrong_labels
+from expunge import pipeline, stages
+from expunge._core.rng import generator
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.data.samples import Prepare
+from expunge.demo.noise import wrong_labels
+from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
-from expunge.layers import reinitialised
-from expunge.models import mlp, resnet
+from expunge.models.inspection import reinitialised
+from expunge.models.zoo import mlp, resnet
+from expunge.pruning import surgery
 from expunge.recipes import PruneConfig, Recipe, recipes
-from expunge.rng import generator
-from expunge.signals import collect
-from expunge.tables import Flag, PrunePlan, RepairResult
-from expunge.tuning import TuneConfig, targets_of
-from expunge.weights import load_weights, model_fingerprint, read_weights
+from expunge.records import Flag, PrunePlan, RepairResult
+from expunge.storage import cached_stages
+from expunge.storage.weights import load_weights, model_fingerprint, read_weights
+from expunge.training import loop
+from expunge.training.loop import TuneConfig, targets_of
 from oracles_digits import (
     CUT,
     FAST,
@@ -407,7 +410,7 @@ def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
         looks.append(stages.partition(scores, **settings))
         return looks[0] if len(looks) == 1 else replace(looks[-1], threshold=0.0)
 
-    monkeypatch.setattr(jobs, "partition", blind)
+    monkeypatch.setattr(cached_stages, "partition", blind)
     tune = {**FAST["tune"], "data": "kept"}
     result = repaired(overrides={**FAST, "tune": tune, "rounds": {"epochs": [1, 1]}})
     assert len(looks) == 2
@@ -537,7 +540,7 @@ def test_what_a_repair_cuts_where_it_is_left_open_depends_on_what_was_learned_by
         assert_same_weights(control.model, uncut.model)
     assert "random-control-as-good" not in {flag.code for flag in uncut.flags}
     cut = plain().plan
-    monkeypatch.setattr(jobs, "by_heart", lambda *_: True)
+    monkeypatch.setattr(cached_stages, "by_heart", lambda *_: True)
     assert repaired(overrides=OPEN).plan == cut
 
 
@@ -798,10 +801,10 @@ def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, change
 
     def spy(*args: Any, **kwargs: Any) -> nn.Module:
         seen.append(args[3].lr)
-        return tuning.tune(*args, **kwargs)
+        return loop.tune(*args, **kwargs)
 
-    monkeypatch.setattr(jobs.flags, "memorised", lambda _: found)
-    monkeypatch.setattr(jobs, "tuning", SimpleNamespace(**{**vars(tuning), "tune": spy}))
+    monkeypatch.setattr(cached_stages.diagnostics, "memorised", lambda _: found)
+    monkeypatch.setattr(cached_stages, "loop", SimpleNamespace(**{**vars(loop), "tune": spy}))
     tune = {**FAST["tune"], **changes}
     repaired(overrides={**FAST, "tune": tune}, controls=("retrain-kept",))
     assert seen == [rate, changes.get("lr", 0.1)]

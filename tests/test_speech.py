@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from expunge import cli, metrics, pipeline, specs
-from expunge.export import export_run
+from expunge import cli, pipeline, specs
+from expunge.evaluation import metrics
+from expunge.storage.export import export_run
 from oracles_audio import encoded
 from oracles_specs import toml
 

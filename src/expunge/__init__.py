@@ -2,10 +2,10 @@
 
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ExpungeError
-from expunge.export import load_exported, save_exported
 from expunge.pipeline import forget, repair
-from expunge.reports import markdown as report
+from expunge.reporting.markdown import markdown as report
 from expunge.stages import certify, compare, partition, plan, prune, rank, score, trajectory, tune
+from expunge.storage.export import load_exported, save_exported
 
 __all__ = [
     "ExpungeError",

@@ -18,28 +18,24 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from expunge import archive, jobs, results, tuning, verdicts
+from expunge import results
+from expunge._core.progress import Progress, silent
 from expunge.config import digest
 from expunge.data import Samples, as_samples
-from expunge.detectors import kind_of
+from expunge.detection.detectors import kind_of
+from expunge.detection.partitioners import with_inputs
 from expunge.errors import DataError, ModelError, PruneError, some
-from expunge.jobs import BASIS, Fixed, Job
-from expunge.layers import check_fit, check_model, reinitialised
-from expunge.partitions import with_inputs
-from expunge.progress import Progress, silent
+from expunge.evaluation import decision
+from expunge.models.inspection import check_fit, check_model, reinitialised
 from expunge.recipes import CUT, Recipe, recipes
-from expunge.runs import Artefact, Run, opened
+from expunge.records import NeuronRanking, Partition, PrunePlan, RepairResult, Scores, Verdict
 from expunge.stages import Data, cut_model, predict, sound_inputs
-from expunge.tables import (
-    NeuronRanking,
-    Partition,
-    PrunePlan,
-    RepairResult,
-    Scores,
-    Verdict,
-)
-from expunge.tuning import TuneConfig, lost_classes
-from expunge.weights import fit_weights, model_fingerprint
+from expunge.storage import cached_stages, serialization
+from expunge.storage.cached_stages import BASIS, Fixed, Job
+from expunge.storage.run_folder import Artefact, Run, opened
+from expunge.storage.weights import fit_weights, model_fingerprint
+from expunge.training import loop
+from expunge.training.loop import TuneConfig, lost_classes
 
 # Why nothing is cut where the repair decides.
 _NO_NEED = (
@@ -77,7 +73,7 @@ def repair(
 
     Returns the repaired model with the evidence for every decision.
     """
-    job = jobs.prepare(
+    job = cached_stages.prepare(
         model,
         train,
         validation,
@@ -90,7 +86,7 @@ def repair(
     )
     with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed)
-        return _finished(job, run, jobs.scored(job, run), train_seconds)
+        return _finished(job, run, cached_stages.scored(job, run), train_seconds)
 
 
 def forget(
@@ -122,7 +118,7 @@ def forget(
         "tune": {**tune, "data": "kept"},
         "rounds": {"epochs": ()},
     }
-    job = jobs.prepare(
+    job = cached_stages.prepare(
         model,
         train,
         validation,
@@ -138,12 +134,12 @@ def forget(
     job = replace(job, asked=False, header={**job.header, "forget": digest(named.tolist())})
 
     def compute() -> Artefact:
-        return archive.store_scores(_all_or_nothing(job.train, named))
+        return serialization.store_scores(_all_or_nothing(job.train, named))
 
     with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed, forget=int(named.sum()))
         key = {**job.key(run, job.recipe.score, ()), "forget": job.header["forget"]}
-        scores = archive.load_scores(run.stage("1-score", key, compute))
+        scores = serialization.load_scores(run.stage("1-score", key, compute))
         return _finished(job, run, scores, None)
 
 
@@ -207,7 +203,7 @@ def repair_until(
     progress: Progress = silent,
 ) -> Stages:
     """Do the first stages of a repair in its run folder; `repair` goes on from there."""
-    job = jobs.prepare(
+    job = cached_stages.prepare(
         model,
         train,
         validation,
@@ -219,10 +215,10 @@ def repair_until(
         progress=progress,
     )
     with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
-        scores = jobs.scored(job, run)
+        scores = cached_stages.scored(job, run)
         if until == "score":
             return Stages(scores, None, None, None)
-        split = jobs.partitioned(job, run, job.recipe.partition, scores)
+        split = cached_stages.partitioned(job, run, job.recipe.partition, scores)
         if until == "partition":
             return Stages(scores, split, None, None)
         fixed = _carried_out(job, run, job.recipe, split, until=until)
@@ -263,9 +259,9 @@ def train(
     with opened(out, header, fresh=fresh, accelerator=accelerator) as run:
 
         def compute() -> Artefact:
-            targets = tuning.targets_of(samples, None, config)
+            targets = loop.targets_of(samples, None, config)
             checkpoint = run.checkpoint("model", header)
-            trained = tuning.tune(
+            trained = loop.tune(
                 model,
                 samples,
                 targets,
@@ -285,8 +281,8 @@ def train(
 
 def _finished(job: Job, run: Run, scores: Scores, train_seconds: float | None) -> RepairResult:
     """All that follows the scores."""
-    split = jobs.partitioned(job, run, job.recipe.partition, scores)
-    why_not = verdicts.hopeless(split, job.recipe, job.train.classes) if job.asked else ""
+    split = cached_stages.partitioned(job, run, job.recipe.partition, scores)
+    why_not = decision.hopeless(split, job.recipe, job.train.classes) if job.asked else ""
     fixed = _untouched(job, run, split) if why_not else _carried_out(job, run, job.recipe, split)
     repaired = None if why_not else fixed
     found = {name: _controlled(job, run, name, split, repaired) for name in job.controls}
@@ -321,7 +317,7 @@ def _carried_out(
     folders = f"{'' if shared else prefix}3-rank", f"{prefix}4-prune"
     model, ranking, cut, uncut = _cut(job, run, recipe, model, split, folders, until, read)
     if recipe.tune.epochs and until == "tune":
-        model = jobs.tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
+        model = cached_stages.tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
         more = recipe.rounds.epochs if recipe.start == "model" else ()
         for number in range(len(more)):
@@ -357,18 +353,18 @@ def _cut(
     """Rank, plan and cut, as far as a recipe says; where it leaves that open, see `PruneConfig`."""
     prune, ranking = recipe.prune, None
     if prune.open:
-        scores = archive.load_scores(run.made["1-score"])
-        if until == "tune" and job.asked and not jobs.by_heart(recipe, scores, split):
+        scores = serialization.load_scores(run.made["1-score"])
+        if until == "tune" and job.asked and not cached_stages.by_heart(recipe, scores, split):
             return _Cut(model, uncut=_NO_NEED)
         prune = replace(prune, fraction=CUT)
     if not prune.cuts:
         return _Cut(model)
     try:
-        ranking = jobs.ranked(job, run, recipe.rank, split, folders[0], read)
+        ranking = cached_stages.ranked(job, run, recipe.rank, split, folders[0], read)
         read.append(folders[0])
         if until == "rank":
             return _Cut(model, ranking)
-        plan = jobs.planned(job, run, prune, ranking, folders[1], read)
+        plan = cached_stages.planned(job, run, prune, ranking, folders[1], read)
         smaller = cut_model(model, plan, job.train, prune.mode)
     except (ModelError, PruneError) as error:
         if until != "tune" or not recipe.prune.open:
@@ -396,12 +392,12 @@ def _judged(job: Job, run: Run, fixed: Fixed, others: Mapping[str, Fixed]) -> Ve
         return predict(model, held_out, progress=job.progress)
 
     scratch = [name for name in others if recipes.get(name)(job.recipe).start == "scratch"]
-    verdict = verdicts.judge(
+    verdict = decision.judge(
         predicted(job.model),
-        verdicts.Candidate(predicted(fixed.model), fixed.seconds),
-        {n: verdicts.Candidate(predicted(others[n].model), others[n].seconds) for n in scratch},
-        verdicts.HeldOut(held_out.labels, sound_inputs(job.model, held_out, fixed.partition)),
-        verdicts.transition(fixed.partition, len(job.train.classes)),
+        decision.Candidate(predicted(fixed.model), fixed.seconds),
+        {n: decision.Candidate(predicted(others[n].model), others[n].seconds) for n in scratch},
+        decision.HeldOut(held_out.labels, sound_inputs(job.model, held_out, fixed.partition)),
+        decision.transition(fixed.partition, len(job.train.classes)),
     )
     run.seconds["judge"] = time.perf_counter() - started
     return verdict
@@ -429,9 +425,9 @@ def _again(
     looked, split_name, tuned = (f"{folder}{n}" for n in ("1-score", "2-partition", "5-tune"))
     own = tuple(n for n in recipe.score.detectors if kind_of(n) == "label")
     config = replace(recipe.score, views=rounds.views, detectors=own or recipe.score.detectors)
-    scores = jobs.scored(job, run, model, config, looked, read)
+    scores = cached_stages.scored(job, run, model, config, looked, read)
     read.append(looked)
-    found = jobs.partitioned(job, run, recipe.partition, scores, split_name, read)
+    found = cached_stages.partitioned(job, run, recipe.partition, scores, split_name, read)
     split = with_inputs(found, before, fdr=recipe.partition.fdr)
     read.append(split_name)
     settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
@@ -439,7 +435,9 @@ def _again(
     tune = replace(recipe.tune, data=rounds.data, epochs=epochs)
     if len(lost_classes(split, tune)):
         return before, model, True
-    model = jobs.tuned(job, run, replace(recipe, tune=tune), model, split, cut, tuned, read)
+    model = cached_stages.tuned(
+        job, run, replace(recipe, tune=tune), model, split, cut, tuned, read
+    )
     read.append(tuned)
     return split, model, settled
 
@@ -461,8 +459,8 @@ def _controlled(
     split, read = (last if recipe.start == "scratch" else first), BASIS
     if (recipe.score, recipe.partition) != (job.recipe.score, job.recipe.partition):
         read = tuple(f"{prefix}{stage}" for stage in BASIS)
-        scores = jobs.scored(job, run, config=recipe.score, name=read[0])
-        split = jobs.partitioned(job, run, recipe.partition, scores, read[1], read[:1])
+        scores = cached_stages.scored(job, run, config=recipe.score, name=read[0])
+        split = cached_stages.partitioned(job, run, recipe.partition, scores, read[1], read[:1])
     if len(lost_classes(split, recipe.tune)):
         return None
     return _carried_out(job, run, recipe, split, prefix, basis=read)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from expunge._core.registry import Registry
 from expunge.config import build
 from expunge.errors import ConfigError
-from expunge.registry import Registry
-from expunge.tuning import Precision, TuneConfig
+from expunge.training.loop import Precision, TuneConfig
 
 
 @dataclass(frozen=True)

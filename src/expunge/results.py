@@ -10,13 +10,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from expunge import flags, metrics, pages, reports, surgery
 from expunge.data import shared_inputs
-from expunge.jobs import Fixed, Job
-from expunge.runs import Run
+from expunge.evaluation import diagnostics, metrics
+from expunge.pruning import surgery
+from expunge.records import Control, RepairResult, Scores, Verdict
+from expunge.reporting import html, markdown
 from expunge.stages import certify, evaluate, one_sample
-from expunge.tables import Control, RepairResult, Scores, Verdict
-from expunge.weights import save_weights
+from expunge.storage.cached_stages import Fixed, Job
+from expunge.storage.run_folder import Run
+from expunge.storage.weights import save_weights
 
 
 def measure(
@@ -68,14 +70,14 @@ def measure(
         size_before=surgery.size(job.model, example),
         size_after=surgery.size(fixed.model, example),
         seconds=seconds,
-        flags=flags.find_flags(
+        flags=diagnostics.find_flags(
             fixed.partition,
             fixed.plan,
             before,
             after,
             controls,
             shared,
-            extra=flags.memorised(scores),
+            extra=diagnostics.memorised(scores),
         ),
         run=str(run.folder) if run.folder else "",
         classes=job.train.classes,
@@ -94,12 +96,12 @@ def _quarantined(job: Job) -> dict[str, Mapping[Any, str]]:
 
 def write(job: Job, run: Run, result: RepairResult) -> None:
     """The files for people and programs: the model, the partition, the result and the reports."""
-    suspects = result.partition.ids[reports.worst(result.partition, reports.GALLERY)]
-    images = pages.images_for(job.train, suspects.tolist())
-    clips = pages.clips_for(job.train, suspects.tolist())
+    suspects = result.partition.ids[markdown.worst(result.partition, markdown.GALLERY)]
+    images = html.images_for(job.train, suspects.tolist())
+    clips = html.clips_for(job.train, suspects.tolist())
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
     run.write("model.safetensors", lambda p: save_weights(result.model, p, {"plan": plan}))
     run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
-    run.write("report.html", pages.html(result, images=images, clips=clips))
-    run.write("report.md", reports.markdown(result))
-    run.write("result.json", json.dumps(reports.summary(result), indent=2) + "\n")
+    run.write("report.html", html.html(result, images=images, clips=clips))
+    run.write("report.md", markdown.markdown(result))
+    run.write("result.json", json.dumps(markdown.summary(result), indent=2) + "\n")

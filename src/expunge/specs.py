@@ -19,22 +19,22 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from expunge import pipeline, stages
+from expunge._core.progress import Progress, silent
+from expunge._core.registry import Registry
+from expunge._core.rng import seeded
 from expunge.config import build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
 from expunge.data.sources import located
-from expunge.detectors import detectors
+from expunge.detection.detectors import detectors
+from expunge.detection.partitioners import partitioners
 from expunge.errors import ConfigError, ExpungeError, ModelError, by_reason, closest, raise_all
-from expunge.layers import FAILURES, check_fit, check_model, discover, module_named
-from expunge.neurons import rankers
-from expunge.partitions import partitioners
-from expunge.progress import Progress, silent
-from expunge.pruners import pruners
+from expunge.models.inspection import FAILURES, check_fit, check_model, discover, module_named
+from expunge.pruning.ranking import rankers
+from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
-from expunge.registry import Registry
-from expunge.rng import seeded
-from expunge.runs import require_room
-from expunge.tuning import TuneConfig
-from expunge.weights import load_weights
+from expunge.storage.run_folder import require_room
+from expunge.storage.weights import load_weights
+from expunge.training.loop import TuneConfig
 
 SETS = ("train", "validation", "held_out")
 # What a set says where neither it nor [data] does.

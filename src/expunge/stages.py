@@ -17,21 +17,22 @@ import numpy as np
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from expunge import metrics, surgery, tuning
+from expunge._core.progress import Progress, silent
+from expunge._core.rng import drawn
 from expunge.config import build
 from expunge.data import Samples, as_samples
 from expunge.data.samples import Batch
-from expunge.detectors import detect, kind_of, needs_of
+from expunge.detection.detectors import detect, kind_of, needs_of
+from expunge.detection.partitioners import fdr_threshold, partitioners
+from expunge.detection.signals import collect
 from expunge.errors import ConfigError, ModelError, PruneError
-from expunge.layers import discover
-from expunge.neurons import rank_units
-from expunge.partitions import fdr_threshold, partitioners
-from expunge.progress import Progress, silent
-from expunge.pruners import pruners
+from expunge.evaluation import metrics
+from expunge.models.inspection import discover
+from expunge.pruning import surgery
+from expunge.pruning.ranking import rank_units
+from expunge.pruning.selection import pruners
 from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
-from expunge.rng import drawn
-from expunge.signals import collect
-from expunge.tables import (
+from expunge.records import (
     Budget,
     Certificate,
     Evaluation,
@@ -42,8 +43,9 @@ from expunge.tables import (
     Scores,
     align,
 )
-from expunge.tuning import TuneConfig
-from expunge.weights import fit_weights, load_weights
+from expunge.storage.weights import fit_weights, load_weights
+from expunge.training import loop
+from expunge.training.loop import TuneConfig
 
 T = TypeVar("T")
 # What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
@@ -195,9 +197,9 @@ def tune(
 ) -> nn.Module:
     """A fine-tuned copy: ``tune(model, data, split, epochs=3)``. See `TuneConfig`."""
     samples, config = as_samples(data), _settings(TuneConfig, settings)
-    targets = tuning.targets_of(samples, split, config)
+    targets = loop.targets_of(samples, split, config)
     layers = tuned_layers(model, samples, config, layers)
-    return tuning.tune(model, samples, targets, config, seed=seed, layers=layers, progress=progress)
+    return loop.tune(model, samples, targets, config, seed=seed, layers=layers, progress=progress)
 
 
 class Comparison(NamedTuple):

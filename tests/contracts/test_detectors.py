@@ -19,9 +19,9 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from expunge.benchmarks.noise import gaussian_inputs, wrong_labels
 from expunge.data import from_arrays
-from expunge.detectors import (
+from expunge.demo.noise import gaussian_inputs, wrong_labels
+from expunge.detection.detectors import (
     Detection,
     _not_memorised,
     detect,
@@ -35,12 +35,12 @@ from expunge.detectors import (
     opinion_pool,
     view_margin,
 )
-from expunge.discriminants import RIDGE, posteriors, regressed
+from expunge.detection.lda import RIDGE, posteriors, regressed
+from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ExpungeError
-from expunge.models import convnet
-from expunge.signals import collect
-from expunge.tables import Signals
-from expunge.tuning import TuneConfig, targets_of, tune
+from expunge.models.zoo import convnet
+from expunge.records import Signals
+from expunge.training.loop import TuneConfig, targets_of, tune
 
 NAMES = detectors.names()
 # Clusters do not find a few noisy digits; what they do find is tested by itself.

@@ -9,8 +9,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from expunge.errors import ConfigError
-from expunge.partitions import (
+from expunge.detection.partitioners import (
     ashman,
     fdr_threshold,
     mixture,
@@ -18,7 +17,8 @@ from expunge.partitions import (
     posterior,
     with_inputs,
 )
-from expunge.tables import Component, Scores
+from expunge.errors import ConfigError
+from expunge.records import Component, Scores
 
 NAMES = partitioners.names()
 CLASSES = 4

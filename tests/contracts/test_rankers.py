@@ -10,16 +10,16 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 from sklearn.linear_model import Ridge
+from test_layers import SharedRelu, hooks_of
 from torch import nn
 
+from expunge._core.progress import silent
 from expunge.data import from_arrays
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.models import convnet, mlp
-from expunge.neurons import Moments, _moments, rank_units, rankers
-from expunge.progress import silent
-from expunge.tables import Partition
+from expunge.models.zoo import convnet, mlp
+from expunge.pruning.ranking import Moments, _moments, rank_units, rankers
+from expunge.records import Partition
 from oracles_models import SignalNet, build
-from test_layers import SharedRelu, hooks_of
 
 NAMES = rankers.names()
 RIDGES = ("attribution-ridge", "activation-ridge")

@@ -11,7 +11,7 @@ import torch
 from expunge import pipeline
 from expunge.errors import ExpungeError
 from expunge.recipes import Recipe, recipes, resolve
-from expunge.tables import RepairResult
+from expunge.records import RepairResult
 from oracles_digits import QUICK, clean, memorised, network, noisy
 
 NAMES = recipes.names()

@@ -10,16 +10,27 @@ import io
 import os
 import sys
 from contextlib import nullcontext, redirect_stdout
+from importlib.metadata import entry_points
 
-from expunge.cli import bench, nmtune, repair, text  # noqa: F401  (they add their commands to the application)
+from expunge._core.distributed import leave
+from expunge.cli import nmtune, repair, text  # noqa: F401  (they add their commands to the application)
 from expunge.cli.terminal import app, err_console
 from expunge.errors import ExpungeError
-from expunge.processes import leave
+from expunge_bench import cli  # noqa: F401  (they add their commands to the application)
+
+
+def add_plugins() -> None:
+    """Add the command groups that installed packages bring: entry points `expunge.commands`."""
+    known = {group.name for group in app.registered_groups}
+    for point in entry_points(group="expunge.commands"):
+        if point.name not in known:
+            app.add_typer(point.load(), name=point.name)
 
 
 def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 1."""
     _keep_freed_memory()
+    add_plugins()
     try:
         # Of several processes, which all have the result, the first one prints it.
         with redirect_stdout(io.StringIO()) if int(os.environ.get("RANK", 0)) else nullcontext():

@@ -11,10 +11,10 @@ import numpy as np
 import typer
 
 from expunge.cli.terminal import Device, Json, nmtune, print_json, progress
-from expunge.related.nmtune import files, pages
-from expunge.related.nmtune.heads import NMTune
-from expunge.related.nmtune.objectives import PRESETS
-from expunge.related.nmtune.spectra import lsvr, singular_values, sve
+from expunge.nmtune import files, pages
+from expunge.nmtune.heads import NMTune
+from expunge.nmtune.objectives import PRESETS
+from expunge.nmtune.spectra import lsvr, singular_values, sve
 
 
 class Preset(StrEnum):

@@ -13,20 +13,21 @@ import typer
 from rich import box
 from rich.table import Table
 
-from expunge import export as exports
-from expunge import pipeline, reports, specs
-from expunge.benchmarks import demo as demos
+from expunge import pipeline, specs
+from expunge._core.registry import Registry
 from expunge.cli.terminal import Json, Kind, Out, app, print_json, progress, whole_console
 from expunge.data.sources import sources
 from expunge.data.views import views
-from expunge.detectors import detectors
+from expunge.demo import digits as demos
+from expunge.detection.detectors import detectors
+from expunge.detection.partitioners import partitioners
 from expunge.errors import DataError, RunError
-from expunge.neurons import rankers
-from expunge.partitions import partitioners
-from expunge.pruners import pruners
+from expunge.pruning.ranking import rankers
+from expunge.pruning.selection import pruners
 from expunge.recipes import recipes
-from expunge.registry import Registry
-from expunge.tables import Metric, RepairResult
+from expunge.records import Metric, RepairResult
+from expunge.reporting import markdown
+from expunge.storage import export as exports
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "recipes": recipes,
@@ -83,7 +84,7 @@ def demo(
             progress=show,
         )
     if as_json:
-        print_json(reports.summary(result))
+        print_json(markdown.summary(result))
     else:
         _print_result(result)
     if "auroc" in truth:
@@ -139,7 +140,7 @@ def repair(
             **job.settings,
         )
     if as_json:
-        print_json(reports.summary(result))
+        print_json(markdown.summary(result))
     else:
         _print_result(result)
     _exit(result, strict)
@@ -178,10 +179,10 @@ def forget(
         )
         result = pipeline.forget(job.model, job.train, named, job.validation, **job.settings)
     if as_json:
-        print_json(reports.summary(result))
+        print_json(markdown.summary(result))
     else:
         _print_result(result)
-        for line in reports.unlearned(result):
+        for line in markdown.unlearned(result):
             typer.echo(f"- {line}")
     _exit(result, strict)
 
@@ -223,7 +224,7 @@ def _stage(name: str, says: str) -> Callable[..., None]:
                 until=name,  # type: ignore[arg-type]
                 **job.settings,
             )
-        facts = reports.stage_summary(made.scores, made.partition, made.ranking, made.plan)
+        facts = markdown.stage_summary(made.scores, made.partition, made.ranking, made.plan)
         facts["run"] = str(job.settings["out"])
         if as_json:
             print_json(facts)
@@ -340,7 +341,7 @@ def _print_result(result: RepairResult) -> None:
     for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):
         left = head == "model"
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
-    for row in reports.outcomes(result):
+    for row in markdown.outcomes(result):
         accuracy, gain = row.accuracy, row.gain
         table.add_row(
             row.name,
@@ -350,7 +351,7 @@ def _print_result(result: RepairResult) -> None:
             f"{row.parameters:,}",
         )
     console.print(table)
-    typer.echo(reports.verdict(result))
+    typer.echo(markdown.verdict(result))
     if result.run:
         typer.echo(f"report: {Path(result.run) / 'report.html'}")
 

@@ -28,8 +28,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Benchmarks: the only place that knows the truth.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
 text = typer.Typer(help="Noise in documents: find and remove it.", no_args_is_help=True)
 app.add_typer(text, name="text")
 nmtune = typer.Typer(help="Tune heads on embeddings, NMTune among them.", no_args_is_help=True)

@@ -14,9 +14,9 @@ import typer
 from rich.text import Text
 
 from expunge.cli.terminal import Device, Json, err_console, out_console, print_json, progress, text
-from expunge.related.text.documents import COLUMN, Document, Source, batched, line_of, writing
-from expunge.related.text.encoders import BUNDLED, HuggingFaceEncoder
-from expunge.related.text.filters import TextNoiseFilter, TextScores
+from expunge.text.documents import COLUMN, Document, Source, batched, line_of, writing
+from expunge.text.encoders import BUNDLED, HuggingFaceEncoder
+from expunge.text.filters import TextNoiseFilter, TextScores
 
 
 class ScoreKind(StrEnum):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from expunge.config import digest
-from expunge.content import content_of
 from expunge.errors import DataError, raise_all, some
+from expunge.storage.hashing import content_of
 
 Batch = Tensor | dict[str, Tensor]
 

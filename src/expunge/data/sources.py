@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from expunge._core.registry import Registry
 from expunge.data.arrays import npz_rows
 from expunge.data.audio import RATES
 from expunge.data.cifar import BATCHES, cifar_rows, human_labels
@@ -21,7 +22,6 @@ from expunge.data.parquet import class_names, parquet_rows, read_column, read_va
 from expunge.data.rows import Rows, existing_file, some_rows, to_samples
 from expunge.data.samples import Samples
 from expunge.errors import ConfigError, DataError
-from expunge.registry import Registry
 
 LONGEST = 3600  # seconds of a clip
 

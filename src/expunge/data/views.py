@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from expunge._core.registry import Registry
 from expunge.data import audio_views
 from expunge.data.samples import View
 from expunge.errors import DataError
-from expunge.registry import Registry
 
 views: Registry[View] = Registry("view")
 views.register("shift")(audio_views.shift)

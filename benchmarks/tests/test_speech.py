@@ -1,0 +1,200 @@
+"""The suites on recorded words: a folder of tones that stand for words, and who says them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from typer.testing import CliRunner
+
+from expunge import cli
+from expunge.errors import ConfigError, DataError
+from expunge.models.audio import MFCC
+from expunge.storage import cached_stages
+from expunge.training.loop import TuneConfig
+from expunge_bench import detect, folders, published, repair, speech
+from expunge_bench.cifar import Cifar
+from expunge_bench.fields import Setting, grid
+from oracles_audio import encoded
+
+N, TEST = 180, 60
+CLASSES = (*speech.WORDS, "_unknown_", "_silence_")
+SILENCE = CLASSES.index("_silence_")
+
+
+def clips(n: int, *, first: int, seed: int) -> dict[str, list]:
+    """Columns of clips: a tone of its own for each word, four clips a speaker; hush for silence."""
+    rng, t = np.random.default_rng(seed), np.arange(16_000) / 16_000
+    columns: dict[str, list] = {"id": [], "audio": [], "label": [], "speaker": []}
+    for i in range(n):
+        label = (i + i // 12) % 12
+        level = 0.001 if label == SILENCE else 0.2
+        sound = level * np.sin(2 * np.pi * 220 * 1.25**label * t) + 1e-3 * rng.standard_normal(
+            16_000
+        )
+        data = encoded((32767 * sound).astype(np.int16), kind="FLAC" if i % 2 else "WAV")
+        columns["id"].append(first + i)
+        columns["audio"].append({"bytes": data, "path": None})
+        columns["label"].append(label)
+        columns["speaker"].append(f"{seed}-{i % (n // 4)}")
+    return columns
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("speech")
+    features = {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}
+    note = {"huggingface": json.dumps({"info": {"features": features}})}
+    for split, n, first, seed in (("train", N, 0, 1), ("test", TEST, N, 2)):
+        table = pa.table(clips(n, first=first, seed=seed)).replace_schema_metadata(note)
+        pq.write_table(table, path / f"{split}.parquet")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return speech.Speech(folder)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Short schedules."""
+    short = TuneConfig(data="everything", epochs=2, lr=0.05, batch_size=20, augment=False)
+    monkeypatch.setattr(speech, "TRAINING", {"fresh": short, "memorised": short})
+
+
+def stored(samples):
+    return np.asarray(samples.inputs.batch(np.arange(len(samples))))
+
+
+@pytest.mark.parametrize("noise", speech.NOISES)
+def test_scenes_say_the_truth_about_their_faults(data, noise):
+    rate = (speech.NOISES[noise] or (0.0,))[0]
+    scene, clean = (data.scene(Setting(*what, n=120)) for what in ((noise, rate), ("none", 0.0)))
+    assert_array_equal(scene.train.ids, clean.train.ids)
+    assert_array_equal(scene.truth.labels, clean.train.labels)
+    assert_array_equal(scene.truth.label_fault, scene.train.labels != clean.train.labels)
+    changed = (stored(scene.train) != stored(clean.train)).any(axis=1)
+    assert_array_equal(scene.truth.input_fault, changed)
+    assert scene.truth.noisy.mean() == pytest.approx({"both": 0.36}.get(noise, rate), abs=0.03)
+    assert not scene.truth.input_fault[scene.truth.labels == SILENCE].any()
+    assert len(scene.test) == TEST
+    assert scene.test.classes == scene.train.classes == CLASSES
+
+
+def test_faults_are_of_all_kinds_in_turn(data):
+    scene, clean = (data.scene(Setting(*w, n=120)) for w in (("faults", 0.5), ("none", 0.0)))
+    bad = np.flatnonzero(scene.truth.input_fault)
+    before, after = stored(clean.train)[bad].astype(float), stored(scene.train)[bad].astype(float)
+    silent = (np.abs(after) <= 1).all(axis=1)
+    truncated = (np.abs(after[:, 9_000:]) <= 1).all(axis=1) & ~silent
+    louder = after.std(axis=1) > 1.2 * before.std(axis=1)
+    assert [silent.sum(), truncated.sum()] == [12, 12]  # of 60
+    assert louder.sum() == 36
+
+
+@pytest.mark.parametrize("noise", ["symmetric", "white"])
+def test_what_is_held_out_has_the_faults_and_no_speaker_of_the_training(data, noise):
+    scene = data.scene(Setting(noise, 0.5, n=122))
+    rows = {i: row for row, i in enumerate(data.train.ids.tolist())}
+    trained, held_out = (
+        {data.speakers[rows[i]] for i in samples.ids.tolist()}
+        for samples in (scene.train, scene.held_out)
+    )
+    assert trained.isdisjoint(held_out)
+    # The rest of the speaker that 122 cuts in two is left out: 180 clips, four a speaker.
+    assert len(scene.held_out) == N - 124
+    again = np.array([rows[i] for i in scene.held_out.ids.tolist()])
+    wrong = scene.held_out.labels != data.train.labels[again]
+    changed = (stored(scene.held_out) != stored(data.train)[again]).any(axis=1)
+    assert (wrong | changed).mean() == pytest.approx(0.5)
+    assert data.scene(Setting("none", n=N)).held_out is None
+
+
+def test_rates_and_numbers_that_are_not_possible_are_errors(data):
+    with pytest.raises(DataError, match=f"{N + 1} clips of {N}"):
+        data.scene(Setting("none", n=N + 1))
+    with pytest.raises(ConfigError, match="cannot have a fault: 165 are of words"):
+        data.scene(Setting("white", 0.95, n=N))
+    with pytest.raises(ConfigError, match="noise 'gaussian' is none of: none, symmetric"):
+        grid(data, noises=["gaussian"])
+
+
+def test_the_columns_of_a_folder_say_what_it_holds(folder, tmp_path):
+    assert isinstance(folders.field_of(folder), speech.Speech)
+    assert isinstance(folders.field_of(tmp_path), Cifar)
+    pq.write_table(pa.table({"image": [b""], "label": [0]}), tmp_path / "train.parquet")
+    assert isinstance(folders.field_of(tmp_path), Cifar)
+    pq.write_table(pa.table({"audio": [b""], "label": [0]}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="has the columns audio, label: neither images"):
+        folders.field_of(tmp_path)
+
+
+def test_the_published_set_is_mfcc_of_ten_words_with_noise_on_half(data):
+    scene = data.published(n=100, seed=0)
+    assert scene.train.classes == speech.WORDS
+    assert scene.train.inputs.tensor.shape == (100, 1, 40, 130)
+    rows = {i: row for row, i in enumerate(data.train.ids.tolist())}
+    at = np.array([rows[i] for i in scene.train.ids.tolist()])
+    features = np.pad(MFCC()(data.train.batch(at)).numpy(), [(0, 0)] * 3 + [(0, 98)])
+    difference = stored(scene.train) - features
+    assert_array_equal(scene.truth.input_fault, np.abs(difference).max(axis=(1, 2, 3)) > 1)
+    assert scene.truth.input_fault.sum() == 50
+    assert difference[scene.truth.input_fault].std() == pytest.approx(15, rel=0.01)
+    assert_allclose(difference[~scene.truth.input_fault], 0, atol=1e-4)
+    names = np.array(CLASSES)[data.train.labels[at]]
+    assert_array_equal(np.array(speech.WORDS)[scene.train.labels], names)
+    assert len(scene.test) == 50
+    assert (stored(scene.test)[..., 32:] == 0).all()
+
+
+def test_detection_and_repair_have_rows_for_speech(data, tmp_path, monkeypatch, quick):
+    settings = grid(data, noises=["both"], states=["memorised"], n=120)
+    rows = detect.bench(data, settings=settings, names=("loss",), out=tmp_path / "detect")
+    assert [(r["data"], r["noise"], r["n"]) for r in rows] == [("speech", "both", 120)]
+    # What so few clips would let one find is not asked here.
+    split = repair.true_partition(data.scene(settings[0]))
+    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    rows = repair.bench(data, settings=settings, names=("nothing",), out=tmp_path / "repair")
+    assert {r["recipe"] for r in rows} == {"nothing", "default"}
+
+
+def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypatch):
+    split = repair.true_partition(data.published(n=100, seed=0))
+    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    said = CliRunner().invoke(
+        cli.app,
+        [
+            *("bench", "rlap", "--data", str(folder), "--n", "100", "--epochs", "2"),
+            *("--out", str(tmp_path / "run"), "--json"),
+        ],
+    )
+    assert said.exit_code == 0, said.output
+    rows = {r["model"]: r for r in json.loads(said.stdout)}
+    names = ["L-FT", "F-FT", "F-FT, nothing cut", "retrain"]
+    assert rows.keys() == {
+        "noisy",
+        *(f"{who} {name}" for who in ("rlap", "expunge") for name in names),
+    }
+    assert rows["noisy"]["parameters"] == 34_954
+    # 15.6 % of the 128 units of the hidden layer, with their incoming and outgoing weights.
+    assert rows["noisy"]["parameters"] - rows["rlap F-FT"]["parameters"] == 19 * (256 + 1 + 10)
+    assert {"macro_precision", "macro_f1", "top_3"} <= rows["noisy"].keys()
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert "| 100 | 2 | rlap F-FT | 1 |" in table
+    assert "macro precision" in table
+
+
+def test_the_protocol_on_speech_is_that_of_the_paper(data):
+    protocol = published.on_speech(data)
+    training, tuning = protocol.training, protocol.published
+    assert (training.epochs, training.lr, training.batch_size) == (300, 5e-4, 64)
+    assert (tuning.epochs, tuning.lr) == (150, 1e-3)
+    assert {training.optimizer, tuning.optimizer} == {"adamw"}
+    assert training.weight_decay == tuning.weight_decay == 0
+    assert protocol.ours == 120
+    assert published.PRINTED.get(protocol.name) is None

@@ -1,0 +1,61 @@
+"""Singular spectra, SVE and LSVR, and what was tried, as one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from expunge.nmtune.heads import NMTune
+from expunge.nmtune.spectra import lsvr, sve
+from expunge.reporting import charts
+
+# A caption, and singular values by name.
+Plot = tuple[str, Mapping[str, np.ndarray]]
+
+
+def report(fitted: NMTune, probe: NMTune | None = None) -> str:
+    """The report of a fit: learning rates tried, and the spectra before and after.
+
+    probe: a linear probe that was fitted beside it, to compare with on the same part held out.
+    """
+    heads = {"head": fitted} | ({"linear probe": probe} if probe else {})
+    trials = [
+        (name, t.rate, t.accuracy, t.loss, t.rate == head.rate)
+        for name, head in heads.items()
+        for t in head.trials
+    ]
+    seen = "samples held out" if fitted.trials else "the samples it was fitted on"
+    return page("NMTune", [(f"Features of {seen}", fitted.spectra)], trials)
+
+
+def page(
+    title: str,
+    plots: Sequence[Plot],
+    trials: Sequence[tuple[str, float, float, float, bool]] = (),
+) -> str:
+    """HTML: a plot and a table of SVE and LSVR for each set of spectra.
+
+    trials: head, learning rate, accuracy and loss on the part held out, whether it was chosen.
+    """
+    shown = [
+        {
+            "caption": caption,
+            "plot": charts.spectrum(
+                [(f"curve line-{i}", values) for i, values in enumerate(curves.values())],
+                label=f"Singular spectrum: {caption}",
+            ),
+            "rows": [(i, name, sve(v), lsvr(v)) for i, (name, v) in enumerate(curves.items())],
+        }
+        for caption, curves in plots
+    ]
+    environment = Environment(
+        loader=PackageLoader("expunge.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    template = environment.get_template("spectra.html.j2")
+    return template.render(title=title, plots=shown, trials=trials)

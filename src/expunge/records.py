@@ -1,0 +1,516 @@
+"""The records that the stages hand on: frozen, checked when made, keyed by sample id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from expunge.detection.lda import posteriors
+from expunge.errors import DataError, ExpungeError, PruneError, some
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+# Which fault a detector's score speaks of.
+KINDS = ("label", "input")
+
+
+def frozen_array(values: ArrayLike, dtype: Any = None) -> np.ndarray:
+    """A read-only copy; an array that is read-only already stands for itself."""
+    if isinstance(values, np.ndarray) and dtype in (None, values.dtype) and _constant(values):
+        return values
+    array = np.array(values, dtype=dtype)
+    array.setflags(write=False)
+    return array
+
+
+def _constant(array: np.ndarray) -> bool:
+    """Whether nobody can write to the array, nor to one that it is a view of."""
+    return array.flags.owndata and not array.flags.writeable
+
+
+def _freeze(record: object, **arrays: tuple[ArrayLike, Any]) -> None:
+    for name, (values, dtype) in arrays.items():
+        object.__setattr__(record, name, frozen_array(values, dtype))
+
+
+def _freeze_mapping(record: object, name: str, dtype: Any = None) -> None:
+    arrays = {k: frozen_array(v, dtype) for k, v in getattr(record, name).items()}
+    object.__setattr__(record, name, arrays)
+
+
+def _require_finite(array: np.ndarray, ids: np.ndarray, what: str) -> None:
+    finite = np.isfinite(array.reshape(len(ids), -1)).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f"{what} is NaN or infinite for ids {some(ids[~finite])}",
+            fix="check the model's weights and these inputs",
+        )
+
+
+def _require_rows(record: object, n: int, *names: str) -> None:
+    for name in names:
+        got = len(getattr(record, name))
+        if got != n:
+            raise DataError(f"{type(record).__name__}.{name} has {got} rows, expected {n}")
+
+
+def align(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rows of ``ids`` in the order of ``wanted``: ``ids[align(ids, wanted)] == wanted``."""
+    order = np.argsort(ids, kind="stable")
+    at = np.searchsorted(ids, wanted, sorter=order)
+    at = order[np.minimum(at, len(order) - 1)]
+    missing = ids[at] != wanted
+    if missing.any():
+        raise DataError(
+            f"there are no rows for ids {some(wanted[missing])}",
+            fix="use the records with the data that they were made from",
+        )
+    return at
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one pass over the data collects for the detectors.
+
+    logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
+    as the attribution. features: pooled activations, ``float32[n, d]`` by layer name, averaged over
+    random views; attributed: pooled gradient × activation of the plain inputs. view_probs: class
+    probabilities averaged over the same views, ``float32[n, c]``; view_loss: the cross-entropy
+    averaged over them; views: how many there were, 0 if the plain inputs stand for them.
+    attributions: ``float32[n, u]``, the label-free attribution of every unit. probs: class
+    probabilities from elsewhere, by name, and trusted: samples known to be right; see `Samples`.
+    Parts that no detector asked for are empty.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    view_probs: np.ndarray | None = None
+    view_loss: np.ndarray | None = None
+    attributions: np.ndarray | None = None
+    probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trusted: np.ndarray | None = None
+    views: int = 0
+    attributed: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def posteriors(self) -> tuple[np.ndarray, ...]:
+        """What the features of each layer say of the class: ``float64[n, c]``, samples left out."""
+        classes = self.logits.shape[1]
+        return tuple(posteriors(f, self.labels, classes) for f in self.features.values())
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        _freeze(
+            self,
+            ids=(self.ids, None),
+            labels=(self.labels, np.int64),
+            logits=(self.logits, np.float32),
+        )
+        _freeze_mapping(self, "columns")
+        _freeze_mapping(self, "features")
+        _freeze_mapping(self, "attributed")
+        _freeze_mapping(self, "probs")
+        optional = ("view_probs", "view_loss", "attributions", "trusted")
+        parts = [p for p in optional if getattr(self, p) is not None]
+        _freeze(self, **{p: (getattr(self, p), None) for p in parts})
+        _require_rows(self, n, "labels", "logits", *parts)
+        if len(np.unique(self.ids)) != n:
+            raise DataError("Signals.ids are not unique")
+        _require_finite(self.logits, self.ids, "the model's output")
+        for part in parts:
+            _require_finite(getattr(self, part), self.ids, f"'{part}'")
+        tables = (self.columns, self.features, self.attributed)
+        for name, column in [item for table in tables for item in table.items()]:
+            if len(column) != n:
+                raise DataError(f"Signals: '{name}' has {len(column)} rows, expected {n}")
+            _require_finite(column, self.ids, f"'{name}'")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Suspicion of every sample by every detector: ``{name: float64[n]}``, higher = worse.
+
+    kinds: the fault that each score speaks of, ``"label"`` or ``"input"``.
+    class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
+    label is left aside; it makes the suggested labels. sources: ``float32[s, n, c]``, label
+    distributions made without the sample's own label, layer by layer. told: ``float32[t, n, c]``,
+    those of the model itself, which was trained on that label: plain, and its mean over random
+    views. elsewhere: ``float32[e, n, c]``, probabilities that came with the samples. agreement:
+    share of the given labels that the model predicts (``"model"``), and that it predicts under
+    random views (``"views"``). trusted: ``bool[n]``, samples that are known to be right.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    values: Mapping[str, np.ndarray]
+    kinds: Mapping[str, str]
+    class_probs: np.ndarray
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    trusted: np.ndarray | None = None
+    sources: np.ndarray | None = None
+    told: np.ndarray | None = None
+    elsewhere: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        none = np.empty((0, *np.shape(self.class_probs)))
+        for name in ("sources", "told", "elsewhere"):
+            found = getattr(self, name)
+            _freeze(self, **{name: (none if found is None else found, np.float32)})
+        trusted = np.zeros(n, dtype=bool) if self.trusted is None else self.trusted
+        _freeze(self, trusted=(trusted, np.bool_))
+        _freeze(
+            self,
+            ids=(self.ids, None),
+            labels=(self.labels, np.int64),
+            class_probs=(self.class_probs, np.float32),
+        )
+        _freeze_mapping(self, "values", np.float64)
+        _require_rows(self, n, "labels", "class_probs", "trusted")
+        _require_finite(self.class_probs, self.ids, "class_probs")
+        if not self.values:
+            raise DataError("Scores need one detector or more")
+        for name, column in self.values.items():
+            if column.shape != (n,):
+                raise DataError(f"score '{name}' has shape {column.shape}, expected ({n},)")
+            _require_finite(column, self.ids, f"score '{name}'")
+            if self.kinds.get(name) not in KINDS:
+                raise DataError(f"score '{name}' needs a kind: one of {KINDS}")
+
+    def to_table(self) -> pa.Table:
+        """``id, label, trusted`` and one column a detector."""
+        columns = {"id": self.ids, "label": self.labels, "trusted": self.trusted, **self.values}
+        return pa.table({k: pa.array(v) for k, v in columns.items()})
+
+
+@dataclass(frozen=True)
+class Component:
+    """One Gaussian of a mixture over one line of evidence (in standardised units)."""
+
+    weight: float
+    mean: float
+    std: float
+    noisy: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted mixture of one kind of evidence: its components and the models it was compared with.
+
+    bic: Bayesian information criterion by number of components (lower is better).
+    separation: distance of the noisy from the clean components in pooled standard deviations.
+    """
+
+    kind: str
+    components: tuple[Component, ...]
+    bic: Mapping[int, float]
+    separation: float
+    centre: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The probability that each sample is bad, and what to do about it.
+
+    p_noisy, p_label_fault, p_input_fault: ``float64[n]`` in [0, 1];
+    ``p_noisy = 1 − (1 − p_label_fault)(1 − p_input_fault)``.
+    suggested_label: ``int64[n]``; the given label where no other is better supported.
+    suggested_probability: ``float64[n]``, of the suggested label.
+    noise_rate: (value, low, high), as fractions.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    p_noisy: np.ndarray
+    p_label_fault: np.ndarray
+    p_input_fault: np.ndarray
+    suggested_label: np.ndarray
+    suggested_probability: np.ndarray
+    threshold: float
+    noise_rate: tuple[float, float, float]
+    fits: tuple[Fit, ...] = ()
+    evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        f8 = np.float64
+        _freeze(
+            self,
+            ids=(self.ids, None),
+            labels=(self.labels, np.int64),
+            p_noisy=(self.p_noisy, f8),
+            p_label_fault=(self.p_label_fault, f8),
+            p_input_fault=(self.p_input_fault, f8),
+            suggested_label=(self.suggested_label, np.int64),
+            suggested_probability=(self.suggested_probability, f8),
+        )
+        _freeze_mapping(self, "evidence")
+        probabilities = ("p_noisy", "p_label_fault", "p_input_fault", "suggested_probability")
+        _require_rows(self, n, "labels", "suggested_label", *probabilities)
+        for name in probabilities:
+            p = getattr(self, name)
+            if not ((p >= 0) & (p <= 1)).all():
+                raise DataError(f"Partition.{name} must lie in [0, 1]")
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """``bool[n]``: ``p_noisy > threshold``."""
+        return self.p_noisy > self.threshold
+
+    @property
+    def kept(self) -> np.ndarray:
+        """``bool[n]``: not flagged."""
+        return ~self.flagged
+
+    def to_table(self) -> pa.Table:
+        """``id, label, p_noisy, …``: what the run folder's ``partition.parquet`` holds."""
+        columns = {
+            "id": self.ids,
+            "label": self.labels,
+            "p_noisy": self.p_noisy,
+            "p_label_fault": self.p_label_fault,
+            "p_input_fault": self.p_input_fault,
+            "suggested_label": self.suggested_label,
+            "suggested_probability": self.suggested_probability,
+            "flagged": self.flagged,
+            **self.evidence,
+        }
+        return pa.table({k: pa.array(v) for k, v in columns.items()})
+
+
+@dataclass(frozen=True)
+class NeuronRanking:
+    """Units by how much noise they carry, most first: sorted by ``(−effect, layer, unit)``.
+
+    effect: the regression coefficient (or criterion), float64; stderr: its standard error, and
+    q_value: Benjamini–Hochberg adjusted p-value of ``effect ≤ 0`` (NaN where the ranker has none).
+    groups: for every layer, the layer whose units it shares (residual additions couple layers).
+    explained: share of the variance of badness that the layer explains.
+    """
+
+    layer: np.ndarray
+    unit: np.ndarray
+    effect: np.ndarray
+    stderr: np.ndarray
+    q_value: np.ndarray
+    groups: Mapping[str, str]
+    explained: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        effect = np.asarray(self.effect, dtype=np.float64)
+        if not np.isfinite(effect).all():
+            raise PruneError("a neuron's effect is NaN or infinite")
+        _require_rows(self, len(effect), "layer", "unit", "stderr", "q_value")
+        order = np.lexsort((self.unit, self.layer, -effect))
+        for name, dtype in (
+            ("layer", str),
+            ("unit", np.int64),
+            ("effect", np.float64),
+            ("stderr", np.float64),
+            ("q_value", np.float64),
+        ):
+            values = np.asarray(getattr(self, name))[order]
+            object.__setattr__(self, name, frozen_array(values, dtype))
+
+    def units_by_layer(self) -> dict[str, int]:
+        """Number of units of every layer."""
+        names, counts = np.unique(self.layer, return_counts=True)
+        return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+    def to_table(self) -> pa.Table:
+        """One row a unit."""
+        names = ("layer", "unit", "effect", "stderr", "q_value")
+        return pa.table({k: pa.array(getattr(self, k)) for k in names})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many units to cut: a fraction (of each layer, or of all together) or a count.
+
+    scope ``"layer"``: the fraction or count holds for every layer; ``"global"``: over all layers.
+    cap: the largest fraction of any one layer that may go.
+    """
+
+    fraction: float | None = None
+    count: int | None = None
+    scope: str = "layer"
+    cap: float = 0.9
+
+    def __post_init__(self) -> None:
+        if (self.fraction is None) == (self.count is None):
+            raise PruneError("a budget is either a fraction or a count", fix="give exactly one")
+        if self.fraction is not None and not 0.0 <= self.fraction <= 1.0:
+            raise PruneError(
+                f"fraction must lie in [0, 1], not {self.fraction}", fix="0.1 means ten percent"
+            )
+        if self.count is not None and self.count < 0:
+            raise PruneError(f"count must not be negative: {self.count}")
+        if not 0.0 <= self.cap < 1.0:
+            raise PruneError(f"cap must lie in [0, 1), not {self.cap}")
+        if self.scope not in ("layer", "global"):
+            raise PruneError(f"scope must be 'layer' or 'global', not '{self.scope}'")
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """Units to cut: ``{layer: sorted units}``; how many were asked for, and why fewer are."""
+
+    units: Mapping[str, tuple[int, ...]]
+    requested: int
+    reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.requested > 0 and self.granted == 0:
+            raise PruneError(
+                f"{self.requested} units were to be cut and none can be: {'; '.join(self.reasons)}",
+                fix="raise the cap, name other layers, or ask for 0 units",
+            )
+
+    @property
+    def granted(self) -> int:
+        """Number of units that will be cut."""
+        return sum(len(u) for u in self.units.values())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number with its interval and the number of samples behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise ExpungeError(f"interval [{self.low}, {self.high}] misses value {self.value}")
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's quality on held-out samples.
+
+    per_class: accuracy by class name. correct: ``bool[n]`` in the order of ``ids``, for paired
+    comparisons.
+    """
+
+    ids: np.ndarray
+    correct: np.ndarray
+    metrics: Mapping[str, Metric]
+    per_class: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        _freeze(self, ids=(self.ids, None), correct=(self.correct, np.bool_))
+        _require_rows(self, len(self.ids), "correct")
+
+    @property
+    def accuracy(self) -> Metric:
+        return self.metrics["accuracy"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters and multiply-adds (for one sample) of a model."""
+
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A reason to doubt the numbers: a code, and the evidence in a sentence."""
+
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """What another recipe reaches from the same start."""
+
+    evaluation: Evaluation
+    seconds: float
+    size: Size
+    gain: Metric  # repaired − control, paired
+    model: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a model knows of the samples that were to be unlearned: each (before, after).
+
+    samples: how many of them were asked about. predicted: share whose given label is predicted.
+    membership: how often the model is surer of one of them than of a sample it never saw (AUROC of
+    the largest probability; 0.5 is no trace), None without unseen samples. drift: share of the kept
+    samples that are predicted otherwise than before.
+    """
+
+    samples: int
+    predicted: tuple[float, float]
+    membership: tuple[float, float] | None
+    drift: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with a repair, and why in a sentence.
+
+    ``"leave alone"``: the repair does no good. ``"retrain"``: a network trained anew is ahead.
+    gain: of the repair over the model that came in, in accuracy, estimated from held-out labels;
+    None where nothing was held out, or no repair was begun.
+    """
+
+    word: Literal["repair", "retrain", "leave alone"]
+    reason: str
+    gain: Metric | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the repaired model is handed back, and not the one that came in."""
+        return self.word != "leave alone" and (self.gain is None or self.gain.value > 0)
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """Everything that a repair did; on disk it is the run folder.
+
+    quarantined: samples that could not be used and took no part, ``{data set: {id: reason}}``.
+    uncut: why nothing was cut, where the repair decided that.
+    """
+
+    model: nn.Module
+    recipe: str
+    seed: int
+    config: Mapping[str, Any]
+    scores: Scores
+    partition: Partition
+    ranking: NeuronRanking | None
+    plan: PrunePlan | None
+    before: Evaluation | None
+    after: Evaluation | None
+    gain: Metric | None
+    controls: Mapping[str, Control]
+    size_before: Size
+    size_after: Size
+    seconds: Mapping[str, float]
+    flags: tuple[Flag, ...]
+    run: str
+    classes: tuple[str, ...]
+    verdict: Verdict
+    certificate: Certificate | None = None
+    quarantined: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    uncut: str = ""

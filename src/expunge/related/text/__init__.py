@@ -1,7 +1,0 @@
-"""Noise in the input of a summariser: found and removed at inference (arXiv 2212.09928)."""
-
-from expunge.related.text.encoders import HuggingFaceEncoder, TokenStates
-from expunge.related.text.filters import TextNoiseFilter, TextScores
-from expunge.related.text.sentences import sentences
-
-__all__ = ["HuggingFaceEncoder", "TextNoiseFilter", "TextScores", "TokenStates", "sentences"]

@@ -1,0 +1,389 @@
+"""The run folder: what each stage made, kept so that an interrupted run goes on where it stopped.
+
+    run.json                what the folder belongs to: settings, seed, fingerprints
+    1-score/ … 5-tune/      a stage's tables (Parquet), tensors (safetensors) and stage.json
+    result.json, report.md, report.html, model.safetensors
+
+A stage appears by one rename, complete or not at all. It is reused only after its whole key was
+compared; another key is an error that names the fields that differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge._core.distributed import once
+from expunge.config import digest
+from expunge.errors import RunError, some
+
+SCHEMA = 1
+_STAGES = ("1-score", "2-partition", "3-rank", "4-prune", "5-tune", "model")
+# What a run makes in its folder; nothing else is ever deleted.
+_OURS = frozenset(
+    {*_STAGES, *(f"{name}.partial" for name in _STAGES)}
+    | {"controls", "rounds", "log.jsonl", "result.json"}
+    | {"model.safetensors", "partition.parquet", "report.html", "report.md"}
+)
+_TEMPORARY = ".partial-"  # how files begin that are not yet whole
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a stage leaves behind: plain facts (JSON), tables and tensors."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """An open run. Without a folder nothing is kept and every stage is computed.
+
+    In several processes all compute, and only the main one writes.
+    """
+
+    folder: Path | None
+    accelerator: Accelerator | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    made: dict[str, Artefact] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process touches the disk."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def stage(self, name: str, key: Mapping[str, Any], compute: Callable[[], Artefact]) -> Artefact:
+        """The stage's artefact: read if it was made with this key, computed and kept if not.
+
+        The key of a stage should hold the digests (`keys`) of the stages that it reads.
+        """
+        key = json.loads(json.dumps(dict(key), default=list))
+        if self.keys.get(name) == digest(key):
+            return self.made[name]
+        self.keys[name] = digest(key)
+        self.made[name] = self._stage(name, key, compute)
+        return self.made[name]
+
+    def _stage(self, name: str, key: Any, compute: Callable[[], Artefact]) -> Artefact:
+        done = self.folder / name if self.folder else None
+        if done is not None and self._agreed((done / "stage.json").exists()):
+            note = _read_json(done / "stage.json")
+            _require_same(note.get("key"), key, f"{done}")
+            self.seconds[name] = note["seconds"]
+            return _read_artefact(done)
+        started = time.perf_counter()
+        artefact = compute()
+        spent = time.perf_counter() - started + self._earlier(name)
+        self.seconds[name] = spent
+        if done is not None and self.writes:
+            with writing(done):
+                _write_stage(done, artefact, {"key": key, "seconds": spent})
+                shutil.rmtree(self._partial(name), ignore_errors=True)
+        return artefact
+
+    def checkpoint(self, name: str, key: Mapping[str, Any]) -> EpochCheckpoint | None:
+        """Where a stage can keep its state between epochs; gone once the stage is done."""
+        if self.folder is None:
+            return None
+        return EpochCheckpoint(self._partial(name), digest(dict(key)), self.writes)
+
+    def write(self, name: str, content: str | Callable[[Path], None]) -> None:
+        """Write a file of the run in one rename: text, or a function that writes to a path."""
+        if self.folder is None or not self.writes:
+            return
+        target = self.folder / name
+        with writing(target):
+            handle, temporary = tempfile.mkstemp(target.suffix, _TEMPORARY, self.folder)
+            os.close(handle)
+            try:
+                if callable(content):
+                    content(Path(temporary))
+                else:
+                    Path(temporary).write_text(content, encoding="utf-8")
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, target)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+
+    def log(self, event: str, **facts: object) -> None:
+        """Append a line to ``log.jsonl``."""
+        if self.folder is None or not self.writes:
+            return
+        line = json.dumps({"time": time.time(), "event": event, **facts}, default=str)
+        with writing(self.folder), (self.folder / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def _agreed(self, answer: bool) -> bool:
+        """The main process's answer: the others must not look at a disk that it is writing to."""
+        return once(self.accelerator, lambda: answer) if self.accelerator else answer
+
+    def _partial(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.partial"
+
+    def _earlier(self, name: str) -> float:
+        """Seconds that an interrupted attempt at this stage has spent already."""
+        note = self._partial(name) / "seconds.json" if self.folder else None
+        return float(_read_json(note)["before"]) if note is not None and note.exists() else 0.0
+
+
+class EpochCheckpoint:
+    """State between two epochs in one safetensors file, with the stage's key in its header."""
+
+    def __init__(self, folder: Path, key: str, writes: bool) -> None:
+        self._folder, self._key, self._writes = folder, key, writes
+        self._file = folder / "epoch.safetensors"
+        self._started = time.perf_counter()
+        self._before = 0.0
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """The last epoch and its tensors; None if there is none for this key."""
+        if not self._file.exists():
+            return None
+        try:
+            with safe_open(self._file, framework="pt") as file:
+                note = file.metadata()
+                if note.get("key") != self._key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise RunError(
+                f"cannot be read: {error}", where=str(self._file), fix="delete this file"
+            ) from error
+        self._before = float(note["seconds"])
+        self._note_seconds()
+        return int(note["epoch"]), tensors
+
+    def save(self, epoch: int, tensors: dict[str, Tensor]) -> None:
+        """Replace the state by that after ``epoch`` epochs."""
+        if not self._writes:
+            return
+        spent = self._before + time.perf_counter() - self._started
+        note = {"key": self._key, "epoch": str(epoch), "seconds": str(spent)}
+        with writing(self._file):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = self._file.with_suffix(".tmp")
+            save_file(tensors, temporary, metadata=note)
+            os.replace(temporary, self._file)
+
+    def _note_seconds(self) -> None:
+        if self._writes:
+            with writing(self._folder):
+                text = json.dumps({"before": self._before})
+                (self._folder / "seconds.json").write_text(text)
+
+
+@contextmanager
+def opened(
+    folder: str | Path | None,
+    header: Mapping[str, Any],
+    *,
+    fresh: bool = False,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Run]:
+    """Open (or make) a run folder for the run that the header describes, and lock it.
+
+    A folder that holds another run, other files, or is used by another process is refused. fresh:
+    throw away what an earlier run of this folder made, and nothing else.
+    """
+    if folder is None:
+        yield Run(None)
+        return
+    path = Path(folder)
+    if accelerator is not None and not accelerator.is_main_process:
+        yield Run(path, accelerator)
+        return
+    with writing(path):
+        if path.exists() and not path.is_dir():
+            raise RunError("is a file, not a folder", where=str(path), fix="choose another folder")
+        path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    with writing(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                "another process works in this run folder",
+                where=str(path),
+                fix="wait for it to end",
+            ) from None
+    try:
+        _claim(path, header, fresh)
+        yield Run(path, accelerator)
+    finally:
+        lock.release()
+
+
+def require_room(folder: str | Path, *, fresh: bool = False) -> None:
+    """Refuse a folder that cannot become this run's, before a model is trained for it in there."""
+    path = Path(folder)
+    if not path.is_dir():
+        return
+    if not (path / "run.json").exists():
+        _require_no_strangers(path)
+    elif not fresh and not (path / "0-train").exists():
+        raise RunError(
+            "this folder belongs to a run whose model was not trained in it",
+            where=str(path),
+            fix="choose another folder with --out, or discard what is there with --fresh",
+        )
+
+
+def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
+    """Check that the folder is empty or holds this very run; write run.json."""
+    note = path / "run.json"
+    header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
+    if not note.exists():
+        _require_no_strangers(path)
+    else:
+        found = _read_json(note)
+        if not {"schema", "versions"} <= {*found}:
+            raise RunError(
+                "the folder holds other files: its run.json is of another program",
+                where=str(path),
+                fix="choose an empty folder",
+            )
+        found.pop("versions", None)
+        if not fresh:
+            _require_same(found, header, str(path))
+    with writing(path):
+        for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
+            _delete(left_over)
+        if note.exists() and not fresh:
+            return
+        for name in _OURS if note.exists() else ():
+            _delete(path / name)
+        text = json.dumps({**header, "versions": {"torch": torch.__version__}}, indent=2)
+        temporary = path / f"{_TEMPORARY}run.json"
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, note)
+
+
+def _require_no_strangers(path: Path) -> None:
+    """A folder without run.json holds a training at most (and what a killed process left)."""
+    names = sorted(p.name for p in path.iterdir() if p.name not in (".lock", "0-train"))
+    strangers = [name for name in names if not name.startswith(_TEMPORARY)]
+    if strangers:
+        raise RunError(
+            f"the folder holds other files: {some(strangers)}",
+            where=str(path),
+            fix="choose an empty folder",
+        )
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _require_same(found: Any, wanted: Any, where: str) -> None:
+    """Raise with every field that differs between what is there and what is asked for."""
+    differing = list(_differences(found, wanted, ""))
+    if differing:
+        listed = "\n".join(f"  {line}" for line in differing[:12])
+        raise RunError(
+            f"this folder belongs to a run with other inputs; what differs:\n{listed}",
+            where=where,
+            fix="choose another folder with --out, undo the change, or discard what is there "
+            "with --fresh",
+        )
+
+
+def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}):
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(found.get(key), wanted.get(key), inner)
+    elif found != wanted:
+        yield f"{path}: {_short(found)} there, {_short(wanted)} asked for"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> None:
+    done.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=done.parent, prefix=_TEMPORARY))
+    try:
+        for name, table in artefact.tables.items():
+            pq.write_table(table, temporary / f"{name}.parquet")
+        if artefact.tensors:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in artefact.tensors.items()}
+            save_file(tensors, temporary / "tensors.safetensors")
+        text = json.dumps({**note, "facts": artefact.facts}, indent=2, default=list)
+        (temporary / "stage.json").write_text(text + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        if done.exists():  # without a stage.json: not a whole stage
+            shutil.rmtree(done)
+        temporary.rename(done)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_artefact(done: Path) -> Artefact:
+    tensors = {}
+    try:
+        if (done / "tensors.safetensors").exists():
+            with safe_open(done / "tensors.safetensors", framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tables = {p.stem: pq.read_table(p) for p in sorted(done.glob("*.parquet"))}
+    except (OSError, SafetensorError, pa.ArrowException) as error:
+        raise RunError(
+            f"cannot be read: {error}",
+            where=str(done),
+            fix="delete this folder; the stage is then done again",
+        ) from error
+    return Artefact(_read_json(done / "stage.json")["facts"], tables, tensors)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"cannot be read: {error}", where=str(path), fix="choose another folder with --out"
+        ) from error
+    if not isinstance(found, dict):
+        raise RunError(
+            f"holds a {type(found).__name__}, not an object",
+            where=str(path),
+            fix="choose another folder with --out",
+        )
+    return found
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says (full, read-only, forbidden) into one of our errors."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"cannot be written: {getattr(error, 'strerror', None) or error}",
+            where=str(path),
+            fix="free some space or choose another folder with --out",
+        ) from error

@@ -1,0 +1,109 @@
+"""Records to artefacts of a run folder, and back: the same record, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from expunge.records import Component, Fit, NeuronRanking, Partition, PrunePlan, Scores
+from expunge.storage.run_folder import Artefact
+
+
+def store_scores(scores: Scores) -> Artefact:
+    """The scores as a table; who made them and the class probabilities beside it."""
+    return Artefact(
+        facts={"kinds": dict(scores.kinds), "agreement": dict(scores.agreement)},
+        tables={"scores": scores.to_table()},
+        tensors={
+            "class_probs": torch.from_numpy(scores.class_probs.copy()),
+            "sources": torch.from_numpy(np.array(scores.sources)),
+            "told": torch.from_numpy(np.array(scores.told)),
+            "elsewhere": torch.from_numpy(np.array(scores.elsewhere)),
+        },
+    )
+
+
+def load_scores(artefact: Artefact) -> Scores:
+    """The very scores that were stored."""
+    columns = _columns(artefact.tables["scores"])
+    kinds = artefact.facts["kinds"]
+    return Scores(
+        ids=columns["id"],
+        labels=columns["label"],
+        values={name: columns[name] for name in kinds},
+        kinds=kinds,
+        class_probs=artefact.tensors["class_probs"].numpy(),
+        agreement=artefact.facts["agreement"],
+        trusted=columns["trusted"],
+        sources=artefact.tensors["sources"].numpy(),
+        told=artefact.tensors["told"].numpy(),
+        elsewhere=artefact.tensors["elsewhere"].numpy(),
+    )
+
+
+def store_partition(partition: Partition) -> Artefact:
+    """The partition as a table; threshold, noise rate and fits beside it."""
+    facts = {
+        "threshold": partition.threshold,
+        "noise_rate": partition.noise_rate,
+        "fits": [asdict(fit) for fit in partition.fits],
+        "evidence": list(partition.evidence),
+    }
+    return Artefact(facts=facts, tables={"partition": partition.to_table()})
+
+
+def load_partition(artefact: Artefact) -> Partition:
+    """The very partition that was stored."""
+    columns, facts = _columns(artefact.tables["partition"]), artefact.facts
+    value, low, high = facts["noise_rate"]
+    fits = []
+    for fit in facts["fits"]:
+        components = tuple(Component(**c) for c in fit["components"])
+        bic = {int(k): v for k, v in fit["bic"].items()}
+        fits.append(Fit(**{**fit, "components": components, "bic": bic}))
+    return Partition(
+        ids=columns["id"],
+        labels=columns["label"],
+        p_noisy=columns["p_noisy"],
+        p_label_fault=columns["p_label_fault"],
+        p_input_fault=columns["p_input_fault"],
+        suggested_label=columns["suggested_label"],
+        suggested_probability=columns["suggested_probability"],
+        threshold=facts["threshold"],
+        noise_rate=(value, low, high),
+        fits=tuple(fits),
+        evidence={name: columns[name] for name in facts["evidence"]},
+    )
+
+
+def store_ranking(ranking: NeuronRanking) -> Artefact:
+    """The ranking as a table, one row a unit; groups and explained shares beside it."""
+    facts = {"groups": dict(ranking.groups), "explained": dict(ranking.explained)}
+    return Artefact(facts=facts, tables={"ranking": ranking.to_table()})
+
+
+def load_ranking(artefact: Artefact) -> NeuronRanking:
+    """The very ranking that was stored."""
+    columns = _columns(artefact.tables["ranking"])
+    return NeuronRanking(
+        **columns, groups=artefact.facts["groups"], explained=artefact.facts["explained"]
+    )
+
+
+def store_plan(plan: PrunePlan) -> Artefact:
+    """The plan as plain facts."""
+    return Artefact(facts=asdict(plan))
+
+
+def load_plan(artefact: Artefact) -> PrunePlan:
+    """The very plan that was stored."""
+    units = {layer: tuple(u) for layer, u in artefact.facts["units"].items()}
+    return PrunePlan(units, artefact.facts["requested"], tuple(artefact.facts["reasons"]))
+
+
+def _columns(table: pa.Table) -> dict[str, np.ndarray]:
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    return {k: v.astype(str) if v.dtype.kind == "O" else v for k, v in columns.items()}

@@ -1,0 +1,194 @@
+"""Reading and writing weights: safetensors, and pickles only with torch's safe loader."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from expunge.errors import ModelError, raise_all, some
+from expunge.storage.hashing import content_of
+
+# Suffixes of files that torch saves.
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")
+RESAVE = (
+    "in a session where you trust the file, re-save it: "
+    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+)
+
+
+def save_weights(
+    model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the model's state to a safetensors file, in one atomic step.
+
+    Tied tensors are written under each of their names (the file is larger by them), so it loads
+    into any model with these names. Raises ModelError for another suffix, a folder that does not
+    exist, and NaN or infinite weights.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"weights are written as .safetensors, not '{path.suffix}'", where=str(path)
+        )
+    if not path.parent.is_dir():
+        raise ModelError("the folder does not exist", where=str(path.parent), fix="create it")
+    # A copy each: safetensors refuses tensors that share memory.
+    state = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, v in model.state_dict().items()
+    }
+    _require_finite(state, str(path))
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(state, temporary, metadata=dict(metadata or {}))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a weights file into the model, strictly.
+
+    ``.safetensors``; and `PICKLED` if torch's ``weights_only`` loader takes them: a state dict, or
+    a dict that holds one under ``state_dict``, ``model_state_dict`` or ``model``. Nothing is
+    executed.
+    Raises ModelError for a missing, damaged or other file, for a pickle with other objects, for
+    NaN or infinite weights, and for tensors that do not fit; the model is then unchanged.
+    """
+    fit_weights(model, read_weights(path), where=str(path))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU; see `load_weights`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError("there is no such weights file", where=str(path), fix="check the path")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ModelError(f"not a safetensors file: {error}", where=str(path)) from error
+    if path.suffix not in PICKLED:
+        raise ModelError(
+            f"weights are read from .safetensors, {', '.join(PICKLED)}, not '{path.suffix}'",
+            where=str(path),
+            fix=RESAVE,
+        )
+    return _pickled(path)
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is an error
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).replace("\n", " ").split("WeightsUnpickler error: ")[-1].split(". ")[0]
+        raise ModelError(
+            f"the pickle holds more than tensors, and opening it could run code: {reason}",
+            where=str(path),
+            fix=RESAVE,
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ModelError(f"not a torch file: {error}", where=str(path)) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
+    ):
+        held = sorted(map(str, loaded)) if isinstance(loaded, Mapping) else [type(loaded).__name__]
+        raise ModelError(
+            f"the file holds no state dict but {some(held)}", where=str(path), fix=RESAVE
+        )
+    return dict(loaded)
+
+
+def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "weights") -> None:
+    """Load a state dict strictly; ModelError names what is missing, unexpected, misshapen, NaN.
+
+    A tensor that the model ties to another may be absent; two different values for it are an error.
+    """
+    own = model.state_dict()
+    state = dict(state)
+    problems = []
+    for name, first in _ties(own).items():
+        if name in state and first in state and not torch.equal(state[name], state[first]):
+            problems.append(f"the model ties '{name}' to '{first}', their weights differ")
+        present = state.get(name, state.get(first))
+        if present is not None:
+            state.setdefault(name, present)
+            state.setdefault(first, present)
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing:
+        problems.append(f"missing: {some(missing)}")
+    if unexpected:
+        problems.append(f"unexpected: {some(unexpected)}{_wrapped(state, own)}")
+    shapes = [
+        f"{n} is {list(state[n].shape)}, the model has {list(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    if shapes:
+        problems.append(f"wrong shape: {some(shapes)}")
+    raise_all(ModelError, problems, where=where)
+    _require_finite(state, where)
+    model.load_state_dict(state, strict=True)
+
+
+def _wrapped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """A hint where all names are the model's behind one prefix, as a wrapper writes them."""
+    first = min(state)
+    for prefix in (first.removesuffix(name) for name in own if first.endswith(f".{name}")):
+        if all(n.startswith(prefix) and n.removeprefix(prefix) in own for n in state):
+            inner = f"model.{prefix.rstrip('.')}"
+            return f" (they are the model's behind '{prefix}': re-save `{inner}`)"
+    return ""
+
+
+def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name whose tensor is the very same as an earlier one: the earlier name."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    ties = {}
+    for name, tensor in state.items():
+        if tensor.numel():
+            earlier = first.setdefault((tensor.data_ptr(), tensor.shape), name)
+            if earlier != name:
+                ties[name] = earlier
+    return ties
+
+
+def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    bad = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise ModelError(
+            f"NaN or infinite weights in {some(bad)}",
+            where=where,
+            fix="use a checkpoint from before the training diverged",
+        )
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A hash of the architecture, of what its own classes compute, and of all weights."""
+    hashed = hashlib.sha256(repr(model).encode())
+    for module in model.modules():
+        # A tensor, or None, among these is what a forward pass leaves there.
+        plain = {k: v for k, v in vars(module).items() if not isinstance(v, Tensor | None)}
+        settings = {k: v for k, v in plain.items() if k[0] != "_" and k != "training"}
+        forward = type(module).forward if type(module).__module__[:6] != "torch." else None
+        hashed.update(content_of([settings, forward]).encode())
+    for name, tensor in model.state_dict().items():
+        hashed.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()

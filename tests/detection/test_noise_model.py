@@ -1,0 +1,167 @@
+"""The noise model against planted transitions, and the threshold by the false-discovery rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.optimize import approx_fprime
+from scipy.special import softmax
+
+from expunge.detection.noise_model import _Problem, fit, heard, unmixed
+from expunge.detection.partitioners import fdr_threshold, noise_model
+from expunge.records import Scores
+
+N, C = 4000, 4
+
+
+def planted(transition, seed=0, sharp=2.0):
+    """Right labels, a source that is calibrated for them, and given labels."""
+    rng = np.random.default_rng(seed)
+    q = softmax(sharp * rng.standard_normal((N, C)), axis=1)
+    right = (q.cumsum(axis=1) < rng.random(N)[:, None]).sum(axis=1).clip(max=C - 1)
+    given = (transition[right].cumsum(axis=1) < rng.random(N)[:, None]).sum(axis=1).clip(max=C - 1)
+    return q[None], right, given
+
+
+def symmetric(rate):
+    return np.full((C, C), rate / (C - 1)) + (1 - rate - rate / (C - 1)) * np.eye(C)
+
+
+def test_slopes_agree_with_differences():
+    rng = np.random.default_rng(0)
+    logs = np.log(rng.dirichlet(np.ones(C), (3, 50)))
+    problem = _Problem(logs, rng.integers(0, C, 50), rng.random(50) < 0.2)
+    x = 0.3 * rng.standard_normal(3 + C + C * C)
+    x[:3] = np.abs(x[:3])
+    value, slope = problem.loss_and_slope(x)
+    assert_allclose(
+        slope, approx_fprime(x, lambda v: problem.loss_and_slope(v)[0], 1e-7), atol=1e-5
+    )
+    assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+def test_a_planted_transition_is_found_again(kind):
+    pair = 0.7 * np.eye(C) + 0.3 * np.roll(np.eye(C), 1, axis=1)
+    transition = symmetric(0.3) if kind == "symmetric" else pair
+    sources, right, given = planted(transition, sharp=4.0)
+    model = fit(sources, given, seed=0)
+    assert model.noisy
+    assert abs(model.rate - (given != right).mean()) < 0.04
+    assert_allclose(model.transition, transition, atol=0.08)
+    q = model.posterior(sources, given)
+    assert_allclose(q.sum(axis=1), 1)
+    assert (q.argmax(axis=1) == right).mean() > (given == right).mean()
+
+
+def test_classes_that_come_in_turns_are_all_seen():
+    rng, n = np.random.default_rng(0), 15_000
+    right = np.arange(n) % 2
+    given = np.where(rng.random(n) < 0.22, 1 - right, right)
+    sure = 0.5 + 0.5 * rng.random(n)
+    guess = np.where(rng.random(n) < sure, right, 1 - right)
+    q = np.where(np.eye(2, dtype=bool)[guess], sure[:, None], 1 - sure[:, None])
+    model = fit(q[None], given, seed=0)
+    assert model.noisy
+    assert abs(model.rate - 0.22) < 0.02
+
+
+def test_right_labels_are_found_to_be_right_however_hard_the_samples_are():
+    sources, _, given = planted(np.eye(C), sharp=1.0)
+    assert not fit(sources, given, seed=0).noisy
+
+
+def test_a_source_that_knows_the_given_labels_by_heart_is_not_the_reference():
+    sources, right, given = planted(symmetric(0.3), sharp=4.0)
+    heart = 0.98 * np.eye(C)[given] + 0.005
+    model = fit(np.concatenate([heart[None], sources]), given, seed=0)
+    assert model.sources[0] == 1
+    assert abs(model.rate - (given != right).mean()) < 0.04
+
+
+def test_the_threshold_keeps_the_expected_share_of_clean_samples_as_counting_does():
+    rng = np.random.default_rng(0)
+    p = np.round(rng.random(200), 2)  # with ties
+    for fdr in (0.01, 0.05, 0.2):
+        threshold = fdr_threshold(p, fdr)
+        cuts = [t for t in np.unique([0.0, *p]) if (p > t).any() and (1 - p[p > t]).mean() <= fdr]
+        assert (p > threshold).sum() == max([(p > t).sum() for t in cuts], default=0)
+
+
+def test_where_nothing_is_sure_enough_nothing_is_flagged():
+    p = np.full(5, 0.6)
+    assert not (p > fdr_threshold(p, 0.05)).any()
+
+
+def test_hard_samples_are_no_wrong_labels_where_a_stronger_source_explains_them():
+    strong, right, given = planted(np.eye(C), sharp=3.0)
+    # As often wrong where it is sure as where it is not: alone, it needs a transition.
+    rng = np.random.default_rng(1)
+    guess = np.where(rng.random(N) < 0.3, rng.integers(0, C, N), right)
+    weak = softmax(rng.uniform(0, 8, (N, 1)) * np.eye(C)[guess], axis=1)
+    both = np.concatenate([weak[None], strong])
+    assert fit(weak[None], given, seed=0).noisy
+    assert not fit(both, given, seed=0, told=1).noisy
+
+
+def test_what_a_leaning_source_explains_away_is_taken_back():
+    honest, right, given = planted(symmetric(0.3), sharp=4.0)
+    leaning = honest * np.exp(1.5 * np.eye(C)[given])
+    leaning /= leaning.sum(axis=2, keepdims=True)
+    both = np.concatenate([honest, leaning])
+    model = fit(both, given, seed=0, told=1)
+    assert model.noisy
+    assert model.sources == (0, 1)
+    assert model.leak > 0
+    p = 1 - model.posterior(both, given)[np.arange(N), given]
+    assert abs(p.mean() - (given != right).mean()) < 0.04
+
+
+def test_a_network_that_foretells_pair_flips_is_heard_unmixed():
+    transition = 0.6 * np.eye(C) + 0.4 * np.roll(np.eye(C), 1, axis=1)
+    honest, right, given = planted(transition, sharp=4.0)
+    told, everyone = honest @ transition, np.ones(N, dtype=bool)
+    stack = heard(honest[:0], told, given, everyone)
+    assert_allclose(stack[0], unmixed(told[0]))
+    assert (stack[0].argmax(axis=1) == right).mean() > (told[0].argmax(axis=1) == right).mean()
+    q = fit(stack, given, seed=0, told=1).posterior(stack, given)
+    assert (q.argmax(axis=1) == right).mean() > 0.9
+
+
+def test_scattered_wrong_labels_leave_a_networks_word_as_it_is():
+    transition = symmetric(0.3)
+    honest, _, given = planted(transition, sharp=4.0)
+    told = honest @ transition
+    assert (heard(honest, told, given, np.ones(N, dtype=bool))[1] == told[0]).all()
+
+
+def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
+    sources, _, given = planted(np.eye(C), sharp=1.0)
+    p = 1 - fit(sources, given, seed=0, told=0).posterior(sources, given)[np.arange(N), given]
+    assert p.max() < 0.5
+    assert np.corrcoef(p, sources[0][np.arange(N), given])[0, 1] < -0.2
+
+
+def test_out_of_sample_probabilities_are_heard_although_the_network_memorised():
+    """What the layers know little of is known elsewhere; the network's own word is no evidence."""
+    honest, right, given = planted(symmetric(0.3), sharp=4.0)
+    vague = honest**0.05 / (honest**0.05).sum(axis=2, keepdims=True)
+    scores = Scores(
+        ids=np.arange(N),
+        labels=given,
+        values={"class_distance": np.zeros(N)},
+        kinds={"class_distance": "label"},
+        class_probs=vague[0],
+        agreement={"model": 1.0, "views": 0.5},
+        sources=vague,
+        told=np.eye(C)[given][None],
+    )
+    alone, both = (
+        noise_model(scores, seed=0),
+        noise_model(replace(scores, elsewhere=honest), seed=0),
+    )
+    hits = [(split.suggested_label == right).mean() for split in (alone, both)]
+    assert hits[1] > max(hits[0], (given == right).mean()) + 0.1

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from expunge.evaluation import decision
+from expunge.evaluation.decision import Candidate, HeldOut
+from expunge.recipes import Recipe, RoundsConfig, recipes
+from expunge.records import Partition
+
+CLASSES = 4
+
+
+def pair_flipped(labels: np.ndarray, rate: float, seed: int) -> np.ndarray:
+    chosen = np.random.default_rng(seed).random(len(labels)) < rate
+    return np.where(chosen, (labels + 1) % CLASSES, labels)
+
+
+def right_for(truth: np.ndarray, accuracy: float, seed: int) -> np.ndarray:
+    """Predictions that are right that often, and evenly wrong else."""
+    rng = np.random.default_rng(seed)
+    wrong = (truth + rng.integers(1, CLASSES, len(truth))) % CLASSES
+    return np.where(rng.random(len(truth)) < accuracy, truth, wrong)
+
+
+def flips(rate: float) -> np.ndarray:
+    return (1 - rate) * np.eye(CLASSES) + rate * np.roll(np.eye(CLASSES), 1, axis=1)
+
+
+def held_out(labels: np.ndarray) -> HeldOut:
+    return HeldOut(labels, np.ones(len(labels)))
+
+
+def partition(labels, p, suggested, threshold=0.5) -> Partition:
+    n = len(labels)
+    return Partition(
+        ids=np.arange(n),
+        labels=labels,
+        p_noisy=p,
+        p_label_fault=p,
+        p_input_fault=np.zeros(n),
+        suggested_label=suggested,
+        suggested_probability=np.ones(n),
+        threshold=threshold,
+        noise_rate=(0.1, 0.0, 0.2),
+    )
+
+
+def test_the_gain_on_noisy_labels_is_the_gain_on_right_ones():
+    truth = np.random.default_rng(0).integers(0, CLASSES, 40_000)
+    before, after = right_for(truth, 0.6, 1), right_for(truth, 0.7, 2)
+    found = decision.gain(after, before, held_out(pair_flipped(truth, 0.3, 3)), flips(0.3))
+    truly = (after == truth).mean() - (before == truth).mean()
+    assert found.low < truly < found.high
+    assert found.value == pytest.approx(truly, abs=0.01)
+
+
+def test_a_model_that_has_learned_the_noise_of_a_class_gains_nothing_by_it():
+    truth = np.random.default_rng(0).integers(0, CLASSES, 40_000)
+    most = np.random.default_rng(1).random(len(truth)) < 0.7
+    labels = np.where((truth == 0) & most, 1, truth)
+    noise = np.eye(CLASSES)
+    noise[0, :2] = 0.3, 0.7
+    before = right_for(truth, 0.7, 2)
+    after = np.where(truth == 0, 1, before)
+    assert decision.gain(after, before, held_out(labels), np.eye(CLASSES)).low > 0
+    found = decision.gain(after, before, held_out(labels), noise)
+    truly = (after == truth).mean() - (before == truth).mean()
+    assert found.low < truly < found.high < 0
+
+
+def test_the_interval_holds_the_gain_as_often_as_it_says():
+    truth = np.random.default_rng(0).integers(0, CLASSES, 400)
+    hits = 0
+    for seed in range(300):
+        before, after = right_for(truth, 0.5, 3 * seed), right_for(truth, 0.6, 3 * seed + 1)
+        labels = pair_flipped(truth, 0.2, 3 * seed + 2)
+        found = decision.gain(after, before, held_out(labels), flips(0.2))
+        hits += found.low <= 0.1 <= found.high
+    assert 0.9 < hits / 300 < 0.99
+
+
+def test_samples_without_weight_do_not_count():
+    labels = np.array([0, 1, 2, 3])
+    before, after = np.array([0, 1, 0, 0]), np.array([1, 1, 2, 3])
+    found = decision.gain(after, before, HeldOut(labels, np.array([1, 1, 0, 0.0])), np.eye(4))
+    assert found.value == pytest.approx(-0.5)
+
+
+def test_a_transition_that_cannot_be_inverted_is_not_used():
+    labels = np.array([0, 1, 2, 3])
+    found = decision.gain(labels, (labels + 1) % 4, held_out(labels), np.full((4, 4), 0.25))
+    assert found.value == 1.0
+
+
+def test_the_transition_is_the_one_that_made_the_labels():
+    truth = np.random.default_rng(0).integers(0, CLASSES, 20_000)
+    labels = pair_flipped(truth, 0.3, 1)
+    sure = partition(labels, (labels != truth).astype(float), truth)
+    assert decision.transition(sure, CLASSES) == pytest.approx(flips(0.3), abs=0.02)
+    assert decision.transition(sure, CLASSES).sum(axis=1) == pytest.approx(1)
+
+
+def test_a_doubt_without_a_suggestion_is_spread_over_the_other_classes():
+    labels = np.arange(CLASSES)
+    doubted = partition(labels, np.full(CLASSES, 0.3), labels)
+    expected = 0.7 * np.eye(CLASSES) + 0.1 * (1 - np.eye(CLASSES))
+    assert decision.transition(doubted, CLASSES) == pytest.approx(expected)
+
+
+def test_bad_inputs_say_nothing_of_the_transition():
+    truth = np.random.default_rng(0).integers(0, CLASSES, 20_000)
+    labels = pair_flipped(truth, 0.3, 1)
+    sure = partition(labels, (labels != truth).astype(float), truth)
+    bad = np.random.default_rng(2).random(len(truth)) < 0.3
+    some = replace(sure, p_label_fault=np.where(bad, 0.9, sure.p_label_fault), p_input_fault=bad)
+    assert decision.transition(some, CLASSES) == pytest.approx(flips(0.3), abs=0.02)
+
+
+def test_a_class_that_nothing_speaks_for_keeps_its_labels():
+    labels = np.array([0, 0, 1])
+    found = decision.transition(partition(labels, np.zeros(3), labels), CLASSES)
+    assert found == pytest.approx(np.eye(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "anew", "word"),
+    [
+        (0.8, None, "repair"),
+        (0.5, None, "leave alone"),
+        (0.8, 0.9, "retrain"),
+        (0.8, 0.8, "repair"),
+        (0.5, 0.9, "retrain"),
+        (0.5, 0.55, "leave alone"),
+    ],
+)
+def test_the_verdict_follows_the_held_out_labels(accuracy, anew, word):
+    truth = np.random.default_rng(0).integers(0, CLASSES, 4_000)
+    labels = pair_flipped(truth, 0.2, 1)
+    before, repaired = right_for(truth, 0.6, 2), right_for(truth, accuracy, 3)
+    retrained = {} if anew is None else {"anew": Candidate(right_for(truth, anew, 4), 60.0)}
+    made = decision.judge(
+        before, Candidate(repaired, 10.0), retrained, held_out(labels), flips(0.2)
+    )
+    assert made.word == word
+    assert made.gain is not None
+    assert made.kept == (accuracy > 0.6)
+
+
+def test_the_same_predictions_are_no_reason_for_a_repair():
+    labels = np.array([0, 1, 2, 3])
+    made = decision.judge(labels, Candidate(labels, 1.0), {}, held_out(labels), np.eye(4))
+    assert made.word == "leave alone"
+
+
+def test_a_repair_is_begun_only_where_it_can_help():
+    labels = np.repeat(np.arange(CLASSES), 25)
+    names = tuple("abcd")
+    p = np.zeros(100)
+    assert "too few" in decision.hopeless(partition(labels, p, labels), Recipe(), names)
+    p[:2] = 1.0
+    assert decision.hopeless(partition(labels, p, labels), Recipe(), names) == ""
+    p[25:50] = 1.0
+    kept = recipes.get("rounds")(Recipe(rounds=RoundsConfig(data="kept")))
+    assert "learn b from" in decision.hopeless(partition(labels, p, labels), kept, names)

@@ -1,0 +1,297 @@
+"""Labels refined in rounds: the judgement, the rounds, and that they help."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
+
+from expunge import pipeline
+from expunge.errors import ConfigError, DataError, RunError
+from expunge.recipes import resolve
+from expunge.selfsupervised import refinement
+from expunge.selfsupervised.refinement import RefineConfig, distorted, finish, judge, refine
+from expunge.selfsupervised.simclr import Distortion, SimclrConfig
+from expunge.training.baselines import trainers
+from expunge.training.loop import TuneConfig
+from oracles_digits import CLASSES, clean, digits, memorised, network, noisy
+
+TUNE = TuneConfig(data="everything", lr=0.05, batch_size=32, precision="float32")
+QUICK = RefineConfig(
+    simclr=SimclrConfig(epochs=2, batch_size=64, hidden=32, projection=16, precision="float32"),
+    rounds=2,
+    stages=2,
+    epochs=1,
+    first=2,
+    last=2,
+    strengths=(0.0, 0.2),
+    tune=TUNE,
+)
+
+
+def same(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+# ------------------------------------------------------------------------------ judgement
+
+
+def slow_judge(probs, labels, quantile, share, confidence, doubt):
+    n = len(labels)
+    new, weights = list(labels), [doubt] * n
+    mean = probs.mean(axis=0)
+    votes = [{int(p[i].argmax()) for p in probs} for i in range(n)]
+    agreed = [i for i in range(n) if votes[i] == {labels[i]}]
+    limit = np.quantile([-np.log(mean[i, labels[i]]) for i in agreed], quantile) if agreed else 0
+    for i in agreed:
+        if -np.log(mean[i, labels[i]]) <= limit:
+            weights[i] = 1.0
+    others = [i for i in range(n) if len(votes[i]) == 1 and i not in agreed]
+    others.sort(key=lambda i: (-mean[i].max(), i))
+    for i in others[: round(share * len(others))]:
+        if mean[i].max() >= confidence:
+            new[i], weights[i] = votes[i].pop(), 1.0
+    return np.array(new), np.array(weights)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("confidence", [0.0, 0.6])
+def test_the_judgement_is_the_slow_one(share, confidence):
+    rng = np.random.default_rng(0)
+    base = rng.dirichlet(0.4 * np.ones(4), 200)
+    probs = np.stack([0.8 * base + 0.2 * rng.dirichlet(np.ones(4), 200) for _ in range(3)])
+    labels = np.where(rng.random(200) < 0.5, base.argmax(axis=1), rng.integers(0, 4, 200))
+    settings = {"quantile": 0.7, "share": share, "confidence": confidence, "doubt": 0.25}
+    found = judge(probs, labels, **settings)
+    new, weights = slow_judge(probs, labels, **settings)
+    assert_array_equal(found.labels, new)
+    assert_allclose(found.weights, weights)
+    assert_array_equal(found.labels != labels, found.relabelled)
+    assert not (found.clean & found.relabelled).any()
+    order = rng.permutation(200)
+    moved = judge(probs[:, order], labels[order], **settings)
+    assert_array_equal(moved.labels, found.labels[order])
+
+
+def test_without_consensus_nothing_is_decided():
+    probs = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.1, 0.9], [0.8, 0.2]]])
+    found = judge(probs, np.array([0, 1]), share=1.0, doubt=0.5)
+    assert_array_equal(found.labels, [0, 1])
+    assert_array_equal(found.weights, [0.5, 0.5])
+
+
+def test_a_class_that_would_have_nothing_left_keeps_its_labels():
+    probs = np.array([[[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]])
+    labels = np.array([0, 1, 1])
+    found = judge(probs, labels, share=1.0, doubt=0.0)
+    assert_array_equal(found.labels, labels)
+    assert_array_equal(found.weights, [1, 1, 1])
+    assert not found.relabelled.any()
+
+
+def test_a_judgement_refuses_probabilities_that_do_not_match():
+    with pytest.raises(DataError, match="3 labels"):
+        judge(np.ones((2, 4, 2)) / 2, np.array([0, 1, 1]))
+    with pytest.raises(DataError, match="shape"):
+        judge(np.ones((4, 2)) / 2, np.array([0, 1, 1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [({"rounds": 0}, "rounds"), ({"share": 1.5}, "share"), ({"strengths": ()}, "strengths")],
+)
+def test_settings_are_checked(wrong, name):
+    with pytest.raises(ConfigError, match=rf"refine\.{name}"):
+        RefineConfig(**wrong)
+
+
+# --------------------------------------------------------------------------------- rounds
+
+
+def test_a_refinement_is_the_same_every_time_and_leaves_its_model_alone():
+    model, data = network(), noisy(200)
+    before = copy.deepcopy(model)
+    first, again = (refine(model, data, QUICK, seed=1) for _ in range(2))
+    assert same(model, before)
+    assert same(first.model, again.model)
+    assert_array_equal(first.labels, again.labels)
+    assert set(first.seconds) == {"simclr", "rounds/1", "rounds/2", "5-tune"}
+    assert not same(first.model, refine(model, data, QUICK, seed=2).model)
+    other = refine(model, data, QUICK, seed=1, encoder=first.encoder)
+    assert same(first.model, other.model)
+    assert "simclr" not in other.seconds
+
+
+@pytest.mark.parametrize("stage", ["simclr", "rounds/1", "rounds/2", "last"])
+def test_an_interrupted_refinement_goes_on_to_the_same_end(tmp_path, stage):
+    model, data = network(), noisy(200)
+    whole = refine(model, data, QUICK, seed=1)
+
+    class StopError(Exception):
+        pass
+
+    def stop(what, done, total):
+        if what == stage and done > 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        refine(model, data, QUICK, seed=1, out=tmp_path / "run", progress=stop)
+    resumed = refine(model, data, QUICK, seed=1, out=tmp_path / "run")
+    assert same(whole.model, resumed.model)
+    for a, b in zip(whole.rounds, resumed.rounds, strict=True):
+        assert same(a.model, b.model)
+        assert_array_equal(a.judgement.labels, b.judgement.labels)
+        assert_array_equal(a.judgement.weights, b.judgement.weights)
+    with pytest.raises(RunError, match="share: 0"):
+        refine(model, data, replace(QUICK, share=0.1), seed=1, out=tmp_path / "run")
+
+
+def test_the_weighted_loss_counts_by_the_probability_of_the_label(monkeypatch):
+    weights, told, stages = [], [], []
+    real_tune, real_said = refinement.tune, refinement._said
+
+    def tune(model, samples, targets, config, **how):
+        weights.append(targets.weights)
+        stages.append(targets.labels)
+        return real_tune(model, samples, targets, config, **how)
+
+    def said(model, samples):
+        told.append(real_said(model, samples))
+        return told[-1]
+
+    monkeypatch.setattr(refinement, "tune", tune)
+    monkeypatch.setattr(refinement, "_said", said)
+    data = noisy(120)
+    config = replace(QUICK, loss="softmax-weighted", rounds=1)
+    refine(network(), data, config, seed=0, encoder=network())
+    rows = np.arange(120)
+    assert_array_equal(weights[0], np.ones(120))
+    assert_allclose(weights[1], told[0][rows, data.labels])
+
+
+def test_rounds_that_go_on_start_from_the_network_before(monkeypatch):
+    starts, ends = [], []
+    real = refinement.tune
+
+    def tune(model, *given, **how):
+        starts.append(model)
+        ends.append(real(model, *given, **how))
+        return ends[-1]
+
+    monkeypatch.setattr(refinement, "tune", tune)
+    for restart in (True, False):
+        starts.clear(), ends.clear()
+        config = replace(QUICK, restart=restart)
+        refine(network(), noisy(120), config, seed=0, encoder=network())
+        assert starts[1] is ends[0]
+        assert same(starts[2], ends[1]) != restart
+
+
+def test_augmentation_grows_as_told():
+    data = replace(noisy(50), view=None)
+    assert distorted(data, 0.0) is data
+    views = [distorted(data, s).view for s in (0.2, 0.6)]
+    assert all(isinstance(v, Distortion) for v in views)
+    assert [v.strength for v in views] == [0.2, 0.6]
+    assert views[0].area[0] > views[1].area[0]
+
+
+def test_a_stronger_view_is_one_of_the_samples_own():
+    data = replace(noisy(50), view=lambda x, generator: x.flip(3))
+    x, draws = data.batch(np.arange(50)), [torch.Generator().manual_seed(3) for _ in range(2)]
+    alone = distorted(replace(data, view=None), 0.5).view
+    assert torch.equal(distorted(data, 0.5).view(x, draws[0]), alone(x.flip(3), draws[1]))
+
+
+def test_divide_mix_takes_the_refined_labels(monkeypatch):
+    data, seen = noisy(120), []
+    refined = refine(network(), data, QUICK, seed=0, encoder=network())
+    real = trainers.get("divide-mix")
+
+    def divide_mix(model, samples, config, **how):
+        seen.append((samples.labels, config.epochs))
+        return real(model, samples, config, **how)
+
+    monkeypatch.setitem(trainers._items, "divide-mix", divide_mix)
+    config = replace(QUICK, finish="divide-mix", last=3)
+    finish(data, refined.rounds[-1], refined.encoder, config, seed=0)
+    assert_array_equal(seen[0][0], refined.labels)
+    assert seen[0][1] == 3
+
+
+def test_refinement_mends_labels_and_beats_training_on_them():
+    """Digits of which 40 % are wrong: each round leaves more labels right than the one before."""
+    (x, truth), data, tune = digits(), noisy(700, rate=0.4), replace(TUNE, lr=0.1)
+    more = {"rounds": 3, "stages": 3, "epochs": 3, "first": 5, "last": 10, "share": 0.5}
+    config = replace(QUICK, strengths=(0.0,), tune=tune, **more)
+    refined = refine(network(), data, config, seed=0)
+    right = [(data.labels == truth[:700]).mean()]
+    right += [(r.judgement.labels == truth[:700]).mean() for r in refined.rounds]
+    assert all(a < b for a, b in pairwise(right)), right
+    plain = pipeline.train(network(), data, replace(tune, epochs=60)).model
+    unseen = torch.from_numpy(x[900:1300])
+    found = [
+        float((model(unseen).argmax(1).numpy() == truth[900:1300]).mean())
+        for model in (plain, refined.model)
+    ]
+    assert found[1] > found[0] + 0.08, found
+    wrong = data.labels != truth[:700]
+    shown, given = torch.from_numpy(x[:700][wrong]), data.labels[wrong]
+    kept = [float((m(shown).argmax(1).numpy() == given).mean()) for m in (plain, refined.model)]
+    assert kept[1] < 0.7 * kept[0], kept
+
+
+# --------------------------------------------------------------------------- in a repair
+
+
+def test_the_recipe_starts_from_the_checkpoint_and_trains_by_refinement():
+    recipe = resolve("ssl-refine")
+    assert (recipe.start, recipe.trainer, recipe.tune.data) == ("model", "ssl-refine", "everything")
+    assert not recipe.prune.cuts
+    assert recipe.least == 0  # also where the partition finds nothing
+    assert trainers.get("ssl-refine") is refinement.ssl_refine
+
+
+def test_a_repair_by_refinement_is_one_of_the_recipes(monkeypatch):
+    seen = []
+
+    def quick(model, samples, config, **how):
+        seen.append((model, config))
+        return refine(model, samples, replace(QUICK, tune=config), seed=how["seed"]).model
+
+    monkeypatch.setitem(trainers._items, "ssl-refine", quick)
+    model = memorised()
+    overrides = {"tune": {"epochs": 2, "batch_size": 32}, "score": {"detectors": ["margin"]}}
+    result = pipeline.repair(
+        model, noisy(), clean(), recipe="ssl-refine", overrides=overrides, controls=()
+    )
+    assert same(seen[0][0], model)  # from the checkpoint, memorised or not
+    assert seen[0][1].lr == 0.1
+    assert result.verdict.word == "repair"
+    assert isinstance(result.model, nn.Module)
+    assert result.after.accuracy.value > 0.2
+    assert result.classes == CLASSES
+
+
+def test_the_trainer_of_the_recipe_takes_its_settings(monkeypatch):
+    seen = []
+
+    def fake(model, samples, config, **how):
+        seen.append(config)
+        return refinement.Refined(model, model, (), {})
+
+    monkeypatch.setattr(refinement, "refine", fake)
+    how = {"seed": 0, "rate": 0.3, "progress": lambda *a: None, "what": "x"}
+    for epochs in (63, 126, 1):
+        refinement.ssl_refine(network(), noisy(60), replace(TUNE, epochs=epochs), **how)
+    assert [c.trained for c in seen] == [63, 126, 13]  # one each at least
+    assert seen[0] == replace(RefineConfig(), simclr=seen[0].simclr, tune=seen[0].tune)
+    assert (seen[0].tune.lr, seen[0].simclr.scale) == (0.05, 1.0)  # digits for an MLP
+    assert resolve("ssl-refine").tune.epochs == RefineConfig().trained

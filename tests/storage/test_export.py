@@ -1,0 +1,373 @@
+"""A repaired model that is written, read and asked again: weights, manifest and ONNX."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import nn
+from typer.testing import CliRunner
+
+import expunge
+from expunge import cli, pipeline, specs
+from expunge._core.rng import seeded
+from expunge.data import Samples, from_arrays
+from expunge.data.dataset import DictInputs
+from expunge.data.samples import TensorInputs
+from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
+from expunge.models.audio import MFCC
+from expunge.models.inspection import logits_of
+from expunge.models.zoo import kws, resnet
+from expunge.pruning import surgery
+from expunge.records import PrunePlan
+from expunge.storage import onnx
+from expunge.storage.export import GRAPH, MANIFEST, WEIGHTS
+from oracles_audio import noise, tone
+from oracles_digits import clean, memorised
+from oracles_specs import write_spec
+
+MLP = {
+    "constructor": "expunge.models:mlp",
+    "arguments": {"inputs": 64, "classes": 10, "hidden": 48},
+}
+PLAN = PrunePlan({"1": (0, 3, 47), "3": (5,)}, 4)
+WORDS = {"classes": 3, "mels": 20, "widths": [8, 12, 12], "strides": [2, 1]}
+SPEECH = {"constructor": "expunge.models:kws", "arguments": WORDS}
+
+
+def pruned() -> nn.Module:
+    return surgery.prune(memorised(), PLAN, clean().example()).eval()
+
+
+def sound(n: int = 70) -> Samples:
+    """Tones, soft noise and, as recordings may have it, nothing at all."""
+    clips = [
+        tone(4000, hertz=300 + 7 * i) if i % 3 == 0 else noise(4000, seed=i) * (i % 3 == 1)
+        for i in range(n)
+    ]
+    inputs = TensorInputs(torch.from_numpy(np.stack(clips).astype(np.int16)))
+    labels = np.arange(n) % 3
+    return Samples(np.arange(n), labels, ("low", "hiss", "hush"), inputs, rate=16_000)
+
+
+def words() -> tuple[nn.Module, PrunePlan]:
+    """A cut network for words whose batch norms have seen some sound."""
+    with seeded(0, "network"):
+        model = kws(**{**WORDS, "widths": (8, 12, 12), "strides": (2, 1)})
+        model.train()(sound().batch(np.arange(70)))
+    plan = PrunePlan({"3": (1, 2), "6.3": (0, 11)}, 4)
+    return surgery.prune(model.eval(), plan, sound().example()).eval(), plan
+
+
+def images() -> Samples:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 3, 16, 16)).astype(np.uint8)
+    settings = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "view": "flip"}
+    return from_arrays(x, np.arange(40) % 4, classes=("a", "b", "c", "d"), **settings)
+
+
+# --------------------------------------------------------------------- weights and manifest
+
+
+def test_what_is_read_gives_the_logits_of_what_was_written(tmp_path):
+    model, data = pruned(), clean()
+    with torch.inference_mode():
+        expected = model(data.batch(np.arange(len(data))))
+    expunge.save_exported(model, data, tmp_path / "out", **MLP, plan=PLAN)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {MANIFEST, WEIGHTS}
+    found = expunge.load_exported(tmp_path / "out")
+    stored = data.inputs.batch(np.arange(len(data)))
+    assert torch.equal(found(stored), expected)
+    assert found.predict(stored[:9]) == [str(c) for c in expected[:9].argmax(dim=1).tolist()]
+    assert not found.model.training
+    assert sum(p.numel() for p in found.model.parameters()) == sum(
+        p.numel() for p in model.parameters()
+    )
+
+
+def test_the_manifest_says_all_that_is_needed(tmp_path):
+    model, plan = words()
+    expunge.save_exported(model, sound(), tmp_path / "out", **SPEECH, plan=plan)
+    said = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert said["constructor"] == "expunge.models:kws"
+    assert said["arguments"] == WORDS
+    assert said["plan"] == {"3": [1, 2], "6.3": [0, 11]}
+    assert said["classes"] == ["low", "hiss", "hush"]
+    assert said["inputs"] == {"input": {"shape": [4000], "dtype": "int16", "scale": 1 / 32768}}
+    assert said["rate"] == 16_000
+    assert list(said["sha256"]) == [WEIGHTS]
+    assert said["versions"]["torch"] == torch.__version__
+    assert said["onnx"] is None
+    assert str(tmp_path) not in (tmp_path / "out" / MANIFEST).read_text()
+
+
+@pytest.mark.parametrize("what", ["sound", "images"])
+def test_stored_inputs_are_prepared_as_in_training(tmp_path, what):
+    if what == "sound":
+        (model, plan), data, how = words(), sound(), SPEECH
+    else:
+        with seeded(0, "network"):
+            model, plan, data = (
+                resnet(classes=4, widths=(4, 8), blocks=(1, 1)).eval(),
+                None,
+                images(),
+            )
+        arguments = {"classes": 4, "widths": [4, 8], "blocks": [1, 1]}
+        how = {"constructor": "expunge.models:resnet", "arguments": arguments}
+    expunge.save_exported(model, data, tmp_path / "out", **how, plan=plan)
+    rows = np.arange(20)
+    with torch.inference_mode():
+        expected = model(data.batch(rows))
+    stored = data.inputs.batch(rows)
+    found = expunge.load_exported(tmp_path / "out")
+    assert torch.equal(found(stored), expected)
+    assert torch.equal(found(stored.numpy()), expected)
+    assert found.predict(stored.numpy()) == found.predict(stored)
+
+
+def test_inputs_of_another_form_than_the_manifest_s_are_refused(tmp_path):
+    model, plan = words()
+    found = expunge.save_exported(model, sound(), tmp_path / "out", **SPEECH, plan=plan)
+    x = sound().inputs.batch(np.arange(3)).numpy()
+    for wrong, message in {
+        "one": (x[0], r"got int16\[4000\], expected int16\[b, 4000\]\n.*x\[None\] makes a batch"),
+        "short": (x[:, :99], r"got int16\[3, 99\], expected int16\[b, 4000\]\n.*as they were"),
+        "wide": (x.astype(np.int64), r"got int64\[3, 4000\], expected int16"),
+        "text": (x.astype(str), "got dtype <U6, expected floats, uint8 or signed integers"),
+        "list": (x.tolist(), "got a list, expected an array or a tensor"),
+    }.values():
+        with pytest.raises(DataError, match=message):
+            found.predict(wrong)
+    assert found.predict(x.astype(np.float64) / 32768) == found.predict(x)
+
+
+def test_code_that_is_not_there_is_to_be_copied_into_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "code").mkdir()
+    code = "from expunge.models import mlp\n"
+    (tmp_path / "code" / "net_of_mine.py").write_text(code, encoding="utf-8")
+    how = {**MLP, "constructor": "net_of_mine:mlp"}
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "code")
+        expunge.save_exported(pruned(), clean(), tmp_path / "out", **how, plan=PLAN)
+    sys.modules.pop("net_of_mine")
+    with pytest.raises(ModelError, match="net_of_mine: cannot be imported") as error:
+        expunge.load_exported(tmp_path / "out")
+    assert f"copy net_of_mine.py into {tmp_path / 'out'}, or install" in str(error.value)
+    (tmp_path / "out" / "net_of_mine.py").write_text(code, encoding="utf-8")
+    assert expunge.load_exported(tmp_path / "out").predict(np.zeros((2, 1, 8, 8), np.float32))
+    sys.modules.pop("net_of_mine")
+
+
+def test_masked_units_stay_masked(tmp_path):
+    model, data = memorised(), clean()
+    surgery.mask(model, PLAN, data.example())
+    expunge.save_exported(model, data, tmp_path / "out", **MLP, plan=PLAN, mode="mask")
+    found = expunge.load_exported(tmp_path / "out")
+    rows = np.arange(50)
+    with torch.inference_mode():
+        expected, whole = model(data.batch(rows)), memorised()(data.batch(rows))
+    assert torch.equal(found(data.inputs.batch(rows)), expected)
+    assert not torch.allclose(expected, whole)
+
+
+class Sum(nn.Module):
+    """A model of two inputs by name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token, self.head = nn.Embedding(5, width), nn.Linear(width, 2)
+
+    def forward(self, ids: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.head(self.token(ids).mean(dim=1) * scale)}
+
+
+def test_models_of_several_inputs_come_back_and_are_no_onnx(tmp_path):
+    inputs = DictInputs({"ids": torch.arange(12).view(6, 2) % 5, "scale": torch.rand(6, 1)})
+    data = Samples(np.arange(6), np.arange(6) % 2, ("a", "b"), inputs)
+    with seeded(0, "network"):
+        model = Sum(3).eval()
+    how = {"constructor": f"{__name__}:Sum", "arguments": {"width": 3}}
+    expunge.save_exported(model, data, tmp_path / "out", **how)
+    found = expunge.load_exported(tmp_path / "out")
+    expected = logits_of(model, data.batch(np.arange(6)))
+    stored = data.inputs.batch(np.arange(6))
+    assert torch.equal(found(stored), expected)
+    assert torch.equal(found({name: x.numpy() for name, x in stored.items()}), expected)
+    with pytest.raises(DataError, match="takes several inputs: ids, scale"):
+        found(stored["ids"])
+    with pytest.raises(DataError, match="there is no 'scale'"):
+        found({"ids": stored["ids"]})
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ModelError, match="takes several inputs by name: ids, scale"):
+        expunge.save_exported(model, data, tmp_path / "graph", **how, onnx=True)
+
+
+def test_another_network_than_the_one_given_is_refused_and_nothing_is_written(tmp_path):
+    wrong = {
+        "hidden": ({"inputs": 64, "classes": 10, "hidden": 40}, PLAN, "units 0 to 39, not 47"),
+        "plan": (MLP["arguments"], None, "wrong shape"),
+        "plain": ({"inputs": object()}, PLAN, "arguments must be plain values"),
+    }
+    for arguments, plan, message in wrong.values():
+        how = {"constructor": MLP["constructor"], "arguments": arguments}
+        with pytest.raises(ExpungeError, match=message):
+            expunge.save_exported(pruned(), clean(), tmp_path / "out", **how, plan=plan)
+    with pytest.raises(ModelError, match="do not give the model's own logits"):
+        expunge.save_exported(
+            nn.Sequential(*memorised(), nn.Softmax(dim=1)), clean(), tmp_path / "out", **MLP
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_in_use_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="is there already"):
+        expunge.save_exported(pruned(), clean(), tmp_path, **MLP, plan=PLAN)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_files_that_have_changed_are_refused(tmp_path):
+    expunge.save_exported(pruned(), clean(), tmp_path / "out", **MLP, plan=PLAN)
+    file, said = tmp_path / "out" / MANIFEST, json.loads((tmp_path / "out" / MANIFEST).read_text())
+    file.write_text(json.dumps({**said, "schema": 9}))
+    with pytest.raises(RunError, match="has the schema 9, this version reads 1"):
+        expunge.load_exported(tmp_path / "out")
+    file.write_text(json.dumps({**said, "clases": 3}))
+    with pytest.raises(ConfigError, match="did you mean 'classes'"):
+        expunge.load_exported(tmp_path / "out")
+    file.write_text(json.dumps(said))
+    with (tmp_path / "out" / WEIGHTS).open("r+b") as weights:
+        weights.seek(-1, 2)
+        weights.write(b"\x55")
+    with pytest.raises(RunError, match="has changed since it was written"):
+        expunge.load_exported(tmp_path / "out")
+    (tmp_path / "out" / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="no such weights file"):
+        expunge.load_exported(tmp_path / "out")
+    with pytest.raises(RunError, match=r"manifest\.json: cannot be read"):
+        expunge.load_exported(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------------------------ a run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
+    """A spec, the folder of its run, and the repaired model."""
+    spec = write_spec(tmp_path_factory.mktemp("spec"))
+    run = spec.parent / "run"
+    job = specs.prepare(spec, out=run)
+    result = pipeline.repair(job.model, job.train, job.validation, **job.settings)
+    assert result.plan is not None
+    assert result.plan.granted > 0
+    return spec, run, result.model
+
+
+def test_the_command_writes_the_model_of_a_finished_run(finished, tmp_path):
+    spec, run, model = finished
+    command = ["export", str(spec), "--run", str(run), "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(cli.app, command)
+    assert said.exit_code == 0, said.output
+    assert said.stdout == f"{tmp_path / 'out'}: {WEIGHTS}, {MANIFEST}\n"
+    data = clean()
+    found = expunge.load_exported(tmp_path / "out")(data.inputs.batch(np.arange(99)))
+    with torch.inference_mode():
+        assert_allclose(found, model(data.batch(np.arange(99))), rtol=1e-5, atol=1e-5)
+    again = CliRunner().invoke(cli.app, [*command[:-1], str(tmp_path / "other"), "--json"])
+    assert json.loads(again.stdout)["folder"] == str(tmp_path / "other")
+
+
+def test_runs_that_are_not_finished_or_of_other_data_are_refused(finished, tmp_path):
+    spec, run, _ = finished
+    with pytest.raises(RunError, match="holds no finished run"):
+        cli.repair.exports.export_run(spec, tmp_path / "out", run=tmp_path)
+    other = write_spec(spec.parent, {"data": {"train": {"rows": 150}}}, name="other")
+    with pytest.raises(RunError, match="other training data than the spec names: ids, labels"):
+        cli.repair.exports.export_run(other, tmp_path / "out", run=run)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------- ONNX
+
+
+def require_onnx() -> None:
+    for package in onnx.PACKAGES:
+        pytest.importorskip(package, reason="expunge[onnx] is not installed")
+
+
+def asked(file: Path, x: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"input": x})[0]
+
+
+def test_a_waveform_goes_into_the_onnx_file_and_the_model_s_logits_come_out(tmp_path):
+    require_onnx()
+    (model, plan), data = words(), sound()
+    found = expunge.save_exported(model, data, tmp_path / "out", **SPEECH, plan=plan, onnx=True)
+    assert found.manifest.onnx.samples == 70
+    assert found.manifest.onnx.difference < 1e-4
+    assert found.manifest.onnx.equal == 1
+    with torch.inference_mode():
+        for n in (1, 7, 70):
+            rows = np.arange(n)
+            x = data.inputs.batch(rows).numpy().astype(np.float32) / 32768
+            got, expected = asked(tmp_path / "out" / GRAPH, x), model(data.batch(rows)).numpy()
+            assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    again = expunge.load_exported(tmp_path / "out")
+    assert again.manifest == found.manifest
+    assert set(again.manifest.sha256) == {WEIGHTS, GRAPH}
+
+
+def test_cepstra_with_a_cut_below_the_loudest_are_in_the_graph_too(tmp_path):
+    require_onnx()
+    with seeded(0, "network"):
+        model = nn.Sequential(MFCC(), nn.Flatten(), nn.Linear(40 * 8, 3)).eval()
+    onnx.write_graph(model, sound(), tmp_path / "m.onnx")
+    parity = onnx.compare_graph(model, sound(), tmp_path / "m.onnx", tolerance=1e-2)
+    assert parity.equal == 1
+
+
+def test_mean_and_deviation_are_in_the_graph(tmp_path):
+    require_onnx()
+    with seeded(0, "network"):
+        model = resnet(classes=4, widths=(4, 8), blocks=(1, 1)).eval()
+    onnx.write_graph(model, images(), tmp_path / "m.onnx")
+    x = images().inputs.batch(np.arange(5)).numpy().astype(np.float32) / 255
+    with torch.inference_mode():
+        expected = model(images().batch(np.arange(5))).numpy()
+    assert_allclose(asked(tmp_path / "m.onnx", x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_masks_are_in_the_graph(tmp_path):
+    require_onnx()
+    model, data = memorised(), clean()
+    surgery.mask(model, PLAN, data.example())
+    expunge.save_exported(model, data, tmp_path / "out", **MLP, plan=PLAN, mode="mask", onnx=True)
+    whole = memorised()
+    with pytest.raises(ModelError, match="from the model's on 300 samples"):
+        onnx.compare_graph(whole, data, tmp_path / "out" / GRAPH, tolerance=1e-3)
+
+
+def test_a_graph_that_does_not_give_the_model_s_logits_is_not_written(tmp_path):
+    require_onnx()
+    (model, plan), data = words(), sound()
+    with pytest.raises(ModelError, match="more than -1"):
+        expunge.save_exported(
+            model, data, tmp_path / "out", **SPEECH, plan=plan, onnx=True, tolerance=-1
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_packages_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="'onnx' is not installed") as error:
+        expunge.save_exported(pruned(), clean(), tmp_path / "out", **MLP, plan=PLAN, onnx=True)
+    assert "expunge[onnx]" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
