@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from expunge import pipeline
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.data import Samples, from_arrays
 from expunge.demo.noise import wrong_labels
 from expunge.models.zoo import mlp
@@ -25,7 +25,7 @@ TRAINING = TuneConfig(data="everything", epochs=60, lr=0.05, batch_size=32, augm
 CUT: dict[str, Any] = {"prune": {"fraction": 0.2}}
 QUICK: dict[str, Any] = {**CUT, "tune": {"epochs": 3, "batch_size": 32}}
 # One line of evidence that needs no views.
-FAST: dict[str, Any] = {**QUICK, "score": {"detectors": ["margin", "neighbour_disagreement"]}}
+FAST: dict[str, Any] = {**QUICK, "score": {"detectors": ["margin", "knn_disagreement"]}}
 
 
 @cache
@@ -54,7 +54,7 @@ def clean(n: int = 300, **changes: Any) -> Samples:
 
 
 def network(seed: int = 0, hidden: int = 48) -> nn.Module:
-    with seeded(seed, "network"):
+    with temp_seed(seed, "network"):
         return mlp(inputs=64, classes=10, hidden=hidden)
 
 

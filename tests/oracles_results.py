@@ -9,8 +9,9 @@ import numpy as np
 from torch import nn
 
 from expunge.records import (
+    Baseline,
     Component,
-    Control,
+    Decision,
     Evaluation,
     Fit,
     Metric,
@@ -20,7 +21,6 @@ from expunge.records import (
     RepairResult,
     Scores,
     Size,
-    Verdict,
 )
 
 CLASSES = ("zero", "one", "two", "three")
@@ -70,9 +70,9 @@ def make_evaluation(
     )
 
 
-def make_control(accuracy: float, gain: float, half: float = 0.04) -> Control:
+def make_control(accuracy: float, gain: float, half: float = 0.04) -> Baseline:
     difference = Metric(gain, gain - half, gain + half, 100)
-    return Control(make_evaluation(accuracy), 4.5, Size(9000, 80_000), difference)
+    return Baseline(make_evaluation(accuracy), 4.5, Size(9000, 80_000), difference)
 
 
 def make_ranking(seed: int = 0) -> NeuronRanking:
@@ -121,6 +121,6 @@ def make_result(**changes: Any) -> RepairResult:
         flags=(),
         run="runs/first",
         classes=CLASSES,
-        verdict=Verdict("repair", "nothing was held out"),
+        verdict=Decision("repair", "nothing was held out"),
     )
     return replace(made, **changes)

@@ -22,7 +22,7 @@ SPEC: dict[str, Any] = {
         "weights": "weights.safetensors",
     },
     "data": {"train": {"path": "train.npz"}, "validation": {"path": "test.npz"}},
-    "score": {"detectors": ["margin", "neighbour_disagreement"]},
+    "score": {"detectors": ["margin", "knn_disagreement"]},
     "prune": {"fraction": 0.2},
     "tune": {"epochs": 1, "batch_size": 32},
 }

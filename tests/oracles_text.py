@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge._core.rng import generator, seeded
+from expunge._core.rng import generator, temp_seed
 from expunge.text.encoders import TokenStates
 
 SUBJECTS = [
@@ -124,7 +124,7 @@ def tiny_bert(tokenizer):
         intermediate_size=16,
         max_position_embeddings=32,
     )
-    with seeded(0, "bert"):
+    with temp_seed(0, "bert"):
         return BertModel(config).eval()
 
 
@@ -143,5 +143,5 @@ def tiny_t5(tokenizer):
         pad_token_id=0,
         eos_token_id=3,
     )
-    with seeded(0, "t5"):
+    with temp_seed(0, "t5"):
         return T5ForConditionalGeneration(config).eval()

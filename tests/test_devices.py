@@ -138,11 +138,11 @@ def test_peers_are_trained_on_one_device(scene, name):
 
 
 def test_features_are_encoded_on_one_device(scene):
-    assert len(simclr.encoded(scene.model, scene.samples)) == 48
+    assert len(simclr.extract_features(scene.model, scene.samples)) == 48
     assert at_home(scene.model)
 
 
 def test_a_model_that_is_elsewhere_meets_its_example(scene):
     model = scene.model.to(ELSEWHERE)
     assert discover(model, scene.samples.example()).head == "head"
-    assert surgery.size(model, stages.one_sample(scene.samples)).parameters > 0
+    assert surgery.size(model, stages.example_batch(scene.samples)).parameters > 0

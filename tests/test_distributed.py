@@ -25,12 +25,12 @@ work(Path(sys.argv[1]))
 
 def case():
     """A network with batch norm, and noisy digits that the processes cannot share evenly."""
-    from expunge._core.rng import seeded
+    from expunge._core.rng import temp_seed
     from expunge.models.zoo import convnet
     from expunge.training.loop import TuneConfig
     from oracles_digits import clean, noisy
 
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         model = convnet(classes=10, channels=1, widths=(4, 8), hidden=16, convolutions=1)
     config = TuneConfig(data="everything", epochs=3, lr=0.05, batch_size=32, augment=False)
     return model, noisy(201, view="crop"), clean(101), config
@@ -42,11 +42,11 @@ def work(out: Path) -> None:
     from accelerate.utils import gather_object
 
     from expunge import pipeline, stages
-    from expunge._core.distributed import leave
+    from expunge._core.distributed import shutdown
 
     model, train, validation, config = case()
     accelerator = Accelerator(cpu=True)
-    scores = stages.score(model, train, detectors=["loss", "view_margin", "attribution_mass"])
+    scores = stages.score(model, train, detectors=["loss", "augmented_margin", "attribution_mass"])
     split = stages.partition(scores)
     ranking = stages.rank(model, train, split)
     trained = pipeline.train(model, train, config, out=out / "0-train")
@@ -117,7 +117,7 @@ def work(out: Path) -> None:
             trained=weights[0].numpy(),
             moving=trained.model.state_dict()["1.running_var"].numpy(),
         )
-    leave()
+    shutdown()
 
 
 def free_port() -> int:
@@ -158,7 +158,7 @@ def test_two_processes_give_the_scores_partition_and_ranking_of_one(two):
     from expunge import stages
 
     model, train, _, _ = case()
-    scores = stages.score(model, train, detectors=["loss", "view_margin", "attribution_mass"])
+    scores = stages.score(model, train, detectors=["loss", "augmented_margin", "attribution_mass"])
     split = stages.partition(scores)
     ranking = stages.rank(model, train, split)
     assert found["ids"].tolist() == scores.ids.tolist()

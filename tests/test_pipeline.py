@@ -235,11 +235,11 @@ def test_a_model_with_next_to_no_noise_is_left_alone_and_the_controls_show_why()
 
 def test_a_partition_that_leaves_nothing_of_a_class_leaves_the_model_alone():
     overrides = {**FAST, "partition": {"threshold": 0.0}, "tune": {"data": "kept"}}
-    result = repaired(overrides=overrides, controls=("finetune-only", "tune-everything"))
+    result = repaired(overrides=overrides, controls=("finetune-only", "finetune-all-labels"))
     assert result.verdict.word == "leave alone"
     assert "nothing is left to learn" in result.verdict.reason
     assert_same_weights(result.model, memorised())
-    assert list(result.controls) == ["tune-everything"]  # the other would have nothing to learn
+    assert list(result.controls) == ["finetune-all-labels"]  # the other would have nothing to learn
 
 
 def held_out() -> Samples:
@@ -532,15 +532,15 @@ def test_stage_by_stage_gives_the_partition_and_the_plan_of_a_repair():
 
 
 def test_what_a_repair_cuts_where_it_is_left_open_depends_on_what_was_learned_by_heart(monkeypatch):
-    uncut = repaired(overrides=OPEN, controls=("finetune-only", "random-units"))
-    assert uncut.plan is None
-    assert uncut.size_after == uncut.size_before
-    assert "has not learned wrong labels by heart" in expunge.report(uncut)
-    for control in uncut.controls.values():  # the repair itself
-        assert_same_weights(control.model, uncut.model)
-    assert "random-control-as-good" not in {flag.code for flag in uncut.flags}
+    prune_skipped_reason = repaired(overrides=OPEN, controls=("finetune-only", "random-units"))
+    assert prune_skipped_reason.plan is None
+    assert prune_skipped_reason.size_after == prune_skipped_reason.size_before
+    assert "has not learned wrong labels by heart" in expunge.report(prune_skipped_reason)
+    for control in prune_skipped_reason.controls.values():  # the repair itself
+        assert_same_weights(control.model, prune_skipped_reason.model)
+    assert "random-control-as-good" not in {flag.code for flag in prune_skipped_reason.flags}
     cut = plain().plan
-    monkeypatch.setattr(cached_stages, "by_heart", lambda *_: True)
+    monkeypatch.setattr(cached_stages, "memorised_wrong_labels", lambda *_: True)
     assert repaired(overrides=OPEN).plan == cut
 
 
@@ -607,14 +607,14 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-WITH_CONTROLS = ("random-units", "retrain-kept")
+WITH_CONTROLS = ("random-units", "retrain-filtered")
 STOPS = [
     ("score", 1),
     ("rank", 1),
     ("5-tune", 1),
     ("5-tune", 20),
     ("controls/random-units/5-tune", 15),
-    ("controls/retrain-kept/5-tune", 30),
+    ("controls/retrain-filtered/5-tune", 30),
     ("evaluate", 1),
 ]
 
@@ -806,7 +806,7 @@ def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, change
     monkeypatch.setattr(cached_stages.diagnostics, "memorised", lambda _: found)
     monkeypatch.setattr(cached_stages, "loop", SimpleNamespace(**{**vars(loop), "tune": spy}))
     tune = {**FAST["tune"], **changes}
-    repaired(overrides={**FAST, "tune": tune}, controls=("retrain-kept",))
+    repaired(overrides={**FAST, "tune": tune}, controls=("retrain-filtered",))
     assert seen == [rate, changes.get("lr", 0.1)]
 
 
@@ -924,8 +924,8 @@ def controlled() -> RepairResult:
 def test_controls_cut_as_many_units_of_each_layer_as_the_repair(controlled):
     size = controlled.size_after
     assert controlled.controls["random-units"].size == size
-    assert controlled.controls["smallest-weights"].size == size
-    for name in ("finetune-only", "retrain-kept", "nothing"):
+    assert controlled.controls["magnitude"].size == size
+    for name in ("finetune-only", "retrain-filtered", "nothing"):
         assert controlled.controls[name].size == controlled.size_before, name
 
 
@@ -940,7 +940,7 @@ def test_a_control_changes_nothing_of_the_repair(controlled):
 
 
 def test_a_control_equals_the_recipe_of_its_name_in_what_it_cuts():
-    as_recipe = repaired(recipe="smallest-weights")
+    as_recipe = repaired(recipe="magnitude")
     effect = as_recipe.ranking.effect
     assert as_recipe.plan.granted == plain().plan.granted
     assert np.all(np.diff(effect) <= 0)
@@ -1023,7 +1023,7 @@ def test_where_nobody_asked_for_a_cut_that_is_not_possible_the_repair_goes_on(hi
     assert result.size_after == result.size_before
     why = "less than one unit" if hidden else "no hidden layer"
     assert "Nothing was cut: this network cannot be:" in expunge.report(result)
-    assert why in result.uncut
+    assert why in result.prune_skipped_reason
     cut = {**OPEN, "prune": {"fraction": 0.2}}
     with pytest.raises((ModelError, PruneError), match=why):
         pipeline.forget(model, noisy(), noisy().ids[:5], clean(), overrides=cut, controls=())
@@ -1051,7 +1051,7 @@ def test_a_body_without_gradients_is_not_cut_and_named(learns):
     if learns:
         named = noisy().ids[:5]
         result = pipeline.forget(model, noisy(), named, clean(), overrides=OPEN, controls=())
-        assert "no gradient reaches body" in result.uncut
+        assert "no gradient reaches body" in result.prune_skipped_reason
 
 
 def test_fresh_weights_depend_on_the_seed_alone():

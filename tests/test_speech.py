@@ -52,7 +52,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "validation": {"path": "test"},
             },
             "score": {
-                "detectors": ["view_margin", "class_distance"],
+                "detectors": ["augmented_margin", "lda_margin"],
                 "views": 2,
                 "precision": "float32",
             },
@@ -95,7 +95,7 @@ def test_a_spec_repairs_a_network_for_words_from_files_to_the_report(spec, tmp_p
     assert page.count("<audio controls") == min(48, flagged) > 10
     assert "low/broken.wav" in page
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert list(summary["quarantined"]["training data"]) == ["low/broken.wav"]
+    assert list(summary["skipped"]["training data"]) == ["low/broken.wav"]
     assert "low/broken.wav" in (tmp_path / "run" / "report.md").read_text()
     exported = export_run(spec, tmp_path / "out", run=tmp_path / "run")
     clips = job.validation.inputs.batch(np.arange(60))

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy.stats import t
 
-from expunge.demo.noise import Truth, mild_inputs
+from expunge.demo.noise import GroundTruth, mild_inputs
 from expunge.detection.detectors import detectors
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, RunError
@@ -23,10 +23,10 @@ from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, detect, memory, prune, published, repair
 from expunge_bench.digits import Digits
-from expunge_bench.fields import Setting, grid, trained
+from expunge_bench.fields import Setting, cached_model, grid
 from expunge_bench.instance_noise import instance_dependent
-from expunge_bench.peers import Case, Verdict, peers
-from expunge_bench.suites import Ledger, Table, mean
+from expunge_bench.peers import BenchmarkCase, Verdict, peers
+from expunge_bench.suites import ResultStore, Table, mean
 
 N = 120
 
@@ -173,7 +173,7 @@ def test_a_grid_is_refused_where_a_noise_is_not_known(data):
 
 
 def test_every_number_of_a_row_against_counting_by_hand():
-    truth = Truth(
+    truth = GroundTruth(
         labels=np.array([0, 1, 2, 0, 1]),
         label_fault=np.array([True, False, False, True, False]),
         input_fault=np.array([False, True, False, False, False]),
@@ -196,7 +196,7 @@ def test_every_number_of_a_row_against_counting_by_hand():
 
 
 def test_without_noise_there_is_no_auroc_but_a_share_flagged():
-    truth = Truth(np.arange(4), np.zeros(4, bool), np.zeros(4, bool))
+    truth = GroundTruth(np.arange(4), np.zeros(4, bool), np.zeros(4, bool))
     found = detect.measured(Verdict(np.arange(4.0), np.array([1, 0, 0, 0], bool), 0.2), truth)
     assert found["auroc"] is None
     assert found["flagged"] == 0.25
@@ -214,7 +214,7 @@ def test_means_carry_the_t_interval():
 
 
 def test_rows_on_disk_survive_a_cut_off_line(tmp_path):
-    ledger = Ledger(tmp_path, ("a",))
+    ledger = ResultStore(tmp_path, ("a",))
     ledger.add({"a": 1, "x": 0.5})
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"a": 2, "x"')
@@ -227,12 +227,12 @@ def test_rows_on_disk_survive_a_cut_off_line(tmp_path):
 def test_rows_of_something_else_are_an_error(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"b": 1}\n')
     with pytest.raises(RunError, match="line 1 is no row of this suite"):
-        Ledger(tmp_path, ("a",)).rows()
+        ResultStore(tmp_path, ("a",)).rows()
 
 
 def test_tables_are_escaped_in_html(tmp_path):
     table = Table(("a", "b"), (("<b>", "1"),), "Caption")
-    text = Ledger(tmp_path, ("a",)).write("T", "expunge bench", [table])
+    text = ResultStore(tmp_path, ("a",)).write("T", "expunge bench", [table])
     assert text == "Caption\n\n| a | b |\n| --- | --- |\n| <b> | 1 |\n"
     assert "&lt;b&gt;" in (tmp_path / "table.html").read_text()
 
@@ -270,8 +270,8 @@ def test_unknown_detectors_are_refused_before_any_training(data, tmp_path):
 def test_peers_say_something_of_every_sample(data, tmp_path, name):
     setting = Setting("human_random1", n=100)
     scene = data.scene(setting)
-    model = trained(data, scene, setting, tmp_path).model
-    verdict = peers.get(name)(Case(data, model, scene, setting, tmp_path, lambda *_: None))
+    model = cached_model(data, scene, setting, tmp_path).model
+    verdict = peers.get(name)(BenchmarkCase(data, model, scene, setting, tmp_path, lambda *_: None))
     assert verdict.score.shape == verdict.flagged.shape == (100,)
     assert np.isfinite(verdict.score).all()
     assert verdict.flagged.dtype == bool
@@ -281,8 +281,8 @@ def test_peers_say_something_of_every_sample(data, tmp_path, name):
 def test_captum_agrees_with_the_closed_form_of_self_influence_but_for_the_bias(data, tmp_path):
     setting = Setting("human_random1", n=100)
     scene = data.scene(setting)
-    model = trained(data, scene, setting, tmp_path).model
-    case = Case(data, model, scene, setting, tmp_path, lambda *_: None)
+    model = cached_model(data, scene, setting, tmp_path).model
+    case = BenchmarkCase(data, model, scene, setting, tmp_path, lambda *_: None)
     theirs = np.exp(peers.get("tracin")(case).score)
     signals = collect(model, scene.train, needs=frozenset({"head"}), precision="float32")
     ours = detectors.get("self_influence")(signals).score ** 2

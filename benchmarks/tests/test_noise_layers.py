@@ -108,7 +108,7 @@ def test_unknown_names_are_answered(tmp_path):
 
 def test_the_command_prints_the_table_or_the_rows(tmp_path, done, monkeypatch):
     _, out = done
-    monkeypatch.setattr(noise_layers.tuning, "tune", None)
+    monkeypatch.setattr(noise_layers.loop, "tune", None)
     arguments = ["bench", "noise-layers", "--on", "digits", "--out", str(out), "--factor", "0.5"]
     for name, value in TINY.items():
         arguments += [f"--{name}", str(value)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from expunge import cli
-from expunge.demo.noise import Scene, Truth
+from expunge.demo.noise import GroundTruth, NoisyDataset
 from expunge.errors import ConfigError
 from expunge.selfsupervised.refinement import RefineConfig
 from expunge.selfsupervised.simclr import SimclrConfig
@@ -44,7 +44,9 @@ class Small:
         x, y = (part[: setting.n] for part in digits())
         given = instance_dependent(x, y, rate=setting.rate, classes=10, seed=setting.seed)
         train = replace(noisy(setting.n), labels=given)
-        return Scene(train, clean(200), Truth(y, given != y, np.zeros(len(y), dtype=bool)))
+        return NoisyDataset(
+            train, clean(200), GroundTruth(y, given != y, np.zeros(len(y), dtype=bool))
+        )
 
 
 def bench(out, **more):

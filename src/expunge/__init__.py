@@ -4,26 +4,36 @@ from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ExpungeError
 from expunge.pipeline import forget, repair
 from expunge.reporting.markdown import markdown as report
-from expunge.stages import certify, compare, partition, plan, prune, rank, score, trajectory, tune
-from expunge.storage.export import load_exported, save_exported
+from expunge.stages import (
+    audit,
+    average_checkpoint_probs,
+    compare,
+    partition,
+    plan,
+    prune,
+    rank,
+    score,
+    tune,
+)
+from expunge.storage.export import export_model, load_exported_model
 
 __all__ = [
     "ExpungeError",
     "Samples",
-    "certify",
+    "audit",
+    "average_checkpoint_probs",
     "compare",
+    "export_model",
     "forget",
     "from_arrays",
     "from_dataset",
-    "load_exported",
+    "load_exported_model",
     "partition",
     "plan",
     "prune",
     "rank",
     "repair",
     "report",
-    "save_exported",
     "score",
-    "trajectory",
     "tune",
 ]

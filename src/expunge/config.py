@@ -8,7 +8,7 @@ import types
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from expunge.errors import ConfigError, closest, raise_all
+from expunge.errors import ConfigError, did_you_mean, raise_all
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def _dataclass(kind: type, values: Any, path: str, problems: list[str]) -> Any:
     made: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            problems.append(f"unknown key '{path}{key}': {closest(key, shown.values())}")
+            problems.append(f"unknown key '{path}{key}': {did_you_mean(key, shown.values())}")
         else:
             made[key] = _value(hints[key], value, f"{path}{shown[key]}", problems)
     for name, f in known.items():
@@ -72,7 +72,7 @@ def _value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
     if origin is Literal:
         if value in args and type(value) in {type(a) for a in args}:
             return value
-        problems.append(f"'{path}' is {_shown(value)}: {closest(str(value), map(str, args))}")
+        problems.append(f"'{path}' is {_shown(value)}: {did_you_mean(str(value), map(str, args))}")
         return None
     if origin is tuple:
         if isinstance(value, list | tuple):

@@ -61,7 +61,7 @@ def extra_required(package: str, extra: str) -> ConfigError:
     )
 
 
-def closest(name: str, choices: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: the closest match, or the list of what there is."""
     known = sorted(choices)
     match = get_close_matches(name, known, n=1, cutoff=0.6)
@@ -70,14 +70,14 @@ def closest(name: str, choices: Iterable[str]) -> str:
     return f"choose one of: {', '.join(known)}" if known else "there are none"
 
 
-def some(values: Iterable[object], limit: int = 5) -> str:
+def format_ids(values: Iterable[object], limit: int = 5) -> str:
     """The first few of many values, for a message."""
     items = list(values)
     shown = ", ".join(str(v) for v in items[:limit])
     return shown if len(items) <= limit else f"{shown} … ({len(items)} in all)"
 
 
-def by_reason(what: str, reasons: Mapping[Any, str], limit: int = 8) -> list[str]:
+def group_by_reason(what: str, reasons: Mapping[Any, str], limit: int = 8) -> list[str]:
     """Lines that name what is wrong with which ids, in the order in which the reasons come.
 
     >>> by_reason("clips", {3: "are silent", 5: "are silent"})
@@ -86,7 +86,7 @@ def by_reason(what: str, reasons: Mapping[Any, str], limit: int = 8) -> list[str
     groups: dict[str, list[Any]] = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name)
-    lines = [f"{what} that {reason}: ids {some(names)}" for reason, names in groups.items()]
+    lines = [f"{what} that {reason}: ids {format_ids(names)}" for reason, names in groups.items()]
     if len(lines) > limit:
         lines = [*lines[:limit], f"… {len(lines) - limit} more kinds of problem"]
     return lines

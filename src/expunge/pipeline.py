@@ -23,16 +23,16 @@ from expunge._core.progress import Progress, silent
 from expunge.config import digest
 from expunge.data import Samples, as_samples
 from expunge.detection.detectors import kind_of
-from expunge.detection.partitioners import with_inputs
-from expunge.errors import DataError, ModelError, PruneError, some
+from expunge.detection.partitioners import with_input_faults
+from expunge.errors import DataError, ModelError, PruneError, format_ids
 from expunge.evaluation import decision
 from expunge.models.inspection import check_fit, check_model, reinitialised
-from expunge.recipes import CUT, Recipe, recipes
-from expunge.records import NeuronRanking, Partition, PrunePlan, RepairResult, Scores, Verdict
-from expunge.stages import Data, cut_model, predict, sound_inputs
+from expunge.recipes import DEFAULT_PRUNE_FRACTION, Recipe, recipes
+from expunge.records import Decision, NeuronRanking, Partition, PrunePlan, RepairResult, Scores
+from expunge.stages import Data, clean_input_probability, cut_model, predict
 from expunge.storage import cached_stages, serialization
-from expunge.storage.cached_stages import BASIS, Fixed, Job
-from expunge.storage.run_folder import Artefact, Run, opened
+from expunge.storage.cached_stages import SHARED_STAGES, RepairContext, RepairOutcome
+from expunge.storage.run_folder import Artefact, Run, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training import loop
 from expunge.training.loop import TuneConfig, lost_classes
@@ -42,7 +42,7 @@ _NO_NEED = (
     "the model has not learned wrong labels by heart, and elsewhere a cut costs accuracy; set "
     "prune.fraction for a smaller model"
 )
-CONTROLS = ("finetune-only", "random-units", "smallest-weights", "retrain-kept")
+CONTROLS = ("finetune-only", "random-units", "magnitude", "retrain-filtered")
 
 
 def repair(
@@ -84,7 +84,7 @@ def repair(
         seed=seed,
         progress=progress,
     )
-    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+    with open_run(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed)
         return _finished(job, run, cached_stages.scored(job, run), train_seconds)
 
@@ -136,7 +136,7 @@ def forget(
     def compute() -> Artefact:
         return serialization.store_scores(_all_or_nothing(job.train, named))
 
-    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+    with open_run(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed, forget=int(named.sum()))
         key = {**job.key(run, job.recipe.score, ()), "forget": job.header["forget"]}
         scores = serialization.load_scores(run.stage("1-score", key, compute))
@@ -150,7 +150,11 @@ def _named(samples: Samples, ids: np.ndarray) -> np.ndarray:
         ids, own = ids.astype(str), own.astype(str)
     strangers = np.setdiff1d(ids, own)
     if len(strangers) or not len(ids):
-        what = f"no training sample has the id {some(strangers)}" if len(ids) else "no id is named"
+        what = (
+            f"no training sample has the id {format_ids(strangers)}"
+            if len(ids)
+            else "no id is named"
+        )
         raise DataError(what, where="forget", fix="name ids of the training samples")
     return np.isin(own, ids)
 
@@ -160,7 +164,7 @@ def _require_rest(samples: Samples, named: np.ndarray) -> None:
     lost = np.setdiff1d(samples.labels, samples.labels[~named])
     if len(lost):
         raise DataError(
-            f"nothing would be left of class {some(samples.classes[c] for c in lost)}",
+            f"nothing would be left of class {format_ids(samples.classes[c] for c in lost)}",
             where="forget",
             fix="a class is not forgotten whole this way: name fewer ids, or train a network "
             "without the class",
@@ -214,7 +218,7 @@ def repair_until(
         seed=seed,
         progress=progress,
     )
-    with opened(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+    with open_run(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
         scores = cached_stages.scored(job, run)
         if until == "score":
             return Stages(scores, None, None, None)
@@ -256,7 +260,7 @@ def train(
         "model": model_fingerprint(model),
         "train": samples.fingerprint(),
     }
-    with opened(out, header, fresh=fresh, accelerator=accelerator) as run:
+    with open_run(out, header, fresh=fresh, accelerator=accelerator) as run:
 
         def compute() -> Artefact:
             targets = loop.targets_of(samples, None, config)
@@ -279,15 +283,17 @@ def train(
     return Trained(trained.eval(), run.seconds["model"])
 
 
-def _finished(job: Job, run: Run, scores: Scores, train_seconds: float | None) -> RepairResult:
+def _finished(
+    job: RepairContext, run: Run, scores: Scores, train_seconds: float | None
+) -> RepairResult:
     """All that follows the scores."""
     split = cached_stages.partitioned(job, run, job.recipe.partition, scores)
-    why_not = decision.hopeless(split, job.recipe, job.train.classes) if job.asked else ""
+    why_not = decision.reason_to_skip(split, job.recipe, job.train.classes) if job.asked else ""
     fixed = _untouched(job, run, split) if why_not else _carried_out(job, run, job.recipe, split)
     repaired = None if why_not else fixed
     found = {name: _controlled(job, run, name, split, repaired) for name in job.controls}
     others = {name: other for name, other in found.items() if other is not None}
-    verdict = Verdict("leave alone", why_not) if why_not else _judged(job, run, fixed, others)
+    verdict = Decision("leave alone", why_not) if why_not else _judged(job, run, fixed, others)
     if not verdict.kept:
         fixed = _untouched(job, run, fixed.partition)
     result = results.measure(job, run, scores, fixed, others, verdict, train_seconds)
@@ -297,14 +303,14 @@ def _finished(job: Job, run: Run, scores: Scores, train_seconds: float | None) -
 
 
 def _carried_out(
-    job: Job,
+    job: RepairContext,
     run: Run,
     recipe: Recipe,
     split: Partition,
     prefix: str = "",
     until: str = "tune",
-    basis: Sequence[str] = BASIS,
-) -> Fixed:
+    basis: Sequence[str] = SHARED_STAGES,
+) -> RepairOutcome:
     """Rank, plan, cut and tune as a recipe says, in as many rounds as it says.
 
     The prefix is that of its stages' folders; the basis are the stages that made the partition.
@@ -313,9 +319,11 @@ def _carried_out(
     if recipe.start == "scratch":
         model = reinitialised(model, job.seed)
     # A control that ranks as the repair itself does shares its ranking.
-    shared = recipe.rank == job.recipe.rank and basis == BASIS
+    shared = recipe.rank == job.recipe.rank and basis == SHARED_STAGES
     folders = f"{'' if shared else prefix}3-rank", f"{prefix}4-prune"
-    model, ranking, cut, uncut = _cut(job, run, recipe, model, split, folders, until, read)
+    model, ranking, cut, prune_skipped_reason = _cut(
+        job, run, recipe, model, split, folders, until, read
+    )
     if recipe.tune.epochs and until == "tune":
         model = cached_stages.tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
         read.append(f"{prefix}5-tune")
@@ -328,7 +336,7 @@ def _carried_out(
     if model is job.model:  # the caller's own: neither handed out nor put into another mode
         model = copy.deepcopy(model)
     seconds = sum(run.seconds[name] for name in read)
-    return Fixed(model.eval(), split, ranking, cut, seconds, uncut)
+    return RepairOutcome(model.eval(), split, ranking, cut, seconds, prune_skipped_reason)
 
 
 class _Cut(NamedTuple):
@@ -337,11 +345,11 @@ class _Cut(NamedTuple):
     model: nn.Module
     ranking: NeuronRanking | None = None
     plan: PrunePlan | None = None
-    uncut: str = ""
+    prune_skipped_reason: str = ""
 
 
 def _cut(
-    job: Job,
+    job: RepairContext,
     run: Run,
     recipe: Recipe,
     model: nn.Module,
@@ -354,9 +362,13 @@ def _cut(
     prune, ranking = recipe.prune, None
     if prune.open:
         scores = serialization.load_scores(run.made["1-score"])
-        if until == "tune" and job.asked and not cached_stages.by_heart(recipe, scores, split):
-            return _Cut(model, uncut=_NO_NEED)
-        prune = replace(prune, fraction=CUT)
+        if (
+            until == "tune"
+            and job.asked
+            and not cached_stages.memorised_wrong_labels(recipe, scores, split)
+        ):
+            return _Cut(model, prune_skipped_reason=_NO_NEED)
+        prune = replace(prune, fraction=DEFAULT_PRUNE_FRACTION)
     if not prune.cuts:
         return _Cut(model)
     try:
@@ -369,34 +381,38 @@ def _cut(
     except (ModelError, PruneError) as error:
         if until != "tune" or not recipe.prune.open:
             raise
-        return _Cut(model, ranking, uncut=f"this network cannot be: {error.what}")
+        return _Cut(model, ranking, prune_skipped_reason=f"this network cannot be: {error.what}")
     read.append(folders[1])
     return _Cut(smaller, ranking, plan)
 
 
-def _untouched(job: Job, run: Run, split: Partition) -> Fixed:
+def _untouched(job: RepairContext, run: Run, split: Partition) -> RepairOutcome:
     """The model as it came."""
-    seconds = sum(run.seconds[name] for name in BASIS)
-    return Fixed(copy.deepcopy(job.model).eval(), split, None, None, seconds)
+    seconds = sum(run.seconds[name] for name in SHARED_STAGES)
+    return RepairOutcome(copy.deepcopy(job.model).eval(), split, None, None, seconds)
 
 
-def _judged(job: Job, run: Run, fixed: Fixed, others: Mapping[str, Fixed]) -> Verdict:
+def _judged(
+    job: RepairContext, run: Run, fixed: RepairOutcome, others: Mapping[str, RepairOutcome]
+) -> Decision:
     """Whether to keep the repair, by what is held out."""
     if not job.asked:
-        return Verdict("repair", "these samples were to be unlearned, whatever it costs")
+        return Decision("repair", "these samples were to be unlearned, whatever it costs")
     if job.held_out is None:
-        return Verdict("repair", "no labels were held out that could speak against it")
+        return Decision("repair", "no labels were held out that could speak against it")
     started, held_out = time.perf_counter(), job.held_out
 
     def predicted(model: nn.Module) -> np.ndarray:
         return predict(model, held_out, progress=job.progress)
 
     scratch = [name for name in others if recipes.get(name)(job.recipe).start == "scratch"]
-    verdict = decision.judge(
+    verdict = decision.decide(
         predicted(job.model),
         decision.Candidate(predicted(fixed.model), fixed.seconds),
         {n: decision.Candidate(predicted(others[n].model), others[n].seconds) for n in scratch},
-        decision.HeldOut(held_out.labels, sound_inputs(job.model, held_out, fixed.partition)),
+        decision.HeldOutLabels(
+            held_out.labels, clean_input_probability(job.model, held_out, fixed.partition)
+        ),
         decision.transition(fixed.partition, len(job.train.classes)),
     )
     run.seconds["judge"] = time.perf_counter() - started
@@ -404,7 +420,7 @@ def _judged(job: Job, run: Run, fixed: Fixed, others: Mapping[str, Fixed]) -> Ve
 
 
 def _again(
-    job: Job,
+    job: RepairContext,
     run: Run,
     recipe: Recipe,
     number: int,
@@ -428,7 +444,7 @@ def _again(
     scores = cached_stages.scored(job, run, model, config, looked, read)
     read.append(looked)
     found = cached_stages.partitioned(job, run, recipe.partition, scores, split_name, read)
-    split = with_inputs(found, before, fdr=recipe.partition.fdr)
+    split = with_input_faults(found, before, fdr=recipe.partition.fdr)
     read.append(split_name)
     settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
     epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]
@@ -443,8 +459,8 @@ def _again(
 
 
 def _controlled(
-    job: Job, run: Run, name: str, first: Partition, repaired: Fixed | None
-) -> Fixed | None:
+    job: RepairContext, run: Run, name: str, first: Partition, repaired: RepairOutcome | None
+) -> RepairOutcome | None:
     """A control: it starts from the first partition, or trains from scratch on the repair's last.
 
     One that scores or partitions in another way makes its own. One that differs in what it cuts
@@ -456,9 +472,9 @@ def _controlled(
     if repaired is not None and repaired.plan is None and same:
         return repaired
     last = first if repaired is None else repaired.partition
-    split, read = (last if recipe.start == "scratch" else first), BASIS
+    split, read = (last if recipe.start == "scratch" else first), SHARED_STAGES
     if (recipe.score, recipe.partition) != (job.recipe.score, job.recipe.partition):
-        read = tuple(f"{prefix}{stage}" for stage in BASIS)
+        read = tuple(f"{prefix}{stage}" for stage in SHARED_STAGES)
         scores = cached_stages.scored(job, run, config=recipe.score, name=read[0])
         split = cached_stages.partitioned(job, run, recipe.partition, scores, read[1], read[:1])
     if len(lost_classes(split, recipe.tune)):

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from expunge.detection.lda import posteriors
-from expunge.errors import DataError, ExpungeError, PruneError, some
+from expunge.detection.lda import loo_lda_posteriors
+from expunge.errors import DataError, ExpungeError, PruneError, format_ids
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -49,7 +49,7 @@ def _require_finite(array: np.ndarray, ids: np.ndarray, what: str) -> None:
     finite = np.isfinite(array.reshape(len(ids), -1)).all(axis=1)
     if not finite.all():
         raise DataError(
-            f"{what} is NaN or infinite for ids {some(ids[~finite])}",
+            f"{what} is NaN or infinite for ids {format_ids(ids[~finite])}",
             fix="check the model's weights and these inputs",
         )
 
@@ -69,7 +69,7 @@ def align(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     missing = ids[at] != wanted
     if missing.any():
         raise DataError(
-            f"there are no rows for ids {some(wanted[missing])}",
+            f"there are no rows for ids {format_ids(wanted[missing])}",
             fix="use the records with the data that they were made from",
         )
     return at
@@ -81,8 +81,9 @@ class Signals:
 
     logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
     as the attribution. features: pooled activations, ``float32[n, d]`` by layer name, averaged over
-    random views; attributed: pooled gradient × activation of the plain inputs. view_probs: class
-    probabilities averaged over the same views, ``float32[n, c]``; view_loss: the cross-entropy
+    random views; attributed: pooled gradient × activation of the plain inputs. augmented_probs:
+    class probabilities averaged over the same views, ``float32[n, c]``; augmented_loss: the
+    cross-entropy
     averaged over them; views: how many there were, 0 if the plain inputs stand for them.
     attributions: ``float32[n, u]``, the label-free attribution of every unit. probs: class
     probabilities from elsewhere, by name, and trusted: samples known to be right; see `Samples`.
@@ -94,8 +95,8 @@ class Signals:
     logits: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    view_probs: np.ndarray | None = None
-    view_loss: np.ndarray | None = None
+    augmented_probs: np.ndarray | None = None
+    augmented_loss: np.ndarray | None = None
     attributions: np.ndarray | None = None
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     trusted: np.ndarray | None = None
@@ -103,10 +104,10 @@ class Signals:
     attributed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
-    def posteriors(self) -> tuple[np.ndarray, ...]:
+    def loo_lda_posteriors(self) -> tuple[np.ndarray, ...]:
         """What the features of each layer say of the class: ``float64[n, c]``, samples left out."""
         classes = self.logits.shape[1]
-        return tuple(posteriors(f, self.labels, classes) for f in self.features.values())
+        return tuple(loo_lda_posteriors(f, self.labels, classes) for f in self.features.values())
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -120,7 +121,7 @@ class Signals:
         _freeze_mapping(self, "features")
         _freeze_mapping(self, "attributed")
         _freeze_mapping(self, "probs")
-        optional = ("view_probs", "view_loss", "attributions", "trusted")
+        optional = ("augmented_probs", "augmented_loss", "attributions", "trusted")
         parts = [p for p in optional if getattr(self, p) is not None]
         _freeze(self, **{p: (getattr(self, p), None) for p in parts})
         _require_rows(self, n, "labels", "logits", *parts)
@@ -439,7 +440,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Control:
+class Baseline:
     """What another recipe reaches from the same start."""
 
     evaluation: Evaluation
@@ -450,7 +451,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class UnlearningAudit:
     """What a model knows of the samples that were to be unlearned: each (before, after).
 
     samples: how many of them were asked about. predicted: share whose given label is predicted.
@@ -466,7 +467,7 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What to do with a repair, and why in a sentence.
 
     ``"leave alone"``: the repair does no good. ``"retrain"``: a network trained anew is ahead.
@@ -488,8 +489,8 @@ class Verdict:
 class RepairResult:
     """Everything that a repair did; on disk it is the run folder.
 
-    quarantined: samples that could not be used and took no part, ``{data set: {id: reason}}``.
-    uncut: why nothing was cut, where the repair decided that.
+    skipped: samples that could not be used and took no part, ``{data set: {id: reason}}``.
+    prune_skipped_reason: why nothing was cut, where the repair decided that.
     """
 
     model: nn.Module
@@ -503,14 +504,14 @@ class RepairResult:
     before: Evaluation | None
     after: Evaluation | None
     gain: Metric | None
-    controls: Mapping[str, Control]
+    controls: Mapping[str, Baseline]
     size_before: Size
     size_after: Size
     seconds: Mapping[str, float]
     flags: tuple[Flag, ...]
     run: str
     classes: tuple[str, ...]
-    verdict: Verdict
-    certificate: Certificate | None = None
-    quarantined: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
-    uncut: str = ""
+    verdict: Decision
+    certificate: UnlearningAudit | None = None
+    skipped: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    prune_skipped_reason: str = ""

@@ -13,25 +13,25 @@ import pyarrow.parquet as pq
 from expunge.data import shared_inputs
 from expunge.evaluation import diagnostics, metrics
 from expunge.pruning import surgery
-from expunge.records import Control, RepairResult, Scores, Verdict
+from expunge.records import Baseline, Decision, RepairResult, Scores
 from expunge.reporting import html, markdown
-from expunge.stages import certify, evaluate, one_sample
-from expunge.storage.cached_stages import Fixed, Job
+from expunge.stages import audit, evaluate, example_batch
+from expunge.storage.cached_stages import RepairContext, RepairOutcome
 from expunge.storage.run_folder import Run
 from expunge.storage.weights import save_weights
 
 
 def measure(
-    job: Job,
+    job: RepairContext,
     run: Run,
     scores: Scores,
-    fixed: Fixed,
-    others: Mapping[str, Fixed],
-    verdict: Verdict,
+    fixed: RepairOutcome,
+    others: Mapping[str, RepairOutcome],
+    verdict: Decision,
     train_seconds: float | None,
 ) -> RepairResult:
     """Measure the repaired model and the controls, and look for reasons to doubt the numbers."""
-    example = one_sample(job.train)
+    example = example_batch(job.train)
     before = after = gain = None
     controls = {}
     started = time.perf_counter()
@@ -43,8 +43,8 @@ def measure(
             found = evaluate(other.model, job.validation, seed=job.seed, progress=job.progress)
             difference = metrics.paired_gain(after, found, seed=job.seed)
             size = surgery.size(other.model, example)
-            controls[name] = Control(found, other.seconds, size, difference, other.model)
-    certificate = certify(
+            controls[name] = Baseline(found, other.seconds, size, difference, other.model)
+    certificate = audit(
         job.model, fixed.model, job.train, fixed.partition, job.validation, seed=job.seed
     )
     shared = shared_inputs(job.train, job.validation) if job.validation is not None else 0
@@ -83,20 +83,20 @@ def measure(
         classes=job.train.classes,
         verdict=verdict,
         certificate=certificate,
-        quarantined=_quarantined(job),
-        uncut=fixed.uncut,
+        skipped=_quarantined(job),
+        prune_skipped_reason=fixed.prune_skipped_reason,
     )
 
 
-def _quarantined(job: Job) -> dict[str, Mapping[Any, str]]:
+def _quarantined(job: RepairContext) -> dict[str, Mapping[Any, str]]:
     """What was left out of the sets that the job was given."""
     sets = {"training": job.train, "validation": job.validation, "held-out": job.held_out}
-    return {f"{k} data": s.quarantined for k, s in sets.items() if s is not None and s.quarantined}
+    return {f"{k} data": s.skipped for k, s in sets.items() if s is not None and s.skipped}
 
 
-def write(job: Job, run: Run, result: RepairResult) -> None:
+def write(job: RepairContext, run: Run, result: RepairResult) -> None:
     """The files for people and programs: the model, the partition, the result and the reports."""
-    suspects = result.partition.ids[markdown.worst(result.partition, markdown.GALLERY)]
+    suspects = result.partition.ids[markdown.top_suspects(result.partition, markdown.MAX_SHOWN)]
     images = html.images_for(job.train, suspects.tolist())
     clips = html.clips_for(job.train, suspects.tolist())
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})

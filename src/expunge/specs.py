@@ -21,18 +21,25 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.config import build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
-from expunge.data.sources import located
+from expunge.data.sources import resolve_path
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import partitioners
-from expunge.errors import ConfigError, ExpungeError, ModelError, by_reason, closest, raise_all
-from expunge.models.inspection import FAILURES, check_fit, check_model, discover, module_named
+from expunge.errors import (
+    ConfigError,
+    ExpungeError,
+    ModelError,
+    did_you_mean,
+    group_by_reason,
+    raise_all,
+)
+from expunge.models.inspection import FORWARD_ERRORS, check_fit, check_model, discover, module_named
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
-from expunge.storage.run_folder import require_room
+from expunge.storage.run_folder import check_run_folder
 from expunge.storage.weights import load_weights
 from expunge.training.loop import TuneConfig
 
@@ -121,7 +128,7 @@ def _foreign(data: dict[str, Any]) -> list[str]:
             problems.append(f"'data.{key}' must be a table, not {value!r}")
         elif key not in (*SETS, *settings):
             problems.append(
-                f"unknown key 'data.{key}': {closest(key, SETS if table else settings)}"
+                f"unknown key 'data.{key}': {did_you_mean(key, SETS if table else settings)}"
             )
     return problems
 
@@ -150,16 +157,16 @@ def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
     """Call the constructor and load the weights, if the spec names any."""
     constructor = _constructor(config.constructor, folder)
     try:
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             model = constructor(**config.arguments)
-    except (*FAILURES, ArithmeticError, ImportError, NameError, OSError) as error:
+    except (*FORWARD_ERRORS, ArithmeticError, ImportError, NameError, OSError) as error:
         raise ModelError(
             _told(error), where=config.constructor, fix="mend model.arguments, or the constructor"
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not a module", where=config.constructor)
     if config.weights:
-        load_weights(model, located(config.weights, folder))
+        load_weights(model, resolve_path(config.weights, folder))
     return model
 
 
@@ -212,7 +219,7 @@ def prepare(
             check_alike(train, other)
     model, seconds = build_model(spec.model, folder, seed), None
     if not spec.model.weights and spec.train is not None:
-        require_room(target, fresh=fresh or trained is not None)
+        check_run_folder(target, fresh=fresh or trained is not None)
         model, seconds = pipeline.train(
             model,
             train,
@@ -223,8 +230,8 @@ def prepare(
             progress=progress,
         )
     if spec.model.checkpoints:
-        files = [located(file, folder) for file in spec.model.checkpoints]
-        seen = stages.trajectory(model, train, files, progress=progress)
+        files = [resolve_path(file, folder) for file in spec.model.checkpoints]
+        seen = stages.average_checkpoint_probs(model, train, files, progress=progress)
         train = replace(train, probs={**train.probs, "trajectory": seen})
     settings = {
         "recipe": recipe or spec.recipe,
@@ -272,7 +279,7 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
                 attempt(partial(check_disjoint, train, other))
                 attempt(partial(check_alike, train, other))
     for samples in sets:
-        for line in by_reason("samples", samples.quarantined):
+        for line in group_by_reason("samples", samples.skipped):
             note(f"{samples.name}, left out: {line}")
     if not unsound & {"model", "train"} and not spec.model.weights and spec.train is None:
         problems.append("the model has no weights, and there is no table [train]")
@@ -321,13 +328,15 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
 def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:
     """The layers that the recipe names are in the model, which takes the samples."""
     check_fit(model, train)
-    layout = discover(model, stages.one_sample(train))
+    layout = discover(model, stages.example_batch(train))
     if recipe is not None:
         for name in (*recipe.score.stages, *filter(None, [recipe.score.layer])):
             module_named(model, name)
         for name in recipe.rank.layers:
             if name not in layout.probes:
-                raise ModelError(f"no layer of units: '{name}'", fix=closest(name, layout.probes))
+                raise ModelError(
+                    f"no layer of units: '{name}'", fix=did_you_mean(name, layout.probes)
+                )
 
 
 def _constructor(name: str, folder: Path) -> Callable[..., Any]:
@@ -343,7 +352,7 @@ def _constructor(name: str, folder: Path) -> Callable[..., Any]:
                 where=module_name,
                 fix="install it, or mend the name",
             ) from error
-        except (*FAILURES, ArithmeticError, NameError, OSError, SyntaxError) as error:
+        except (*FORWARD_ERRORS, ArithmeticError, NameError, OSError, SyntaxError) as error:
             raise ModelError(
                 f"cannot be imported: {_told(error)}", where=module_name, fix="mend it"
             ) from error
@@ -351,7 +360,7 @@ def _constructor(name: str, folder: Path) -> Callable[..., Any]:
     if not callable(found):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ModelError(
-            f"has no function '{function}'", where=module_name, fix=closest(function, public)
+            f"has no function '{function}'", where=module_name, fix=did_you_mean(function, public)
         )
     return found
 

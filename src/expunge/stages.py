@@ -18,7 +18,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import drawn
+from expunge._core.rng import subsample
 from expunge.config import build
 from expunge.data import Samples, as_samples
 from expunge.data.samples import Batch
@@ -34,13 +34,13 @@ from expunge.pruning.selection import pruners
 from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
 from expunge.records import (
     Budget,
-    Certificate,
     Evaluation,
     Metric,
     NeuronRanking,
     Partition,
     PrunePlan,
     Scores,
+    UnlearningAudit,
     align,
 )
 from expunge.storage.weights import fit_weights, load_weights
@@ -71,7 +71,9 @@ def score(
     """
     samples, config = as_samples(data), _settings(ScoreConfig, settings)
     # When more is there, more is used.
-    more = ("given_probs",) if samples.probs and "given_probs" not in config.detectors else ()
+    more = (
+        ("external_margin",) if samples.probs and "external_margin" not in config.detectors else ()
+    )
     chosen = (*config.detectors, *more)
     needs = needs_of(chosen)
     signals = collect(
@@ -89,7 +91,7 @@ def score(
     return detect(signals, chosen, config.options)
 
 
-def trajectory(
+def average_checkpoint_probs(
     model: nn.Module,
     data: Data,
     checkpoints: Iterable[str | Path | Mapping[str, Tensor]],
@@ -140,7 +142,7 @@ def rank(
 ) -> NeuronRanking:
     """Neurons by how much of the noise they carry. See `RankConfig`."""
     samples, config = as_samples(data), _settings(RankConfig, settings)
-    example = one_sample(samples)
+    example = example_batch(samples)
     # Where nothing can be removed, all hidden layers can still be masked.
     able = surgery.prunable(model, example)
     shared = Counter(surgery.groups(model, example, able).values())
@@ -150,7 +152,7 @@ def rank(
     if not layers:
         raise ModelError("the model has no hidden layer whose units could be ranked")
     if len(samples) > config.most:
-        samples = samples.subset(drawn(len(samples), config.most, seed, "rank"))
+        samples = samples.subset(subsample(len(samples), config.most, seed, "rank"))
     return rank_units(
         model,
         samples,
@@ -234,7 +236,7 @@ def predict(model: nn.Module, data: Data, *, progress: Progress = silent) -> np.
     return collect(model, as_samples(data), progress=progress, what="predict").logits.argmax(axis=1)
 
 
-def sound_inputs(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
+def clean_input_probability(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
     """``float64[n]``: the probability that each sample's input is sound.
 
     Asked only where the training data have bad inputs, more than one in a hundred, by the
@@ -248,7 +250,7 @@ def sound_inputs(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
     return 1.0 - partition(scores, method="mixture").p_input_fault
 
 
-def certify(
+def audit(
     before: nn.Module,
     after: nn.Module,
     data: Data,
@@ -256,7 +258,7 @@ def certify(
     unseen: Data | None = None,
     *,
     seed: int = 0,
-) -> Certificate | None:
+) -> UnlearningAudit | None:
     """What is left of the flagged samples in a repaired model; None if nothing is flagged.
 
     unseen: held-out samples, to tell memory from skill. At most 5,000 samples of each sort are
@@ -269,7 +271,7 @@ def certify(
 
     def said(of: Samples, rows: np.ndarray, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
         """Labels of some rows, and what the two models say of these: probabilities."""
-        few = of.subset(drawn(rows, _ASKED, seed, what))
+        few = of.subset(subsample(rows, _ASKED, seed, what))
         logits = (collect(m, few, what="certify").logits for m in (before, after))
         return few.labels, [softmax(z.astype(np.float64), axis=1) for z in logits]
 
@@ -282,8 +284,8 @@ def certify(
     if unseen is not None:
         others = as_samples(unseen)
         _, new_to = said(others, np.arange(len(others)), "unseen")
-        membership = [metrics.surer(a, b) for a, b in zip(bad, new_to, strict=True)]
-    return Certificate(
+        membership = [metrics.confidence_auroc(a, b) for a, b in zip(bad, new_to, strict=True)]
+    return UnlearningAudit(
         samples=min(int(flagged.sum()), _ASKED),
         predicted=(predicted[0], predicted[1]),
         membership=(membership[0], membership[1]) if membership else None,
@@ -294,13 +296,13 @@ def certify(
 def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) -> nn.Module:
     """A copy of the model without the planned units: removed, or silenced by masks."""
     if mode == "remove":
-        return surgery.prune(model, plan, one_sample(samples))
+        return surgery.prune(model, plan, example_batch(samples))
     masked = copy.deepcopy(model)
-    surgery.mask(masked, plan, one_sample(samples))
+    surgery.mask(masked, plan, example_batch(samples))
     return masked
 
 
-def one_sample(samples: Samples) -> Batch:
+def example_batch(samples: Samples) -> Batch:
     """The first input, prepared: enough to trace a model, and quick."""
     return samples.batch(np.arange(1))
 
@@ -314,7 +316,7 @@ def tuned_layers(
     """
     if config.scope == "all":
         return ()
-    example = one_sample(samples)
+    example = example_batch(samples)
     head = discover(model, example).head
     behind = surgery.norms(model, example, layers) if layers else []
     return tuple(dict.fromkeys((*layers, *behind, *([head] if head else []))))

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from expunge._core import registry as registry_module
 from expunge._core.registry import Registry
-from expunge._core.rng import derive, generator, seeded, torch_generator
+from expunge._core.rng import derive, generator, temp_seed, torch_generator
 from expunge.config import build, canonical, digest
 from expunge.errors import (
     ConfigError,
     DataError,
     ExpungeError,
     PruneError,
-    by_reason,
-    closest,
+    did_you_mean,
+    format_ids,
+    group_by_reason,
     raise_all,
-    some,
 )
 from expunge.records import (
     Budget,
@@ -64,25 +64,25 @@ def test_all_problems_come_in_one_error(n):
 
 
 def test_a_mistyped_name_gets_the_closest_match_or_the_whole_list():
-    assert closest("margn", ["loss", "margin"]) == "did you mean 'margin'?"
-    assert closest("zzz", ["loss", "el2n"]) == "choose one of: el2n, loss"
-    assert closest("zzz", []) == "there are none"
+    assert did_you_mean("margn", ["loss", "margin"]) == "did you mean 'margin'?"
+    assert did_you_mean("zzz", ["loss", "el2n"]) == "choose one of: el2n, loss"
+    assert did_you_mean("zzz", []) == "there are none"
 
 
 def test_a_message_shows_the_first_few_values_and_their_number():
-    assert some([1, 2]) == "1, 2"
-    assert some(range(5)) == "0, 1, 2, 3, 4"
-    assert some(range(9), limit=2) == "0, 1 … (9 in all)"
+    assert format_ids([1, 2]) == "1, 2"
+    assert format_ids(range(5)) == "0, 1, 2, 3, 4"
+    assert format_ids(range(9), limit=2) == "0, 1 … (9 in all)"
 
 
 def test_what_is_wrong_is_grouped_by_reason():
     found = {3: "are torn", 5: "are wet", 4: "are torn"}
-    assert by_reason("pages", found) == [
+    assert group_by_reason("pages", found) == [
         "pages that are torn: ids 3, 4",
         "pages that are wet: ids 5",
     ]
-    assert by_reason("pages", found, limit=1)[1:] == ["… 1 more kinds of problem"]
-    assert by_reason("pages", {}) == []
+    assert group_by_reason("pages", found, limit=1)[1:] == ["… 1 more kinds of problem"]
+    assert group_by_reason("pages", {}) == []
 
 
 # ------------------------------------------------------------------------------- rng
@@ -124,10 +124,10 @@ def test_a_new_consumer_does_not_change_the_numbers_of_others():
 @pytest.mark.parametrize("fails", [False, True])
 def test_seeded_gives_the_same_draws_and_restores_the_state(fails):
     before = torch.get_rng_state()
-    with seeded(0, "dropout"):
+    with temp_seed(0, "dropout"):
         first = torch.rand(3)
     try:
-        with seeded(0, "dropout"):
+        with temp_seed(0, "dropout"):
             second = torch.rand(3)
             if fails:
                 raise KeyError
@@ -323,8 +323,8 @@ def signals(n=4, **changes):
         "logits": np.eye(n, 2),
         "columns": {"mass": np.ones(n)},
         "features": {"conv": np.ones((n, 3))},
-        "view_probs": np.full((n, 2), 0.5),
-        "view_loss": np.ones(n),
+        "augmented_probs": np.full((n, 2), 0.5),
+        "augmented_loss": np.ones(n),
         "attributions": np.ones((n, 5)),
     }
     return Signals(**{**fields, **changes})
@@ -400,10 +400,14 @@ def test_a_frozen_array_is_a_read_only_copy():
         (signals, {"ids": [1, 1, 2, 3]}, r"Signals.ids are not unique"),
         (signals, {"columns": {"mass": np.ones(3)}}, r"'mass' has 3 rows, expected 4"),
         (signals, {"features": {"conv": np.ones((3, 1))}}, r"'conv' has 3 rows, expected 4"),
-        (signals, {"view_loss": np.ones(3)}, r"Signals.view_loss has 3 rows, expected 4"),
+        (signals, {"augmented_loss": np.ones(3)}, r"Signals.augmented_loss has 3 rows, expected 4"),
         (signals, {"logits": [[0, 1], [np.nan, 0], [0, np.inf], [0, 0]]}, r"output .* ids 1, 2"),
         (signals, {"columns": {"mass": [0, 0, 0, np.nan]}}, r"'mass' is NaN .* ids 3"),
-        (signals, {"view_loss": [0, np.inf, 0, 0]}, r"view_loss.* is NaN or infinite for ids 1"),
+        (
+            signals,
+            {"augmented_loss": [0, np.inf, 0, 0]},
+            r"augmented_loss.* is NaN or infinite for ids 1",
+        ),
         (scores, {"values": {}}, r"one detector or more"),
         (scores, {"values": {"loss": np.ones((4, 1))}}, r"'loss' has shape \(4, 1\), .* \(4,\)"),
         (scores, {"values": {"loss": [0, np.nan, 0, 0]}}, r"score 'loss' is NaN .* ids 1"),
@@ -423,7 +427,11 @@ def test_a_record_is_checked_when_it_is_made(make, changes, message):
 
 def test_parts_that_no_detector_asked_for_are_empty():
     record = Signals(np.arange(2), np.zeros(2), np.zeros((2, 2)))
-    assert (record.view_probs, record.view_loss, record.attributions) == (None, None, None)
+    assert (record.augmented_probs, record.augmented_loss, record.attributions) == (
+        None,
+        None,
+        None,
+    )
     assert record.columns == {}
     assert record.features == {}
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from expunge import cli
-from test_nmtune import planted
+from nmtune.test_heads import planted
 
 NAMES = np.array(["fig", "apple", "pear"])
 

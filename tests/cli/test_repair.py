@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from expunge import cli, pipeline
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.demo import digits as demos
 from expunge.models.zoo import convnet
 from expunge.records import Flag
@@ -56,7 +56,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo with a tiny network, few epochs and one control."""
 
     def network(seed: int) -> object:
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             return convnet(classes=10, channels=1, widths=(4, 8), hidden=16, convolutions=1)
 
     def scene(**settings: object) -> demos.Scene:

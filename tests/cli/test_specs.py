@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_data import cifar, labels, pixels
 
+from data.test_data import cifar, labels, pixels
 from expunge import pipeline, specs
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
 from expunge.training.loop import TuneConfig

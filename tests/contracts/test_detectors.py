@@ -24,18 +24,18 @@ from expunge.demo.noise import gaussian_inputs, wrong_labels
 from expunge.detection.detectors import (
     Detection,
     _not_memorised,
+    augmented_margin,
     detect,
     detectors,
     kind_of,
+    knn_disagreement,
     label_margin,
     needs_of,
-    neighbour_disagreement,
     neighbour_votes,
     neighbours_mean,
     opinion_pool,
-    view_margin,
 )
-from expunge.detection.lda import RIDGE, posteriors, regressed
+from expunge.detection.lda import RIDGE, loo_lda_posteriors, loo_ridge_predictions
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ExpungeError
 from expunge.models.zoo import convnet
@@ -65,8 +65,8 @@ def signals(n=80, c=4, seed=0, **changes):
             "early": rng.standard_normal((n, 6)).astype(np.float32),
             "late": rng.standard_normal((n, 3)).astype(np.float32),
         },
-        "view_probs": softmax(logits + rng.standard_normal((n, c)), axis=1).astype(np.float32),
-        "view_loss": rng.random(n).astype(np.float32),
+        "augmented_probs": softmax(logits + rng.standard_normal((n, c)), axis=1).astype(np.float32),
+        "augmented_loss": rng.random(n).astype(np.float32),
         "attributions": rng.random((n, 5)).astype(np.float32),
         "probs": {"folds": softmax(rng.standard_normal((n, c)), axis=1).astype(np.float32)},
         "attributed": {"early": rng.standard_normal((n, 6)).astype(np.float32)},
@@ -85,8 +85,8 @@ def rows(s, at):
         s.logits[at],
         part(s.columns),
         part(s.features),
-        s.view_probs[at],
-        s.view_loss[at],
+        s.augmented_probs[at],
+        s.augmented_loss[at],
         s.attributions[at],
         part(s.probs),
         attributed=part(s.attributed),
@@ -174,7 +174,7 @@ def odd_signals():
             columns=dict.fromkeys(one.columns, 1.0 + half),
         ),
         "very certain": signals(
-            n, c, logits=1e4 * one.logits, view_probs=np.eye(c)[np.zeros(n, int)]
+            n, c, logits=1e4 * one.logits, augmented_probs=np.eye(c)[np.zeros(n, int)]
         ),
     }
 
@@ -233,7 +233,7 @@ def test_detectors_find_planted_faults_of_their_kind(planted, name):
     assert auroc > (0.8 if kind == "label" else 0.7)
 
 
-@pytest.mark.parametrize("name", ["view_margin", "neighbour_disagreement", "class_distance"])
+@pytest.mark.parametrize("name", ["augmented_margin", "knn_disagreement", "lda_margin"])
 def test_class_distributions_know_the_right_label_of_many_wrong_ones(planted, name):
     made, truth = planted
     wrong = truth["label"] & ~truth["input"]
@@ -259,7 +259,11 @@ def test_loss_margin_and_error_norm_agree_with_slow_loops():
     s = signals()
     loss, margin, el2n, influence, view = [], [], [], [], []
     for z, y, h, v in zip(
-        s.logits.astype(float), s.labels, s.columns["head_input_norm"], s.view_probs, strict=True
+        s.logits.astype(float),
+        s.labels,
+        s.columns["head_input_norm"],
+        s.augmented_probs,
+        strict=True,
     ):
         p = np.exp(z) / np.exp(z).sum()
         loss.append(-np.log(p[y]))
@@ -275,8 +279,8 @@ def test_loss_margin_and_error_norm_agree_with_slow_loops():
         "margin": margin,
         "el2n": el2n,
         "self_influence": influence,
-        "view_margin": view,
-        "view_loss": s.view_loss,
+        "augmented_margin": view,
+        "augmented_loss": s.augmented_loss,
         "attribution": -s.columns["attribution"],
     }
     for name, values in expected.items():
@@ -348,7 +352,7 @@ def test_discriminant_posteriors_agree_with_leaving_each_sample_out():
         inverse = np.linalg.inv(scatter(others) + ridge)
         away = [x[i] - x[others & (labels == k)].mean(axis=0) for k in (0, 2)]
         expected.append([-0.5 * d @ inverse @ d for d in away])
-    made = posteriors(features, labels, 3)
+    made = loo_lda_posteriors(features, labels, 3)
     assert_allclose(
         made[:, [0, 2]], np.maximum(np.exp(log_softmax(expected, axis=1)), 1e-4), rtol=1e-6
     )
@@ -379,7 +383,7 @@ def test_a_regression_leaves_each_sample_out_as_a_slow_loop_does():
         rest = np.arange(30) != i
         model = Ridge(alpha=penalty, fit_intercept=False).fit(z[rest], (y - y.mean())[rest])
         expected.append(model.predict(z[i : i + 1])[0])
-    assert_allclose(regressed(x, y), expected, rtol=1e-8)
+    assert_allclose(loo_ridge_predictions(x, y), expected, rtol=1e-8)
 
 
 def test_the_doubt_of_neighbours_is_that_of_a_slow_loop():
@@ -406,10 +410,10 @@ def test_bad_inputs_that_are_common_and_alike_are_foretold_to_be_doubtful():
     wrong = rng.random(n) < 0.3
     given = np.where(wrong, rng.integers(0, 3, n), labels)
     s = Signals(np.arange(n), given, logits, features={"a": f, "b": f @ rng.normal(size=(8, 8))})
-    found = detectors.get("shared_doubt")(s).score
+    found = detectors.get("local_uncertainty")(s).score
     assert roc_auc_score(bad, found) > 0.97
     assert abs(roc_auc_score(wrong, found) - 0.5) < 0.1
-    assert (detectors.get("shared_doubt")(replace(s, features={})).score == 0).all()
+    assert (detectors.get("local_uncertainty")(replace(s, features={})).score == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -479,27 +483,27 @@ def test_layers_that_memorised_the_labels_do_not_suggest_labels():
         c,
         labels=labels,
         features={"early": np.eye(c)[truth] + noise, "late": np.eye(c)[labels] + noise},
-        view_probs=0.8 * np.eye(c)[truth] + 0.2 / c,
+        augmented_probs=0.8 * np.eye(c)[truth] + 0.2 / c,
     )
-    for name in ("neighbour_disagreement", "class_distance"):
+    for name in ("knn_disagreement", "lda_margin"):
         made = detect(s, (name,))
         assert (made.class_probs.argmax(axis=1) == truth).mean() > 0.95
         assert roc_auc_score(wrong, made.values[name]) > 0.95
 
 
 def test_views_of_a_network_that_memorised_have_no_say():
-    views = signals().view_probs
+    views = signals().augmented_probs
     agreeing = np.eye(4)[signals().labels] * 9.0
     assert (views.argmax(axis=1) == signals().labels).mean() < 0.8
-    assert view_margin(signals(logits=agreeing)).class_probs == ()
-    assert len(view_margin(signals(logits=np.log(views))).class_probs) == 1
+    assert augmented_margin(signals(logits=agreeing)).class_probs == ()
+    assert len(augmented_margin(signals(logits=np.log(views))).class_probs) == 1
 
 
 def test_chunks_and_their_size_do_not_change_the_score():
     s = signals()
-    made = neighbour_disagreement(s)
+    made = knn_disagreement(s)
     for chunk in (1, 7, 80):
-        assert_allclose(neighbour_disagreement(s, chunk=chunk).score, made.score, rtol=1e-6)
+        assert_allclose(knn_disagreement(s, chunk=chunk).score, made.score, rtol=1e-6)
 
 
 def planted_sources(n=3000, c=4, seed=0):
@@ -556,11 +560,11 @@ def test_a_label_margin_compares_with_the_best_other():
 
 def test_detect_names_scores_and_kinds_and_takes_options():
     s = signals()
-    made = detect(s, ("loss", "neighbour_disagreement"), {"neighbour_disagreement": {"k": 3}})
-    assert list(made.values) == ["loss", "neighbour_disagreement"]
-    assert made.kinds == {"loss": "label", "neighbour_disagreement": "label"}
-    alone = neighbour_disagreement(s, k=3)
-    assert (made.values["neighbour_disagreement"] == alone.score).all()
+    made = detect(s, ("loss", "knn_disagreement"), {"knn_disagreement": {"k": 3}})
+    assert list(made.values) == ["loss", "knn_disagreement"]
+    assert made.kinds == {"loss": "label", "knn_disagreement": "label"}
+    alone = knn_disagreement(s, k=3)
+    assert (made.values["knn_disagreement"] == alone.score).all()
     trusted = _not_memorised(list(alone.class_probs), s)
     assert_allclose(made.class_probs, opinion_pool(trusted, s.labels), rtol=1e-5)
     assert (made.ids == s.ids).all()
@@ -575,14 +579,14 @@ def test_detect_says_how_often_model_and_views_agree_with_the_labels():
     s = signals(views=4)
     made = detect(s, ("loss",))
     assert made.agreement["model"] == (s.logits.argmax(axis=1) == s.labels).mean()
-    assert made.agreement["views"] == (s.view_probs.argmax(axis=1) == s.labels).mean()
+    assert made.agreement["views"] == (s.augmented_probs.argmax(axis=1) == s.labels).mean()
     assert "views" not in detect(signals(), ("loss",)).agreement
 
 
 @pytest.mark.parametrize(
     ("name", "missing", "change"),
     [
-        ("view_margin", "views", {"view_probs": None}),
+        ("augmented_margin", "views", {"augmented_probs": None}),
         ("attribution_clusters", "vectors", {"attributions": None}),
         ("self_influence", "head", {"columns": {}}),
     ],
@@ -598,13 +602,13 @@ def test_wrong_names_and_options_are_refused():
         detect(s, ())
     with pytest.raises(ConfigError, match=r"no detector is called 'los'\n.*did you mean 'loss'"):
         detect(s, ("los",))
-    with pytest.raises(ConfigError, match="'neighbour_disagreement' has no option 'kk'"):
-        detect(s, ("neighbour_disagreement",), {"neighbour_disagreement": {"kk": 3}})
+    with pytest.raises(ConfigError, match="'knn_disagreement' has no option 'kk'"):
+        detect(s, ("knn_disagreement",), {"knn_disagreement": {"kk": 3}})
 
 
 def test_needs_are_those_of_all_named_detectors():
     assert needs_of(("loss",)) == frozenset()
-    assert needs_of(("self_influence", "view_loss", "loss")) == {"head", "views"}
+    assert needs_of(("self_influence", "augmented_loss", "loss")) == {"head", "views"}
     with pytest.raises(ConfigError, match="no detector is called"):
         needs_of(("nothing_like_it",))
 

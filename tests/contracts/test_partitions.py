@@ -15,7 +15,7 @@ from expunge.detection.partitioners import (
     mixture,
     partitioners,
     posterior,
-    with_inputs,
+    with_input_faults,
 )
 from expunge.errors import ConfigError
 from expunge.records import Component, Scores
@@ -371,8 +371,8 @@ def test_a_threshold_for_false_discoveries_is_that_of_labels_and_inputs_together
     labels, inputs = (
         partitioners.get("posterior")(s, seed=0) for s in (scores([label]), scores(inputs=[bad]))
     )
-    both = with_inputs(labels, inputs, fdr=0.05)
+    both = with_input_faults(labels, inputs, fdr=0.05)
     assert both.threshold == fdr_threshold(both.p_noisy, 0.05)
     assert both.flagged[300:].all()
     assert (1 - both.p_noisy[both.flagged]).mean() <= 0.05
-    assert with_inputs(labels, inputs).threshold == labels.threshold
+    assert with_input_faults(labels, inputs).threshold == labels.threshold

@@ -10,7 +10,6 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 from sklearn.linear_model import Ridge
-from test_layers import SharedRelu, hooks_of
 from torch import nn
 
 from expunge._core.progress import silent
@@ -19,6 +18,7 @@ from expunge.errors import ConfigError, DataError, ModelError
 from expunge.models.zoo import convnet, mlp
 from expunge.pruning.ranking import Moments, _moments, rank_units, rankers
 from expunge.records import Partition
+from models.test_inspection import SharedRelu, hooks_of
 from oracles_models import SignalNet, build
 
 NAMES = rankers.names()
@@ -173,7 +173,7 @@ def test_the_model_and_the_random_state_are_left_as_found(name):
 def test_badness_that_does_not_vary_is_carried_by_no_unit(name, badness):
     model, data, _, layers = planted()
     made = rank(model, data, partition(data, np.full(len(data), badness)), layers, name)
-    if name != "smallest-weights":
+    if name != "magnitude":
         assert not made.effect.any()
     if name in RIDGES:
         assert (made.q_value == 1).all()
@@ -199,7 +199,7 @@ def test_dead_units_and_copies_of_units_do_no_harm(name):
     made = by_unit(rank(model, data, split, layers, name))
     assert np.isfinite([v[0] for v in made.values()]).all()
     dead = [("1", 0), ("1", 1)] + ([("1", 5)] if name.startswith("activation") else [])
-    if name != "smallest-weights":
+    if name != "magnitude":
         assert [made[k][0] for k in dead] == [0] * len(dead)
     if name in RIDGES:
         assert [made[k][2] for k in dead] == [1] * len(dead)
@@ -224,7 +224,7 @@ def planted_carrier(seed=0):
     return model, data, partition(data, bad.astype(float), suggested), unit
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "smallest-weights"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "magnitude"])
 def test_a_planted_carrier_of_noise_is_found_first(name):
     model, data, split, unit = planted_carrier()
     made = rank(model, data, split, ("1",), name)
@@ -236,7 +236,7 @@ def test_a_planted_carrier_of_noise_is_found_first(name):
 
 def test_units_with_the_smallest_weights_come_first():
     model, data, split, layers = planted("convnet")
-    made = by_unit(rank(model, data, split, layers, "smallest-weights"))
+    made = by_unit(rank(model, data, split, layers, "magnitude"))
     for (layer, unit), (effect, *_) in made.items():
         weight = model[int(layer)].weight[unit].detach().double()
         assert effect == pytest.approx(-float((weight**2).sum().sqrt()))

@@ -90,7 +90,7 @@ def test_every_source_gives_the_same_clips(kind, tmp_path):
     assert np.array_equal(content(samples), np.stack([x[i] for i in order]))
     assert [samples.classes[c] for c in samples.labels] == [WORDS[i % 2] for i in order]
     assert samples.rate == 16_000
-    assert samples.quarantined == {}
+    assert samples.skipped == {}
     if kind == "folder":
         assert samples.ids.tolist()[:2] == ["go/0.flac", "go/2.flac"]
 
@@ -189,8 +189,8 @@ def test_without_a_rate_the_usual_one_is_kept_and_others_are_quarantined(tmp_pat
     files[4] = encoded(noise(400, seed=0), rate=8000)
     samples = read_here(hub(tmp_path / "d.parquet", files))
     assert samples.rate == 16_000
-    assert samples.quarantined == {4: "have a rate of 8000 Hz where most have 16000: set rate"}
-    assert read_here(hub(tmp_path / "d.parquet", files), rate=16_000).quarantined == {}
+    assert samples.skipped == {4: "have a rate of 8000 Hz where most have 16000: set rate"}
+    assert read_here(hub(tmp_path / "d.parquet", files), rate=16_000).skipped == {}
 
 
 # --- what cannot be used ------------------------------------------------------------------------
@@ -223,8 +223,8 @@ def test_a_clip_that_cannot_be_used_is_left_out_and_named(reason, tmp_path):
     files.insert(2, broken()[reason])
     path = hub(tmp_path / "d.parquet", files, name=[f"clip{i}" for i in range(7)])
     samples = read_here(path, seconds=0.05, id="name")
-    assert list(samples.quarantined) == ["clip2"]
-    assert reason in samples.quarantined["clip2"]
+    assert list(samples.skipped) == ["clip2"]
+    assert reason in samples.skipped["clip2"]
     assert samples.ids.tolist() == [f"clip{i}" for i in (0, 1, 3, 4, 5, 6)]
     assert samples.labels.tolist() == [0, 1, 1, 0, 1, 0]
     assert np.array_equal(content(samples), np.stack(x))
@@ -234,8 +234,8 @@ def test_a_missing_file_of_a_manifest_is_left_out(tmp_path):
     path = write_source("csv", tmp_path, clips())
     (tmp_path / "no" / "3.flac").unlink()
     samples = read_here(path)
-    assert list(samples.quarantined) == [3]
-    assert "cannot be read" in samples.quarantined[3]
+    assert list(samples.skipped) == [3]
+    assert "cannot be read" in samples.skipped[3]
 
 
 def test_more_than_half_of_the_clips_unfit_is_an_error_with_all_reasons(tmp_path):
@@ -254,7 +254,7 @@ def test_more_than_half_of_the_clips_unfit_is_an_error_with_all_reasons(tmp_path
 
 def test_half_of_the_clips_may_be_left_out(tmp_path):
     files = [encoded(c) if i < 4 else None for i, c in enumerate(clips())]
-    assert len(read_here(hub(tmp_path / "d.parquet", files)).quarantined) == 4
+    assert len(read_here(hub(tmp_path / "d.parquet", files)).skipped) == 4
 
 
 @pytest.mark.parametrize("name", ["_silence_", "Background noise", "silent"])
@@ -263,7 +263,7 @@ def test_silence_is_right_where_the_class_is_called_so(name, tmp_path):
     files[2] = files[3] = encoded(np.zeros(800, dtype=np.int16))
     path = hub(tmp_path / "d.parquet", files, names=["go", "no", name])
     samples = read_here(path)
-    assert list(samples.quarantined) == [3]  # of class "go"; 2 is of the silent one
+    assert list(samples.skipped) == [3]  # of class "go"; 2 is of the silent one
     assert samples.labels.tolist() == [0, 1, 2, 1, 2, 0, 1, 2]
 
 
@@ -273,13 +273,13 @@ def test_a_class_of_which_most_clips_are_silent_is_silence(tmp_path):
     files[0] = encoded(noise(800, seed=99))
     files[1] = silent
     samples = read_here(hub(tmp_path / "d.parquet", files, names=["a", "b", "c"]))
-    assert list(samples.quarantined) == [1]
+    assert list(samples.skipped) == [1]
 
 
 def test_a_quiet_recording_is_not_silence(tmp_path):
     files = [encoded(c) for c in clips(6)]
     files[0] = encoded((np.arange(800) % 2).astype(np.int16))
-    assert read_here(hub(tmp_path / "d.parquet", files)).quarantined == {}
+    assert read_here(hub(tmp_path / "d.parquet", files)).skipped == {}
 
 
 def test_a_flac_file_that_lies_about_its_length_is_bounded(tmp_path):
@@ -289,7 +289,7 @@ def test_a_flac_file_that_lies_about_its_length_is_bounded(tmp_path):
     files[1][8 + 14 : 8 + 18] = b"\xff" * 4
     path = hub(tmp_path / "d.parquet", [bytes(f) for f in files])
     samples = read_here(path, seconds=0.05)
-    assert samples.quarantined == {} or list(samples.quarantined) == [1]
+    assert samples.skipped == {} or list(samples.skipped) == [1]
     with pytest.raises(DataError, match="set seconds"):
         read_here(path)
 
@@ -340,7 +340,7 @@ def test_too_long_a_clip_is_not_decoded(tmp_path, monkeypatch):
     files = [encoded(noise(600, seed=i)) for i in range(5)]
     files[3] = encoded(noise(800, seed=3))
     samples = read_here(hub(tmp_path / "d.parquet", files), seconds=0.05)
-    assert samples.quarantined == {3: "are longer than 700 numbers"}
+    assert samples.skipped == {3: "are longer than 700 numbers"}
 
 
 def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path):
@@ -419,7 +419,7 @@ def test_clips_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path, 
     lazy = read_here(path)
     assert isinstance(lazy.inputs, LazyInputs)
     assert np.array_equal(content(lazy), content(resident))
-    assert (lazy.quarantined, lazy.rate) == (resident.quarantined, resident.rate)
+    assert (lazy.skipped, lazy.rate) == (resident.skipped, resident.rate)
     assert np.array_equal(lazy.ids, resident.ids)
 
 
@@ -464,4 +464,4 @@ def test_speech_commands_are_read_whole():
     samples = read_here(path, id="id", rate=16_000, seconds=1.0, view="speech")
     assert content(samples).shape == (1022, 16_000)
     assert samples.classes[-2:] == ("_unknown_", "_silence_")
-    assert samples.quarantined == {}
+    assert samples.skipped == {}

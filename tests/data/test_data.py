@@ -37,7 +37,7 @@ from expunge.data import (
     view,
 )
 from expunge.data.samples import LazyInputs
-from expunge.data.sources import located
+from expunge.data.sources import resolve_path
 from expunge.data.views import views
 from expunge.errors import ConfigError, DataError
 
@@ -117,7 +117,7 @@ def test_every_source_gives_the_same_samples(kind: str, tmp_path: Path) -> None:
     assert torch.equal(content(samples), torch.from_numpy(x))
     assert samples.labels.tolist() == labels(10)
     assert samples.ids.tolist() == list(range(10))
-    assert not samples.named_ids
+    assert not samples.has_explicit_ids
     assert samples.classes == ("0", "1", "2")
 
 
@@ -149,7 +149,7 @@ def test_a_folder_is_read_by_class_name_with_paths_as_ids(tmp_path: Path) -> Non
     assert samples.ids.tolist() == ["cat/deep/a.PNG", "cat/z.png", "dog/b.png"]
     assert samples.classes == ("cat", "dog")
     assert samples.labels.tolist() == [0, 0, 1]
-    assert samples.named_ids
+    assert samples.has_explicit_ids
     assert torch.equal(content(samples), torch.from_numpy(x[[1, 2, 0]]))
 
 
@@ -255,7 +255,7 @@ def test_labels_of_a_second_file_are_joined_by_id(kind: str, tmp_path: Path) -> 
         other.write_text("\n".join(map(json.dumps, rows)))
     settings = {"id": "key", "labels": LabelFile(str(other), "noisy", id="key")}
     assert read_here(path, **settings).labels.tolist() == [0, 1, 1, 2]
-    assert read_here(path, **settings).named_ids
+    assert read_here(path, **settings).has_explicit_ids
 
 
 def test_an_id_join_names_the_missing_and_the_duplicate_ids(tmp_path: Path) -> None:
@@ -365,14 +365,14 @@ def test_paths_are_relative_to_the_folder_and_variables_to_the_working_directory
     monkeypatch.setenv("ROOT", "/abs")
     monkeypatch.delenv("NOWHERE", raising=False)
     spec = Path("/spec")
-    assert located("a/b", spec) == Path("/spec/a/b")
-    assert located("/a/b", spec) == Path("/a/b")
-    assert located("${HERE}/b", spec) == tmp_path / "data/b"
-    assert located("a/${HERE}", spec) == Path("/spec/a/data")
-    assert located("${ROOT}/b", spec) == Path("/abs/b")
-    assert located("${NOWHERE:-../d}/b", spec) == Path("/spec/../d/b")
+    assert resolve_path("a/b", spec) == Path("/spec/a/b")
+    assert resolve_path("/a/b", spec) == Path("/a/b")
+    assert resolve_path("${HERE}/b", spec) == tmp_path / "data/b"
+    assert resolve_path("a/${HERE}", spec) == Path("/spec/a/data")
+    assert resolve_path("${ROOT}/b", spec) == Path("/abs/b")
+    assert resolve_path("${NOWHERE:-../d}/b", spec) == Path("/spec/../d/b")
     with pytest.raises(DataError, match="variable NOWHERE is not set"):
-        located("${NOWHERE}/b", spec)
+        resolve_path("${NOWHERE}/b", spec)
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.jsonl", "x.npz", "x", "x.pdf"])
@@ -693,9 +693,9 @@ def test_arrays_of_any_layout_give_the_same_numbers() -> None:
 
 def test_ids_that_are_given_are_named() -> None:
     samples = from_arrays(np.zeros((2, 2)), [0, 1], ids=["a", "b"])
-    assert samples.named_ids
+    assert samples.has_explicit_ids
     assert samples.ids.tolist() == ["a", "b"]
-    assert not from_arrays(np.zeros((2, 2)), [0, 1]).named_ids
+    assert not from_arrays(np.zeros((2, 2)), [0, 1]).has_explicit_ids
 
 
 @pytest.mark.parametrize(
@@ -738,7 +738,7 @@ def test_npz_files_hold_ids_and_no_objects(tmp_path: Path) -> None:
     np.savez(path, x=np.zeros((2, 2)), y=["a", "b"], ids=[5, 6])
     samples = read_here(path)
     assert samples.ids.tolist() == [5, 6]
-    assert samples.named_ids
+    assert samples.has_explicit_ids
     assert samples.classes == ("a", "b")
     np.savez(path, x=np.zeros((2, 2)), y=np.array([Attack(tmp_path / "ran"), 1], dtype=object))
     with pytest.raises(DataError, match=r"not an \.npz file of plain arrays"):
@@ -786,7 +786,7 @@ def test_items_of_every_form_give_the_same_samples() -> None:
     for form, named in zip(forms, (False, True, False, True), strict=True):
         samples = from_dataset(Items(form))
         assert samples.fingerprint() == expected
-        assert samples.named_ids == named
+        assert samples.has_explicit_ids == named
 
 
 def test_a_sum_that_is_too_large_for_its_numbers_is_no_bad_input() -> None:

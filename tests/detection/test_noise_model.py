@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.optimize import approx_fprime
 from scipy.special import softmax
 
-from expunge.detection.noise_model import _Problem, fit, heard, unmixed
+from expunge.detection.noise_model import _Problem, fit, include_model_probs, transition_corrected
 from expunge.detection.partitioners import fdr_threshold, noise_model
 from expunge.records import Scores
 
@@ -124,8 +124,8 @@ def test_a_network_that_foretells_pair_flips_is_heard_unmixed():
     transition = 0.6 * np.eye(C) + 0.4 * np.roll(np.eye(C), 1, axis=1)
     honest, right, given = planted(transition, sharp=4.0)
     told, everyone = honest @ transition, np.ones(N, dtype=bool)
-    stack = heard(honest[:0], told, given, everyone)
-    assert_allclose(stack[0], unmixed(told[0]))
+    stack = include_model_probs(honest[:0], told, given, everyone)
+    assert_allclose(stack[0], transition_corrected(told[0]))
     assert (stack[0].argmax(axis=1) == right).mean() > (told[0].argmax(axis=1) == right).mean()
     q = fit(stack, given, seed=0, told=1).posterior(stack, given)
     assert (q.argmax(axis=1) == right).mean() > 0.9
@@ -135,7 +135,7 @@ def test_scattered_wrong_labels_leave_a_networks_word_as_it_is():
     transition = symmetric(0.3)
     honest, _, given = planted(transition, sharp=4.0)
     told = honest @ transition
-    assert (heard(honest, told, given, np.ones(N, dtype=bool))[1] == told[0]).all()
+    assert (include_model_probs(honest, told, given, np.ones(N, dtype=bool))[1] == told[0]).all()
 
 
 def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
@@ -152,8 +152,8 @@ def test_out_of_sample_probabilities_are_heard_although_the_network_memorised():
     scores = Scores(
         ids=np.arange(N),
         labels=given,
-        values={"class_distance": np.zeros(N)},
-        kinds={"class_distance": "label"},
+        values={"lda_margin": np.zeros(N)},
+        kinds={"lda_margin": "label"},
         class_probs=vague[0],
         agreement={"model": 1.0, "views": 0.5},
         sources=vague,

@@ -10,7 +10,6 @@ import pytest
 import torch
 from captum.attr import LayerGradientXActivation
 from numpy.testing import assert_allclose
-from test_layers import InPlaceFunctions, SharedRelu, hooks_of
 from torch import nn
 
 from expunge.data import from_arrays
@@ -18,15 +17,16 @@ from expunge.data.samples import LazyInputs, Samples
 from expunge.detection.signals import (
     against_rival,
     attribute,
-    best_other,
-    default_stages,
+    default_feature_layers,
     gradient_closed,
     pooled,
+    runner_up,
 )
 from expunge.detection.signals import collect as collect_signals
 from expunge.errors import ModelError
-from expunge.models.inspection import captured, discover
+from expunge.models.inspection import capture_outputs, discover
 from expunge.models.zoo import convnet, mlp, resnet
+from models.test_inspection import InPlaceFunctions, SharedRelu, hooks_of
 from oracles_models import Mlp, ResidualNet, SignalNet, build, inputs
 
 ALL = frozenset({"attribution", "mass", "vectors", "head", "features", "views"})
@@ -71,7 +71,7 @@ def signals_equal(a, b, **tolerance):
         close(a.columns[name], b.columns[name], **tolerance)
     for name in a.features:
         close(a.features[name], b.features[name], **tolerance)
-    for name in ("attributions", "view_probs", "view_loss"):
+    for name in ("attributions", "augmented_probs", "augmented_loss"):
         close(getattr(a, name), getattr(b, name), **tolerance)
 
 
@@ -84,7 +84,7 @@ def test_closed_form_autograd_and_captum_agree_at_every_layer_of_the_tail(kind):
     layout = discover(model, x[:2])
     assert layout.tail == tail
     given = torch.arange(20) % 3
-    rival = best_other(model(x).detach(), given)
+    rival = runner_up(model(x).detach(), given)
     direction = against_rival(given, rival, 3)
     captum_gxa = {}
     for layer in tail[:-1]:
@@ -104,7 +104,7 @@ def test_autograd_agrees_with_captum_at_convolutions(layer):
     model, x, _ = network("convnet")
     data = samples(x)
     given = torch.from_numpy(data.labels.copy())
-    rival = best_other(model(x).detach(), given)
+    rival = runner_up(model(x).detach(), given)
     explain = LayerGradientXActivation(model, model[int(layer)])
     gxa = explain.attribute(x, target=given) - explain.attribute(x, target=rival)
     made = collect(model, data, needs=frozenset({"attribution"}), layer=layer)
@@ -116,7 +116,7 @@ def test_attribution_at_every_stage_agrees_with_captum():
     data = samples(x)
     given = torch.from_numpy(data.labels.copy())
     logits = model(x).detach()
-    rival, predicted = best_other(logits, given), logits.argmax(dim=1)
+    rival, predicted = runner_up(logits, given), logits.argmax(dim=1)
     made = collect(model, data, needs=frozenset({"deep", "attributed"}))
     assert made.features == {}
     assert list(made.attributed) == ["2", "6", "10"]
@@ -152,7 +152,7 @@ def test_at_the_head_the_attribution_is_the_margin_without_the_bias():
     z = (model(x) - model[-1].bias).detach().numpy()
     full = model(x).detach()
     given = torch.from_numpy(data.labels.copy())
-    rival = best_other(full, given).numpy()
+    rival = runner_up(full, given).numpy()
     rows = np.arange(len(z))
     made = collect(model, data, needs=frozenset({"attribution"}))
     close(made.columns["attribution"], z[rows, data.labels] - z[rows, rival])
@@ -172,7 +172,7 @@ def test_mass_agrees_with_a_slow_loop_over_samples_and_classes(kind, layer, way)
     expected, vectors = [], []
     name = layer or tail[-2]
     for row in x:
-        with captured(model, (name,), differentiable=True) as found:
+        with capture_outputs(model, (name,), differentiable=True) as found:
             z = model(row[None])[0]
         g = [torch.autograd.grad(z[c], found[name], retain_graph=True)[0] for c in range(3)]
         vectors.append((found[name] * torch.stack(g).max(dim=0).values).abs().flatten().detach())
@@ -184,8 +184,8 @@ def test_mass_agrees_with_a_slow_loop_over_samples_and_classes(kind, layer, way)
 
 def test_the_best_other_class_is_never_the_given_one():
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 1.0, 1.0], [0.0, 5.0, 5.0]])
-    assert best_other(logits, torch.tensor([0, 0, 0])).tolist() == [1, 1, 1]
-    assert best_other(logits, torch.tensor([2, 1, 1])).tolist() == [0, 0, 2]
+    assert runner_up(logits, torch.tensor([0, 0, 0])).tolist() == [1, 1, 1]
+    assert runner_up(logits, torch.tensor([2, 1, 1])).tolist() == [0, 0, 2]
     direction = against_rival(torch.tensor([0]), torch.tensor([2]), 3)
     assert direction.tolist() == [[1.0, 0.0, -1.0]]
 
@@ -198,7 +198,7 @@ def test_logits_and_the_norm_of_the_heads_input_are_the_models():
     made = collect(model, samples(x), needs=frozenset({"head"}))
     close(made.logits, model(x))
     close(made.columns["head_input_norm"], model[:-1](x).detach().double().norm(dim=1).numpy())
-    assert (made.features, made.view_probs, made.attributions) == ({}, None, None)
+    assert (made.features, made.augmented_probs, made.attributions) == ({}, None, None)
 
 
 def by_parts(y, parts):
@@ -270,14 +270,14 @@ def test_named_stages_are_taken_also_inside_and_of_blocks():
 def test_default_stages_are_spread_over_the_depth_and_hold_the_last(n, expected):
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(n + 1)])
     layout = discover(model, torch.randn(2, 3))
-    chosen = [int(name) for name in default_stages(layout)]
+    chosen = [int(name) for name in default_feature_layers(layout)]
     assert chosen == (expected or [0, 2, 4, 6, 8, 10])
 
 
 def test_default_stages_are_the_outputs_of_blocks():
     model = build(lambda: resnet(classes=3, channels=2, widths=(4, 6), blocks=(1, 2)))
     layout = discover(model, torch.randn(2, 2, 8, 8))
-    assert default_stages(layout) == ("stem.2", "stages.0.0", "stages.1.0", "stages.1.1")
+    assert default_feature_layers(layout) == ("stem.2", "stages.0.0", "stages.1.0", "stages.1.1")
 
     class Wrapped(nn.Module):
         def __init__(self):
@@ -289,7 +289,7 @@ def test_default_stages_are_the_outputs_of_blocks():
 
     inner = ("net.stem.2", "net.stages.0.0", "net.stages.1.0", "net.stages.1.1")
     layout = discover(Wrapped(), torch.randn(2, 2, 8, 8))
-    assert default_stages(layout) == (*inner, "net.head")
+    assert default_feature_layers(layout) == (*inner, "net.head")
 
 
 def test_views_without_a_random_view_are_the_plain_predictions():
@@ -297,9 +297,9 @@ def test_views_without_a_random_view_are_the_plain_predictions():
     data = samples(x)
     made = collect(model, data, needs=frozenset({"views"}), views=3)
     z = model(x).detach()
-    close(made.view_probs, z.softmax(dim=1).numpy())
+    close(made.augmented_probs, z.softmax(dim=1).numpy())
     loss = nn.functional.cross_entropy(z, torch.from_numpy(data.labels.copy()), reduction="none")
-    close(made.view_loss, loss.numpy())
+    close(made.augmented_loss, loss.numpy())
 
 
 def test_views_are_averaged_over_flipped_and_plain_images():
@@ -309,14 +309,14 @@ def test_views_are_averaged_over_flipped_and_plain_images():
     made = collect(model, data, needs=frozenset({"views"}), views=4)
     plain, flipped = model(x).softmax(1).detach(), model(x.flip(3)).softmax(1).detach()
     # Each mean lies on one of five points between the two predictions.
-    share = (made.view_probs - flipped.numpy())[:, 0] / (plain - flipped).numpy()[:, 0]
+    share = (made.augmented_probs - flipped.numpy())[:, 0] / (plain - flipped).numpy()[:, 0]
     counts = (4 * share).round()
     close(4 * share, counts, atol=1e-2, rtol=0)
     assert set(counts) <= {0, 1, 2, 3, 4}
     assert len(set(counts)) >= 3
     f, rows = torch.from_numpy(counts / 4), torch.arange(len(x))
     loss = -(f * plain[rows, y].log() + (1 - f) * flipped[rows, y].log())
-    close(made.view_loss, loss.numpy(), atol=1e-4)
+    close(made.augmented_loss, loss.numpy(), atol=1e-4)
 
 
 # ------------------------------------------------------------------------------- laws
@@ -358,7 +358,7 @@ def test_signals_depend_on_the_seed_only():
     np.random.default_rng().random(3)
     signals_equal(collect(model, data, needs=ALL, seed=1), first, rtol=0, atol=0)
     other = collect(model, data, needs=ALL, seed=2)
-    assert abs(other.view_probs - first.view_probs).max() > 1e-3
+    assert abs(other.augmented_probs - first.augmented_probs).max() > 1e-3
     assert (other.logits == first.logits).all()
 
 
@@ -430,7 +430,7 @@ def test_without_a_head_a_layer_has_to_be_named():
     plain = build(Mlp)
     expected = collect(plain, data, needs=frozenset({"attribution"}), layer="hidden2")
     close(named.columns["attribution"], expected.columns["attribution"] / 2)
-    assert collect(model, data, needs=frozenset({"views"})).view_loss is not None
+    assert collect(model, data, needs=frozenset({"views"})).augmented_loss is not None
 
 
 def test_an_unknown_layer_is_an_error_with_the_closest_one():
@@ -462,7 +462,7 @@ def test_dictionaries_of_inputs_work_for_every_signal():
     assert list(made.features) == ["net.hidden1", "net.hidden2"]
     close(made.features["net.hidden2"], expected.features["hidden2"])
     close(made.logits, expected.logits)
-    close(made.view_probs, expected.view_probs)
+    close(made.augmented_probs, expected.augmented_probs)
     for name in expected.columns:
         close(made.columns[name], expected.columns[name])
 

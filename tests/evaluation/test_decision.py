@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from expunge.evaluation import decision
-from expunge.evaluation.decision import Candidate, HeldOut
+from expunge.evaluation.decision import Candidate, HeldOutLabels
 from expunge.recipes import Recipe, RoundsConfig, recipes
 from expunge.records import Partition
 
@@ -29,8 +29,8 @@ def flips(rate: float) -> np.ndarray:
     return (1 - rate) * np.eye(CLASSES) + rate * np.roll(np.eye(CLASSES), 1, axis=1)
 
 
-def held_out(labels: np.ndarray) -> HeldOut:
-    return HeldOut(labels, np.ones(len(labels)))
+def held_out(labels: np.ndarray) -> HeldOutLabels:
+    return HeldOutLabels(labels, np.ones(len(labels)))
 
 
 def partition(labels, p, suggested, threshold=0.5) -> Partition:
@@ -85,7 +85,7 @@ def test_the_interval_holds_the_gain_as_often_as_it_says():
 def test_samples_without_weight_do_not_count():
     labels = np.array([0, 1, 2, 3])
     before, after = np.array([0, 1, 0, 0]), np.array([1, 1, 2, 3])
-    found = decision.gain(after, before, HeldOut(labels, np.array([1, 1, 0, 0.0])), np.eye(4))
+    found = decision.gain(after, before, HeldOutLabels(labels, np.array([1, 1, 0, 0.0])), np.eye(4))
     assert found.value == pytest.approx(-0.5)
 
 
@@ -141,7 +141,7 @@ def test_the_verdict_follows_the_held_out_labels(accuracy, anew, word):
     labels = pair_flipped(truth, 0.2, 1)
     before, repaired = right_for(truth, 0.6, 2), right_for(truth, accuracy, 3)
     retrained = {} if anew is None else {"anew": Candidate(right_for(truth, anew, 4), 60.0)}
-    made = decision.judge(
+    made = decision.decide(
         before, Candidate(repaired, 10.0), retrained, held_out(labels), flips(0.2)
     )
     assert made.word == word
@@ -151,7 +151,7 @@ def test_the_verdict_follows_the_held_out_labels(accuracy, anew, word):
 
 def test_the_same_predictions_are_no_reason_for_a_repair():
     labels = np.array([0, 1, 2, 3])
-    made = decision.judge(labels, Candidate(labels, 1.0), {}, held_out(labels), np.eye(4))
+    made = decision.decide(labels, Candidate(labels, 1.0), {}, held_out(labels), np.eye(4))
     assert made.word == "leave alone"
 
 
@@ -159,9 +159,9 @@ def test_a_repair_is_begun_only_where_it_can_help():
     labels = np.repeat(np.arange(CLASSES), 25)
     names = tuple("abcd")
     p = np.zeros(100)
-    assert "too few" in decision.hopeless(partition(labels, p, labels), Recipe(), names)
+    assert "too few" in decision.reason_to_skip(partition(labels, p, labels), Recipe(), names)
     p[:2] = 1.0
-    assert decision.hopeless(partition(labels, p, labels), Recipe(), names) == ""
+    assert decision.reason_to_skip(partition(labels, p, labels), Recipe(), names) == ""
     p[25:50] = 1.0
     kept = recipes.get("rounds")(Recipe(rounds=RoundsConfig(data="kept")))
-    assert "learn b from" in decision.hopeless(partition(labels, p, labels), kept, names)
+    assert "learn b from" in decision.reason_to_skip(partition(labels, p, labels), kept, names)

@@ -13,13 +13,13 @@ from torch.testing import assert_close
 
 from expunge.errors import ModelError
 from expunge.models.inspection import (
-    captured,
+    capture_outputs,
     check_model,
     discover,
-    evaluating,
+    eval_mode,
     logits_of,
     module_named,
-    placed,
+    on_device,
 )
 from expunge.models.zoo import convnet, mlp, resnet
 from oracles_models import (
@@ -259,7 +259,7 @@ def test_every_module_gets_its_own_mode_back(fails):
     model.bn1.eval()
     modes = [m.training for m in model.modules()]
     try:
-        with evaluating(model):
+        with eval_mode(model):
             assert not any(m.training for m in model.modules())
             if fails:
                 raise KeyError
@@ -273,7 +273,7 @@ def test_every_module_gets_its_own_mode_back(fails):
 def test_a_model_that_is_placed_goes_home_again(monkeypatch, fails):
     moves, model = [], mlp(inputs=4, classes=2)
     monkeypatch.setattr(model, "to", moves.append)
-    with suppress(KeyboardInterrupt), placed(model, torch.device("meta")):
+    with suppress(KeyboardInterrupt), on_device(model, torch.device("meta")):
         assert moves == [torch.device("meta")]
         if fails:
             raise KeyboardInterrupt
@@ -287,7 +287,7 @@ def test_discovery_takes_its_example_to_the_model():
 
 def test_captured_outputs_are_what_the_layers_return():
     model, x = build(Mlp), inputs(Mlp)
-    with captured(model, ("hidden1", "hidden2"), inputs_of="head") as found:
+    with capture_outputs(model, ("hidden1", "hidden2"), inputs_of="head") as found:
         logits = model(x)
     assert_close(found["hidden1"], model.hidden1(x))
     assert_close(found["hidden2"], model.hidden2(model.hidden1(x).relu()))
@@ -298,7 +298,7 @@ def test_captured_outputs_are_what_the_layers_return():
 
 def test_differentiable_outputs_have_gradients_also_in_a_frozen_model():
     model, x = build(Mlp).requires_grad_(False), inputs(Mlp)
-    with captured(model, ("hidden1", "hidden2"), differentiable=True) as found:
+    with capture_outputs(model, ("hidden1", "hidden2"), differentiable=True) as found:
         model(x)[:, 0].sum().backward()
     assert found["hidden1"].grad is not None
     assert all(p.grad is None for p in model.parameters())
@@ -306,7 +306,7 @@ def test_differentiable_outputs_have_gradients_also_in_a_frozen_model():
 
 def test_an_operation_in_place_does_not_change_what_was_captured():
     model, x = InPlaceFunctions(), torch.randn(20, 6)
-    with captured(model, ("fc1",), differentiable=True) as found:
+    with capture_outputs(model, ("fc1",), differentiable=True) as found:
         logits = model(x)
     assert_close(found["fc1"], model.fc1(x))
     assert (found["fc1"] < 0).any()
@@ -315,11 +315,11 @@ def test_an_operation_in_place_does_not_change_what_was_captured():
 
 def test_hooks_are_gone_after_an_error_and_after_an_unknown_name():
     model = build(Mlp)
-    with pytest.raises(RuntimeError), captured(model, ("hidden1",)):
+    with pytest.raises(RuntimeError), capture_outputs(model, ("hidden1",)):
         model(torch.randn(2, 5))
     with (
         pytest.raises(ModelError, match=r"no layer 'hidden3'\n.*did you mean 'hidden2'"),
-        captured(model, ("hidden1", "hidden3")),
+        capture_outputs(model, ("hidden1", "hidden3")),
     ):
         pass
     assert not hooks_of(model)
@@ -329,7 +329,7 @@ def test_a_layer_that_returns_no_tensor_cannot_be_captured():
     model = build(ConvGru)
     with (
         pytest.raises(ModelError, match="layer 'gru' returns tuple, not a tensor"),
-        captured(model, ("gru",)),
+        capture_outputs(model, ("gru",)),
     ):
         model(inputs(ConvGru))
 

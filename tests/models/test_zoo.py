@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.data import from_arrays
-from expunge.detection.signals import collect, default_stages
+from expunge.detection.signals import collect, default_feature_layers
 from expunge.errors import PruneError
 from expunge.models.audio import LogMel
 from expunge.models.inspection import discover
@@ -27,14 +27,14 @@ def sound(b: int = 4, samples: int = 4000) -> Tensor:
 
 def warmed(model: nn.Module, x: Tensor) -> nn.Module:
     """With batch-norm averages that are not those of the constructor."""
-    with torch.no_grad(), seeded(1, "masks"):
+    with torch.no_grad(), temp_seed(1, "masks"):
         for _ in range(20):
             model.train()(x)
     return model.eval()
 
 
 def small(**more: object) -> nn.Module:
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         return warmed(kws(**{**SMALL, **more}), sound())
 
 
@@ -92,7 +92,7 @@ def test_masks_act_in_training_alone():
     plain.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(plain(x), plain(x))
-        with seeded(0, "masks"):
+        with temp_seed(0, "masks"):
             assert not torch.equal(model.train()(x), plain(x))
 
 
@@ -100,7 +100,7 @@ def test_stages_and_head_are_found():
     model, x = small(), sound()
     layout = discover(model, x)
     assert layout.head == str(len(model) - 1)
-    assert len(default_stages(layout)) >= 4
+    assert len(default_feature_layers(layout)) >= 4
     assert layout.probes["6.0"] == "6.2"  # depthwise: its own batch norm and ReLU follow
 
 
@@ -113,7 +113,7 @@ def test_sound_has_signals_and_its_views_are_used():
     assert found.views == 2
     assert found.logits.shape == (90, 3)
     again = collect(small(), samples, needs=needs, views=2, batch_size=64)
-    np.testing.assert_allclose(found.view_loss, again.view_loss, rtol=1e-3)
+    np.testing.assert_allclose(found.augmented_loss, again.augmented_loss, rtol=1e-3)
 
 
 def test_units_of_separable_convolutions_are_really_removed():
@@ -142,7 +142,7 @@ def test_every_pointwise_layer_can_be_cut_and_no_depthwise_one():
 
 
 def test_units_before_a_gru_are_not_removed_but_can_be_masked():
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         model = warmed(Recurrent(), sound())
     x = sound()
     plan = PrunePlan(units={"conv": (1, 4)}, requested=2)
@@ -163,7 +163,7 @@ def test_a_network_learns_three_tones():
     tones = np.sin(2 * np.pi * np.array([400, 900, 2000])[y][:, None] * t)
     x = (6000 * tones + 2000 * rng.standard_normal((180, 2000))).astype(np.int16)
     samples = from_arrays(x, y, rate=8000, view="speech")
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         model = kws(**SMALL)
     config = TuneConfig(epochs=6, batch_size=20, lr=0.1, precision="float32")
     trained = tune(model, samples, targets_of(samples, None, "everything"), config, seed=0)

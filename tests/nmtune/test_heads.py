@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from expunge import stages
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.models.zoo import convnet
 from expunge.nmtune import (
@@ -403,7 +403,7 @@ def test_a_head_on_its_encoder_is_a_model_like_any_other():
 
 
 def small() -> nn.Module:
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         return convnet(classes=10, channels=1, widths=(8, 16), hidden=32)
 
 

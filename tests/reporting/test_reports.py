@@ -18,7 +18,7 @@ from numpy.testing import assert_array_equal
 from expunge.data.samples import LazyInputs, Samples, TensorInputs
 from expunge.errors import DataError
 from expunge.evaluation import diagnostics
-from expunge.records import Certificate, Flag, Metric, NeuronRanking, PrunePlan, Verdict
+from expunge.records import Decision, Flag, Metric, NeuronRanking, PrunePlan, UnlearningAudit
 from expunge.reporting import charts, formatting, html, markdown
 from oracles_results import (
     make_control,
@@ -240,22 +240,22 @@ def test_worst_agrees_with_a_sort_of_tuples():
     ids = np.random.default_rng(2).permutation(200)
     partition = make_partition(p_noisy=p, evidence=evidence, ids=ids, fits=())
     slow = sorted(range(200), key=lambda i: (-p[i], -evidence["label_evidence"][i], ids[i]))
-    assert markdown.worst(partition, 200).tolist() == slow
-    assert markdown.worst(partition, 7).tolist() == slow[:7]
+    assert markdown.top_suspects(partition, 200).tolist() == slow
+    assert markdown.top_suspects(partition, 7).tolist() == slow[:7]
 
 
 def test_worst_of_ties_is_sorted_by_id_and_worst_of_none_is_empty():
     tied = make_partition(p_noisy=np.full(200, 0.7), evidence={}, ids=np.arange(200)[::-1])
-    assert markdown.worst(tied, 3).tolist() == [199, 198, 197]
-    assert len(markdown.worst(tied, 0)) == 0
-    assert len(markdown.worst(tied, 999)) == 200
+    assert markdown.top_suspects(tied, 3).tolist() == [199, 198, 197]
+    assert len(markdown.top_suspects(tied, 0)) == 0
+    assert len(markdown.top_suspects(tied, 999)) == 200
 
 
 # Markdown
 
 
 def test_the_certificate_is_told_with_both_ends():
-    found = Certificate(samples=40, predicted=(1.0, 0.125), membership=(0.9, 0.52), drift=0.03)
+    found = UnlearningAudit(samples=40, predicted=(1.0, 0.125), membership=(0.9, 0.52), drift=0.03)
     text = markdown.markdown(make_result(certificate=found))
     assert "still predicted: 100.0% before, 12.5% after (40 samples)" in text
     assert "with probability 0.90 before, 0.52 after" in text
@@ -274,7 +274,7 @@ def test_markdown_puts_flags_first():
 
 
 def test_a_verdict_in_markdown_escapes_the_names_of_classes():
-    kept = Verdict("leave alone", f"nothing is left to learn {HOSTILE} from")
+    kept = Decision("leave alone", f"nothing is left to learn {HOSTILE} from")
     for verdict in (kept, replace(kept, word="retrain")):
         text = markdown.markdown(make_result(verdict=verdict))
         assert "<script" not in text
@@ -365,7 +365,7 @@ def test_gallery_shows_the_flagged_only_worst_first():
     partition = result.partition
     page = Page(html.html(result, images=digits(partition.ids.tolist())))
     shown = [int(image["alt"].split()[-1]) for image in page.named("img")]
-    expected = partition.ids[markdown.worst(partition, min(48, partition.flagged.sum()))]
+    expected = partition.ids[markdown.top_suspects(partition, min(48, partition.flagged.sum()))]
     assert shown == expected.tolist()
     assert set(shown) <= set(partition.ids[partition.flagged].tolist())
 
@@ -374,7 +374,7 @@ def test_suspects_without_pictures_are_listed():
     result = make_result()
     text = html.html(result)
     assert not Page(text).named("img")
-    assert str(result.partition.ids[markdown.worst(result.partition, 1)[0]]) in text
+    assert str(result.partition.ids[markdown.top_suspects(result.partition, 1)[0]]) in text
     assert "No sample was flagged." in html.html(
         make_result(partition=make_partition(threshold=1.0))
     )
@@ -630,7 +630,7 @@ def clip_of(samples: int = 1600, rate: int = 16_000) -> html.Clip:
 
 def test_suspects_with_sound_have_a_player_that_plays_it():
     result = make_result()
-    suspects = result.partition.ids[markdown.worst(result.partition, 3)].tolist()
+    suspects = result.partition.ids[markdown.top_suspects(result.partition, 3)].tolist()
     clips = {name: clip_of(800 + i) for i, name in enumerate(suspects)}
     text = html.html(result, clips=clips)
     page = Page(text)
@@ -690,13 +690,13 @@ def test_inputs_that_are_not_sound_have_no_clips():
 
 def test_what_was_quarantined_stands_in_every_report():
     found = {"training data": {7: "are silent", 9: "are silent", "<b>": "hold no bytes"}}
-    result = make_result(quarantined=found)
+    result = make_result(skipped=found)
     lines = [
         "training data, left out: samples that are silent: ids 7, 9",
         "training data, left out: samples that hold no bytes: ids <b>",
     ]
     assert markdown.quarantine(result) == lines
-    assert markdown.summary(result)["quarantined"]["training data"]["7"] == "are silent"
+    assert markdown.summary(result)["skipped"]["training data"]["7"] == "are silent"
     assert lines[0] in markdown.markdown(result)
     assert "&lt;b&gt;" in markdown.markdown(result)
     text = html.html(result)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from expunge._core.rng import seeded, torch_generator
+from expunge._core.rng import temp_seed, torch_generator
 from expunge.data import Samples, from_arrays
 from expunge.errors import ConfigError, DataError
-from expunge.models.inspection import evaluating
+from expunge.models.inspection import eval_mode
 from expunge.models.zoo import convnet
 from expunge.robustness import attacks
 from expunge.robustness.attacks import (
@@ -65,12 +65,12 @@ def pixels(samples: Samples) -> tuple[Tensor, Tensor]:
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         return float((model(x).argmax(1) == y).float().mean())
 
 
 def small(seed: int = 0) -> nn.Module:
-    with seeded(seed, "network"):
+    with temp_seed(seed, "network"):
         return convnet(classes=2, channels=1, widths=(8,), hidden=8).eval()
 
 
@@ -224,7 +224,7 @@ def test_adversarial_training_withstands_what_plain_training_does_not():
     config = TuneConfig(
         data="everything", epochs=20, batch_size=50, lr=1.0, augment=False, precision="float32"
     )
-    with seeded(0, "linear"):
+    with temp_seed(0, "linear"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     targets = targets_of(samples, None, config)
     plain = tune(net, samples, targets, config, seed=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.data import from_arrays
 from expunge.errors import ConfigError, ModelError
 from expunge.models.zoo import convnet, mlp, resnet
@@ -42,13 +42,13 @@ ERROR = {"atol": 0.04, "rtol": 0.04}
 
 def drawn(shape: tuple[int, ...], seed: int = 0) -> Moments:
     """Moments of one sample, means around 0, spreads from 0.1 to 1."""
-    with seeded(seed, "moments"):
+    with temp_seed(seed, "moments"):
         return Moments(torch.randn(1, *shape), torch.empty(1, *shape).uniform_(0.01, 1.0))
 
 
 def monte_carlo(f, x: Moments, draws: int = DRAWS) -> Moments:
     """Mean and variance of f under independent Gaussian input, by sampling."""
-    with seeded(0, "draws"), torch.no_grad():
+    with temp_seed(0, "draws"), torch.no_grad():
         noise = torch.randn(draws, *x.mean.shape[1:])
         y = f(x.mean + x.variance.sqrt() * noise)
         return Moments(y.mean(0, keepdim=True), y.var(0, keepdim=True))
@@ -56,7 +56,7 @@ def monte_carlo(f, x: Moments, draws: int = DRAWS) -> Moments:
 
 def trained_norm(kind: type[nn.Module], channels: int) -> nn.Module:
     layer = kind(channels)
-    with seeded(0, "norm"):
+    with temp_seed(0, "norm"):
         nn.init.uniform_(layer.weight, 0.5, 1.5)
         nn.init.normal_(layer.bias)
         nn.init.normal_(layer.running_mean)
@@ -65,7 +65,7 @@ def trained_norm(kind: type[nn.Module], channels: int) -> nn.Module:
 
 
 def layer_of(make) -> nn.Module:
-    with seeded(0, "layer"):
+    with temp_seed(0, "layer"):
         return make()
 
 
@@ -152,7 +152,7 @@ def test_derivatives_of_relu_are_those_of_its_formula():
 def test_batch_norm_in_training_uses_the_statistics_that_sampling_shows():
     layer = trained_norm(nn.BatchNorm2d, 3).train()
     twin = copy.deepcopy(layer)
-    with seeded(0, "batch"):
+    with temp_seed(0, "batch"):
         m, v = torch.randn(8, 3, 4, 4), torch.rand(8, 3, 4, 4)
         many = torch.cat([m + v.sqrt() * torch.randn_like(m) for _ in range(500)])
     found = rules.batch_norm(layer, Moments(m, v))
@@ -221,7 +221,7 @@ def logits(spread: float = 1.0) -> tuple[Moments, Tensor]:
 
 
 def expected_loss(f, z: Moments, y: Tensor) -> Tensor:
-    with seeded(0, "losses"):
+    with temp_seed(0, "losses"):
         noise = torch.randn(DRAWS, *z.mean.shape)
     return torch.stack([f(z.mean + z.variance.sqrt() * part, y) for part in noise]).mean(0)
 
@@ -253,7 +253,7 @@ def test_without_variance_a_loss_is_cross_entropy(name):
 
 def test_the_gradient_goes_through_both_moments():
     """Of one linear layer on noisy inputs: d/dW of the variance's part is 2 W v."""
-    with seeded(0, "linear"):
+    with temp_seed(0, "linear"):
         net = nn.Sequential(nn.Identity(), nn.Linear(4, 3))
         x, y = torch.randn(6, 4), torch.arange(6) % 3
     whole = NoisyNetwork(net, {"0": 0.5})
@@ -268,13 +268,13 @@ def test_the_gradient_goes_through_both_moments():
 
 
 def monte_carlo_network(whole: NoisyNetwork, x: Tensor, draws: int = 4000) -> Moments:
-    with seeded(0, "network draws"), torch.no_grad():
+    with temp_seed(0, "network draws"), torch.no_grad():
         y = torch.stack([whole.sample(x) for _ in range(draws)])
     return Moments(y.mean(0), y.var(0))
 
 
 def test_moments_of_a_perceptron_are_near_those_of_sampling():
-    with seeded(0, "mlp"):
+    with temp_seed(0, "mlp"):
         net = mlp(inputs=8, classes=4, hidden=64).eval()
         x = torch.randn(5, 8)
     whole = NoisyNetwork(net, 0.5)
@@ -288,7 +288,7 @@ def test_moments_of_a_perceptron_are_near_those_of_sampling():
 @pytest.mark.parametrize("kind", ["convnet", "resnet"])
 def test_moments_of_convolutions_have_the_size_of_those_of_sampling(kind):
     """Neighbouring positions share noise, which the diagonal leaves out: the size, not more."""
-    with seeded(0, "net"):
+    with temp_seed(0, "net"):
         net = {
             "convnet": lambda: convnet(classes=4, widths=(8, 16), hidden=16),
             "resnet": lambda: resnet(classes=4, widths=(8, 16), blocks=(1, 1)),
@@ -350,18 +350,18 @@ def test_the_model_is_used_and_left_as_it_was():
 
 def test_samples_depend_on_the_seed_alone():
     whole, x = NoisyNetwork(build(ResidualNet), 0.5), inputs(ResidualNet)
-    with seeded(1, "a"):
+    with temp_seed(1, "a"):
         first = whole.sample(x)
-    with seeded(1, "a"):
+    with temp_seed(1, "a"):
         assert torch.equal(whole.sample(x), first)
-    with seeded(2, "a"):
+    with temp_seed(2, "a"):
         assert not torch.equal(whole.sample(x), first)
 
 
 def test_more_draws_cost_more_passes_and_spread_less():
     whole, x = NoisyNetwork(build(ResidualNet), 1.0), inputs(ResidualNet, 8)
     y = torch.arange(8) % 3
-    with torch.no_grad(), seeded(0, "draws"):
+    with torch.no_grad(), temp_seed(0, "draws"):
         one = torch.stack([sampled()(whole, x, y) for _ in range(100)])
         many = torch.stack([sampled(8)(whole, x, y) for _ in range(100)])
     assert_close(one.mean(), many.mean(), atol=0.1, rtol=0.1)
@@ -451,7 +451,7 @@ def test_every_rule_of_a_function_is_that_of_its_layer():
 
 
 def test_the_linearised_loss_of_a_linear_network_is_its_formula():
-    with seeded(0, "linear"):
+    with temp_seed(0, "linear"):
         net = nn.Linear(5, 4)
         x, y = torch.randn(6, 5), torch.arange(6) % 4
     z = net(x)
@@ -468,7 +468,7 @@ def test_the_linearised_part_is_half_the_variance_that_sampling_shows(kind):
     whole, y = NoisyNetwork(net, 0.01), torch.arange(4) % 3
     # It grows with the square of sigma: so large that float32 does not lose it.
     added = (linearised()(NoisyNetwork(net, 10.0), x, y) - cross_entropy(net(x), y)) / 1000**2
-    with torch.no_grad(), seeded(0, "variance"):
+    with torch.no_grad(), temp_seed(0, "variance"):
         losses = torch.stack([sampled()(whole, x, y).double() for _ in range(3000)])
     assert_close(added.double(), 0.5 * losses.var(0), atol=0, rtol=0.1)
 
@@ -481,7 +481,7 @@ def test_without_noise_the_loss_of_first_order_is_cross_entropy(objective):
 
 
 def test_the_shifted_gradient_is_the_linearised_one_but_for_the_fourth_power_of_sigma():
-    with seeded(0, "smooth"):
+    with temp_seed(0, "smooth"):
         net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
         x, y = torch.randn(6, 5), torch.arange(6) % 4
 
@@ -506,7 +506,7 @@ def test_every_objective_trains_the_model_through_the_training_loop(objective):
     samples = from_arrays(x.astype(np.float32), y)
     config = TuneConfig(epochs=12, batch_size=30, lr=0.2, augment=False, precision="float32")
     targets = targets_of(samples, None, config)
-    with seeded(0, "net"):
+    with temp_seed(0, "net"):
         net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
     whole = NoisyNetwork(net, 0.2)
     trained, again = (

@@ -17,7 +17,7 @@ from expunge.errors import ConfigError, DataError, RunError
 from expunge.recipes import resolve
 from expunge.selfsupervised import refinement
 from expunge.selfsupervised.refinement import RefineConfig, distorted, finish, judge, refine
-from expunge.selfsupervised.simclr import Distortion, SimclrConfig
+from expunge.selfsupervised.simclr import SimCLRAugmentation, SimclrConfig
 from expunge.training.baselines import trainers
 from expunge.training.loop import TuneConfig
 from oracles_digits import CLASSES, clean, digits, memorised, network, noisy
@@ -198,7 +198,7 @@ def test_augmentation_grows_as_told():
     data = replace(noisy(50), view=None)
     assert distorted(data, 0.0) is data
     views = [distorted(data, s).view for s in (0.2, 0.6)]
-    assert all(isinstance(v, Distortion) for v in views)
+    assert all(isinstance(v, SimCLRAugmentation) for v in views)
     assert [v.strength for v in views] == [0.2, 0.6]
     assert views[0].area[0] > views[1].area[0]
 

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.data.samples import Prepare
 from expunge.detection.detectors import neighbour_votes
 from expunge.detection.signals import collect
@@ -23,12 +23,12 @@ from expunge.models.zoo import convnet
 from expunge.selfsupervised.simclr import (
     SETTINGS,
     Body,
-    Distortion,
+    SimCLRAugmentation,
     SimclrConfig,
     _blurred,
     _Draw,
     _recoloured,
-    encoded,
+    extract_features,
     fitting,
     nt_xent,
     pretrain,
@@ -40,7 +40,7 @@ QUICK = SimclrConfig(
     epochs=4, batch_size=64, hidden=32, projection=16, area=(0.5, 1.0), precision="float32"
 )
 
-DETECTORS = ("neighbour_disagreement", "class_distance")
+DETECTORS = ("knn_disagreement", "lda_margin")
 
 
 def draw(seed=0):
@@ -52,7 +52,7 @@ def images(n=6, channels=3, side=12):
 
 
 def small_network(seed=0):
-    with seeded(seed, "network"):
+    with temp_seed(seed, "network"):
         return convnet(classes=10, channels=1, widths=(8, 16), hidden=24, convolutions=1)
 
 
@@ -91,7 +91,7 @@ def test_nt_xent_refuses_rows_that_do_not_match():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_distortion_depends_on_the_generator_alone_and_leaves_its_input(channels):
-    x, view = images(channels=channels), Distortion(blur=0.5)
+    x, view = images(channels=channels), SimCLRAugmentation(blur=0.5)
     before = x.clone()
     first = view(x, draw(1))
     assert torch.equal(first, view(x, draw(1)))
@@ -106,7 +106,7 @@ def test_a_distortion_depends_on_the_generator_alone_and_leaves_its_input(channe
 
 def test_a_distortion_of_strength_none_mirrors_at_most():
     x = images(40, side=16)
-    view = Distortion(strength=0.0, area=(1.0, 1.0), grey=0.0)
+    view = SimCLRAugmentation(strength=0.0, area=(1.0, 1.0), grey=0.0)
     # At the full area only the aspect is left, and that cuts; without colours a mirror of it.
     shown = view(torch.ones_like(x), draw())
     assert_allclose(shown.numpy(), 1.0, atol=1e-6)
@@ -119,13 +119,13 @@ def test_a_distortion_of_strength_none_mirrors_at_most():
 
 def test_prepared_inputs_are_distorted_as_their_images_are():
     x, prepare = images(), Prepare((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-    plain = Distortion()(x, draw(5))
-    prepared = replace(Distortion(), prepare=prepare)(prepare.standardise(x), draw(5))
+    plain = SimCLRAugmentation()(x, draw(5))
+    prepared = replace(SimCLRAugmentation(), prepare=prepare)(prepare.standardise(x), draw(5))
     assert_allclose(prepare.undo(prepared).numpy(), plain.numpy(), atol=1e-5)
 
 
 def test_colours_are_the_slow_formula():
-    x, how = images(5), Distortion(strength=0.7, jitter=1.0, grey=0.3)
+    x, how = images(5), SimCLRAugmentation(strength=0.7, jitter=1.0, grey=0.3)
     found = _recoloured(x, _Draw(5, draw(9), x.device), how)
     again = _Draw(5, draw(9), x.device)
     bright, contrast, saturate = (again.uniform(1 - 0.56, 1.56) for _ in range(3))
@@ -153,7 +153,7 @@ def test_colours_are_the_slow_formula():
 
 def test_grey_images_have_equal_channels_and_keep_their_luma():
     x = images()
-    shown = _recoloured(x, _Draw(6, draw(), x.device), Distortion(jitter=0.0, grey=1.0))
+    shown = _recoloured(x, _Draw(6, draw(), x.device), SimCLRAugmentation(jitter=0.0, grey=1.0))
     luma = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     assert_allclose(shown.numpy(), luma.expand_as(x).numpy(), atol=1e-5)
 
@@ -171,11 +171,11 @@ def test_blur_is_a_gaussian_of_its_own_width():
 
 def test_a_distortion_refuses_what_it_cannot_do():
     with pytest.raises(ConfigError, match="area"):
-        Distortion(area=(0.5, 0.2))
+        SimCLRAugmentation(area=(0.5, 0.2))
     with pytest.raises(ConfigError, match="grey must lie"):
-        Distortion(grey=1.5)
+        SimCLRAugmentation(grey=1.5)
     with pytest.raises(DataError, match="1 or 3"):
-        Distortion()(torch.rand(2, 4, 8, 8), draw())
+        SimCLRAugmentation()(torch.rand(2, 4, 8, 8), draw())
 
 
 # ---------------------------------------------------------------------------- pre-training
@@ -203,7 +203,7 @@ def test_pre_training_brings_images_of_a_class_together():
     data, model = noisy(600, rate=0.0), small_network()
     longer = replace(QUICK, epochs=25)
     votes = [
-        neighbour_votes(encoded(m, data), data.labels, 10).argmax(1) == data.labels
+        neighbour_votes(extract_features(m, data), data.labels, 10).argmax(1) == data.labels
         for m in (model, pretrain(model, data, longer, seed=0).model)
     ]
     assert votes[1].mean() > votes[0].mean() + 0.05
@@ -252,7 +252,7 @@ def test_named_settings_are_there():
 
 def test_views_of_half_the_side_are_for_networks_that_take_any_size():
     half, data = replace(QUICK, scale=0.5), noisy(64)
-    assert Distortion(scale=0.5)(images(), draw()).shape == (6, 3, 6, 6)
+    assert SimCLRAugmentation(scale=0.5)(images(), draw()).shape == (6, 3, 6, 6)
     assert fitting(half, small_network(), data) == half
     assert fitting(half, network(), data) == replace(half, scale=1.0)
     with pytest.raises(ModelError, match=r"0\.5 times the side"):
@@ -267,16 +267,16 @@ def test_features_are_the_input_of_the_head_whatever_the_batch():
     x = data.batch(np.arange(50))
     with torch.no_grad():
         wanted = model[:-1](x).numpy()
-    assert_allclose(encoded(model, data), wanted, atol=1e-6)
-    assert_allclose(encoded(model, data, batch_size=7), wanted, atol=1e-5)
-    assert_allclose(encoded(Body(model, x), data), wanted, atol=1e-6)
-    assert_allclose(encoded(lambda batch: batch.flatten(1), data), x.flatten(1).numpy())
+    assert_allclose(extract_features(model, data), wanted, atol=1e-6)
+    assert_allclose(extract_features(model, data, batch_size=7), wanted, atol=1e-5)
+    assert_allclose(extract_features(Body(model, x), data), wanted, atol=1e-6)
+    assert_allclose(extract_features(lambda batch: batch.flatten(1), data), x.flatten(1).numpy())
     assert model.training  # as it was
 
 
 def test_features_must_be_one_row_a_sample():
     with pytest.raises(DataError, match="one row"):
-        encoded(lambda batch: batch, noisy(20))
+        extract_features(lambda batch: batch, noisy(20))
 
 
 # ------------------------------------------------------------- as evidence for a repair

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import expunge
 from expunge import cli, pipeline, specs
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.data import Samples, from_arrays
 from expunge.data.dataset import DictInputs
 from expunge.data.samples import TensorInputs
@@ -57,7 +57,7 @@ def sound(n: int = 70) -> Samples:
 
 def words() -> tuple[nn.Module, PrunePlan]:
     """A cut network for words whose batch norms have seen some sound."""
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         model = kws(**{**WORDS, "widths": (8, 12, 12), "strides": (2, 1)})
         model.train()(sound().batch(np.arange(70)))
     plan = PrunePlan({"3": (1, 2), "6.3": (0, 11)}, 4)
@@ -78,9 +78,9 @@ def test_what_is_read_gives_the_logits_of_what_was_written(tmp_path):
     model, data = pruned(), clean()
     with torch.inference_mode():
         expected = model(data.batch(np.arange(len(data))))
-    expunge.save_exported(model, data, tmp_path / "out", **MLP, plan=PLAN)
+    expunge.export_model(model, data, tmp_path / "out", **MLP, plan=PLAN)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {MANIFEST, WEIGHTS}
-    found = expunge.load_exported(tmp_path / "out")
+    found = expunge.load_exported_model(tmp_path / "out")
     stored = data.inputs.batch(np.arange(len(data)))
     assert torch.equal(found(stored), expected)
     assert found.predict(stored[:9]) == [str(c) for c in expected[:9].argmax(dim=1).tolist()]
@@ -92,7 +92,7 @@ def test_what_is_read_gives_the_logits_of_what_was_written(tmp_path):
 
 def test_the_manifest_says_all_that_is_needed(tmp_path):
     model, plan = words()
-    expunge.save_exported(model, sound(), tmp_path / "out", **SPEECH, plan=plan)
+    expunge.export_model(model, sound(), tmp_path / "out", **SPEECH, plan=plan)
     said = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert said["constructor"] == "expunge.models:kws"
     assert said["arguments"] == WORDS
@@ -111,7 +111,7 @@ def test_stored_inputs_are_prepared_as_in_training(tmp_path, what):
     if what == "sound":
         (model, plan), data, how = words(), sound(), SPEECH
     else:
-        with seeded(0, "network"):
+        with temp_seed(0, "network"):
             model, plan, data = (
                 resnet(classes=4, widths=(4, 8), blocks=(1, 1)).eval(),
                 None,
@@ -119,12 +119,12 @@ def test_stored_inputs_are_prepared_as_in_training(tmp_path, what):
             )
         arguments = {"classes": 4, "widths": [4, 8], "blocks": [1, 1]}
         how = {"constructor": "expunge.models:resnet", "arguments": arguments}
-    expunge.save_exported(model, data, tmp_path / "out", **how, plan=plan)
+    expunge.export_model(model, data, tmp_path / "out", **how, plan=plan)
     rows = np.arange(20)
     with torch.inference_mode():
         expected = model(data.batch(rows))
     stored = data.inputs.batch(rows)
-    found = expunge.load_exported(tmp_path / "out")
+    found = expunge.load_exported_model(tmp_path / "out")
     assert torch.equal(found(stored), expected)
     assert torch.equal(found(stored.numpy()), expected)
     assert found.predict(stored.numpy()) == found.predict(stored)
@@ -132,7 +132,7 @@ def test_stored_inputs_are_prepared_as_in_training(tmp_path, what):
 
 def test_inputs_of_another_form_than_the_manifest_s_are_refused(tmp_path):
     model, plan = words()
-    found = expunge.save_exported(model, sound(), tmp_path / "out", **SPEECH, plan=plan)
+    found = expunge.export_model(model, sound(), tmp_path / "out", **SPEECH, plan=plan)
     x = sound().inputs.batch(np.arange(3)).numpy()
     for wrong, message in {
         "one": (x[0], r"got int16\[4000\], expected int16\[b, 4000\]\n.*x\[None\] makes a batch"),
@@ -153,21 +153,21 @@ def test_code_that_is_not_there_is_to_be_copied_into_the_folder(tmp_path, monkey
     how = {**MLP, "constructor": "net_of_mine:mlp"}
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path / "code")
-        expunge.save_exported(pruned(), clean(), tmp_path / "out", **how, plan=PLAN)
+        expunge.export_model(pruned(), clean(), tmp_path / "out", **how, plan=PLAN)
     sys.modules.pop("net_of_mine")
     with pytest.raises(ModelError, match="net_of_mine: cannot be imported") as error:
-        expunge.load_exported(tmp_path / "out")
+        expunge.load_exported_model(tmp_path / "out")
     assert f"copy net_of_mine.py into {tmp_path / 'out'}, or install" in str(error.value)
     (tmp_path / "out" / "net_of_mine.py").write_text(code, encoding="utf-8")
-    assert expunge.load_exported(tmp_path / "out").predict(np.zeros((2, 1, 8, 8), np.float32))
+    assert expunge.load_exported_model(tmp_path / "out").predict(np.zeros((2, 1, 8, 8), np.float32))
     sys.modules.pop("net_of_mine")
 
 
 def test_masked_units_stay_masked(tmp_path):
     model, data = memorised(), clean()
     surgery.mask(model, PLAN, data.example())
-    expunge.save_exported(model, data, tmp_path / "out", **MLP, plan=PLAN, mode="mask")
-    found = expunge.load_exported(tmp_path / "out")
+    expunge.export_model(model, data, tmp_path / "out", **MLP, plan=PLAN, mode="mask")
+    found = expunge.load_exported_model(tmp_path / "out")
     rows = np.arange(50)
     with torch.inference_mode():
         expected, whole = model(data.batch(rows)), memorised()(data.batch(rows))
@@ -189,11 +189,11 @@ class Sum(nn.Module):
 def test_models_of_several_inputs_come_back_and_are_no_onnx(tmp_path):
     inputs = DictInputs({"ids": torch.arange(12).view(6, 2) % 5, "scale": torch.rand(6, 1)})
     data = Samples(np.arange(6), np.arange(6) % 2, ("a", "b"), inputs)
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         model = Sum(3).eval()
     how = {"constructor": f"{__name__}:Sum", "arguments": {"width": 3}}
-    expunge.save_exported(model, data, tmp_path / "out", **how)
-    found = expunge.load_exported(tmp_path / "out")
+    expunge.export_model(model, data, tmp_path / "out", **how)
+    found = expunge.load_exported_model(tmp_path / "out")
     expected = logits_of(model, data.batch(np.arange(6)))
     stored = data.inputs.batch(np.arange(6))
     assert torch.equal(found(stored), expected)
@@ -204,7 +204,7 @@ def test_models_of_several_inputs_come_back_and_are_no_onnx(tmp_path):
         found({"ids": stored["ids"]})
     pytest.importorskip("onnxscript")
     with pytest.raises(ModelError, match="takes several inputs by name: ids, scale"):
-        expunge.save_exported(model, data, tmp_path / "graph", **how, onnx=True)
+        expunge.export_model(model, data, tmp_path / "graph", **how, onnx=True)
 
 
 def test_another_network_than_the_one_given_is_refused_and_nothing_is_written(tmp_path):
@@ -216,9 +216,9 @@ def test_another_network_than_the_one_given_is_refused_and_nothing_is_written(tm
     for arguments, plan, message in wrong.values():
         how = {"constructor": MLP["constructor"], "arguments": arguments}
         with pytest.raises(ExpungeError, match=message):
-            expunge.save_exported(pruned(), clean(), tmp_path / "out", **how, plan=plan)
+            expunge.export_model(pruned(), clean(), tmp_path / "out", **how, plan=plan)
     with pytest.raises(ModelError, match="do not give the model's own logits"):
-        expunge.save_exported(
+        expunge.export_model(
             nn.Sequential(*memorised(), nn.Softmax(dim=1)), clean(), tmp_path / "out", **MLP
         )
     assert list(tmp_path.iterdir()) == []
@@ -227,30 +227,30 @@ def test_another_network_than_the_one_given_is_refused_and_nothing_is_written(tm
 def test_a_folder_that_is_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="is there already"):
-        expunge.save_exported(pruned(), clean(), tmp_path, **MLP, plan=PLAN)
+        expunge.export_model(pruned(), clean(), tmp_path, **MLP, plan=PLAN)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_files_that_have_changed_are_refused(tmp_path):
-    expunge.save_exported(pruned(), clean(), tmp_path / "out", **MLP, plan=PLAN)
+    expunge.export_model(pruned(), clean(), tmp_path / "out", **MLP, plan=PLAN)
     file, said = tmp_path / "out" / MANIFEST, json.loads((tmp_path / "out" / MANIFEST).read_text())
     file.write_text(json.dumps({**said, "schema": 9}))
     with pytest.raises(RunError, match="has the schema 9, this version reads 1"):
-        expunge.load_exported(tmp_path / "out")
+        expunge.load_exported_model(tmp_path / "out")
     file.write_text(json.dumps({**said, "clases": 3}))
     with pytest.raises(ConfigError, match="did you mean 'classes'"):
-        expunge.load_exported(tmp_path / "out")
+        expunge.load_exported_model(tmp_path / "out")
     file.write_text(json.dumps(said))
     with (tmp_path / "out" / WEIGHTS).open("r+b") as weights:
         weights.seek(-1, 2)
         weights.write(b"\x55")
     with pytest.raises(RunError, match="has changed since it was written"):
-        expunge.load_exported(tmp_path / "out")
+        expunge.load_exported_model(tmp_path / "out")
     (tmp_path / "out" / WEIGHTS).unlink()
     with pytest.raises(ModelError, match="no such weights file"):
-        expunge.load_exported(tmp_path / "out")
+        expunge.load_exported_model(tmp_path / "out")
     with pytest.raises(RunError, match=r"manifest\.json: cannot be read"):
-        expunge.load_exported(tmp_path / "nowhere")
+        expunge.load_exported_model(tmp_path / "nowhere")
 
 
 # ------------------------------------------------------------------------------------ a run
@@ -275,7 +275,7 @@ def test_the_command_writes_the_model_of_a_finished_run(finished, tmp_path):
     assert said.exit_code == 0, said.output
     assert said.stdout == f"{tmp_path / 'out'}: {WEIGHTS}, {MANIFEST}\n"
     data = clean()
-    found = expunge.load_exported(tmp_path / "out")(data.inputs.batch(np.arange(99)))
+    found = expunge.load_exported_model(tmp_path / "out")(data.inputs.batch(np.arange(99)))
     with torch.inference_mode():
         assert_allclose(found, model(data.batch(np.arange(99))), rtol=1e-5, atol=1e-5)
     again = CliRunner().invoke(cli.app, [*command[:-1], str(tmp_path / "other"), "--json"])
@@ -310,7 +310,7 @@ def asked(file: Path, x: np.ndarray) -> np.ndarray:
 def test_a_waveform_goes_into_the_onnx_file_and_the_model_s_logits_come_out(tmp_path):
     require_onnx()
     (model, plan), data = words(), sound()
-    found = expunge.save_exported(model, data, tmp_path / "out", **SPEECH, plan=plan, onnx=True)
+    found = expunge.export_model(model, data, tmp_path / "out", **SPEECH, plan=plan, onnx=True)
     assert found.manifest.onnx.samples == 70
     assert found.manifest.onnx.difference < 1e-4
     assert found.manifest.onnx.equal == 1
@@ -320,14 +320,14 @@ def test_a_waveform_goes_into_the_onnx_file_and_the_model_s_logits_come_out(tmp_
             x = data.inputs.batch(rows).numpy().astype(np.float32) / 32768
             got, expected = asked(tmp_path / "out" / GRAPH, x), model(data.batch(rows)).numpy()
             assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-    again = expunge.load_exported(tmp_path / "out")
+    again = expunge.load_exported_model(tmp_path / "out")
     assert again.manifest == found.manifest
     assert set(again.manifest.sha256) == {WEIGHTS, GRAPH}
 
 
 def test_cepstra_with_a_cut_below_the_loudest_are_in_the_graph_too(tmp_path):
     require_onnx()
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         model = nn.Sequential(MFCC(), nn.Flatten(), nn.Linear(40 * 8, 3)).eval()
     onnx.write_graph(model, sound(), tmp_path / "m.onnx")
     parity = onnx.compare_graph(model, sound(), tmp_path / "m.onnx", tolerance=1e-2)
@@ -336,7 +336,7 @@ def test_cepstra_with_a_cut_below_the_loudest_are_in_the_graph_too(tmp_path):
 
 def test_mean_and_deviation_are_in_the_graph(tmp_path):
     require_onnx()
-    with seeded(0, "network"):
+    with temp_seed(0, "network"):
         model = resnet(classes=4, widths=(4, 8), blocks=(1, 1)).eval()
     onnx.write_graph(model, images(), tmp_path / "m.onnx")
     x = images().inputs.batch(np.arange(5)).numpy().astype(np.float32) / 255
@@ -349,7 +349,7 @@ def test_masks_are_in_the_graph(tmp_path):
     require_onnx()
     model, data = memorised(), clean()
     surgery.mask(model, PLAN, data.example())
-    expunge.save_exported(model, data, tmp_path / "out", **MLP, plan=PLAN, mode="mask", onnx=True)
+    expunge.export_model(model, data, tmp_path / "out", **MLP, plan=PLAN, mode="mask", onnx=True)
     whole = memorised()
     with pytest.raises(ModelError, match="from the model's on 300 samples"):
         onnx.compare_graph(whole, data, tmp_path / "out" / GRAPH, tolerance=1e-3)
@@ -359,7 +359,7 @@ def test_a_graph_that_does_not_give_the_model_s_logits_is_not_written(tmp_path):
     require_onnx()
     (model, plan), data = words(), sound()
     with pytest.raises(ModelError, match="more than -1"):
-        expunge.save_exported(
+        expunge.export_model(
             model, data, tmp_path / "out", **SPEECH, plan=plan, onnx=True, tolerance=-1
         )
     assert list(tmp_path.iterdir()) == []
@@ -368,6 +368,6 @@ def test_a_graph_that_does_not_give_the_model_s_logits_is_not_written(tmp_path):
 def test_without_the_packages_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="'onnx' is not installed") as error:
-        expunge.save_exported(pruned(), clean(), tmp_path / "out", **MLP, plan=PLAN, onnx=True)
+        expunge.export_model(pruned(), clean(), tmp_path / "out", **MLP, plan=PLAN, onnx=True)
     assert "expunge[onnx]" in str(error.value)
     assert list(tmp_path.iterdir()) == []

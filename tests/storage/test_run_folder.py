@@ -15,7 +15,7 @@ import torch
 from expunge.errors import RunError
 from expunge.records import NeuronRanking, PrunePlan, Scores
 from expunge.storage import serialization
-from expunge.storage.run_folder import Artefact, opened, require_room
+from expunge.storage.run_folder import Artefact, check_run_folder, open_run
 from oracles_digits import contents
 from oracles_results import make_partition
 
@@ -40,7 +40,7 @@ class Compute:
 
 def made(folder: Path, key: dict | None = None) -> None:
     """A run folder with one finished stage."""
-    with opened(folder, HEADER) as run:
+    with open_run(folder, HEADER) as run:
         run.stage("1-score", key or {"seed": 0}, Compute())
 
 
@@ -58,7 +58,7 @@ def same(a: Artefact, b: Artefact) -> bool:
 def test_a_finished_stage_is_read_and_not_computed_again(tmp_path):
     made(tmp_path / "run")
     compute = Compute()
-    with opened(tmp_path / "run", HEADER) as run:
+    with open_run(tmp_path / "run", HEADER) as run:
         found = run.stage("1-score", {"seed": 0}, compute)
     assert compute.calls == 0
     assert same(found, ARTEFACT)
@@ -66,7 +66,7 @@ def test_a_finished_stage_is_read_and_not_computed_again(tmp_path):
 
 def test_a_stage_is_computed_once_in_one_run(tmp_path):
     compute = Compute()
-    with opened(tmp_path / "run", HEADER) as run:
+    with open_run(tmp_path / "run", HEADER) as run:
         first = run.stage("1-score", {"seed": 0}, compute)
         assert run.stage("1-score", {"seed": 0}, compute) is first
     assert compute.calls == 1
@@ -76,7 +76,7 @@ def test_without_a_folder_every_run_computes_and_nothing_is_written(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     compute = Compute()
     for _ in range(2):
-        with opened(None, HEADER) as run:
+        with open_run(None, HEADER) as run:
             run.stage("1-score", {"seed": 0}, compute)
             run.write("result.json", "{}")
             run.log("end")
@@ -90,7 +90,7 @@ def test_a_stage_with_another_key_is_refused_and_every_differing_field_named(tmp
     before = contents(tmp_path)
     key = {"seed": 1, "settings": {"views": 4, "layer": ""}}
     with (
-        opened(tmp_path / "run", HEADER) as run,
+        open_run(tmp_path / "run", HEADER) as run,
         pytest.raises(RunError, match=r"seed: 0 there, 1 asked") as e,
     ):
         run.stage("1-score", key, Compute())
@@ -102,7 +102,7 @@ def test_a_stage_with_another_key_is_refused_and_every_differing_field_named(tmp
 def test_tuples_and_lists_in_a_key_are_the_same(tmp_path):
     made(tmp_path / "run", {"layers": ("a", "b")})
     compute = Compute()
-    with opened(tmp_path / "run", HEADER) as run:
+    with open_run(tmp_path / "run", HEADER) as run:
         run.stage("1-score", {"layers": ["a", "b"]}, compute)
     assert compute.calls == 0
 
@@ -111,7 +111,7 @@ def test_a_failure_inside_compute_leaves_no_stage(tmp_path):
     def fail() -> Artefact:
         raise ValueError("no")
 
-    with opened(tmp_path / "run", HEADER) as run, pytest.raises(ValueError, match="no"):
+    with open_run(tmp_path / "run", HEADER) as run, pytest.raises(ValueError, match="no"):
         run.stage("1-score", {}, fail)
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {".lock", "run.json"}
     made(tmp_path / "run")
@@ -124,7 +124,7 @@ def test_a_failure_inside_writing_leaves_no_half_stage(tmp_path, monkeypatch, wh
 
     made(tmp_path / "run")
     before = contents(tmp_path)
-    with opened(tmp_path / "run", HEADER) as run:
+    with open_run(tmp_path / "run", HEADER) as run:
         owner = {"write_table": "pq", "save_file": ""}.get(what, "Path")
         target = (
             f"expunge.storage.run_folder.{owner}.{what}"
@@ -147,7 +147,7 @@ def test_a_stage_folder_without_its_note_is_made_anew(tmp_path):
     made(tmp_path / "run")
     (tmp_path / "run" / "1-score" / "stage.json").unlink()
     compute = Compute()
-    with opened(tmp_path / "run", HEADER) as run:
+    with open_run(tmp_path / "run", HEADER) as run:
         assert same(run.stage("1-score", {"seed": 0}, compute), ARTEFACT)
     assert compute.calls == 1
     assert (tmp_path / "run" / "1-score" / "stage.json").exists()
@@ -166,7 +166,7 @@ def test_a_stage_folder_without_its_note_is_made_anew(tmp_path):
 def test_a_damaged_stage_is_one_of_our_errors(tmp_path, file, content):
     made(tmp_path / "run")
     (tmp_path / "run" / "1-score" / file).write_bytes(content)
-    with opened(tmp_path / "run", HEADER) as run, pytest.raises(RunError, match="1-score"):
+    with open_run(tmp_path / "run", HEADER) as run, pytest.raises(RunError, match="1-score"):
         run.stage("1-score", {"seed": 0}, Compute())
 
 
@@ -179,7 +179,7 @@ def test_another_header_is_refused_and_every_differing_field_named(tmp_path):
     header = {**HEADER, "seed": 3, "train": {"labels": "zz", "inputs": "bb"}}
     with (
         pytest.raises(RunError, match=r"seed: 0 there, 3 asked for") as e,
-        opened(tmp_path / "run", header),
+        open_run(tmp_path / "run", header),
     ):
         pytest.fail("the folder must not open")
     assert 'train.labels: "aa" there, "zz" asked for' in str(e.value)
@@ -192,7 +192,7 @@ def test_another_header_is_refused_and_every_differing_field_named(tmp_path):
 def test_a_damaged_run_file_is_one_of_our_errors(tmp_path, content):
     made(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(RunError, match=r"run\.json"), opened(tmp_path / "run", HEADER):
+    with pytest.raises(RunError, match=r"run\.json"), open_run(tmp_path / "run", HEADER):
         pytest.fail("the folder must not open")
 
 
@@ -202,7 +202,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path, stran
     (tmp_path / stranger).write_text("mine")
     with (
         pytest.raises(RunError, match=f"holds other files: {stranger}"),
-        opened(tmp_path, HEADER, fresh=fresh),
+        open_run(tmp_path, HEADER, fresh=fresh),
     ):
         pytest.fail("the folder must not open")
     assert (tmp_path / stranger).read_text() == "mine"
@@ -219,7 +219,7 @@ def test_fresh_discards_what_a_run_made_and_nothing_else(tmp_path):
     (folder / "5-tune.partial").mkdir()
     (folder / "controls").mkdir()
     compute = Compute()
-    with opened(folder, {**HEADER, "seed": 9}, fresh=True) as run:
+    with open_run(folder, {**HEADER, "seed": 9}, fresh=True) as run:
         assert {p.name for p in folder.iterdir()} == {*theirs, "run.json", ".lock"}
         run.stage("1-score", {"seed": 9}, compute)
     assert compute.calls == 1
@@ -235,7 +235,7 @@ def test_a_run_json_of_another_program_is_no_run_of_ours(tmp_path, fresh):
     before = contents(tmp_path)
     with (
         pytest.raises(RunError, match=r"its run\.json is of another program"),
-        opened(tmp_path, HEADER, fresh=fresh),
+        open_run(tmp_path, HEADER, fresh=fresh),
     ):
         pass
     assert before.items() <= contents(tmp_path).items()
@@ -246,7 +246,7 @@ def test_fresh_does_not_follow_links_out_of_the_folder(tmp_path):
     (tmp_path / "data" / "x").write_text("mine")
     made(tmp_path / "run")
     (tmp_path / "run" / "controls").symlink_to(tmp_path / "data")
-    with opened(tmp_path / "run", HEADER, fresh=True):
+    with open_run(tmp_path / "run", HEADER, fresh=True):
         assert not (tmp_path / "run" / "controls").exists()
     assert (tmp_path / "data" / "x").read_text() == "mine"
 
@@ -254,23 +254,23 @@ def test_fresh_does_not_follow_links_out_of_the_folder(tmp_path):
 def test_fresh_works_on_a_training_too(tmp_path):
     for fresh in (False, True):
         compute = Compute()
-        with opened(tmp_path, HEADER, fresh=fresh) as run:
+        with open_run(tmp_path, HEADER, fresh=fresh) as run:
             run.stage("model", {}, compute)
         assert compute.calls == 1
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(RunError, match="not a folder"), opened(tmp_path / "run", HEADER):
+    with pytest.raises(RunError, match="not a folder"), open_run(tmp_path / "run", HEADER):
         pytest.fail("the folder must not open")
     assert (tmp_path / "run").read_text() == "mine"
 
 
 def test_a_second_user_of_an_open_folder_is_refused(tmp_path):
-    with opened(tmp_path, HEADER) as run:
+    with open_run(tmp_path, HEADER) as run:
         with (
             pytest.raises(RunError, match="another process works in this run folder"),
-            opened(tmp_path, HEADER),
+            open_run(tmp_path, HEADER),
         ):
             pytest.fail("the folder must not open")
         run.stage("1-score", {"seed": 0}, Compute())
@@ -297,11 +297,11 @@ def test_a_folder_that_another_process_uses_is_refused(tmp_path):
         assert other.stdout.readline() == b"held\n"
         with (
             pytest.raises(RunError, match="another process works in this run folder"),
-            opened(tmp_path, HEADER),
+            open_run(tmp_path, HEADER),
         ):
             pytest.fail("the folder must not open")
         other.stdin.close()
-    with opened(tmp_path, HEADER) as run:
+    with open_run(tmp_path, HEADER) as run:
         assert run.folder == tmp_path
 
 
@@ -323,16 +323,16 @@ def test_a_folder_whose_making_was_killed_can_be_used(tmp_path):
 
 
 def test_a_folder_is_refused_before_a_model_is_trained_in_it(tmp_path):
-    require_room(tmp_path / "new")
+    check_run_folder(tmp_path / "new")
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(RunError, match=r"holds other files: thesis\.tex"):
-        require_room(tmp_path)
+        check_run_folder(tmp_path)
     made(tmp_path / "run")
     with pytest.raises(RunError, match="was not trained in it"):
-        require_room(tmp_path / "run")
-    require_room(tmp_path / "run", fresh=True)
+        check_run_folder(tmp_path / "run")
+    check_run_folder(tmp_path / "run", fresh=True)
     (tmp_path / "run" / "0-train").mkdir()
-    require_room(tmp_path / "run")
+    check_run_folder(tmp_path / "run")
 
 
 @pytest.mark.parametrize("call", ["pathlib.Path.mkdir", "os.replace", "os.open"])
@@ -346,7 +346,7 @@ def test_a_disk_that_cannot_be_written_is_one_of_our_errors(tmp_path, monkeypatc
         patch.setattr(call, forbidden)
         with (
             pytest.raises(RunError, match=r"cannot be written: Read-only file system\n  fix: free"),
-            opened(tmp_path / "run", HEADER),
+            open_run(tmp_path / "run", HEADER),
         ):
             pytest.fail("the folder must not open")
     assert (tmp_path / "mine").read_text() == "mine"
@@ -391,7 +391,7 @@ def test_a_file_of_the_run_appears_whole_or_not_at_all(tmp_path):
         path.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with opened(tmp_path, HEADER) as run:
+    with open_run(tmp_path, HEADER) as run:
         run.write("result.json", "first")
         with pytest.raises(RunError, match=r"result\.json: cannot be written: No space"):
             run.write("result.json", half)
@@ -401,7 +401,7 @@ def test_a_file_of_the_run_appears_whole_or_not_at_all(tmp_path):
 
 def test_the_log_is_one_object_a_line(tmp_path):
     for seed in (0, 1):
-        with opened(tmp_path, HEADER) as run:
+        with open_run(tmp_path, HEADER) as run:
             run.log("start", seed=seed)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["event"], line["seed"]) for line in lines] == [("start", 0), ("start", 1)]
@@ -412,9 +412,9 @@ def test_the_log_is_one_object_a_line(tmp_path):
 
 def test_a_checkpoint_gives_back_the_epoch_and_the_tensors(tmp_path):
     tensors = {"model.w": torch.randn(3, generator=torch.Generator().manual_seed(0))}
-    with opened(tmp_path, HEADER) as run:
+    with open_run(tmp_path, HEADER) as run:
         run.checkpoint("5-tune", {"seed": 0}).save(2, tensors)
-    with opened(tmp_path, HEADER) as run:
+    with open_run(tmp_path, HEADER) as run:
         epoch, found = run.checkpoint("5-tune", {"seed": 0}).load()
         assert run.checkpoint("5-tune", {"seed": 1}).load() is None
     assert epoch == 2
@@ -422,7 +422,7 @@ def test_a_checkpoint_gives_back_the_epoch_and_the_tensors(tmp_path):
 
 
 def test_a_checkpoint_is_gone_when_its_stage_is_done_and_its_seconds_count(tmp_path):
-    with opened(tmp_path, HEADER) as run:
+    with open_run(tmp_path, HEADER) as run:
         run.checkpoint("5-tune", {}).save(2, {"w": torch.zeros(1)})
         file = tmp_path / "5-tune.partial" / "epoch.safetensors"
         assert file.exists()
@@ -439,7 +439,7 @@ def test_a_checkpoint_is_gone_when_its_stage_is_done_and_its_seconds_count(tmp_p
 
 
 def test_a_damaged_checkpoint_is_one_of_our_errors(tmp_path):
-    with opened(tmp_path, HEADER) as run:
+    with open_run(tmp_path, HEADER) as run:
         checkpoint = run.checkpoint("5-tune", {})
         checkpoint.save(1, {"w": torch.zeros(4)})
         (tmp_path / "5-tune.partial" / "epoch.safetensors").write_bytes(b"half")
@@ -452,9 +452,9 @@ def test_a_damaged_checkpoint_is_one_of_our_errors(tmp_path):
 
 def again(folder: Path, artefact: Artefact) -> Artefact:
     """Through the disk."""
-    with opened(folder, HEADER) as run:
+    with open_run(folder, HEADER) as run:
         run.stage("1-score", {}, lambda: artefact)
-    with opened(folder, HEADER) as run:
+    with open_run(folder, HEADER) as run:
         return run.stage("1-score", {}, Compute())
 
 

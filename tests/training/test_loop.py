@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from expunge._core.rng import generator, seeded
+from expunge._core.rng import generator, temp_seed
 from expunge.data import Samples, from_arrays
 from expunge.errors import ConfigError, DataError, ModelError, PartitionError
 from expunge.records import Partition
-from expunge.storage.run_folder import opened
+from expunge.storage.run_folder import open_run
 from expunge.training.loop import Targets, TuneConfig, targets_of, tune
 from oracles_results import make_partition
 
@@ -37,7 +37,7 @@ def images(n: int = 40, **settings: Any) -> Samples:
 
 
 def net(*, dropout: float = 0.0, norm: bool = False) -> nn.Sequential:
-    with seeded(0, "net"):
+    with temp_seed(0, "net"):
         return nn.Sequential(
             nn.Linear(6, 8),
             nn.BatchNorm1d(8) if norm else nn.Identity(),
@@ -184,7 +184,7 @@ def test_the_seed_decides_order_dropout_and_views():
 
 
 def small_cnn(*, norm: bool = True) -> nn.Module:
-    with seeded(0, "cnn"):
+    with temp_seed(0, "cnn"):
         norms = nn.BatchNorm2d(4) if norm else nn.Identity()
         return nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1), norms, nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
@@ -409,10 +409,10 @@ def test_resumed_after_any_epoch_equals_uninterrupted(tmp_path, optimizer, model
     steps = 4  # batches an epoch
     for step in (1, steps, steps + 1, 2 * steps + 3, 4 * steps):
         folder = tmp_path / str(step)
-        with opened(folder, {}) as run, pytest.raises(Stop):
+        with open_run(folder, {}) as run, pytest.raises(Stop):
             tuned(run, stop_at(step))
         again: list[int] = []
-        with opened(folder, {}) as run:
+        with open_run(folder, {}) as run:
             found = tuned(run, lambda what, done, total, seen=again: seen.append(done))
         assert again[0] == (step - 1) // steps * steps + 1  # goes on where the last epoch ended
         assert_same_weights(found, whole)
@@ -422,7 +422,7 @@ def test_resumed_twice_equals_uninterrupted(tmp_path):
     samples, config = blobs(), replace(PLAIN, epochs=4)
     whole = tune(net(dropout=0.3), samples, everything(samples), config, seed=0)
     for stop in (5, 9, 14, 0):
-        with opened(tmp_path, {}) as run:
+        with open_run(tmp_path, {}) as run:
             arguments = {"seed": 0, "checkpoint": run.checkpoint("5-tune", {})}
             try:
                 found = tune(
@@ -440,7 +440,7 @@ def test_resumed_twice_equals_uninterrupted(tmp_path):
 
 def test_stopped_after_the_last_epoch_nothing_is_trained_again(tmp_path):
     samples, steps = blobs(), []
-    with opened(tmp_path, {}) as run:
+    with open_run(tmp_path, {}) as run:
         found = [
             tune(
                 net(),

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from expunge._core.rng import generator
-from expunge.demo.noise import at_rows, chosen_rows
+from expunge.demo.noise import draw_rows, mask_of_rows
 from expunge.errors import ConfigError
 
 Fault = Literal["white", "clipping", "silence", "truncation", "babble"]
@@ -41,7 +41,7 @@ def confusable_labels(
     for a, b in known:
         partner[a], partner[b] = b, a
     able = np.flatnonzero(partner[labels] != labels)
-    wanted = len(chosen_rows(len(labels), rate, seed=seed, what="labels"))
+    wanted = len(draw_rows(len(labels), rate, seed=seed, what="labels"))
     if wanted > len(able):
         raise ConfigError(
             f"{wanted} of {len(labels)} labels cannot be wrong: {len(able)} have a confusable word",
@@ -67,7 +67,7 @@ def audio_faults(
     unknown = set(kinds) - set(get_args(Fault))
     if unknown or not kinds:
         raise ConfigError(f"kinds are some of {', '.join(get_args(Fault))}, not {sorted(unknown)}")
-    chosen = chosen_rows(len(x), rate, seed=seed, what="clips")
+    chosen = draw_rows(len(x), rate, seed=seed, what="clips")
     level = float(np.median(np.square(x, dtype=np.float64).mean(axis=1)))
     corrupted = x.copy()
     for number, row in enumerate(chosen.tolist()):
@@ -80,7 +80,7 @@ def audio_faults(
         else:
             clip = _FAULTS[kind](clip, power, rng)
         corrupted[row] = np.round(clip).clip(-32768, 32767).astype(x.dtype)
-    return corrupted, at_rows(chosen, len(x))
+    return corrupted, mask_of_rows(chosen, len(x))
 
 
 def feature_noise(
@@ -92,12 +92,12 @@ def feature_noise(
     frames that only pad a clip; unlike there it is drawn once. Returns the features, and which were
     corrupted (``bool[n]``).
     """
-    chosen = chosen_rows(len(features), rate, seed=seed, what="features")
+    chosen = draw_rows(len(features), rate, seed=seed, what="features")
     corrupted = features.copy()
     for row in chosen.tolist():
         draw = generator(seed, "noise", "features", row).standard_normal(features.shape[1:])
         corrupted[row] = features[row] + sigma * draw
-    return corrupted, at_rows(chosen, len(features))
+    return corrupted, mask_of_rows(chosen, len(features))
 
 
 def _white(clip: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:

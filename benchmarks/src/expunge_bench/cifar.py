@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge._core.rng import derive, seeded
+from expunge._core.rng import derive, temp_seed
 from expunge.data import Samples
 from expunge.data.samples import TensorInputs
 from expunge.data.sources import DataConfig, LabelFile, other_labels, read
-from expunge.demo.noise import Scene, Truth, gaussian_inputs, mild_inputs, wrong_labels
+from expunge.demo.noise import GroundTruth, NoisyDataset, gaussian_inputs, mild_inputs, wrong_labels
 from expunge.errors import ConfigError, DataError
 from expunge.models.zoo import resnet
 from expunge.training.loop import TuneConfig
@@ -78,7 +78,7 @@ class Cifar:
 
     def network(self, seed: int) -> nn.Module:
         """An untrained residual network: 309,000 weights."""
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             return resnet(classes=10, widths=(16, 32, 64, 128), blocks=(1, 1, 1, 1))
 
     @cached_property
@@ -91,7 +91,7 @@ class Cifar:
         """All test images; no decision sees them."""
         return self._read("test")
 
-    def scene(self, setting: Setting) -> Scene:
+    def scene(self, setting: Setting) -> NoisyDataset:
         """The first n training images with the setting's faults, and all test images.
 
         Of the training images behind these a fifth as many, 5,000 at most, are held out: faults of
@@ -104,15 +104,15 @@ class Cifar:
         rows = np.arange(n, min(n + min(n // 5, HELD_OUT), len(self.train)))
         other = replace(setting, seed=derive(setting.seed, "held out"))
         held_out = self._faulty(other, rows)[0] if len(rows) > 1 else None
-        return Scene(train, self.test, truth, held_out)
+        return NoisyDataset(train, self.test, truth, held_out)
 
-    def _faulty(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, Truth]:
+    def _faulty(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, GroundTruth]:
         """Some training images with the setting's faults."""
         labels, truth = self._labels(setting, rows)
         pixels, fault = self._pixels(setting, rows)
         inputs = TensorInputs(torch.from_numpy(pixels))
         samples = replace(self.train, ids=self.train.ids[rows], labels=labels, inputs=inputs)
-        return samples, Truth(truth, labels != truth, fault)
+        return samples, GroundTruth(truth, labels != truth, fault)
 
     def _labels(self, setting: Setting, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The labels given and the right ones."""

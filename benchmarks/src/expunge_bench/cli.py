@@ -24,7 +24,7 @@ from expunge_bench import (
 )
 from expunge_bench import nmtune as heads
 from expunge_bench import repair as repairs
-from expunge_bench.fields import Field, Setting, grid
+from expunge_bench.fields import BenchmarkDataset, Setting, grid
 
 bench = typer.Typer(help="Benchmarks, which know the true labels.", no_args_is_help=True)
 
@@ -105,12 +105,12 @@ def _suite(
     n: int | None,
     labels: str,
     truth: str,
-) -> tuple[Field, list[Setting]]:
+) -> tuple[BenchmarkDataset, list[Setting]]:
     """The data and all settings that were asked for."""
     if bool(labels) != bool(truth):
         raise typer.BadParameter("--labels and --truth go together")
     if labels:
-        field: Field = cifar.Cifar(data, cifar.Extra(labels, truth))
+        field: BenchmarkDataset = cifar.Cifar(data, cifar.Extra(labels, truth))
     else:
         field = digits.Digits() if str(data) == "digits" else folders.field_of(data)
     settings = grid(
@@ -205,7 +205,7 @@ def bench_prune(
         list[float] | None, typer.Option(help="Shares of the units; 0.15, 0.3, 0.5, 0.7.")
     ] = None,
     ranking: Annotated[
-        list[str] | None, typer.Option(help="default, random-units, smallest-weights; all.")
+        list[str] | None, typer.Option(help="default, random-units, magnitude; all.")
     ] = None,
     seeds: Seeds = 1,
     n: Count = None,

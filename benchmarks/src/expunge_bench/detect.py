@@ -11,15 +11,15 @@ import numpy as np
 
 from expunge import stages
 from expunge._core.progress import Progress, silent
-from expunge.demo.noise import Truth
+from expunge.demo.noise import GroundTruth
 from expunge.detection.detectors import detectors
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, closest
+from expunge.errors import ConfigError, did_you_mean
 from expunge.evaluation import metrics
 from expunge.recipes import ScoreConfig
-from expunge_bench.fields import Field, Setting, trained
-from expunge_bench.peers import Case, Verdict, peers
-from expunge_bench.suites import Ledger, Row, Table, distinct, mean, timed
+from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
+from expunge_bench.peers import BenchmarkCase, Verdict, peers
+from expunge_bench.suites import ResultStore, Row, Table, distinct, mean, timed
 
 KEYS = ("data", "n", "noise", "rate", "state", "detector", "seed")
 # The whole of what `expunge.score` and `expunge.partition` do by default, and the part of it that
@@ -30,7 +30,7 @@ DEFAULT = (WHOLE, FAST, "loss", "cleanlab", "tracin", "rlap-published")
 
 
 def bench(
-    field: Field,
+    field: BenchmarkDataset,
     *,
     settings: Sequence[Setting],
     names: Sequence[str] = DEFAULT,
@@ -46,15 +46,15 @@ def bench(
     known = {WHOLE, FAST, *detectors.names(), *peers.names()}
     for name in names:
         if name not in known:
-            raise ConfigError(f"there is no detector '{name}'", fix=closest(name, known))
-    ledger = Ledger(out, KEYS)
+            raise ConfigError(f"there is no detector '{name}'", fix=did_you_mean(name, known))
+    ledger = ResultStore(out, KEYS)
     for setting in settings:
         wanted = [name for name in names if _key(field, setting, name) not in ledger]
         if not wanted:
             continue
         scene = field.scene(setting)
-        model = trained(field, scene, setting, out, progress=progress).model
-        case = Case(field, model, scene, setting, out, progress)
+        model = cached_model(field, scene, setting, out, progress=progress).model
+        case = BenchmarkCase(field, model, scene, setting, out, progress)
         plain = timed(lambda: collect(model, scene.train))[1]  # noqa: B023
         for name in wanted:
             verdict, seconds, peak = timed(lambda: judged(name, case))  # noqa: B023
@@ -65,7 +65,7 @@ def bench(
     return rows
 
 
-def judged(name: str, case: Case) -> Verdict:
+def judged(name: str, case: BenchmarkCase) -> Verdict:
     """What the detector of that name says; nothing but peers gets to see the truth."""
     if name in peers.names():
         return peers.get(name)(case)
@@ -79,7 +79,7 @@ def judged(name: str, case: Case) -> Verdict:
     return Verdict.of(scores.values[name], split)
 
 
-def measured(verdict: Verdict, truth: Truth) -> dict[str, float | None]:
+def measured(verdict: Verdict, truth: GroundTruth) -> dict[str, float | None]:
     """Every number of a row that comes from the truth; None where it has no meaning."""
     noisy = truth.noisy
     found: dict[str, float | None] = dict.fromkeys(
@@ -146,6 +146,6 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return [Table((*head, *more), tuple(quality)), Table(costs, tuple(cost), "Cost")]
 
 
-def _key(field: Field, setting: Setting, name: str) -> dict[str, Any]:
+def _key(field: BenchmarkDataset, setting: Setting, name: str) -> dict[str, Any]:
     key = {"data": field.name, "detector": name, **asdict(setting)}
     return {k: key[k] for k in KEYS}

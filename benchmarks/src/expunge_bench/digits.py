@@ -15,7 +15,7 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive
 from expunge.demo import digits as demos
 from expunge.demo.digits import TRAINING, Kind, demo
-from expunge.demo.noise import LabelNoise, Scene
+from expunge.demo.noise import LabelNoise, NoisyDataset
 from expunge.errors import DataError
 from expunge.reporting import markdown
 from expunge.training.loop import TuneConfig
@@ -37,7 +37,7 @@ class Digits:
         "memorised": TRAINING,
     }
 
-    def scene(self, setting: Setting) -> Scene:
+    def scene(self, setting: Setting) -> NoisyDataset:
         """The setting's faults in n digits, and in those that are held out."""
         rows, test = demos.split_digits(setting.seed)
         if setting.n > len(rows):
@@ -52,7 +52,7 @@ class Digits:
         if len(rows) > setting.n + 1:
             other = derive(setting.seed, "held out")
             held_out, _ = demos.noisy_digits(rows[setting.n :], noise, setting.rate, kind, other)
-        return Scene(train, demos.digits_samples(test, "digits, test"), truth, held_out)
+        return NoisyDataset(train, demos.digits_samples(test, "digits, test"), truth, held_out)
 
     def network(self, seed: int) -> nn.Module:
         """An untrained convolutional network."""

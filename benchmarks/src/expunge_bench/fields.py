@@ -11,7 +11,7 @@ from torch import nn
 
 from expunge import pipeline
 from expunge._core.progress import Progress, silent
-from expunge.demo.noise import Scene
+from expunge.demo.noise import NoisyDataset
 from expunge.errors import ConfigError
 from expunge.training.loop import TuneConfig
 
@@ -42,7 +42,7 @@ class Setting:
         return f"{self.noise}{rate}-{self.state}-{self.n}-{self.seed}"
 
 
-class Field(Protocol):
+class BenchmarkDataset(Protocol):
     """Data of one sort.
 
     name: what rows call it. most: samples to train on where none are asked for. noises: kinds of
@@ -62,7 +62,7 @@ class Field(Protocol):
     @property
     def training(self) -> Mapping[str, TuneConfig]: ...
 
-    def scene(self, setting: Setting) -> Scene:
+    def scene(self, setting: Setting) -> NoisyDataset:
         """Training samples with the setting's faults, and what they are tested on."""
         ...
 
@@ -72,7 +72,7 @@ class Field(Protocol):
 
 
 def grid(
-    field: Field,
+    field: BenchmarkDataset,
     *,
     noises: Sequence[str] = (),
     rates: Sequence[float] = (),
@@ -94,8 +94,13 @@ def grid(
     ]
 
 
-def trained(
-    field: Field, scene: Scene, setting: Setting, out: Path, *, progress: Progress = silent
+def cached_model(
+    field: BenchmarkDataset,
+    scene: NoisyDataset,
+    setting: Setting,
+    out: Path,
+    *,
+    progress: Progress = silent,
 ) -> pipeline.Trained:
     """The setting's network, trained on its samples; kept under ``out`` and used again."""
     return pipeline.train(

@@ -145,8 +145,8 @@ class _Averages:
         fit_weights(self.model, state, where="noise")
         needs = frozenset({"views"})
         signals = collect(self.model, self.samples, needs=needs, views=1, seed=self.seed + epoch)
-        assert signals.view_probs is not None
-        self.total = self.total + signals.view_probs.astype(np.float64)
+        assert signals.augmented_probs is not None
+        self.total = self.total + signals.augmented_probs.astype(np.float64)
 
 
 def transition_matrix(truth: np.ndarray, noisy: np.ndarray, classes: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from expunge.demo.noise import wrong_labels
 from expunge.detection.signals import COLUMNS, collect
 from expunge.recipes import ScoreConfig
 from expunge_bench.cifar import Cifar
-from expunge_bench.suites import Ledger, Row, Table, timed
+from expunge_bench.suites import ResultStore, Row, Table, timed
 
 KEYS = ("n", "views")
 
@@ -59,7 +59,7 @@ def bench(
     The network is untrained and 40 % of the labels are wrong: neither matters to memory. More views
     cost time alone.
     """
-    ledger = Ledger(out, KEYS)
+    ledger = ResultStore(out, KEYS)
     images, truth = _tensor(cifar.train), cifar.train.labels
     model, detectors = cifar.network(0), ScoreConfig().detectors
     columns = _columns(cifar)
@@ -68,7 +68,11 @@ def bench(
             continue
         labels = wrong_labels(np.resize(truth, n), rate=0.4, noise="symmetric", classes=10, seed=0)
         samples = replace(
-            cifar.train, ids=np.arange(n), labels=labels, inputs=Shifted(images, n), named_ids=False
+            cifar.train,
+            ids=np.arange(n),
+            labels=labels,
+            inputs=Shifted(images, n),
+            has_explicit_ids=False,
         )
 
         def work() -> None:

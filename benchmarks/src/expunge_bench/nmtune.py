@@ -17,12 +17,12 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import generator, seeded
+from expunge._core.rng import generator, temp_seed
 from expunge.config import digest
 from expunge.data import Samples
 from expunge.data.samples import TensorInputs
 from expunge.demo.noise import wrong_labels
-from expunge.errors import ConfigError, DataError, closest
+from expunge.errors import ConfigError, DataError, did_you_mean
 from expunge.models.zoo import resnet
 from expunge.nmtune.encoders import adapt, embed, without_head
 from expunge.nmtune.heads import NMTune
@@ -33,7 +33,7 @@ from expunge.text.encoders import Encoder, encoded
 from expunge.training.loop import TuneConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.corruptions import IMAGES, TEXTS, corrupted
-from expunge_bench.suites import Ledger, Row, Table, distinct, mean
+from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
 
 KEYS = ("data", "pretrain", "epochs", "tune", "test", "noise", "method", "seed")
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -117,7 +117,7 @@ class Images:
         wrong = wrong_labels(
             samples.labels, rate=noise, noise="symmetric", classes=len(KNOWN), seed=seed
         )
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             network = resnet(classes=len(KNOWN), widths=(16, 32, 64, 128), blocks=(1, 1, 1, 1))
         training = TuneConfig(data="everything", epochs=self.sizes.epochs, lr=0.2)
         folder = self.out / "encoders" / digest([asdict(self.sizes), noise, seed])[:16]
@@ -306,9 +306,9 @@ def bench(
     for name in methods:
         if name not in (*PRESETS, ADAPTED):
             raise ConfigError(
-                f"there is no method '{name}'", fix=closest(name, (*PRESETS, ADAPTED))
+                f"there is no method '{name}'", fix=did_you_mean(name, (*PRESETS, ADAPTED))
             )
-    ledger = Ledger(out, KEYS)
+    ledger = ResultStore(out, KEYS)
     for source, seed in product(sources, seeds):
         for noise in source.noises:
             told = {"data": source.name, **asdict(source.sizes), "noise": noise}

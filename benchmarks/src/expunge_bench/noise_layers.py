@@ -12,14 +12,14 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import generator, seeded
+from expunge._core.rng import generator, temp_seed
 from expunge.data import Samples
 from expunge.data.samples import Prepare
-from expunge.demo.noise import Scene
+from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, closest
+from expunge.errors import ConfigError, did_you_mean
 from expunge.models.zoo import convnet
-from expunge.recipes import CUT, Recipe
+from expunge.recipes import DEFAULT_PRUNE_FRACTION, Recipe
 from expunge.reporting.charts import line_chart
 from expunge.robustness.attacks import FromPixels, adversarial, robustness
 from expunge.robustness.noise_layers import (
@@ -36,8 +36,8 @@ from expunge.training import loop
 from expunge.training.loop import Objective, TuneConfig, cross_entropy
 from expunge_bench.cifar import Cifar
 from expunge_bench.digits import Digits
-from expunge_bench.fields import Field, Setting
-from expunge_bench.suites import Ledger, Row, Table, busy_seconds, distinct, mean
+from expunge_bench.fields import BenchmarkDataset, Setting
+from expunge_bench.suites import ResultStore, Row, Table, busy_seconds, distinct, mean
 
 KEYS = ("data", "n", "epochs", "attacked", "queries", "method", "expectation", "sigma", "seed")
 RELEARNING_KEYS = ("data", "n", "epochs", "rate", "method", "sigma", "seed")
@@ -88,7 +88,7 @@ class Size:
     units of the pre-activations within; chosen on development seeds.
     """
 
-    field: Field
+    field: BenchmarkDataset
     n: int
     network: Callable[[], nn.Module]
     training: TuneConfig
@@ -136,7 +136,7 @@ def size_of(name: str, folder: Path) -> Size:
     if name == "digits":
         training = replace(_TRAINING, epochs=30, batch_size=64)
         return Size(Digits(), 1_000, digits_convnet, training, (0.1, 0.2), SIGMA)
-    raise ConfigError(f"there are no data '{name}'", fix=closest(name, ("cifar10", "digits")))
+    raise ConfigError(f"there are no data '{name}'", fix=did_you_mean(name, ("cifar10", "digits")))
 
 
 def bench(
@@ -163,13 +163,13 @@ def bench(
     """
     for name in methods:
         if name not in METHODS:
-            raise ConfigError(f"there is no method '{name}'", fix=closest(name, METHODS))
+            raise ConfigError(f"there is no method '{name}'", fix=did_you_mean(name, METHODS))
     size = size_of(data, folder)
     epochs = size.training.epochs if epochs is None else epochs
     size = replace(
         size, n=n or size.n, training=replace(size.training, epochs=epochs, data="everything")
     )
-    ledger = Ledger(out, KEYS)
+    ledger = ResultStore(out, KEYS)
     chosen = tuple(methods) or tuple(METHODS)
     for seed in seeds:
         job = _Job(size, attacked, seed, ledger, progress)
@@ -191,7 +191,7 @@ class _Job:
     size: Size
     attacked: int
     seed: int
-    ledger: Ledger
+    ledger: ResultStore
     progress: Progress
     scene: tuple[Samples, Samples, Prepare] | None = None
     plain: nn.Module | None = None
@@ -237,7 +237,7 @@ class _Job:
     def _trained(self, name: str, sigma: float) -> tuple[nn.Module, float]:
         """A trained network and its seconds; of busy cores on a CPU."""
         train, _, prepare = self._data()
-        with seeded(self.seed, "network"):
+        with temp_seed(self.seed, "network"):
             network: nn.Module = FromPixels(self.size.network(), prepare.mean, prepare.std)
         if METHODS[name].noise:
             network = with_noise(network, sigma, pixels=METHODS[name].pixels)
@@ -396,7 +396,7 @@ def relearning(
     """
     size = size_of(data, folder)
     n = n or size.n
-    ledger = Ledger(out, RELEARNING_KEYS)
+    ledger = ResultStore(out, RELEARNING_KEYS)
     for seed in seeds:
         shared = {"data": size.field.name, "n": n, "rate": RATE, "seed": seed}
         keys = [
@@ -421,26 +421,26 @@ class _Repaired:
 
     model: nn.Module
     samples: Samples
-    scene: Scene
+    scene: NoisyDataset
     targets: loop.Targets
     missed: np.ndarray
     config: TuneConfig
     seed: int
 
     @classmethod
-    def made(cls, size: Size, scene: Scene, seed: int, progress: Progress) -> _Repaired:
+    def made(cls, size: Size, scene: NoisyDataset, seed: int, progress: Progress) -> _Repaired:
         prepare, recipe = scene.train.prepare, Recipe()
         samples = replace(scene.train, prepare=Prepare())
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             fresh = FromPixels(size.network(), prepare.mean, prepare.std)
         memorised = replace(size.training, epochs=4 * size.training.epochs, augment=False)
         model = pipeline.train(fresh, samples, memorised, seed=seed, progress=progress).model
         scores = stages.score(model, samples, seed=seed, views=recipe.score.views)
         split = stages.partition(scores, seed=seed)
         ranking = stages.rank(model, samples, split, seed=seed)
-        plan = stages.plan(ranking, fraction=CUT, seed=seed)
+        plan = stages.plan(ranking, fraction=DEFAULT_PRUNE_FRACTION, seed=seed)
         cut = stages.prune(model, plan, samples)
-        config = replace(recipe.tune, precision="float32", lr=loop.FAR_RATE)
+        config = replace(recipe.tune, precision="float32", lr=loop.MEMORISED_LR)
         missed = scene.truth.label_fault & ~split.flagged
         targets = loop.targets_of(samples, split, config)
         return cls(cut, samples, scene, targets, missed, config, seed)

@@ -25,12 +25,12 @@ from expunge._core.registry import Registry
 from expunge._core.rng import generator
 from expunge.data import Samples
 from expunge.data.samples import Batch
-from expunge.demo.noise import Scene
+from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
 from expunge.errors import extra_required
 from expunge.models.inspection import discover
 from expunge.records import Partition, Scores
-from expunge_bench.fields import Field, Setting
+from expunge_bench.fields import BenchmarkDataset, Setting
 
 FOLDS = 5
 
@@ -57,28 +57,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """A model and what it was trained on. truth is there to orient the published method alone."""
 
-    field: Field
+    field: BenchmarkDataset
     model: nn.Module
-    scene: Scene
+    scene: NoisyDataset
     setting: Setting
     out: Path
     progress: Progress
 
 
-peers: Registry[Callable[[Case], Verdict]] = Registry("peer")
+peers: Registry[Callable[[BenchmarkCase], Verdict]] = Registry("peer")
 
 
 @peers.register("cleanlab")
-def cleanlab(case: Case) -> Verdict:
+def cleanlab(case: BenchmarkCase) -> Verdict:
     """Confident learning (cleanlab) on the model's own probabilities: no further training."""
     return _confident(case.scene.train.labels, _probabilities(case.model, case.scene.train))
 
 
 @peers.register("cleanlab-folds")
-def cleanlab_folds(case: Case) -> Verdict:
+def cleanlab_folds(case: BenchmarkCase) -> Verdict:
     """Confident learning (cleanlab) on out-of-sample probabilities: five more trainings."""
     train, setting = case.scene.train, case.setting
     fold = generator(setting.seed, "folds").permutation(len(train)) % FOLDS
@@ -98,7 +98,7 @@ def cleanlab_folds(case: Case) -> Verdict:
 
 
 @peers.register("tracin")
-def tracin(case: Case) -> Verdict:
+def tracin(case: BenchmarkCase) -> Verdict:
     """Self-influence by captum's TracInCPFast at the last layer, with the one checkpoint there is.
 
     It offers no threshold: the mixture partition sets it.
@@ -130,7 +130,7 @@ def tracin(case: Case) -> Verdict:
 
 
 @peers.register("rlap-published")
-def rlap_published(case: Case) -> Verdict:
+def rlap_published(case: BenchmarkCase) -> Verdict:
     """The published partition as printed (arXiv 2506.11615); truth orients it, to its favour.
 
     ``|h_j max_c ∂z_c/∂h_j|`` at the last hidden layer, standardised, two Gaussians of full

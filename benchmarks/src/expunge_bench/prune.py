@@ -17,19 +17,19 @@ from expunge.errors import ConfigError
 from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
 from expunge.storage import cached_stages
-from expunge.training.loop import with_rate
-from expunge_bench.fields import Field, Setting, trained
+from expunge.training.loop import with_learning_rate
+from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
 from expunge_bench.repair import WHOLE, images_per_second
-from expunge_bench.suites import Ledger, Row, Table, distinct, mean
+from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
 
 KEYS = ("data", "n", "noise", "rate", "state", "ranking", "fraction", "seed")
 FRACTIONS = (0.15, 0.3, 0.5, 0.7)
 # Recipes that differ in which units go: by our regression, by chance, by size.
-RANKINGS = (WHOLE, "random-units", "smallest-weights")
+RANKINGS = (WHOLE, "random-units", "magnitude")
 
 
 def bench(
-    field: Field,
+    field: BenchmarkDataset,
     *,
     settings: Sequence[Setting],
     fractions: Sequence[float] = FRACTIONS,
@@ -49,13 +49,13 @@ def bench(
         if not 0 < fraction < 1:
             raise ConfigError(f"a fraction must lie in (0, 1), not {fraction:g}")
     wanted = [("nothing", 0.0), *((name, f) for f in fractions for name in rankings)]
-    ledger, recipe = Ledger(out, KEYS), resolve(WHOLE)
+    ledger, recipe = ResultStore(out, KEYS), resolve(WHOLE)
     for setting in settings:
         left = [(n, f) for n, f in wanted if _key(field, setting, n, f) not in ledger]
         if not left:
             continue
         scene = field.scene(setting)
-        noisy = trained(field, scene, setting, out, progress=progress).model
+        noisy = cached_model(field, scene, setting, out, progress=progress).model
         found = pipeline.repair_until(
             noisy,
             scene.train,
@@ -66,8 +66,8 @@ def bench(
         )
         split = found.partition
         assert split is not None
-        rate = cached_stages.rate_of(recipe, found.scores, split)
-        config = asdict(with_rate(recipe.tune, len(scene.train), rate))
+        rate = cached_stages.default_learning_rate(recipe, found.scores, split)
+        config = asdict(with_learning_rate(recipe.tune, len(scene.train), rate))
         for name, fraction in left:
             model = stages.tune(
                 _cut(noisy, scene.train, found, name, fraction, setting.seed),
@@ -77,7 +77,7 @@ def bench(
                 progress=progress,
                 **config,
             )
-            size = surgery.size(model, stages.one_sample(scene.train))
+            size = surgery.size(model, stages.example_batch(scene.train))
             measured = stages.evaluate(model, scene.test, seed=setting.seed)
             ledger.add(
                 {
@@ -143,10 +143,18 @@ def table(rows: Sequence[Row]) -> Table:
                 *(share("parameters"), share("macs"), share("images_per_second")),
             )
         )
-    head = ("noise", "state", "cut %", "ranking", "seeds", "accuracy", "ahead of uncut")
+    head = (
+        "noise",
+        "state",
+        "cut %",
+        "ranking",
+        "seeds",
+        "accuracy",
+        "Δ vs unpruned (pp)",
+    )
     return Table((*head, "parameters %", "macs %", "speed %"), tuple(lines))
 
 
-def _key(field: Field, setting: Setting, name: str, fraction: float) -> dict[str, Any]:
+def _key(field: BenchmarkDataset, setting: Setting, name: str, fraction: float) -> dict[str, Any]:
     key = {"data": field.name, "ranking": name, "fraction": fraction, **asdict(setting)}
     return {k: key[k] for k in KEYS}

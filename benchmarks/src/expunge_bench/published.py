@@ -12,9 +12,9 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.config import digest
-from expunge.demo.noise import Scene
+from expunge.demo.noise import NoisyDataset
 from expunge.models.inspection import reinitialised
 from expunge.models.zoo import resnet, rlap_speech
 from expunge.pruning import surgery
@@ -24,7 +24,7 @@ from expunge.training.loop import TuneConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.fields import Setting
 from expunge_bench.speech import Speech
-from expunge_bench.suites import Ledger, Row, Table, distinct, mean
+from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
 
 KEYS = ("data", "n", "epochs", "model", "seed")
 _MEASURES = ("accuracy", "macro_precision", "macro_f1", "top_3", "worst_class")
@@ -46,7 +46,7 @@ class Protocol:
     """
 
     name: str
-    scene: Callable[[int, int], Scene]
+    scene: Callable[[int, int], NoisyDataset]
     network: Callable[[int], nn.Module]
     training: TuneConfig
 
@@ -69,12 +69,12 @@ def on_images(cifar: Cifar, *, epochs: int = 60, width: int = 64) -> Protocol:
     width: of the network's first stage; 64 gives the paper's ResNet-18 with a hidden layer of 256.
     """
 
-    def scene(n: int, seed: int) -> Scene:
+    def scene(n: int, seed: int) -> NoisyDataset:
         return cifar.scene(Setting("gaussian", 0.5, "memorised", seed, n))
 
     def network(seed: int) -> nn.Module:
         widths = (width, 2 * width, 4 * width, 8 * width)
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             return resnet(classes=10, widths=widths, blocks=(2, 2, 2, 2), hidden=4 * width)
 
     training = TuneConfig(data="everything", epochs=epochs, lr=0.1, **_PLAIN)
@@ -90,7 +90,7 @@ def on_speech(speech: Speech, *, epochs: int = 300) -> Protocol:
     """
 
     def network(seed: int) -> nn.Module:
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             return rlap_speech(features=False)
 
     adam: Mapping[str, Any] = {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.0}
@@ -114,7 +114,7 @@ def bench(
     ``rlap``: the published partition, ranking and tuning, with its errors mended (see the recipe).
     ``retrain``: a fresh network, trained as the noisy one was, on what each partition keeps.
     """
-    ledger, epochs = Ledger(out, KEYS), protocol.training.epochs
+    ledger, epochs = ResultStore(out, KEYS), protocol.training.epochs
     for seed in seeds:
         scene = protocol.scene(n, seed)
         folder = out / f"{n}-{epochs}-{seed}"
@@ -138,7 +138,7 @@ def bench(
 
 @dataclass(frozen=True)
 class _Case:
-    scene: Scene
+    scene: NoisyDataset
     noisy: pipeline.Trained
     protocol: Protocol
     seed: int
@@ -190,7 +190,7 @@ def _retrained(split: Partition, case: _Case) -> pipeline.Trained:
 
 def _measured(made: pipeline.Trained, case: _Case) -> dict[str, float | int]:
     found = stages.evaluate(made.model, case.scene.test, seed=case.seed)
-    size = surgery.size(made.model, stages.one_sample(case.scene.train))
+    size = surgery.size(made.model, stages.example_batch(case.scene.train))
     return {
         **{k: found.metrics[k].value for k in _MEASURES},
         **{"seconds": made.seconds, "parameters": size.parameters, "macs": size.macs},

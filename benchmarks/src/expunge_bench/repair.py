@@ -15,67 +15,77 @@ from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
 from expunge.data import Samples
-from expunge.demo.noise import Scene, Truth
+from expunge.demo.noise import GroundTruth, NoisyDataset
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, closest
+from expunge.errors import ConfigError, did_you_mean
 from expunge.models import inspection
 from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
 from expunge.records import Evaluation, Partition, RepairResult
 from expunge.reporting.markdown import repair_seconds
 from expunge.storage import cached_stages
-from expunge.training.loop import TuneConfig, with_rate
-from expunge_bench.fields import Field, Setting, trained
-from expunge_bench.peers import Case, peers
-from expunge_bench.suites import Ledger, Row, Table, distinct, mean
+from expunge.training.loop import TuneConfig, with_learning_rate
+from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
+from expunge_bench.peers import BenchmarkCase, peers
+from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
 
 KEYS = ("data", "n", "noise", "rate", "state", "recipe", "seed")
 # The whole repair; everything else in the table is a control, an oracle or a peer.
 WHOLE = "default"
 CONTROLS = (
-    *("nothing", "rounds", "finetune-only", "random-units", "smallest-weights", "rlap"),
-    *("retrain-kept", "retrain-long", "tune-everything", "elr", "co-teaching", "divide-mix"),
+    *("nothing", "rounds", "finetune-only", "random-units", "magnitude", "rlap"),
+    *(
+        "retrain-filtered",
+        "retrain-filtered-3x",
+        "finetune-all-labels",
+        "elr",
+        "co-teaching",
+        "divide-mix",
+    ),
 )
 # Trains from scratch on what is truly clean: the end of the scale that repairs are measured on.
 ORACLE = "oracle-retrain"
 
 
 @dataclass(frozen=True)
-class Given:
+class OracleInput:
     """What an oracle or a peer starts from: the case, and what the repair has done with it."""
 
-    case: Case
+    case: BenchmarkCase
     result: RepairResult
 
 
 # Contenders that know the truth, or come from other packages: a model, and its seconds.
-contenders: Registry[Callable[[Given], nn.Module]] = Registry("contender")
+oracles_and_peers: Registry[Callable[[OracleInput], nn.Module]] = Registry("contender")
 
 
-@contenders.register("oracle-finetune")
-def oracle_finetune(given: Given) -> nn.Module:
+@oracles_and_peers.register("oracle-finetune")
+def oracle_finetune(given: OracleInput) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
     case, recipe, split = given.case, resolve(WHOLE), true_partition(given.case.scene)
-    train, rate = case.scene.train, cached_stages.rate_of(recipe, given.result.scores, split)
-    settings = asdict(with_rate(replace(recipe.tune, data="kept"), len(train), rate))
+    train, rate = (
+        case.scene.train,
+        cached_stages.default_learning_rate(recipe, given.result.scores, split),
+    )
+    settings = asdict(with_learning_rate(replace(recipe.tune, data="kept"), len(train), rate))
     return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
 
 
-@contenders.register(ORACLE)
-def oracle_retrain(given: Given) -> nn.Module:
+@oracles_and_peers.register(ORACLE)
+def oracle_retrain(given: OracleInput) -> nn.Module:
     """Oracle: a fresh network, a full schedule with augmentation, the truly clean samples."""
     return _retrained(given.case, true_partition(given.case.scene))
 
 
-@contenders.register("cleanlab-retrain")
-def cleanlab_retrain(given: Given) -> nn.Module:
+@oracles_and_peers.register("cleanlab-retrain")
+def cleanlab_retrain(given: OracleInput) -> nn.Module:
     """Peer: a fresh network and a full schedule on what confident learning keeps (cleanlab)."""
     verdict = peers.get("cleanlab")(given.case)
     return _retrained(given.case, _partition_of(given.case.scene, verdict.flagged))
 
 
 def bench(
-    field: Field,
+    field: BenchmarkDataset,
     *,
     settings: Sequence[Setting],
     names: Sequence[str] = (),
@@ -90,14 +100,14 @@ def bench(
     that at the last step; test data decide nothing. Trained networks stay in ``out/models``, runs
     in ``out/runs``.
     """
-    chosen = _checked(tuple(names) or (*CONTROLS, *contenders.names()))
-    ledger = Ledger(out, KEYS)
+    chosen = _checked(tuple(names) or (*CONTROLS, *oracles_and_peers.names()))
+    ledger = ResultStore(out, KEYS)
     for setting in settings:
         if all(_key(field, setting, name) in ledger for name in chosen):
             continue
         scene = field.scene(setting)
-        model = trained(field, scene, setting, out, progress=progress).model
-        case = Case(field, model, scene, setting, out, progress)
+        model = cached_model(field, scene, setting, out, progress=progress).model
+        case = BenchmarkCase(field, model, scene, setting, out, progress)
         _measured(case, _training_seconds(case), chosen, ledger)
     rows = with_gaps(ledger.rows())
     ledger.write("Repair", command, tables(rows))
@@ -105,14 +115,16 @@ def bench(
 
 
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
-    known = {*recipes.names(), *contenders.names()}
+    known = {*recipes.names(), *oracles_and_peers.names()}
     for name in names:
         if name not in known:
-            raise ConfigError(f"there is no recipe '{name}'", fix=closest(name, known))
+            raise ConfigError(f"there is no recipe '{name}'", fix=did_you_mean(name, known))
     return tuple(dict.fromkeys((*names, WHOLE)))
 
 
-def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: Ledger) -> None:
+def _measured(
+    case: BenchmarkCase, train_seconds: float, names: tuple[str, ...], ledger: ResultStore
+) -> None:
     """Carry out the recipes in one run folder, then oracles and peers; add a row for each."""
     field, setting = case.field, case.setting
     train, test = case.scene.train, case.scene.test
@@ -135,7 +147,7 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
     def add(name: str, model: nn.Module, found: Evaluation, seconds: float) -> None:
         if _key(field, setting, name) in ledger:
             return
-        size = surgery.size(model, stages.one_sample(train))
+        size = surgery.size(model, stages.example_batch(train))
         ledger.add(
             {
                 **_key(field, setting, name),
@@ -160,9 +172,9 @@ def _measured(case: Case, train_seconds: float, names: tuple[str, ...], ledger: 
         seconds = 0.0 if name == "nothing" else control.seconds
         add(name, control.model, control.evaluation, seconds)
     for name in names:
-        if name in contenders.names() and _key(field, setting, name) not in ledger:
+        if name in oracles_and_peers.names() and _key(field, setting, name) not in ledger:
             started = time.perf_counter()
-            model = contenders.get(name)(Given(case, result))
+            model = oracles_and_peers.get(name)(OracleInput(case, result))
             spent = time.perf_counter() - started
             add(name, model, stages.evaluate(model, test, seed=setting.seed), spent)
 
@@ -186,7 +198,7 @@ def with_gaps(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return more
 
 
-def still_predicted(model: nn.Module, scene: Scene) -> float | None:
+def still_predicted(model: nn.Module, scene: NoisyDataset) -> float | None:
     """Share of the wrong labels that the model still predicts for their own samples."""
     wrong = scene.truth.label_fault
     if not wrong.any():
@@ -195,9 +207,9 @@ def still_predicted(model: nn.Module, scene: Scene) -> float | None:
     return float((collect(model, at).logits.argmax(axis=1) == at.labels).mean())
 
 
-def true_partition(scene: Scene) -> Partition:
+def true_partition(scene: NoisyDataset) -> Partition:
     """What is really so, as a partition: for oracles alone."""
-    truth: Truth = scene.truth
+    truth: GroundTruth = scene.truth
     split = _partition_of(scene, truth.noisy)
     return replace(
         split,
@@ -207,7 +219,7 @@ def true_partition(scene: Scene) -> Partition:
     )
 
 
-def _partition_of(scene: Scene, flagged: np.ndarray) -> Partition:
+def _partition_of(scene: NoisyDataset, flagged: np.ndarray) -> Partition:
     """A hard decision as a partition; nothing is suggested."""
     train, rate = scene.train, float(flagged.mean())
     p, none = flagged.astype(np.float64), np.zeros(len(flagged))
@@ -216,7 +228,7 @@ def _partition_of(scene: Scene, flagged: np.ndarray) -> Partition:
     )
 
 
-def _retrained(case: Case, split: Partition) -> nn.Module:
+def _retrained(case: BenchmarkCase, split: Partition) -> nn.Module:
     config: TuneConfig = replace(case.field.training["fresh"], data="kept")
     fresh = inspection.reinitialised(case.model, case.setting.seed)
     return stages.tune(
@@ -229,7 +241,7 @@ def _retrained(case: Case, split: Partition) -> nn.Module:
     )
 
 
-def _training_seconds(case: Case) -> float:
+def _training_seconds(case: BenchmarkCase) -> float:
     """What the training of the noisy model takes at the machine's present speed.
 
     One epoch of it is timed and multiplied: the network itself may be from another day.
@@ -284,6 +296,6 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return [Table((*head, *more, "parameters", "macs", "samples/s"), tuple(lines))]
 
 
-def _key(field: Field, setting: Setting, name: str) -> dict[str, Any]:
+def _key(field: BenchmarkDataset, setting: Setting, name: str) -> dict[str, Any]:
     key = {"data": field.name, "recipe": name, **asdict(setting)}
     return {k: key[k] for k in KEYS}

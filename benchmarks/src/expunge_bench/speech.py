@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge._core.rng import derive, generator, seeded
+from expunge._core.rng import derive, generator, temp_seed
 from expunge.data import DataConfig, Samples, read
 from expunge.data.audio import means_silence
 from expunge.data.labels import join
 from expunge.data.parquet import read_column
 from expunge.data.samples import TensorInputs
-from expunge.demo.noise import Scene, Truth, wrong_labels
+from expunge.demo.noise import GroundTruth, NoisyDataset, wrong_labels
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
 from expunge.models.zoo import kws
@@ -66,7 +66,7 @@ class Speech:
 
     def network(self, seed: int) -> nn.Module:
         """An untrained DS-CNN for keyword spotting, without the masks that hinder memorising."""
-        with seeded(seed, "network"):
+        with temp_seed(seed, "network"):
             return kws(classes=len(self.train.classes), rate=RATE, masks=0)
 
     @cached_property
@@ -92,7 +92,7 @@ class Speech:
         """All test clips, of speakers of their own; no decision sees them."""
         return self._read("test")
 
-    def scene(self, setting: Setting) -> Scene:
+    def scene(self, setting: Setting) -> NoisyDataset:
         """The first n training clips with the setting's faults, and all test clips.
 
         Held out are the clips of all speakers that are not among the n: faults of the same kind at
@@ -102,9 +102,9 @@ class Speech:
         train, truth = self._faulty(setting, rows)
         again = replace(setting, seed=derive(setting.seed, "held out"))
         held_out = self._faulty(again, others)[0] if len(others) > 1 else None
-        return Scene(train, self.test, truth, held_out)
+        return NoisyDataset(train, self.test, truth, held_out)
 
-    def published(self, *, n: int, seed: int) -> Scene:
+    def published(self, *, n: int, seed: int) -> NoisyDataset:
         """The published set: MFCC of ten words, of which half of the n get noise of deviation 15.
 
         ``float32[n, 1, 40, 130]``: a clip's 32 frames, and zeros behind these. Unlike there, no
@@ -115,7 +115,9 @@ class Speech:
         features, fault = feature_noise(_values(clean), rate=0.5, sigma=15.0, seed=seed)
         train = replace(clean, inputs=TensorInputs(torch.from_numpy(features)))
         test = _cepstra(self.test, np.flatnonzero(_of_words(self.test)))
-        return Scene(train, test, Truth(train.labels, np.zeros(len(train), dtype=bool), fault))
+        return NoisyDataset(
+            train, test, GroundTruth(train.labels, np.zeros(len(train), dtype=bool), fault)
+        )
 
     def _split(self, rows: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The first n of these rows, and those whose speaker is not among them."""
@@ -124,7 +126,7 @@ class Speech:
         heard = np.isin(self.speakers[rows], self.speakers[rows[:n]])
         return rows[:n], rows[~heard]
 
-    def _faulty(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, Truth]:
+    def _faulty(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, GroundTruth]:
         """Some training clips with the setting's faults."""
         clean = self.train.subset(rows)
         labels, (clips, fault) = _labels(clean, setting), _clips(clean, setting)
@@ -134,7 +136,7 @@ class Speech:
             labels=labels,
             inputs=TensorInputs(torch.from_numpy(clips)),
         )
-        return samples, Truth(clean.labels, labels != clean.labels, fault)
+        return samples, GroundTruth(clean.labels, labels != clean.labels, fault)
 
     def _speakers(self, samples: Samples) -> np.ndarray:
         file = self.path / "train.parquet"
@@ -214,7 +216,7 @@ def _cepstra(samples: Samples, rows: np.ndarray) -> Samples:
         labels=np.array([number[int(label)] for label in samples.labels[rows]]),
         classes=WORDS,
         inputs=TensorInputs(features.clone()),
-        named_ids=True,
+        has_explicit_ids=True,
         name=samples.name,
     )
 

@@ -15,19 +15,19 @@ from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
 from expunge.data import Samples
-from expunge.demo.noise import Scene
+from expunge.demo.noise import NoisyDataset
 from expunge.detection.detectors import detect, neighbour_votes
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, closest
+from expunge.errors import ConfigError, did_you_mean
 from expunge.selfsupervised.refinement import RefineConfig, Refined, finish, refine
-from expunge.selfsupervised.simclr import encoded, pretrain
+from expunge.selfsupervised.simclr import extract_features, pretrain
 from expunge.storage.weights import load_weights, save_weights
 from expunge.training.baselines import trainers
-from expunge.training.loop import SCRATCH_RATE, TuneConfig, targets_of, tune
+from expunge.training.loop import SCRATCH_LR, TuneConfig, targets_of, tune
 from expunge_bench.cifar import INSTANCE, Cifar
 from expunge_bench.fields import Setting
 from expunge_bench.instance_noise import realised
-from expunge_bench.suites import Ledger, Row, Table, busy_seconds, distinct, mean
+from expunge_bench.suites import ResultStore, Row, Table, busy_seconds, distinct, mean
 
 KEYS = ("data", "n", "noise", "rate", "method", "seed")
 RATES = (0.4,)
@@ -40,7 +40,7 @@ _REPAIR = 10.0
 _FLIPS = ("right_flips", "wrong_flips", "other_flips")
 _FOUND = ("flagged", "auroc", "f1", "auroc_neighbours")
 _MADE = ("rate", "top_target", "worst_class")
-_PLAIN = TuneConfig(data="everything", lr=SCRATCH_RATE)
+_PLAIN = TuneConfig(data="everything", lr=SCRATCH_LR)
 
 
 class Outcome(NamedTuple):
@@ -61,7 +61,7 @@ class Case:
     """
 
     field: Cifar
-    scene: Scene
+    scene: NoisyDataset
     setting: Setting
     encoder: nn.Module
     encoder_seconds: float
@@ -146,7 +146,7 @@ def repair_with_features(case: Case) -> Outcome:
     Its seconds come on top: those of the encoder and its pass.
     """
     train = case.scene.train
-    features, spent = timed(lambda: encoded(case.encoder, train))
+    features, spent = timed(lambda: extract_features(case.encoder, train))
     found = _repaired(case, replace(train, features={ENCODER: features}))
     return found._replace(seconds=found.seconds + case.encoder_seconds + spent)
 
@@ -221,7 +221,7 @@ def bench(
     if noise not in INSTANCE:
         raise ConfigError(f"noise '{noise}' is none of: {', '.join(INSTANCE)}")
     chosen, config = _checked(names), config or RefineConfig()
-    ledger = Ledger(out, KEYS)
+    ledger = ResultStore(out, KEYS)
     for seed in seeds:
         for rate in rates:
             setting = Setting(noise, rate, "fresh", seed, n)
@@ -236,7 +236,7 @@ def _checked(names: Sequence[str]) -> tuple[str, ...]:
     known = methods.names()
     for name in names:
         if name not in known:
-            raise ConfigError(f"there is no method '{name}'", fix=closest(name, known))
+            raise ConfigError(f"there is no method '{name}'", fix=did_you_mean(name, known))
     return (WHOLE, *(name for name in known if name != WHOLE and name in (names or known)))
 
 
@@ -245,7 +245,7 @@ def _measure(
     setting: Setting,
     names: Sequence[str],
     config: RefineConfig,
-    ledger: Ledger,
+    ledger: ResultStore,
     progress: Progress,
 ) -> None:
     """Rows for one training set."""
@@ -269,9 +269,9 @@ def _measure(
 def _encoder(
     data: Cifar,
     setting: Setting,
-    scene: Scene,
+    scene: NoisyDataset,
     config: RefineConfig,
-    ledger: Ledger,
+    ledger: ResultStore,
     progress: Progress,
 ) -> tuple[nn.Module, float]:
     """The encoder of a seed, and its seconds: the labels have no part in it, so all rates share it.
@@ -288,7 +288,7 @@ def _encoder(
         return model, float(row["seconds"])
     how: dict[str, Any] = {"seed": setting.seed, "progress": progress}
     made, seconds = timed(lambda: pretrain(model, scene.train, config.simclr, **how).model)
-    features, truth = encoded(made, scene.train), scene.truth.labels
+    features, truth = extract_features(made, scene.train), scene.truth.labels
     votes = neighbour_votes(features, truth, len(scene.train.classes)).argmax(axis=1)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_weights(made, file)
@@ -306,7 +306,7 @@ def _repaired(case: Case, train: Samples) -> Outcome:
     signals = collect(noisy, train, needs=frozenset({"features"}), views=0)
     if train.features:
         signals = replace(signals, features=train.features)
-    near = detect(signals, ("neighbour_disagreement",)).values["neighbour_disagreement"]
+    near = detect(signals, ("knn_disagreement",)).values["knn_disagreement"]
     more = truth.found_by(split.p_noisy, split.flagged)
     more["flagged"] = float(split.flagged.mean())
     more["auroc_neighbours"] = truth.found_by(near, split.flagged)["auroc"]

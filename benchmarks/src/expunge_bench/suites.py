@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ledger:
+class ResultStore:
     """``rows.jsonl`` in a folder: one object a row, known by the values of ``keys``.
 
     An interrupted suite skips the rows that it has.

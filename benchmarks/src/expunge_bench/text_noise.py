@@ -17,7 +17,7 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator
 from expunge.config import digest
-from expunge.errors import ConfigError, DataError, closest
+from expunge.errors import ConfigError, DataError, did_you_mean
 from expunge.evaluation import metrics
 from expunge.text.characters import CharacterModel
 from expunge.text.encoders import Encoder, TokenStates
@@ -25,7 +25,7 @@ from expunge.text.filters import HELD_OUT, SETTINGS, Kind, TextNoiseFilter, Text
 from expunge.text.published import Granularity
 from expunge.text.sentences import sentences
 from expunge.text.summarisers import centroid, lead, rouge
-from expunge_bench.suites import Ledger, Row, Table, distinct, mean
+from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
 from expunge_bench.text_faults import (
     AMOUNTS,
     NoisyText,
@@ -160,8 +160,8 @@ def bench(
     for names, known in ((faults, FAULTS), (methods, METHODS)):
         for name in names:
             if name not in known:
-                raise ConfigError(f"there is no '{name}'", fix=closest(name, known))
-    ledger = Ledger(out, KEYS)
+                raise ConfigError(f"there is no '{name}'", fix=did_you_mean(name, known))
+    ledger = ResultStore(out, KEYS)
     for seed in seeds:
         news = News.read(folder, train=train, documents=documents, seed=seed)
         sizes = {"train": len(news.in_domain), "documents": len(news.documents)}

@@ -18,19 +18,21 @@ from expunge.errors import ConfigError
 T = TypeVar("T")
 
 
-def share(rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+def shard(rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
     """This process's part of some rows: every ``world``-th."""
     return rows[accelerator.process_index :: accelerator.num_processes]
 
 
-def share_blocks(n: int, block: int, accelerator: Accelerator) -> np.ndarray:
+def shard_blocks(n: int, block: int, accelerator: Accelerator) -> np.ndarray:
     """This process's part of ``n`` positions: every ``world``-th block of so many in a row."""
     return np.flatnonzero(
         np.arange(n) // block % accelerator.num_processes == accelerator.process_index
     )
 
 
-def merge(parts: dict[str, np.ndarray], positions: np.ndarray, n: int) -> dict[str, np.ndarray]:
+def gather_rows(
+    parts: dict[str, np.ndarray], positions: np.ndarray, n: int
+) -> dict[str, np.ndarray]:
     """Rows from all processes in the order of their positions; every process gets all rows."""
     gathered = gather_object([(positions, parts)])
     merged = {}
@@ -41,7 +43,7 @@ def merge(parts: dict[str, np.ndarray], positions: np.ndarray, n: int) -> dict[s
     return merged
 
 
-def alone(what: str, *, fix: str) -> Accelerator:
+def single_process(what: str, *, fix: str) -> Accelerator:
     """The accelerator of work that is done in one process; ConfigError in one of many."""
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
@@ -49,12 +51,12 @@ def alone(what: str, *, fix: str) -> Accelerator:
     return accelerator
 
 
-def total(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+def all_reduce_sum(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
     """The sum of a tensor over all processes."""
     return accelerator.reduce(tensor, reduction="sum") if accelerator.num_processes > 1 else tensor
 
 
-def once(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+def broadcast_decision(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     """Decide in the main process and tell the others."""
     if accelerator.num_processes == 1:
         return decide()
@@ -62,7 +64,7 @@ def once(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     return broadcast_object_list(box)[0]
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Let go of the other processes; one that just ends can be aborted by its own threads."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

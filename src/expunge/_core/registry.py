@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from expunge.errors import ConfigError, closest
+from expunge.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,7 +43,9 @@ class Registry(Generic[F]):
         """The function of that name; an unknown name is an error with the closest match."""
         self._load_external()
         if name not in self._items:
-            raise ConfigError(f"no {self.kind} is called '{name}'", fix=closest(name, self._items))
+            raise ConfigError(
+                f"no {self.kind} is called '{name}'", fix=did_you_mean(name, self._items)
+            )
         return self._items[name]
 
     def summary(self, name: str) -> str:
@@ -61,7 +63,7 @@ class Registry(Generic[F]):
         for key in given:
             if key not in known:
                 raise ConfigError(
-                    f"{self.kind} '{name}' has no option '{key}'", fix=closest(key, known)
+                    f"{self.kind} '{name}' has no option '{key}'", fix=did_you_mean(key, known)
                 )
 
     def _load_external(self) -> None:

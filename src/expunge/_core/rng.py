@@ -24,7 +24,7 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *names))
 
 
-def drawn(rows: int | np.ndarray, most: int, seed: int, *names: str | int) -> np.ndarray:
+def subsample(rows: int | np.ndarray, most: int, seed: int, *names: str | int) -> np.ndarray:
     """At most so many of the rows (of the first n, given a number), at random, in their order.
 
     Every k-th would miss classes whose samples come in turns.
@@ -38,7 +38,7 @@ def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.
 
 
 @contextmanager
-def seeded(seed: int, *names: str | int) -> Iterator[None]:
+def temp_seed(seed: int, *names: str | int) -> Iterator[None]:
     """Seed torch's global generator inside the block (dropout, initialisation), then restore it."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

@@ -12,7 +12,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import entry_points
 
-from expunge._core.distributed import leave
+from expunge._core.distributed import shutdown
 from expunge.cli import nmtune, repair, text  # noqa: F401  (they add their commands to the application)
 from expunge.cli.terminal import app, err_console
 from expunge.errors import ExpungeError
@@ -41,7 +41,7 @@ def main() -> None:
         )
         sys.exit(1)
     finally:
-        leave()
+        shutdown()
 
 
 def _keep_freed_memory() -> None:

@@ -182,7 +182,7 @@ def forget(
         print_json(markdown.summary(result))
     else:
         _print_result(result)
-        for line in markdown.unlearned(result):
+        for line in markdown.unlearning_lines(result):
             typer.echo(f"- {line}")
     _exit(result, strict)
 

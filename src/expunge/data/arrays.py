@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from expunge.data.labels import column
-from expunge.data.rows import Rows, existing_file, to_samples
+from expunge.data.rows import Rows, require_file, to_samples
 from expunge.data.samples import Samples, TensorInputs
-from expunge.errors import DataError, closest
+from expunge.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -55,7 +55,7 @@ def from_arrays(
         ids=np.arange(len(inputs)) if given is None else given,
         labels=_flat(y, "labels", name),
         inputs=TensorInputs(inputs),
-        named_ids=ids is not None,
+        has_explicit_ids=ids is not None,
     )
     _require_lengths(rows, name)
     return to_samples(
@@ -71,7 +71,7 @@ def from_arrays(
 
 def npz_rows(path: Path, config: DataConfig) -> Rows:
     """An ``.npz`` file with the arrays ``x``, ``y`` and, optionally, ``ids``."""
-    existing_file(path)
+    require_file(path)
     where = str(path)
     try:
         with path.open("rb") as stream:
@@ -81,7 +81,9 @@ def npz_rows(path: Path, config: DataConfig) -> Rows:
             for key in ("x", "y"):
                 if key not in file.files:
                     raise DataError(
-                        f"no array is called '{key}'", where=where, fix=closest(key, file.files)
+                        f"no array is called '{key}'",
+                        where=where,
+                        fix=did_you_mean(key, file.files),
                     )
             arrays = {key: file[key] for key in ("x", "y", "ids") if key in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -95,7 +97,7 @@ def npz_rows(path: Path, config: DataConfig) -> Rows:
         ids=_flat(arrays["ids"], "ids", where) if "ids" in arrays else np.arange(len(x)),
         labels=_flat(arrays["y"], "labels", where),
         inputs=TensorInputs(x),
-        named_ids="ids" in arrays,
+        has_explicit_ids="ids" in arrays,
     )
     _require_lengths(rows, where)
     return rows

@@ -17,9 +17,9 @@ import torch
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from expunge.data.images import RESIDENT_BYTES, Encoded, Unfit, stored_bytes
+from expunge.data.images import RESIDENT_BYTES, Encoded, InvalidImage, stored_bytes
 from expunge.data.samples import Inputs, LazyInputs, TensorInputs
-from expunge.errors import DataError, by_reason, extra_required
+from expunge.errors import DataError, extra_required, group_by_reason
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -39,13 +39,13 @@ class Clips(NamedTuple):
     """The clips that can be used.
 
     inputs: ``int16[m, samples]``. kept: their positions, ``int64[m]``. rate: Hz.
-    quarantined: why each of the others was left out, by id.
+    skipped: why each of the others was left out, by id.
     """
 
     inputs: Inputs
     kept: np.ndarray
     rate: int
-    quarantined: Mapping[Any, str]
+    skipped: Mapping[Any, str]
 
 
 def decode(
@@ -137,7 +137,7 @@ def _opened(data: bytes) -> SoundFile:
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError) as error:
-        raise Unfit("cannot be decoded (damaged, or no sound)") from error
+        raise InvalidImage("cannot be decoded (damaged, or no sound)") from error
     problem = ""
     if file.format not in FORMATS:
         problem = f"are {file.format} files, expected WAV, FLAC or OGG"
@@ -149,7 +149,7 @@ def _opened(data: bytes) -> SoundFile:
         problem = "hold no sound: the recording is empty"
     if problem:
         file.close()
-        raise Unfit(problem)
+        raise InvalidImage(problem)
     return file
 
 
@@ -163,20 +163,20 @@ def _sound(encoded: Encoded, i: int, rate: int, length: int) -> np.ndarray:
         # A filter is 10 samples of the lower rate wide, to either side.
         wanted = min(file.frames, -(-length * down // up) + 10 * max(1, -(-down // up)))
         if wanted * file.channels > MOST:
-            raise Unfit(f"are longer than {MOST} numbers")
+            raise InvalidImage(f"are longer than {MOST} numbers")
         # Integers are read as they are; libsndfile does not scale floats to integers.
         exact = file.subtype == "PCM_16" and file.channels == 1
         try:
             x = file.read(wanted, dtype="int16" if exact else "float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
-            raise Unfit("cannot be decoded (truncated or damaged)") from error
+            raise InvalidImage("cannot be decoded (truncated or damaged)") from error
     if len(x) < wanted and (file.frames < UNKNOWN or len(x) == 0):
-        raise Unfit(f"end after {len(x)} of {wanted} samples (truncated or damaged)")
+        raise InvalidImage(f"end after {len(x)} of {wanted} samples (truncated or damaged)")
     if exact and own == rate:
         return x[:length, 0]
     mono = x[:, 0].astype(np.float32) / 32768 if exact else x.mean(axis=1)
     if not np.isfinite(mono).all():
-        raise Unfit("hold NaN or infinity")
+        raise InvalidImage("hold NaN or infinity")
     mono = mono.clip(-1, 1)
     if own != rate:
         mono = resample_poly(mono, up, down)
@@ -200,7 +200,7 @@ def _form(
     def look(i: int) -> None:
         with _opened(stored_bytes(encoded, i)) as file:
             if seconds is None and file.frames >= UNKNOWN:
-                raise Unfit("do not say how long they are: set seconds")
+                raise InvalidImage("do not say how long they are: set seconds")
             heads[i] = file.samplerate, file.frames
 
     _for_each(look, n, reasons)
@@ -233,7 +233,7 @@ def _for_each(work: Callable[[int], None], n: int, reasons: dict[int, str]) -> N
         for i in range(start, min(start + CHUNK, n)):
             try:
                 work(i)
-            except Unfit as reason:
+            except InvalidImage as reason:
                 found[i] = str(reason)
         return found
 
@@ -252,7 +252,7 @@ def _mostly(constant: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def _require_half(reasons: Mapping[int, str], ids: np.ndarray, where: str) -> None:
     if 2 * len(reasons) <= len(ids):
         return
-    lines = by_reason("clips", {ids[i]: reasons[i] for i in sorted(reasons)})
+    lines = group_by_reason("clips", {ids[i]: reasons[i] for i in sorted(reasons)})
     raise DataError(
         "\n  ".join([f"{len(reasons)} of {len(ids)} clips cannot be used", *lines]),
         where=where,
@@ -268,7 +268,7 @@ def _lazy(
         out = np.zeros(length, dtype=np.int16)
         try:
             x = _sound(encoded, i, rate, length)
-        except Unfit as reason:
+        except InvalidImage as reason:
             raise DataError(f"clips that {reason}: ids {ids[i]}", where=where) from reason
         out[: len(x)] = x
         return torch.from_numpy(out)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from expunge.data.rows import Rows, existing_file, existing_folder
+from expunge.data.rows import Rows, require_file, require_folder
 from expunge.data.samples import TensorInputs
-from expunge.errors import DataError, closest
+from expunge.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -52,7 +52,7 @@ _DAMAGE = (
 
 def cifar_rows(path: Path, config: DataConfig) -> Rows:
     """The original ``cifar-10-batches-py`` folder; the id is the row in torchvision's order."""
-    existing_folder(path)
+    require_folder(path)
     pixels, labels = [], []
     for name in BATCHES[config.split]:
         x, y = _batch(path / name)
@@ -72,7 +72,7 @@ def human_labels(path: Path, column: str) -> np.ndarray:
 
     Raises DataError for a file that needs more than NumPy arrays and plain types to be read.
     """
-    existing_file(path)
+    require_file(path)
     with warnings.catch_warnings(), torch.serialization.safe_globals(_array_globals()):
         warnings.simplefilter("ignore")  # of an archive that is not one of ours
         try:
@@ -90,7 +90,9 @@ def human_labels(path: Path, column: str) -> np.ndarray:
         raise DataError(f"holds a {type(table).__name__}, expected a dict", where=str(path))
     if column not in table:
         names = [str(name) for name in table]
-        raise DataError(f"no labels called '{column}'", where=str(path), fix=closest(column, names))
+        raise DataError(
+            f"no labels called '{column}'", where=str(path), fix=did_you_mean(column, names)
+        )
     values = table[column]
     values = values.numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iu":
@@ -133,7 +135,7 @@ def _array_globals() -> list[Any]:
 
 def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """``uint8[n, 3072]`` and ``int64[n]`` of one batch file."""
-    existing_file(path)
+    require_file(path)
     where = str(path)
     try:
         # Only the names in _allowed can be reached.

@@ -17,7 +17,7 @@ from expunge.data.images import to_tensor
 from expunge.data.labels import column
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Batch, Inputs, LazyInputs, Samples, TensorInputs
-from expunge.errors import DataError, some
+from expunge.errors import DataError, format_ids
 
 RESIDENT_BYTES = 2 << 30
 INPUT_KEYS = ("x", "input", "image", "pixel_values")
@@ -113,7 +113,7 @@ def _collected(dataset: MapDataset, n: int, resident_bytes: int, name: str) -> R
     if odd:
         raise DataError(
             f"inputs that differ from the first ({_form(first)}) in shape, dtype or names: "
-            f"ids {some(odd)}",
+            f"ids {format_ids(odd)}",
             where=name,
             fix="resize, crop or pad all inputs to one shape",
         )
@@ -126,7 +126,7 @@ def _collected(dataset: MapDataset, n: int, resident_bytes: int, name: str) -> R
         labels=column(labels, np.array(ids, dtype=object), what="label", where=name),
         inputs=_resident(kept) if keep else LazyInputs(n, read, digest.hexdigest()),
         names=_class_names(dataset),
-        named_ids=first_id is not None,
+        has_explicit_ids=first_id is not None,
     )
 
 
@@ -187,8 +187,10 @@ def _item(dataset: MapDataset, i: int, name: str) -> tuple[object, dict[str, Ten
 def _from_dict(item: dict[Any, Any], where: str) -> tuple[object, dict[str, Tensor], object]:
     label_keys = [k for k in LABEL_KEYS if k in item]
     if len(label_keys) != 1:
-        found = some(label_keys) or f"none among {some(item)}"
-        raise DataError(f"expected one label, under {some(LABEL_KEYS)}; found {found}", where=where)
+        found = format_ids(label_keys) or f"none among {format_ids(item)}"
+        raise DataError(
+            f"expected one label, under {format_ids(LABEL_KEYS)}; found {found}", where=where
+        )
     inputs = {}
     for key, value in item.items():
         single = value is None or isinstance(value, str | bytes | bool | int | float | np.generic)
@@ -199,7 +201,8 @@ def _from_dict(item: dict[Any, Any], where: str) -> tuple[object, dict[str, Tens
         inputs[str(key)] = _input(value, f"{where}, '{key}'")
     if not inputs:
         raise DataError(
-            f"no input among {some(item)}: expected {some(INPUT_KEYS)}, or tensors of other names",
+            f"no input among {format_ids(item)}: expected {format_ids(INPUT_KEYS)}, "
+            "or tensors of other names",
             where=where,
         )
     if len(inputs) == 1 and next(iter(inputs)) in INPUT_KEYS:

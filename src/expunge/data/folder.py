@@ -10,8 +10,8 @@ import numpy as np
 
 from expunge.data import audio
 from expunge.data.images import SUFFIXES, EncodedFiles
-from expunge.data.rows import Rows, existing_folder, inside
-from expunge.errors import DataError, some
+from expunge.data.rows import Rows, require_folder, require_inside
+from expunge.errors import DataError, format_ids
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -23,7 +23,7 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
     Hidden files and files that are neither by their suffix are left aside. Images and sound in one
     folder, and a link that leads out of the folder, are errors.
     """
-    existing_folder(path)
+    require_folder(path)
     classes = class_folders(path)
     if not classes:
         raise DataError(
@@ -42,15 +42,15 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
         labels += [name] * len(found)
     if empty:
         raise DataError(
-            f"class folders without an image or a clip: {some(empty)}",
+            f"class folders without an image or a clip: {format_ids(empty)}",
             where=str(path),
             fix=f"remove them, or add files ({' '.join((*SUFFIXES, *audio.SUFFIXES))})",
         )
     sound = [i for i in ids if i.lower().endswith(audio.SUFFIXES)]
     if 0 < len(sound) < len(ids):
         raise DataError(
-            f"both images and sound are in this folder: {some(sound, 2)} beside "
-            f"{some(sorted(set(ids) - set(sound)), 2)}",
+            f"both images and sound are in this folder: {format_ids(sound, 2)} beside "
+            f"{format_ids(sorted(set(ids) - set(sound)), 2)}",
             where=str(path),
             fix="move one of them elsewhere",
         )
@@ -59,7 +59,7 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
         labels=np.array(labels, dtype=str),
         inputs=EncodedFiles(inside_all(path, ids, np.array(ids), where=str(path))),
         names=tuple(classes),
-        named_ids=True,
+        has_explicit_ids=True,
         root=os.path.realpath(path),
         sound=bool(sound),
     )
@@ -75,12 +75,12 @@ def inside_all(folder: Path, texts: list[str], ids: np.ndarray, *, where: str) -
     paths, outside = [], []
     for text, name in zip(texts, ids.tolist(), strict=True):
         try:
-            paths.append(inside(folder, text))
+            paths.append(require_inside(folder, text))
         except ValueError:
             outside.append(f"{name} ({text[:80]!r})" if text != name else repr(text[:80]))
     if outside:
         raise DataError(
-            f"paths that lead outside this folder: {some(outside)}",
+            f"paths that lead outside this folder: {format_ids(outside)}",
             where=where,
             fix="use relative paths to files below the folder, no '..' and no links out of it",
         )

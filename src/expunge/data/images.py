@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge.data.samples import Inputs, LazyInputs, TensorInputs
-from expunge.errors import DataError, by_reason
+from expunge.errors import DataError, group_by_reason
 
 Mode = Literal["RGB", "L"]
 
@@ -79,7 +79,7 @@ class EncodedFiles:
         return digest.hexdigest()
 
 
-class Unfit(Exception):
+class InvalidImage(Exception):
     """One image or clip that cannot be used; its message completes "images that …"."""
 
 
@@ -88,9 +88,9 @@ def stored_bytes(encoded: Encoded, position: int) -> bytes:
     try:
         data = encoded.read(position)
     except OSError as error:
-        raise Unfit(f"cannot be read ({error.strerror or error})") from error
+        raise InvalidImage(f"cannot be read ({error.strerror or error})") from error
     if not data:
-        raise Unfit("hold no bytes")
+        raise InvalidImage("hold no bytes")
     return data
 
 
@@ -126,7 +126,7 @@ def decode(
             for i in range(start, min(start + CHUNK, len(ids))):
                 try:
                     pixels = _pixels(encoded, i, mode, size)
-                except Unfit as reason:
+                except InvalidImage as reason:
                     found.append((i, str(reason)))
                     continue
                 shapes[i] = pixels.shape
@@ -162,22 +162,24 @@ def _pixels(encoded: Encoded, i: int, mode: Mode | None, size: int | None) -> np
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
-                raise Unfit(f"have more than {limit} pixels (Pillow's limit)")
+                raise InvalidImage(f"have more than {limit} pixels (Pillow's limit)")
             image.load()
             return _channels_first(np.asarray(_fitted(image, mode, size)))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Unfit(f"have more than {Image.MAX_IMAGE_PIXELS} pixels (Pillow's limit)") from error
+        raise InvalidImage(
+            f"have more than {Image.MAX_IMAGE_PIXELS} pixels (Pillow's limit)"
+        ) from error
     except _DAMAGE as error:
-        raise Unfit("cannot be decoded (truncated, damaged or no image)") from error
+        raise InvalidImage("cannot be decoded (truncated, damaged or no image)") from error
 
 
 def _fitted(image: Image.Image, mode: Mode | None, size: int | None) -> Image.Image:
     if mode is None and image.mode not in ("L", "RGB"):
-        raise Unfit(f"have mode {image.mode}, expected RGB or L: set mode to convert them")
+        raise InvalidImage(f"have mode {image.mode}, expected RGB or L: set mode to convert them")
     if mode is not None and image.mode != mode:
         # 16-bit and float images would be clipped to white without a word.
         if image.mode not in CONVERTIBLE:
-            raise Unfit(f"have mode {image.mode}, which does not fit into 8 bits")
+            raise InvalidImage(f"have mode {image.mode}, which does not fit into 8 bits")
         image = image.convert(mode)
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -191,7 +193,7 @@ def _first_shape(
     for i in range(n):
         try:
             return _pixels(encoded, i, mode, size).shape
-        except Unfit:
+        except InvalidImage:
             continue
     return None
 
@@ -209,7 +211,7 @@ def _lazy(
             warnings.simplefilter("ignore")
             try:
                 pixels = _pixels(encoded, i, mode, size)
-            except Unfit as reason:
+            except InvalidImage as reason:
                 raise DataError(f"images that {reason}: ids {ids[i]}", where=where) from reason
         if pixels.shape != shape:
             raise DataError(
@@ -242,7 +244,9 @@ def _raise_unfit(
                 reason = f"are {_shown(shape)} where most are {_shown(usual)}"
                 groups[reason] = [i for i, s in enumerate(shapes) if s == shape]
     ordered = sorted(groups.items(), key=lambda g: g[1][0])
-    lines = by_reason("images", {ids[i]: why for why, positions in ordered for i in positions})
+    lines = group_by_reason(
+        "images", {ids[i]: why for why, positions in ordered for i in positions}
+    )
     if lines:
         raise DataError("\n  ".join(lines), where=where, fix=_FIX)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge.errors import DataError, closest, some
+from expunge.errors import DataError, did_you_mean, format_ids
 
 MAX_CLASSES = 100_000  # a larger index without class names is no class index
 
@@ -34,7 +34,7 @@ def encode(
     for given in (names, classes):
         repeated = sorted({n for n in given if given.count(n) > 1})
         if repeated:
-            raise DataError(f"class names are not unique: {some(repeated)}", where=where)
+            raise DataError(f"class names are not unique: {format_ids(repeated)}", where=where)
     if values.dtype.kind == "U":
         known = classes or names or tuple(np.unique(values).tolist())
         return _by_name(values, ids, known, where), known
@@ -53,7 +53,7 @@ def column(values: Sequence[object], ids: np.ndarray, *, what: str, where: str) 
     missing = np.array([v is None or v == "" for v in values], dtype=bool)
     if missing.any():
         raise DataError(
-            f"{what} is missing (null or empty): ids {some(ids[missing])}",
+            f"{what} is missing (null or empty): ids {format_ids(ids[missing])}",
             where=where,
             fix="fill in or remove these rows",
         )
@@ -87,13 +87,13 @@ def join(ids: np.ndarray, other_ids: np.ndarray, values: np.ndarray, *, where: s
         ids, other_ids = ids.astype(str), other_ids.astype(str)
     unique, first, counts = np.unique(other_ids, return_index=True, return_counts=True)
     if (counts > 1).any():
-        raise DataError(f"duplicate ids: {some(unique[counts > 1])}", where=where)
+        raise DataError(f"duplicate ids: {format_ids(unique[counts > 1])}", where=where)
     at = np.searchsorted(unique, ids).clip(max=max(len(unique) - 1, 0))
     missing = unique[at] != ids if len(unique) else np.ones(len(ids), dtype=bool)
     if missing.any():
         raise DataError(
-            f"no label for {int(missing.sum())} of {len(ids)} ids: {some(ids[missing])} "
-            f"(this file's ids: {some(unique)})",
+            f"no label for {int(missing.sum())} of {len(ids)} ids: {format_ids(ids[missing])} "
+            f"(this file's ids: {format_ids(unique)})",
             where=where,
             fix="check that `id` names the matching column in both files",
         )
@@ -107,9 +107,9 @@ def _by_name(values: np.ndarray, ids: np.ndarray, known: tuple[str, ...], where:
     if unknown:
         rows = np.isin(values, unknown)
         raise DataError(
-            f"labels that are no class: {some(unknown)} (ids {some(ids[rows])})",
+            f"labels that are no class: {format_ids(unknown)} (ids {format_ids(ids[rows])})",
             where=where,
-            fix=closest(unknown[0], known),
+            fix=did_you_mean(unknown[0], known),
         )
     return np.array([index[v] for v in found.tolist()], dtype=np.int64)[inverse]
 
@@ -136,7 +136,7 @@ def _require_range(values: np.ndarray, ids: np.ndarray, classes: int, where: str
     outside = (values < 0) | (values >= classes)
     if outside.any():
         raise DataError(
-            f"labels outside 0…{classes - 1}: {some(np.unique(values[outside]))} "
-            f"(ids {some(ids[outside])})",
+            f"labels outside 0…{classes - 1}: {format_ids(np.unique(values[outside]))} "
+            f"(ids {format_ids(ids[outside])})",
             where=where,
         )

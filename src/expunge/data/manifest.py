@@ -15,9 +15,9 @@ from expunge.data.audio import is_sound
 from expunge.data.folder import inside_all
 from expunge.data.images import Encoded, EncodedFiles
 from expunge.data.labels import as_numbers, column
-from expunge.data.rows import Rows, existing_file
+from expunge.data.rows import Rows, require_file
 from expunge.data.samples import Inputs, TensorInputs
-from expunge.errors import DataError, closest, some
+from expunge.errors import DataError, did_you_mean, format_ids
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -48,14 +48,14 @@ def manifest_rows(path: Path, config: DataConfig) -> Rows:
         ids=ids,
         labels=labels,
         inputs=inputs,
-        named_ids=config.id is not None,
+        has_explicit_ids=config.id is not None,
         sound=not isinstance(inputs, Inputs) and is_sound(inputs, n),
     )
 
 
 def read_table(path: Path) -> dict[str, Sequence[object]]:
     """The columns of a CSV or JSONL file; columns of a CSV file that are all integers are."""
-    existing_file(path)
+    require_file(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".jsonl":
@@ -72,7 +72,7 @@ def require_columns(table: dict[str, Sequence[object]], names: list[str], path: 
     for name in names:
         if name not in table:
             raise DataError(
-                f"no column is called '{name}'", where=str(path), fix=closest(name, table)
+                f"no column is called '{name}'", where=str(path), fix=did_you_mean(name, table)
             )
 
 
@@ -88,11 +88,11 @@ def _csv(lines: list[list[str]], path: Path) -> dict[str, Sequence[object]]:
         raise DataError("the file is empty", where=str(path), fix="expected a header and rows")
     header, rows = lines[0], [line for line in lines[1:] if line]
     if len(set(header)) < len(header):
-        raise DataError(f"columns of the same name: {some(header)}", where=str(path))
+        raise DataError(f"columns of the same name: {format_ids(header)}", where=str(path))
     odd = [i for i, row in enumerate(rows, 1) if len(row) != len(header)]
     if odd:
         raise DataError(
-            f"rows without exactly {len(header)} fields, as in the header: {some(odd)}",
+            f"rows without exactly {len(header)} fields, as in the header: {format_ids(odd)}",
             where=str(path),
             fix="quote fields that hold commas",
         )
@@ -148,7 +148,7 @@ def _features(values: Sequence[Any], ids: np.ndarray, name: str, path: Path) -> 
     if odd.any():
         raise DataError(
             f"column '{name}' must hold {len(values[0])} numbers in every row: "
-            f"ids {some(ids[odd])}",
+            f"ids {format_ids(ids[odd])}",
             where=str(path),
         )
     try:

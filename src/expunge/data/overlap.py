@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from expunge.data.samples import Samples
-from expunge.errors import DataError, raise_all, some
+from expunge.errors import DataError, format_ids, raise_all
 
 CHUNK = 1024
 
@@ -19,7 +19,7 @@ def check_disjoint(train: Samples, other: Samples) -> list[str]:
 
     The ids of two folders are paths in them: equal ones are shared only where it is one file.
     """
-    if not (train.named_ids and other.named_ids):
+    if not (train.has_explicit_ids and other.has_explicit_ids):
         return []
     folders = bool(train.root and other.root)
     known, asked = (_paths(s) if folders else s.ids for s in (train, other))
@@ -28,7 +28,7 @@ def check_disjoint(train: Samples, other: Samples) -> list[str]:
     shared = other.ids[np.isin(asked, known)]
     if len(shared):
         raise DataError(
-            f"ids inside the training ids: {some(shared)}",
+            f"ids inside the training ids: {format_ids(shared)}",
             where=other.name,
             fix="name two folders, and keep each file in one of them"
             if folders

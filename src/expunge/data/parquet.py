@@ -17,9 +17,9 @@ import torch
 
 from expunge.data.audio import is_sound
 from expunge.data.images import RESIDENT_BYTES, Encoded
-from expunge.data.rows import Rows, existing_file
+from expunge.data.rows import Rows, require_file
 from expunge.data.samples import Inputs, TensorInputs
-from expunge.errors import DataError, closest, some
+from expunge.errors import DataError, did_you_mean, format_ids
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -50,7 +50,7 @@ def parquet_rows(path: Path, config: DataConfig) -> Rows:
         labels=labels,
         inputs=inputs,
         names=class_names(path, config.label),
-        named_ids=config.id is not None,
+        has_explicit_ids=config.id is not None,
         sound=sound,
     )
 
@@ -65,7 +65,7 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
         at = np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))
         rows = at if ids is None else ids[at]
         raise DataError(
-            f"column '{name}' is null: {'rows' if ids is None else 'ids'} {some(rows)}",
+            f"column '{name}' is null: {'rows' if ids is None else 'ids'} {format_ids(rows)}",
             where=str(path),
             fix="fill in or remove these rows",
         )
@@ -147,7 +147,7 @@ class EncodedColumn:
 
 def _opened(path: Path) -> tuple[Any, int]:
     """The schema and the number of rows."""
-    existing_file(path)
+    require_file(path)
     try:
         with pq.ParquetFile(path) as file:
             return file.schema_arrow, file.metadata.num_rows
@@ -174,7 +174,7 @@ def _require_columns(schema: Any, names: list[str], path: Path) -> None:
         if schema.names.count(name) != 1:
             problem = "no column is" if name not in schema.names else "several columns are"
             raise DataError(
-                f"{problem} called '{name}'", where=str(path), fix=closest(name, schema.names)
+                f"{problem} called '{name}'", where=str(path), fix=did_you_mean(name, schema.names)
             )
 
 
@@ -228,14 +228,14 @@ def read_features(path: Path, name: str, ids: np.ndarray | None = None) -> torch
     if odd.any() or usual == 0:
         raise DataError(
             f"column '{name}' must hold {usual or 'one or more'} numbers in every row: "
-            f"ids {some(ids[odd] if odd.any() else ids)}",
+            f"ids {format_ids(ids[odd] if odd.any() else ids)}",
             where=str(path),
         )
     flat = pc.list_flatten(column)
     if flat.null_count:
         at = np.flatnonzero(pc.is_null(flat).to_numpy(zero_copy_only=False)) // usual
         raise DataError(
-            f"column '{name}' holds nulls: ids {some(ids[np.unique(at)])}", where=str(path)
+            f"column '{name}' holds nulls: ids {format_ids(ids[np.unique(at)])}", where=str(path)
         )
     values = flat.to_numpy().astype(np.float32)
     return torch.from_numpy(values.reshape(len(ids), usual))

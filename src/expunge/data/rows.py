@@ -24,7 +24,7 @@ class Rows:
 
     labels: ``int[n]`` (class indices), ``str[n]`` (class names) or float. names: the class names
     that the source states, () if it states none. inputs: encoded images or clips, or ready inputs.
-    named_ids: whether the ids came with the data. sound: whether what is encoded is sound.
+    has_explicit_ids: whether the ids came with the data. sound: whether what is encoded is sound.
     root: the folder that the ids are paths in, resolved; "" if they are none.
     """
 
@@ -32,7 +32,7 @@ class Rows:
     labels: np.ndarray
     inputs: Encoded | Inputs
     names: tuple[str, ...] = ()
-    named_ids: bool = False
+    has_explicit_ids: bool = False
     sound: bool = False
     root: str = ""
 
@@ -99,9 +99,9 @@ def to_samples(
     if rows.sound and not isinstance(rows.inputs, Inputs):
         _refuse(where, "the inputs are sound", mode=mode, size=size)
         ready = _clips(rows.inputs, rows.ids, labels, names, rate, seconds, where)
-        inputs, kept, rate, quarantined = ready
+        inputs, kept, rate, skipped = ready
     else:
-        inputs, kept, quarantined = _ready(rows, mode, size, where), np.arange(len(rows)), {}
+        inputs, kept, skipped = _ready(rows, mode, size, where), np.arange(len(rows)), {}
         _check_sound(inputs, rate, seconds, where)
     try:
         augment = view_named(view)
@@ -114,10 +114,10 @@ def to_samples(
         inputs=inputs,
         prepare=Prepare(tuple(map(float, mean)), tuple(map(float, std))),
         view=augment,
-        named_ids=rows.named_ids,
+        has_explicit_ids=rows.has_explicit_ids,
         name=name,
         rate=rate,
-        quarantined=quarantined,
+        skipped=skipped,
         root=rows.root,
     )
     if mean or std or augment is not None:
@@ -125,7 +125,7 @@ def to_samples(
     return samples
 
 
-def inside(folder: Path, text: str) -> Path:
+def require_inside(folder: Path, text: str) -> Path:
     """The file of this relative path; ValueError if it lies outside the folder.
 
     An absolute path, a path that climbs out by ``..`` and a link that leads out are outside.
@@ -138,14 +138,14 @@ def inside(folder: Path, text: str) -> Path:
     return path
 
 
-def existing_file(path: Path) -> Path:
+def require_file(path: Path) -> Path:
     """The path, if a file is there."""
     if path.is_dir():
         raise DataError("expected a file, found a directory", where=str(path))
     return _existing(path)
 
 
-def existing_folder(path: Path) -> Path:
+def require_folder(path: Path) -> Path:
     """The path, if a folder is there."""
     if path.is_file():
         raise DataError("expected a folder, found a file", where=str(path))

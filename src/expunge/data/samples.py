@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from expunge.config import digest
-from expunge.errors import DataError, raise_all, some
+from expunge.errors import DataError, format_ids, raise_all
 from expunge.storage.hashing import content_of
 
 Batch = Tensor | dict[str, Tensor]
@@ -134,14 +134,14 @@ class Samples:
 
     ids: ``int64[n]`` or ``str[n]``, unique. labels: ``int64[n]`` in ``[0, c)``.
     classes: names of the ``c`` classes. inputs: by position. prepare: stored → model inputs, on
-    whole batches. view: a random view of prepared inputs (augmentation), or None. named_ids:
+    whole batches. view: a random view of prepared inputs (augmentation), or None. has_explicit_ids:
     whether the ids came with the data (and so mean something elsewhere) or are positions.
     probs: class probabilities from elsewhere by name, ``float32[n, c]``: out-of-sample ones of
     models that did not see the sample (cross-validation), or means over the checkpoints of the
     training. trusted: ``bool[n]``, samples that are known to be right. features: of another encoder
     by name, ``float32[n, d]``, best of one that saw no labels; compared as the model's own layers
     are. All three are optional evidence.
-    rate: samples a second, where the inputs are sound. quarantined: what was left out of the source
+    rate: samples a second, where the inputs are sound. skipped: what was left out of the source
     because it cannot be used, and why, by id; none of it is among the samples.
     root: the folder that the ids are paths in, resolved: equal ids in two folders are two samples.
     """
@@ -152,13 +152,13 @@ class Samples:
     inputs: Inputs
     prepare: Prepare = field(default_factory=Prepare)
     view: View | None = None
-    named_ids: bool = False
+    has_explicit_ids: bool = False
     name: str = "data"
     probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     trusted: np.ndarray | None = None
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     rate: int | None = None
-    quarantined: Mapping[Any, str] = field(default_factory=dict)
+    skipped: Mapping[Any, str] = field(default_factory=dict)
     root: str = ""
 
     def __post_init__(self) -> None:
@@ -177,7 +177,7 @@ class Samples:
             problems.append(f"ids must be integers or strings, not {ids.dtype}")
         unique, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():
-            problems.append(f"duplicate ids: {some(unique[counts > 1])}")
+            problems.append(f"duplicate ids: {format_ids(unique[counts > 1])}")
         part = isinstance(self.inputs, _Subset)
         problems += _label_problems(labels, ids, len(self.classes), part)
         shape = (len(ids), len(self.classes))
@@ -228,7 +228,7 @@ class Samples:
                     continue
                 ids = self.ids[positions][bad.cpu().numpy()]
                 raise DataError(
-                    f"inputs are NaN or infinite: ids {some(ids)}",
+                    f"inputs are NaN or infinite: ids {format_ids(ids)}",
                     where=self.name,
                     fix="remove or repair these samples",
                 )
@@ -313,7 +313,9 @@ def _probability_problems(
         return [f"probabilities '{name}' have shape {p.shape}, expected {shape}"]
     bad = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1.0, atol=1e-3))
     if bad.any():
-        return [f"probabilities '{name}' are negative or do not sum to 1: ids {some(ids[bad])}"]
+        return [
+            f"probabilities '{name}' are negative or do not sum to 1: ids {format_ids(ids[bad])}"
+        ]
     return []
 
 
@@ -321,7 +323,9 @@ def _feature_problems(values: np.ndarray, name: str, ids: np.ndarray) -> list[st
     if values.ndim != 2 or len(values) != len(ids) or not values.shape[1]:
         return [f"features '{name}' have shape {values.shape}, expected ({len(ids)}, d)"]
     bad = ~np.isfinite(values).all(axis=1)
-    return [f"features '{name}' are NaN or infinite: ids {some(ids[bad])}"] if bad.any() else []
+    return (
+        [f"features '{name}' are NaN or infinite: ids {format_ids(ids[bad])}"] if bad.any() else []
+    )
 
 
 def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int, part: bool) -> list[str]:
@@ -331,7 +335,9 @@ def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int, part: boo
     if labels.dtype.kind == "f":
         bad = ~np.isfinite(labels)
         if bad.any():
-            return [f"labels are NaN or infinite: ids {some(ids[: len(bad)][bad[: len(ids)]])}"]
+            return [
+                f"labels are NaN or infinite: ids {format_ids(ids[: len(bad)][bad[: len(ids)]])}"
+            ]
         if (labels != np.round(labels)).any():
             return ["labels must be integers; got fractions"]
     elif labels.dtype.kind not in "iu":
@@ -342,8 +348,8 @@ def _label_problems(labels: np.ndarray, ids: np.ndarray, classes: int, part: boo
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         problems.append(
-            f"labels outside 0…{classes - 1}: {some(np.unique(labels[outside]))} "
-            f"(ids {some(ids[: len(outside)][outside[: len(ids)]])})"
+            f"labels outside 0…{classes - 1}: {format_ids(np.unique(labels[outside]))} "
+            f"(ids {format_ids(ids[: len(outside)][outside[: len(ids)]])})"
         )
     elif len(labels) and len(np.unique(labels)) < 2 and not part:
         problems.append("all samples have the same label: there is nothing to tell apart")

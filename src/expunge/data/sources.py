@@ -19,7 +19,7 @@ from expunge.data.folder import class_folders, folder_rows
 from expunge.data.labels import encode, join
 from expunge.data.manifest import manifest_rows, read_table, require_columns, table_column
 from expunge.data.parquet import class_names, parquet_rows, read_column, read_values
-from expunge.data.rows import Rows, existing_file, some_rows, to_samples
+from expunge.data.rows import Rows, require_file, some_rows, to_samples
 from expunge.data.samples import Samples
 from expunge.errors import ConfigError, DataError
 
@@ -130,11 +130,11 @@ def read(
     else read when they are asked for. Cost: one pass over the data; 50,000 small images take a few
     seconds, 4,000 one-second clips two.
 
-    Clips that cannot be used are left out and named in ``quarantined``, see `audio.decode`. Raises
+    Clips that cannot be used are left out and named in ``skipped``, see `audio.decode`. Raises
     DataError, with all images or ids concerned, for anything else that cannot be read or cannot be
     right. Nothing is ever written.
     """
-    path = located(config.path, folder)
+    path = resolve_path(config.path, folder)
     kind = config.source or _guess(path)
     rows = sources.get(kind)(path, config)
     if config.labels is not None:
@@ -162,14 +162,16 @@ def read(
 
 def _joined(samples: Samples, file: LabelFile, folder: Path) -> np.ndarray:
     """A column of truth values, or of lists of numbers, for the samples' ids."""
-    path = existing_file(located(file.path, folder))
+    path = require_file(resolve_path(file.path, folder))
     values = read_values(path, file.column)
     return join(samples.ids, read_column(path, file.id), values, where=str(path))
 
 
 def other_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samples:
     """The samples with the labels of a second file, as class indices of the samples' classes."""
-    rows = Rows(samples.ids, samples.labels, samples.inputs, samples.classes, samples.named_ids)
+    rows = Rows(
+        samples.ids, samples.labels, samples.inputs, samples.classes, samples.has_explicit_ids
+    )
     rows = _relabelled(rows, labels, folder)
     where = f"{labels.path}, column '{labels.column}'"
     values, _ = encode(
@@ -178,7 +180,7 @@ def other_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Sample
     return replace(samples, labels=values)
 
 
-def located(text: str, folder: Path) -> Path:
+def resolve_path(text: str, folder: Path) -> Path:
     """The path that a setting means: variables expanded, relative to the folder.
 
     >>> located("a/b", Path("/spec")).as_posix()
@@ -221,7 +223,7 @@ def _guess(path: Path) -> str:
             where=str(path),
             fix="expected one sub-folder a class, with the images or clips in it",
         )
-    existing_file(path)
+    require_file(path)
     raise DataError(
         "the kind of this file cannot be told from its name",
         where=str(path),
@@ -231,7 +233,7 @@ def _guess(path: Path) -> str:
 
 def _relabelled(rows: Rows, labels: LabelFile, folder: Path) -> Rows:
     """The rows with the labels of the second file."""
-    path = existing_file(located(labels.path, folder))
+    path = require_file(resolve_path(labels.path, folder))
     names: tuple[str, ...] = ()
     suffix = path.suffix.lower()
     if suffix in (".pt", ".pth"):

@@ -14,30 +14,30 @@ from torch import nn
 
 from expunge import pipeline
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.data import Samples, from_arrays
 from expunge.data.samples import TensorInputs
-from expunge.demo.noise import LabelNoise, Scene, Truth, gaussian_inputs, wrong_labels
+from expunge.demo.noise import GroundTruth, LabelNoise, NoisyDataset, gaussian_inputs, wrong_labels
 from expunge.models.zoo import convnet
 from expunge.records import RepairResult
-from expunge.storage.run_folder import require_room
+from expunge.storage.run_folder import check_run_folder
 from expunge.training.loop import TuneConfig
 
 Kind = Literal["labels", "inputs", "both"]
 
-CONTROLS = (*pipeline.CONTROLS, "retrain-long")
+CONTROLS = (*pipeline.CONTROLS, "retrain-filtered-3x")
 # Trained until the labels are memorised, as one would a clean set: no augmentation, no early stop.
 TRAINING = TuneConfig(data="everything", epochs=40, lr=0.1, batch_size=64, augment=False)
 
 
-def scene(*, noise: LabelNoise, rate: float, kind: Kind, seed: int) -> Scene:
+def scene(*, noise: LabelNoise, rate: float, kind: Kind, seed: int) -> NoisyDataset:
     """Digits of scikit-learn (1,797 images, 8 × 8), two thirds to train on and made noisy.
 
     kind ``"both"``: half of the rate in the labels, half in the inputs, drawn independently.
     """
     rows, test = split_digits(seed)
     train, truth = noisy_digits(rows, noise, rate, kind, seed)
-    return Scene(train, digits_samples(test, "digits, test"), truth)
+    return NoisyDataset(train, digits_samples(test, "digits, test"), truth)
 
 
 def split_digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def split_digits(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def noisy_digits(
     rows: np.ndarray, noise: LabelNoise, rate: float, kind: Kind, seed: int
-) -> tuple[Samples, Truth]:
+) -> tuple[Samples, GroundTruth]:
     """Some digits with faults, and the truth about them."""
     clean = digits_samples(rows, "digits, training")
     noisy, x, fault = clean.labels, np.asarray(clean.inputs.batch(np.arange(len(rows)))), None
@@ -62,7 +62,7 @@ def noisy_digits(
         x, fault = gaussian_inputs(x, rate=share, sigma=4.5, seed=seed)
     fault = np.zeros(len(rows), dtype=bool) if fault is None else fault
     samples = replace(clean, labels=noisy, inputs=TensorInputs(torch.from_numpy(x)))
-    return samples, Truth(clean.labels, noisy != clean.labels, fault)
+    return samples, GroundTruth(clean.labels, noisy != clean.labels, fault)
 
 
 def digits_samples(rows: np.ndarray, name: str) -> Samples:
@@ -78,7 +78,7 @@ def digits_samples(rows: np.ndarray, name: str) -> Samples:
 
 def network(seed: int) -> nn.Module:
     """An untrained convolutional network for the digits."""
-    with seeded(seed, "network"):
+    with temp_seed(seed, "network"):
         return convnet(classes=10, channels=1, widths=(32, 64), hidden=128)
 
 
@@ -102,7 +102,7 @@ def demo(
     """
     made = scene(noise=noise, rate=rate, kind=kind, seed=seed)
     if out:
-        require_room(out, fresh=fresh)
+        check_run_folder(out, fresh=fresh)
     noisy = pipeline.train(
         network(seed),
         made.train,
@@ -128,7 +128,7 @@ def demo(
     return result, against_truth(result, made.truth)
 
 
-def against_truth(result: RepairResult, truth: Truth) -> dict[str, float]:
+def against_truth(result: RepairResult, truth: GroundTruth) -> dict[str, float]:
     """How well the partition saw the faults."""
     split = result.partition
     found = truth.found_by(split.p_noisy, split.flagged)

@@ -17,7 +17,7 @@ LabelNoise = Literal["symmetric", "pair"]
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What is really so: the right labels, and which samples were made bad, and how."""
 
     labels: np.ndarray
@@ -37,7 +37,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Scene:
+class NoisyDataset:
     """Training and test samples; truth is for measuring alone, no stage of a repair gets it.
 
     held_out: more samples with the same faults, which no model is trained on.
@@ -45,7 +45,7 @@ class Scene:
 
     train: Samples
     test: Samples
-    truth: Truth
+    truth: GroundTruth
     held_out: Samples | None = None
 
 
@@ -56,7 +56,7 @@ def wrong_labels(
 
     symmetric: any other class, equally likely. pair: always the next class (c → c + 1 mod k).
     """
-    chosen = chosen_rows(len(labels), rate, seed=seed, what="labels")
+    chosen = draw_rows(len(labels), rate, seed=seed, what="labels")
     rng = generator(seed, "noise", noise)
     shift = rng.integers(1, classes, len(chosen)) if noise == "symmetric" else 1
     noisy = labels.copy()
@@ -72,11 +72,11 @@ def gaussian_inputs(
     The published corruption (arXiv 2506.11615), fixed for each sample; published on images that
     were standardised by channel before. Returns the inputs, and which were corrupted (``bool[n]``).
     """
-    chosen = chosen_rows(len(x), rate, seed=seed, what="inputs")
+    chosen = draw_rows(len(x), rate, seed=seed, what="inputs")
     corrupted = x.copy()
     draw = generator(seed, "noise", "gaussian").standard_normal((len(chosen), *x.shape[1:]))
     corrupted[chosen] = np.clip(x[chosen] + sigma * draw, 0, 1).astype(x.dtype)
-    return corrupted, at_rows(chosen, len(x))
+    return corrupted, mask_of_rows(chosen, len(x))
 
 
 def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, n
     Contrast: a fifth of it, around the image's mean. x: ``float[n, C, H, W]`` in [0, 1].
     Returns the inputs, and which were corrupted (``bool[n]``).
     """
-    chosen = chosen_rows(len(x), rate, seed=seed, what="inputs")
+    chosen = draw_rows(len(x), rate, seed=seed, what="inputs")
     rng = generator(seed, "noise", "mild")
     corrupted = x.copy()
     side = x.shape[-1]
@@ -97,16 +97,16 @@ def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, n
         corrupted[row, :, top : top + side // 2, left : left + side // 2] = 0.5
     means = x[faded].mean(axis=(1, 2, 3), keepdims=True)
     corrupted[faded] = means + (x[faded] - means) / 5
-    return corrupted, at_rows(chosen, len(x))
+    return corrupted, mask_of_rows(chosen, len(x))
 
 
-def at_rows(rows: np.ndarray, n: int) -> np.ndarray:
+def mask_of_rows(rows: np.ndarray, n: int) -> np.ndarray:
     found = np.zeros(n, dtype=bool)
     found[rows] = True
     return found
 
 
-def chosen_rows(n: int, rate: float, *, seed: int, what: str) -> np.ndarray:
+def draw_rows(n: int, rate: float, *, seed: int, what: str) -> np.ndarray:
     """``round(rate · n)`` of n rows, drawn without replacement."""
     if not 0 <= rate < 1:
         raise ConfigError(f"the noise rate must lie in [0, 1), not {rate}", fix="0.4 means 40 %")

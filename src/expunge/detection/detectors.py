@@ -23,8 +23,14 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 from expunge._core.registry import Registry
-from expunge._core.rng import drawn
-from expunge.detection.lda import ashman, pieces, regressed, squared_distance, varying
+from expunge._core.rng import subsample
+from expunge.detection.lda import (
+    ashman_d,
+    loo_ridge_predictions,
+    row_chunks,
+    safe_scale,
+    squared_distance,
+)
 from expunge.errors import ConfigError, DataError, extra_required
 from expunge.records import Scores, Signals
 
@@ -106,9 +112,9 @@ def detect(
     if sources:
         class_probs = opinion_pool(sources, signals.labels, signals.trusted)
     agreement = {"model": _agreement(signals.logits, signals)}
-    if signals.view_probs is not None and signals.views:
-        agreement["views"] = _agreement(signals.view_probs, signals)
-        told.append(signals.view_probs)
+    if signals.augmented_probs is not None and signals.views:
+        agreement["views"] = _agreement(signals.augmented_probs, signals)
+        told.append(signals.augmented_probs)
     return Scores(
         ids=signals.ids,
         labels=signals.labels,
@@ -132,7 +138,7 @@ def _require(signals: Signals, name: str) -> None:
         "deep": any(name.startswith("attribution.") for name in signals.columns),
         "attributed": True,
         "vectors": signals.attributions is not None,
-        "views": signals.view_probs is not None and signals.view_loss is not None,
+        "views": signals.augmented_probs is not None and signals.augmented_loss is not None,
         "features": True,  # a network may have no hidden layer
     }
     missing = sorted(need for need in needs_of((name,)) if not has[need])
@@ -182,8 +188,8 @@ def attribution(signals: Signals) -> Detection:
     return Detection(-signals.columns["attribution"])
 
 
-@detector("stage_attribution", "label", "deep")
-def stage_attribution(signals: Signals) -> Detection:
+@detector("layerwise_attribution", "label", "deep")
+def layerwise_attribution(signals: Signals) -> Detection:
     """Label-conditional gradient × activation, summed at every stage of the network.
 
     The mean over stages of ``attribution``, each over its standard deviation. Not a default: the
@@ -234,8 +240,8 @@ def attribution_clusters(signals: Signals, *, components: int = 16) -> Detection
     return Detection(share[:, int(weighted.argmax())])
 
 
-@detector("neighbour_disagreement", "label", "features")
-def neighbour_disagreement(
+@detector("knn_disagreement", "label", "features")
+def knn_disagreement(
     signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
 ) -> Detection:
     """How much the nearest neighbours' labels speak against the given one, layer by layer.
@@ -252,11 +258,11 @@ def neighbour_disagreement(
     return _disagreement(signals, signals.features, k, search, chunk)
 
 
-@detector("attributed_neighbours", "label", "attributed")
-def attributed_neighbours(
+@detector("attribution_knn", "label", "attributed")
+def attribution_knn(
     signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
 ) -> Detection:
-    """``neighbour_disagreement`` on gradient × activation of the predicted class's logit.
+    """``knn_disagreement`` on gradient × activation of the predicted class's logit.
 
     Not a default: early layers of a network that has not memorised its labels tell more that way,
     last ones less, and all of them less where it has (docs/detection.md). Costs a forward and a
@@ -285,8 +291,8 @@ def _disagreement(
     return Detection(score, tuple(votes))
 
 
-@detector("class_distance", "label", "features")
-def class_distance(signals: Signals) -> Detection:
+@detector("lda_margin", "label", "features")
+def lda_margin(signals: Signals) -> Detection:
     """How much nearer another class is than the given one, layer by layer.
 
     The mean over layers of ``max_{c≠y} log p_c − log p_y``, with p the linear discriminant's
@@ -294,7 +300,7 @@ def class_distance(signals: Signals) -> Detection:
     ``log p_c = −½ (f − μ_c)ᵀ Σ⁻¹ (f − μ_c)`` + const. The means come from the given labels; wrong
     ones pull them together but leave the directions. Cost: n · Σ d².
     """
-    posteriors = signals.posteriors
+    posteriors = signals.loo_lda_posteriors
     if not posteriors:
         return Detection(np.zeros(len(signals.ids)))
     margins = [label_margin(np.log(p), signals.labels) for p in posteriors]
@@ -310,27 +316,27 @@ def feature_distance(signals: Signals) -> Detection:
     not look like a bad input). Bad inputs that are all alike, plain noise say, can be many, and
     nearer to the mean than good ones: the sign is turned where the features say less of the class
     in the nearest hundredth than in the farthest, in nine pairs of ten. How much they say is
-    ``log max_c p_c``, with p as in ``class_distance``: a model that has memorised is sure of noise
+    ``log max_c p_c``, with p as in ``lda_margin``: a model that has memorised is sure of noise
     too. Cost: n · Σ d².
     """
     squared = [squared_distance(features) for features in signals.features.values()]
     if not squared:
         return Detection(np.zeros(len(signals.ids)))
     distance = np.mean([np.log(np.maximum(d, 1e-12)) for d in squared], axis=0)
-    doubt = np.mean([-np.log(p.max(axis=1)) for p in signals.posteriors], axis=0)
+    doubt = np.mean([-np.log(p.max(axis=1)) for p in signals.loo_lda_posteriors], axis=0)
     order, n = np.argsort(distance, kind="stable"), len(distance)
     few = min(max(-(-n // 100), _ENDS), -(-n // 2))
     pairs = doubt[order[:few], None] > doubt[order[-few:]]
     return Detection(-distance if pairs.mean() >= _TURNED else distance)
 
 
-@detector("shared_doubt", "input", "features")
-def shared_doubt(
+@detector("local_uncertainty", "input", "features")
+def local_uncertainty(
     signals: Signals, *, k: int = 50, components: int = 32, most: int = 4_000
 ) -> Detection:
     """How much doubt about the class a sample shares with those that neurons find alike.
 
-    Doubt is ``−log max_c p_c``, the mean over layers, with p as in ``class_distance``: whatever the
+    Doubt is ``−log max_c p_c``, the mean over layers, with p as in ``lda_margin``: whatever the
     label, a bad input says little of its class, and so does many a hard one. But bad inputs also
     look alike, above all to early layers. How many are bad, if any, a regression of doubt on the
     activations tells (`discriminants.regressed`, each sample left out, the mean over layers): where
@@ -343,12 +349,14 @@ def shared_doubt(
     it; not what leaves the class as clear as before. Cost: n · Σ d² + n · most · components.
     """
     n = len(signals.ids)
-    if not signals.posteriors:
+    if not signals.loo_lda_posteriors:
         return Detection(np.zeros(n))
     centred, above = (_doubt(signals, q) for q in (0.5, 0.25))
     asked, early = _asked(n, most), _early(signals)
     near = _mean_of_scaled([neighbours_mean(f, above, asked, k, components) for f in early])
-    foretold = _mean_of_scaled([regressed(f, centred) for f in signals.features.values()])
+    foretold = _mean_of_scaled(
+        [loo_ridge_predictions(f, centred) for f in signals.features.values()]
+    )
     score = np.empty(n)
     score[np.argsort(near, kind="stable")] = np.sort(foretold)
     return Detection(score)
@@ -365,12 +373,13 @@ def feature_clusters(
     Gaussians there. Of the earlier half of the layers that with the largest D counts. Sound sets
     reach 5, the classes in them; gross noise 29 and more. From ``separation`` on, the group with
     more doubt about the class is bad, if it has more in 55 % of all pairs; doubt is that of
-    `shared_doubt`, above the lower quartile of the predicted class. Sees what is common, alike and
-    gross also where the network is in doubt of everything. Two sound sources of data that are as
+    `local_uncertainty`, above the lower quartile of the predicted class. Sees what is common,
+    alike and gross also where the network is in doubt of everything. Two sound sources of data
+    that are as
     unlike, the one harder than the other, look the same. Cost: most · components² · layers.
     """
     n = len(signals.ids)
-    if not signals.posteriors or n < 2 * _ENDS:
+    if not signals.loo_lda_posteriors or n < 2 * _ENDS:
         return Detection(np.zeros(n))
     asked, along, least = _asked(n, most), np.zeros(n), separation
     for features in _early(signals):
@@ -378,7 +387,9 @@ def feature_clusters(
         axis, cut, apart = _two_apart(project(asked))
         if apart > least:
             least = apart
-            along = np.concatenate([project(rows) @ axis for rows in pieces(n, _NEAR_ROWS)]) - cut
+            along = (
+                np.concatenate([project(rows) @ axis for rows in row_chunks(n, _NEAR_ROWS)]) - cut
+            )
     upper = along > 0
     if upper.all() or not upper.any():
         return Detection(np.zeros(n))
@@ -402,12 +413,12 @@ def _two_apart(x: np.ndarray) -> tuple[np.ndarray, float, float]:
     two = GaussianMixture(2, random_state=0).fit((x @ axis)[:, None])
     means, stds = two.means_[:, 0], np.sqrt(two.covariances_[:, 0, 0])
     cut = float(means @ stds[::-1] / stds.sum())
-    return axis, cut, float(ashman(means[0], stds[0], means[1], stds[1]))
+    return axis, cut, float(ashman_d(means[0], stds[0], means[1], stds[1]))
 
 
 def _doubt(signals: Signals, q: float) -> np.ndarray:
     """``−log max_c p_c``, the mean over layers, above its q-quantile in the predicted class."""
-    doubt = np.mean([-np.log(p.max(axis=1)) for p in signals.posteriors], axis=0)
+    doubt = np.mean([-np.log(p.max(axis=1)) for p in signals.loo_lda_posteriors], axis=0)
     return _above_quantile(doubt, signals.logits.argmax(axis=1), q)
 
 
@@ -420,7 +431,7 @@ def _above_quantile(values: np.ndarray, groups: np.ndarray, q: float) -> np.ndar
 
 
 def _asked(n: int, most: int) -> np.ndarray:
-    return drawn(n, most, 0, "neighbours")
+    return subsample(n, most, 0, "neighbours")
 
 
 def _early(signals: Signals) -> list[np.ndarray]:
@@ -439,7 +450,7 @@ def _principal(
 ) -> Callable[[np.ndarray | slice], np.ndarray]:
     """Puts rows on the first principal components of features, standardised as those asked are."""
     location = features[asked].mean(axis=0)
-    scale = varying(features[asked].std(axis=0), location)
+    scale = safe_scale(features[asked].std(axis=0), location)
     z = (features[asked] - location) / scale
     basis = np.linalg.eigh(z.T @ z)[1][:, -components:]
     return lambda rows: (features[rows] - location) / scale @ basis
@@ -457,7 +468,7 @@ def neighbours_mean(
     search = NearestNeighbors(n_neighbors=min(k + 1, len(asked)), algorithm="brute")
     search.fit(project(asked))
     found, everyone = np.empty(len(features)), np.arange(len(features))
-    for part in pieces(len(features), _NEAR_ROWS):
+    for part in row_chunks(len(features), _NEAR_ROWS):
         rows = everyone[part]
         near = asked[search.kneighbors(project(rows), return_distance=False)]
         others = near != rows[:, None]
@@ -466,39 +477,39 @@ def neighbours_mean(
     return found
 
 
-@detector("view_loss", "label", "views")
-def view_loss(signals: Signals) -> Detection:
+@detector("augmented_loss", "label", "views")
+def augmented_loss(signals: Signals) -> Detection:
     """Cross-entropy of the given label, averaged over random views of the input.
 
     Views that the training did not use bring back what memorisation hides.
     """
-    assert signals.view_loss is not None
-    assert signals.view_probs is not None
-    return Detection(signals.view_loss.astype(np.float64), _views_if_trusted(signals))
+    assert signals.augmented_loss is not None
+    assert signals.augmented_probs is not None
+    return Detection(signals.augmented_loss.astype(np.float64), _views_if_trusted(signals))
 
 
-@detector("view_margin", "label", "views")
-def view_margin(signals: Signals) -> Detection:
+@detector("augmented_margin", "label", "views")
+def augmented_margin(signals: Signals) -> Detection:
     """Log-odds of the best other label against the given one under the mean over random views.
 
     ``max_{c≠y} log p_c − log p_y`` with the probabilities smoothed as one vote in twenty would, so
     that an overconfident network cannot outvote all other evidence.
     """
-    assert signals.view_probs is not None
-    margin = label_margin(np.log(_smoothed(signals.view_probs)), signals.labels)
+    assert signals.augmented_probs is not None
+    margin = label_margin(np.log(_smoothed(signals.augmented_probs)), signals.labels)
     return Detection(margin, _views_if_trusted(signals))
 
 
-@detector("given_probs", "label")
-def given_probs(signals: Signals) -> Detection:
+@detector("external_margin", "label")
+def external_margin(signals: Signals) -> Detection:
     """Log-odds of the best other label against the given one in probabilities from elsewhere.
 
     Out-of-sample probabilities (arXiv 1911.00068) or means over a training's checkpoints; see
-    `Samples`. Smoothed as in ``view_margin``; the mean where there are several sources.
+    `Samples`. Smoothed as in ``augmented_margin``; the mean where there are several sources.
     """
     if not signals.probs:
         raise DataError(
-            "detector 'given_probs' needs probabilities from elsewhere",
+            "detector 'external_margin' needs probabilities from elsewhere",
             fix="give the samples some: dataclasses.replace(samples, probs={'folds': p})",
         )
     sources = [_smoothed(p) for p in signals.probs.values()]
@@ -526,7 +537,7 @@ def opinion_pool(
     usable = np.arange(len(labels))
     if trusted is not None and trusted.sum() >= _POOL_TRUSTED:
         usable = np.flatnonzero(trusted)
-    chosen = drawn(usable, _POOL_ROWS, 0, "opinion pool")
+    chosen = subsample(usable, _POOL_ROWS, 0, "opinion pool")
     fitted, given = logs[:, chosen], labels[chosen]
     rows = np.arange(len(given))
 
@@ -545,9 +556,9 @@ def opinion_pool(
 
 def _not_memorised(sources: list[np.ndarray], signals: Signals) -> list[np.ndarray]:
     """The sources that do not agree with the given labels far more often than views do."""
-    if signals.view_probs is None or not sources:
+    if signals.augmented_probs is None or not sources:
         return sources
-    limit = _agreement(signals.view_probs, signals) + MEMORISED
+    limit = _agreement(signals.augmented_probs, signals) + MEMORISED
     agreement = [_agreement(q, signals) for q in sources]
     trusted = [q for q, a in zip(sources, agreement, strict=True) if a <= limit]
     return trusted or [sources[int(np.argmin(agreement))]]
@@ -558,9 +569,9 @@ def _views_if_trusted(signals: Signals) -> tuple[np.ndarray, ...]:
 
     They lean towards the wrong labels too, and the likelihood of these would favour them.
     """
-    assert signals.view_probs is not None
-    gap = _agreement(signals.logits, signals) - _agreement(signals.view_probs, signals)
-    return () if gap > MEMORISED else (signals.view_probs,)
+    assert signals.augmented_probs is not None
+    gap = _agreement(signals.logits, signals) - _agreement(signals.augmented_probs, signals)
+    return () if gap > MEMORISED else (signals.augmented_probs,)
 
 
 def _agreement(values: np.ndarray, signals: Signals) -> float:

@@ -15,7 +15,7 @@ RIDGE = 0.03
 _PIECE = 8192
 
 
-def posteriors(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def loo_lda_posteriors(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """``float64[n, c]``: posteriors of linear discriminant analysis, each sample left out.
 
     In closed form: without sample i of class y, with ``r = f − μ_y``, the mean of y moves by
@@ -24,7 +24,7 @@ def posteriors(features: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     ``Σ = (1/n) Σ r rᵀ + 0.1 · mean variance · I``; posteriors are at least 10⁻⁴.
     """
     n, standard = len(labels), _standard(features)
-    counts, parts = np.bincount(labels, minlength=classes), pieces(n)
+    counts, parts = np.bincount(labels, minlength=classes), row_chunks(n)
     means = np.zeros((classes, features.shape[1]))
     for rows in parts:
         means += np.eye(classes)[labels[rows]].T @ standard(rows)
@@ -61,25 +61,28 @@ def squared_distance(features: np.ndarray) -> np.ndarray:
     """
     centre = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((features.shape[1],) * 2)
-    for rows in pieces(len(features)):
+    for rows in row_chunks(len(features)):
         centred = features[rows] - centre
         covariance += centred.T @ centred / len(features)
     ridge = 1e-3 * max(float(np.trace(covariance)) / len(covariance), 1e-12)
     values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
     basis = vectors / np.sqrt(values)
     return np.concatenate(
-        [(((features[rows] - centre) @ basis) ** 2).sum(axis=1) for rows in pieces(len(features))]
+        [
+            (((features[rows] - centre) @ basis) ** 2).sum(axis=1)
+            for rows in row_chunks(len(features))
+        ]
     )
 
 
-def regressed(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+def loo_ridge_predictions(features: np.ndarray, target: np.ndarray) -> np.ndarray:
     """``float64[n]``: what ridge regression on the features says of a target, each sample left out.
 
     ``ŷ = z · (ZᵀZ / n + λI)⁻¹ Zᵀy / n`` on standardised columns, ``λ = 0.03 · mean variance``; left
     out by ``(ŷ − h y) / (1 − h)`` with the leverage ``h``. Cost: n d² + d³.
     """
     n, d = features.shape
-    standard, centred, parts = _standard(features), target - target.mean(), pieces(n)
+    standard, centred, parts = _standard(features), target - target.mean(), row_chunks(n)
     moments, product = np.zeros((d, d)), np.zeros(d)
     for rows in parts:
         z = standard(rows)
@@ -96,7 +99,7 @@ def regressed(features: np.ndarray, target: np.ndarray) -> np.ndarray:
     return found
 
 
-def ashman(
+def ashman_d(
     mean: np.ndarray | float,
     std: np.ndarray | float,
     mean0: np.ndarray | float,
@@ -114,16 +117,18 @@ def _standard(features: np.ndarray) -> Callable[[slice], np.ndarray]:
     below the ridges here.
     """
     location = features.mean(axis=0, dtype=np.float64)
-    squares = sum(((features[rows] - location) ** 2).sum(axis=0) for rows in pieces(len(features)))
-    scale = varying(np.sqrt(squares / len(features)), location)
+    squares = sum(
+        ((features[rows] - location) ** 2).sum(axis=0) for rows in row_chunks(len(features))
+    )
+    scale = safe_scale(np.sqrt(squares / len(features)), location)
     return lambda rows: ((features[rows] - location) / scale).astype(features.dtype)
 
 
-def varying(spread: np.ndarray, location: np.ndarray) -> np.ndarray:
+def safe_scale(spread: np.ndarray, location: np.ndarray) -> np.ndarray:
     """The spread of columns to divide by: infinite where it is but rounding."""
     return np.where(spread > 1e-6 * np.maximum(1e-6, np.abs(location)), spread, np.inf)
 
 
-def pieces(n: int, size: int = _PIECE) -> list[slice]:
+def row_chunks(n: int, size: int = _PIECE) -> list[slice]:
     """Rows 0 … n − 1, at most so many at a time."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]

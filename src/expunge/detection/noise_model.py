@@ -10,7 +10,7 @@ from scipy.optimize import OptimizeResult, brentq, minimize
 from scipy.special import log_softmax, logsumexp
 from threadpoolctl import threadpool_limits
 
-from expunge._core.rng import drawn, generator
+from expunge._core.rng import generator, subsample
 
 # A model is fitted on at most so many samples, and its sources are chosen on so many.
 ROWS, FEW_ROWS = 10_000, 3_000
@@ -149,7 +149,7 @@ def _lean(rows: _Rows, model: NoiseModel, rate: float) -> float:
     return float(brentq(excess, 0.0, LEANING, xtol=1e-3)) if excess(LEANING) > 0 else LEANING
 
 
-def heard(
+def include_model_probs(
     sources: np.ndarray,
     told: np.ndarray,
     labels: np.ndarray,
@@ -163,7 +163,7 @@ def heard(
     ``float[s + t, n, c]``.
     """
     plain = np.concatenate([sources, told])
-    apart = np.concatenate([sources, [unmixed(p) for p in told]])
+    apart = np.concatenate([sources, [transition_corrected(p) for p in told]])
     found = []
     for stack in (plain, apart):
         rows = _Rows(stack[:, usable], labels[usable], None, ROWS)
@@ -171,7 +171,7 @@ def heard(
     return apart if found[1] - found[0] > _FORETOLD else plain
 
 
-def unmixed(probs: np.ndarray) -> np.ndarray:
+def transition_corrected(probs: np.ndarray) -> np.ndarray:
     """What a network says of right labels, from what it says of given ones: ``float64[n, c]``.
 
     Trained on wrong labels it predicts ``p_i = Σ_c π_i(c) T_c``, wrong ones in their share. Row c
@@ -199,7 +199,7 @@ class _Rows:
     def __init__(
         self, sources: np.ndarray, labels: np.ndarray, trusted: np.ndarray | None, limit: int
     ) -> None:
-        rows = drawn(len(labels), limit, 0, "transition")
+        rows = subsample(len(labels), limit, 0, "transition")
         self.logs, self.given = _logs(sources[:, rows]), labels[rows]
         self.sure = np.zeros(len(rows), dtype=bool) if trusted is None else trusted[rows]
 

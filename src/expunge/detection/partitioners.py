@@ -14,7 +14,7 @@ from expunge._core.registry import Registry
 from expunge._core.rng import derive, generator
 from expunge.detection import noise_model as noise_models
 from expunge.detection.detectors import MEMORISED, label_margin
-from expunge.detection.lda import ashman
+from expunge.detection.lda import ashman_d
 from expunge.errors import ConfigError
 from expunge.records import KINDS, Component, Fit, Partition, Scores, align
 
@@ -140,7 +140,7 @@ def noise_model(
         sources = np.concatenate([sources, elsewhere])
     else:
         told = np.concatenate([told, elsewhere])
-        sources = noise_models.heard(sources, told, labels, usable)
+        sources = noise_models.include_model_probs(sources, told, labels, usable)
     model = noise_models.fit(
         sources[:, usable],
         labels[usable],
@@ -186,7 +186,7 @@ def _described(e: np.ndarray, p: np.ndarray, usable: np.ndarray, bic: Mapping[in
 
 
 @partitioners.register("posterior")
-def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Partition:
+def external_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Partition:
     """For detectors whose score is a probability already: the largest of each kind is ``p_fault``.
 
     The interval of the noise rate is that of a mean, as if the probabilities were right.
@@ -205,7 +205,7 @@ def given_posterior(scores: Scores, *, seed: int, threshold: float = 0.5) -> Par
     return _made(scores, faults, threshold, float(np.sqrt((p_noisy * (1 - p_noisy)).sum())) / n)
 
 
-def with_inputs(split: Partition, other: Partition, *, fdr: float | None = None) -> Partition:
+def with_input_faults(split: Partition, other: Partition, *, fdr: float | None = None) -> Partition:
     """What a partition says of labels, with what another one of the same samples says of inputs.
 
     ``p_noisy = 1 − (1 − p_label) (1 − p_input)``, and its mean is the noise rate; the half-widths
@@ -309,7 +309,7 @@ def _doubted(odds: np.ndarray) -> Judge:
 
 def _apart(separation: float) -> Judge:
     def judge(share: np.ndarray, means: np.ndarray, stds: np.ndarray) -> np.ndarray:
-        gaps = ashman(means[1:], stds[1:], means[:-1], stds[:-1])
+        gaps = ashman_d(means[1:], stds[1:], means[:-1], stds[:-1])
         above = np.append(False, np.logical_or.accumulate(gaps > separation))
         return above & (share[:, above].sum() <= _MOST * share.sum())
 
@@ -413,7 +413,7 @@ def _separation(parts: tuple[Component, ...]) -> float:
     clean, noisy = [p for p in parts if not p.noisy], [p for p in parts if p.noisy]
     if not clean or not noisy:
         return 0.0
-    return min(float(ashman(b.mean, b.std, c.mean, c.std)) for b in noisy for c in clean)
+    return min(float(ashman_d(b.mean, b.std, c.mean, c.std)) for b in noisy for c in clean)
 
 
 def _rate_error(e: np.ndarray, fit: Fit, seed: int) -> float:

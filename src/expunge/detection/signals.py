@@ -9,22 +9,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from expunge._core.distributed import merge, share_blocks
+from expunge._core.distributed import gather_rows, shard_blocks
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import torch_generator
 from expunge.data.samples import Batch, Samples
-from expunge.errors import ModelError, some
+from expunge.errors import ModelError, format_ids
 from expunge.models.inspection import (
     WEIGHT_LAYERS,
     Layout,
-    as_images,
-    captured,
+    capture_outputs,
     check_fit,
     discover,
-    evaluating,
+    eval_mode,
     logits_of,
     module_named,
-    placed,
+    on_device,
+    to_channels_last,
 )
 from expunge.records import Signals
 from expunge.training.loop import Precision, autocast
@@ -82,18 +82,18 @@ def collect(
             fix="name a layer for the attribution",
         )
     wanted = needs & {"features", "deep", "attributed"}
-    stages = (stages or default_stages(layout)) if wanted else ()
+    stages = (stages or default_feature_layers(layout)) if wanted else ()
     pooling = stages if "features" in needs else ()
     columns = min(COLUMNS, len(samples) // 4)
-    mine = share_blocks(len(samples), BLOCK, accelerator)
+    mine = shard_blocks(len(samples), BLOCK, accelerator)
     batch_size = -(-batch_size // BLOCK) * BLOCK
     parts: dict[str, np.ndarray] = {}
     done = 0
     # A process without a share looks at one sample, to know the shape of what it has none of.
     seen = mine if len(mine) else np.zeros(1, dtype=np.int64)
-    with placed(model, accelerator.device), evaluating(model), torch.no_grad():
+    with on_device(model, accelerator.device), eval_mode(model), torch.no_grad():
         for at in samples.batches(batch_size, positions=seen):
-            x = as_images(samples.batch(at, device=accelerator.device))
+            x = to_channels_last(samples.batch(at, device=accelerator.device))
             y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
             outputs = _one_batch(
                 model, x, y, needs, layout, layer, () if looks else pooling, precision, columns
@@ -112,15 +112,15 @@ def collect(
             done += len(at)
             progress(what, done, len(mine))
     if accelerator.num_processes > 1:
-        parts = merge(parts, mine, len(samples))
+        parts = gather_rows(parts, mine, len(samples))
     for values in parts.values():
         values.setflags(write=False)
     return Signals(
         ids=samples.ids,
         labels=samples.labels,
         logits=_checked(parts.pop("logits"), samples),
-        view_probs=parts.pop("view_probs", None),
-        view_loss=parts.pop("view_loss", None),
+        augmented_probs=parts.pop("augmented_probs", None),
+        augmented_loss=parts.pop("augmented_loss", None),
         attributions=parts.pop("attributions", None),
         probs=samples.probs,
         views=looks if needs & {"features", "views"} else 0,
@@ -136,7 +136,7 @@ def _table(parts: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(f"{kind}."): v for k, v in parts.items() if k.startswith(f"{kind}.")}
 
 
-def default_stages(layout: Layout) -> tuple[str, ...]:
+def default_feature_layers(layout: Layout) -> tuple[str, ...]:
     """At most `STAGES` layers, evenly over the depth, with the last: early ones memorise least.
 
     A layer inside a block stands back: the block's output says more. A block is a stage that holds
@@ -193,12 +193,12 @@ def attribute(
     attribution. Both results have the shape of the layer's output. Exact for any network; costs a
     forward and a backward pass, down to the first of the layers.
     """
-    with torch.enable_grad(), captured(model, layers, differentiable=True) as found:
-        gradients = slopes((logits_of(model, batch) * direction).sum(), found)
+    with torch.enable_grad(), capture_outputs(model, layers, differentiable=True) as found:
+        gradients = gradients_at((logits_of(model, batch) * direction).sum(), found)
     return {k: (found[k].detach(), gradients[k]) for k in layers}
 
 
-def slopes(total: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradients_at(total: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gradient of a sum at each output; ModelError where the model keeps none."""
     found: Sequence[Tensor | None] = [None] * len(outputs)
     if total.requires_grad:
@@ -207,7 +207,7 @@ def slopes(total: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     lost = [name for name in outputs if name not in gradients]
     if lost:
         raise ModelError(
-            f"no gradient reaches {some(lost)}",
+            f"no gradient reaches {format_ids(lost)}",
             fix="take torch.no_grad and detach out of the model's forward, or name other layers",
         )
     return gradients
@@ -241,7 +241,7 @@ def against_rival(given: Tensor, rival: Tensor, classes: int) -> Tensor:
     return (one_hot(given, classes) - one_hot(rival, classes)).float()
 
 
-def best_other(logits: Tensor, given: Tensor) -> Tensor:
+def runner_up(logits: Tensor, given: Tensor) -> Tensor:
     """The class with the largest logit besides the given one; ties go to the lower class."""
     return logits.scatter(1, given[:, None], -torch.inf).argmax(dim=1)
 
@@ -260,7 +260,10 @@ def _one_batch(
     """Everything that the plain pass gives; only a layer with no closed form needs gradients."""
     tail = _tail_behind(layout, layer)
     names = (*stages, layer) if tail and layer != layout.head else stages
-    with captured(model, names, inputs_of=layout.head) as found, autocast(precision, y.device):
+    with (
+        capture_outputs(model, names, inputs_of=layout.head) as found,
+        autocast(precision, y.device),
+    ):
         logits = logits_of(model, x).float()
     out = {"logits": logits, **_features(model, layout, stages, found, columns)}
     if "views" in needs:
@@ -278,7 +281,7 @@ def _one_batch(
 
     c = logits.shape[1]
     if "attribution" in needs:
-        h, gradient = at(against_rival(y, best_other(logits, y), c))
+        h, gradient = at(against_rival(y, runner_up(logits, y), c))
         out["attribution"] = (h * gradient).flatten(1).sum(dim=1)
     if needs & {"mass", "vectors"}:
         if layer == layout.head:  # the gradient of logit k is row k of the weight
@@ -313,7 +316,7 @@ def _deep(
     """
     out, c = {}, logits.shape[1]
     if "deep" in needs:
-        direction = against_rival(y, best_other(logits, y), c)
+        direction = against_rival(y, runner_up(logits, y), c)
         for name, (h, gradient) in attribute(model, x, direction, layers=stages).items():
             out[f"attribution.{name}"] = (h * gradient).flatten(1).sum(dim=1)
     if "attributed" in needs:
@@ -341,7 +344,7 @@ def _shown(
     assert samples.view is not None
     for _ in range(views):
         blocks = zip(x.split(BLOCK), draws, strict=True)
-        yield as_images(torch.cat([samples.view(block, draw) for block, draw in blocks]))
+        yield to_channels_last(torch.cat([samples.view(block, draw) for block, draw in blocks]))
 
 
 def _mean_look(
@@ -357,7 +360,7 @@ def _mean_look(
     sums: dict[str, Tensor] = {}
     count = 0
     for x in shown:
-        with captured(model, stages) as found, autocast(precision, y.device):
+        with capture_outputs(model, stages) as found, autocast(precision, y.device):
             logits = logits_of(model, x).float()
         values = _judgement(logits, y) | _features(model, layout, stages, found, columns)
         sums = {k: v + sums[k] if sums else v for k, v in values.items()}
@@ -368,7 +371,7 @@ def _mean_look(
 def _judgement(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Class probabilities, and the cross-entropy of the given label."""
     loss = nn.functional.cross_entropy(logits, y, reduction="none")
-    return {"view_probs": logits.softmax(dim=1), "view_loss": loss}
+    return {"augmented_probs": logits.softmax(dim=1), "augmented_loss": loss}
 
 
 def _features(
@@ -392,7 +395,7 @@ def _checked(logits: np.ndarray, samples: Samples) -> np.ndarray:
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise ModelError(
-            f"logits are NaN or infinite for ids {some(samples.ids[bad])}",
+            f"logits are NaN or infinite for ids {format_ids(samples.ids[bad])}",
             where="score",
             fix="check these inputs and the model's weights; try precision = 'float32'",
         )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from expunge.recipes import Recipe
-from expunge.records import Metric, Partition, Verdict
+from expunge.records import Decision, Metric, Partition
 from expunge.reporting.formatting import duration, percent, signed_gain
 from expunge.training.loop import lost_classes
 
@@ -27,14 +27,14 @@ class Candidate(NamedTuple):
     seconds: float
 
 
-class HeldOut(NamedTuple):
+class HeldOutLabels(NamedTuple):
     """Held-out samples: labels as given, ``int64[n]``, and how far each counts, ``float64[n]``."""
 
     labels: np.ndarray
     weights: np.ndarray
 
 
-def hopeless(split: Partition, recipe: Recipe, classes: tuple[str, ...]) -> str:
+def reason_to_skip(split: Partition, recipe: Recipe, classes: tuple[str, ...]) -> str:
     """Why a repair is not begun; empty if it can be."""
     share = float(split.flagged.mean())
     if share < recipe.least:
@@ -69,7 +69,9 @@ def transition(split: Partition, classes: int) -> np.ndarray:
     return np.divide(counts, sums, out=np.eye(classes), where=sums > 0)
 
 
-def gain(after: np.ndarray, before: np.ndarray, held_out: HeldOut, noise: np.ndarray) -> Metric:
+def gain(
+    after: np.ndarray, before: np.ndarray, held_out: HeldOutLabels, noise: np.ndarray
+) -> Metric:
     """The gain in accuracy on right labels, estimated from labels with noise T.
 
     ``Σ_i w_i (G[y_i, a_i] − G[y_i, b_i]) / Σ_i w_i`` with ``G = T⁻¹`` and the two models'
@@ -89,13 +91,13 @@ def gain(after: np.ndarray, before: np.ndarray, held_out: HeldOut, noise: np.nda
     return Metric(value, value - half, value + half, len(labels))
 
 
-def judge(
+def decide(
     before: np.ndarray,
     repaired: Candidate,
     retrained: Mapping[str, Candidate],
-    held_out: HeldOut,
+    held_out: HeldOutLabels,
     noise: np.ndarray,
-) -> Verdict:
+) -> Decision:
     """Keep a repair unless held-out labels speak for the model that came in.
 
     retrained: models that were trained from scratch. One that is ahead of the repair by more than
@@ -110,8 +112,8 @@ def judge(
                 f"a network trained anew ({name}, {duration(other.seconds)}) is ahead of the repair"
                 f" ({duration(repaired.seconds)}) by {signed_gain(ahead)} points on held-out labels"
             )
-            return Verdict("retrain", reason, found)
+            return Decision("retrain", reason, found)
     estimate = f"{signed_gain(found)} points on held-out labels, their noise taken into account"
     if found.value <= 0:
-        return Verdict("leave alone", f"the repair would change accuracy by {estimate}", found)
-    return Verdict("repair", f"accuracy changes by {estimate}", found)
+        return Decision("leave alone", f"the repair would change accuracy by {estimate}", found)
+    return Decision("repair", f"accuracy changes by {estimate}", found)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from expunge.detection.detectors import MEMORISED
-from expunge.records import Control, Evaluation, Flag, Partition, PrunePlan, Scores
+from expunge.records import Baseline, Evaluation, Flag, Partition, PrunePlan, Scores
 from expunge.reporting.formatting import counted, percent, signed_gain, span
 
 MIN_SEPARATION = 1.5  # pooled standard deviations between clean and noisy components
@@ -20,7 +20,7 @@ def find_flags(
     plan: PrunePlan | None,
     before: Evaluation | None,
     after: Evaluation | None,
-    controls: Mapping[str, Control],
+    controls: Mapping[str, Baseline],
     shared_inputs: int = 0,
     extra: tuple[Flag, ...] = (),
 ) -> tuple[Flag, ...]:
@@ -124,7 +124,7 @@ def _clean_accuracy_fell(before: Evaluation | None, after: Evaluation | None) ->
         )
 
 
-def _random_control_as_good(controls: Mapping[str, Control]) -> Iterator[Flag]:
+def _random_control_as_good(controls: Mapping[str, Baseline]) -> Iterator[Flag]:
     control = controls.get("random-units")
     if control is not None and control.gain.low <= 0:
         yield Flag(

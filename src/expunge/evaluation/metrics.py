@@ -13,8 +13,8 @@ from expunge._core.rng import generator
 from expunge.errors import DataError
 from expunge.records import Evaluation, Metric
 
-LEVEL = 0.95
-DRAWS = 1000
+CONFIDENCE_LEVEL = 0.95
+BOOTSTRAP_SAMPLES = 1000
 _AT_ONCE = 100  # resamples that are in memory together
 
 
@@ -27,7 +27,8 @@ def evaluate(
     error and, with more than three classes, ``top_3``: the share of samples whose label is among
     the three most probable. Macro: the mean over the classes that occur as labels.
     probs: ``float[n, c]``, rows sum to one. Intervals are 95 % bootstrap percentiles over samples.
-    Cost: ``DRAWS`` resamples of the pairs of labels and predictions that occur, or of n numbers.
+    Cost: ``BOOTSTRAP_SAMPLES`` resamples of the pairs of labels and predictions that
+    occur, or of n numbers.
     """
     predicted = probs.argmax(axis=1)
     correct = predicted == labels
@@ -41,8 +42,8 @@ def evaluate(
         metrics[name] = _metric(value, statistic(drawn, present), n)
     confidence = probs.max(axis=1)
     if c > 3:
-        hits = in_top(probs, labels, 3)
-        draws = rng.binomial(n, hits.mean(), DRAWS) / n
+        hits = in_top_k(probs, labels, 3)
+        draws = rng.binomial(n, hits.mean(), BOOTSTRAP_SAMPLES) / n
         metrics["top_3"] = _metric(float(hits.mean()), draws, n)
     metrics["calibration_error"] = bootstrap(
         np.column_stack([confidence, correct]),
@@ -55,7 +56,7 @@ def evaluate(
     return Evaluation(ids, correct, metrics, per_class)
 
 
-def in_top(probs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+def in_top_k(probs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """``bool[n]``: whether the label is among the k most probable; of ties the first ones count."""
     best = np.argsort(-probs, axis=1, kind="stable")[:, :k]
     return (best == labels[:, None]).any(axis=1)
@@ -68,11 +69,15 @@ def paired_gain(after: Evaluation, before: Evaluation, *, seed: int) -> Metric:
     difference = after.correct.astype(int) - before.correct.astype(int)
     n = len(difference)
     counts = np.array([(difference == d).sum() for d in (-1, 0, 1)])
-    draws = generator(seed, "paired").multinomial(n, counts / n, DRAWS) @ np.array([-1, 0, 1]) / n
+    draws = (
+        generator(seed, "paired").multinomial(n, counts / n, BOOTSTRAP_SAMPLES)
+        @ np.array([-1, 0, 1])
+        / n
+    )
     return _metric(float(difference.mean()), draws, n)
 
 
-def surer(members: np.ndarray, others: np.ndarray) -> float:
+def confidence_auroc(members: np.ndarray, others: np.ndarray) -> float:
     """How often a model is surer of a member than of another: AUROC of ``max_c p_c``.
 
     The simplest membership inference (arXiv 1806.01246, a threshold on the largest probability):
@@ -88,7 +93,7 @@ def bootstrap(
     statistic: Callable[[np.ndarray], float],
     *,
     seed: int,
-    draws: int = DRAWS,
+    draws: int = BOOTSTRAP_SAMPLES,
 ) -> Metric:
     """A statistic of the rows with its 95 % percentile interval over resampled rows."""
     rng = generator(seed, "bootstrap")
@@ -128,7 +133,7 @@ def f1(truth: np.ndarray, flagged: np.ndarray) -> float:
 
 
 def _metric(value: float, draws: np.ndarray, n: int) -> Metric:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Metric(value, min(float(low), value), max(float(high), value), n)
 
 
@@ -143,7 +148,7 @@ class _Counts(NamedTuple):
 def _resampled(
     labels: np.ndarray, predicted: np.ndarray, c: int, rng: np.random.Generator
 ) -> tuple[_Counts, _Counts]:
-    """The counts, and those of `DRAWS` resamples; of a c × c table only what occurs is drawn."""
+    """The counts, and those of all resamples; of a c × c table only what occurs is drawn."""
     pairs, times = np.unique(labels * c + predicted, return_counts=True)
     label, said = np.divmod(pairs, c)
     to = (len(pairs), c)
@@ -156,7 +161,7 @@ def _resampled(
         )
     ]
     n, parts = len(labels), []
-    for _ in range(0, DRAWS, _AT_ONCE):
+    for _ in range(0, BOOTSTRAP_SAMPLES, _AT_ONCE):
         tables = rng.multinomial(n, times / n, _AT_ONCE)
         parts.append([tables @ s for s in sums])
     drawn = (np.concatenate(column) for column in zip(*parts, strict=True))

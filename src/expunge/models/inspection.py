@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge._core.rng import seeded
+from expunge._core.rng import temp_seed
 from expunge.data.samples import Batch, Samples
-from expunge.errors import ModelError, closest, raise_all, some
+from expunge.errors import ModelError, did_you_mean, format_ids, raise_all
 
 # What a model's forward raises when it meets something that it does not take.
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # Layers that act on each channel by itself, so that a unit keeps its index through them.
 _CHANNELWISE = (
@@ -74,7 +74,7 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     return output
 
 
-def as_images(batch: Batch) -> Batch:
+def to_channels_last(batch: Batch) -> Batch:
     """Images with their channels last in memory, where convolutions are quickest; else as it is."""
     if isinstance(batch, Tensor) and batch.dim() == 4:
         return batch.contiguous(memory_format=torch.channels_last)
@@ -95,7 +95,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @contextmanager
-def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model on that device inside the block, and back where it was after it."""
     home = device_of(model)
     model.to(device)
@@ -106,7 +106,7 @@ def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every module has its own mode again."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -122,13 +122,13 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules())
     if not name or name not in modules:
         raise ModelError(
-            f"the model has no layer '{name}'", fix=closest(name, filter(None, modules))
+            f"the model has no layer '{name}'", fix=did_you_mean(name, filter(None, modules))
         )
     return modules[name]
 
 
 @contextmanager
-def captured(
+def capture_outputs(
     model: nn.Module, names: tuple[str, ...], *, inputs_of: str = "", differentiable: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of the named layers at each forward pass, into one dictionary.
@@ -218,7 +218,7 @@ def discover(model: nn.Module, example: Batch) -> Layout:
 
             handles.append(module.register_forward_hook(hook))
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             logits = logits_of(model, example)
     finally:
         for handle in handles:
@@ -299,7 +299,7 @@ def reinitialised(model: nn.Module, seed: int) -> nn.Module:
     embeddings of positions) change places at random: their scale stays, what they knew does not.
     """
     fresh = copy.deepcopy(model)
-    with seeded(seed, "initialise"), torch.no_grad():
+    with temp_seed(seed, "initialise"), torch.no_grad():
         for module in fresh.modules():
             names = ("reset_parameters", "_reset_parameters")
             reset = next((r for n in names if callable(r := getattr(module, n, None))), None)
@@ -320,9 +320,9 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
     _require_network(model)
     example = to_device(samples.batch(np.arange(1)), device_of(model))
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             logits = logits_of(model, example)
-    except FAILURES as error:
+    except FORWARD_ERRORS as error:
         raise ModelError(
             f"the model fails on the first sample: {type(error).__name__}: {error}",
             where=samples.name,
@@ -359,13 +359,16 @@ def check_model(model: nn.Module) -> None:
     tied = [names for names in owners.values() if len(names) > 1]
     if tied:
         problems.append(
-            f"weights are tied: {some(' = '.join(t) for t in tied)}; give each layer its own copy"
+            f"weights are tied: {format_ids(' = '.join(t) for t in tied)}; "
+            "give each layer its own copy"
         )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     other = {str(t.dtype) for _, t in tensors if t.is_floating_point()} - {"torch.float32"}
     if other:
-        problems.append(f"weights are {some(sorted(other))}, not float32; pass `model.float()`")
+        problems.append(
+            f"weights are {format_ids(sorted(other))}, not float32; pass `model.float()`"
+        )
     bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
-        problems.append(f"weights are NaN or infinite: {some(bad)}; load a sound checkpoint")
+        problems.append(f"weights are NaN or infinite: {format_ids(bad)}; load a sound checkpoint")
     raise_all(ModelError, problems, where="model")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import seeded, torch_generator
+from expunge._core.rng import temp_seed, torch_generator
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError
-from expunge.models.inspection import as_images, device_of, discover, evaluating, head_of
+from expunge.models.inspection import device_of, discover, eval_mode, head_of, to_channels_last
 from expunge.nmtune.heads import Head, NMTune, descend, scale_of
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig
 
@@ -71,7 +71,7 @@ def embed(
         raise ConfigError("the samples have no views", where=samples.name, fix="views=0")
     device = device_of(encoder)
     looks, done = [], 0
-    with evaluating(encoder), torch.inference_mode():
+    with eval_mode(encoder), torch.inference_mode():
         for look in range(max(1, views)):
             parts = []
             for at in samples.batches(BLOCK):
@@ -116,7 +116,7 @@ def adapt(
     model = copy.deepcopy(encoder).eval().requires_grad_(False)
     device = device_of(model)
     first = _features(model, _inputs(samples, np.arange(min(len(samples), BLOCK)), device, None))
-    with seeded(seed, "nmtune", "head"):
+    with temp_seed(seed, "nmtune", "head"):
         head = Head(first.shape[1], len(samples.classes), config, scale=scale_of(first)).to(device)
     learned = low_rank(model, rank, seed=seed)
     looks = 2 if samples.view is not None else 1
@@ -154,7 +154,7 @@ def low_rank(model: nn.Module, rank: int, *, seed: int) -> list[nn.Parameter]:
     ModelError if there is no such weight.
     """
     learned: list[nn.Parameter] = []
-    with seeded(seed, "nmtune", "adapters"):
+    with temp_seed(seed, "nmtune", "adapters"):
         for module in list(model.modules()):
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 weight = module.weight
@@ -190,7 +190,7 @@ def _inputs(
     x = samples.batch(at, device=device)
     if draw is not None and samples.view is not None and isinstance(x, Tensor):
         x = samples.view(x, draw)
-    return as_images(x)
+    return to_channels_last(x)
 
 
 def _features(encoder: nn.Module, batch: Batch) -> Tensor:

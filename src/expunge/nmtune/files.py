@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data.parquet import read_features
-from expunge.data.rows import existing_file
+from expunge.data.rows import require_file
 from expunge.data.sources import DataConfig, read
-from expunge.errors import DataError, closest
+from expunge.errors import DataError, did_you_mean
 from expunge.nmtune.spectra import checked
 
 KINDS = (".parquet", ".npz", ".npy")
@@ -39,7 +39,7 @@ def unlabelled(path: Path, *, column: str) -> np.ndarray:
         return _rows(read_features(path, column).numpy(), path)
     if path.suffix not in KINDS:
         raise DataError(f"embeddings lie in {', '.join(KINDS)}, not this", where=str(path))
-    existing_file(path)
+    require_file(path)
     try:
         found = np.load(path, allow_pickle=False)
         if path.suffix == ".npy":
@@ -47,7 +47,7 @@ def unlabelled(path: Path, *, column: str) -> np.ndarray:
         with found:
             if "x" not in found.files:
                 raise DataError(
-                    "no array is called 'x'", where=str(path), fix=closest("x", found.files)
+                    "no array is called 'x'", where=str(path), fix=did_you_mean("x", found.files)
                 )
             return _rows(found["x"], path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -16,10 +16,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import derive, generator, seeded
+from expunge._core.rng import derive, generator, temp_seed
 from expunge.config import build
 from expunge.data.arrays import from_arrays
-from expunge.errors import ConfigError, DataError, ModelError, closest, some
+from expunge.errors import ConfigError, DataError, ModelError, did_you_mean, format_ids
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig, regularisation
 from expunge.nmtune.spectra import checked, singular_values
 from expunge.storage.weights import fit_weights
@@ -245,7 +245,7 @@ class _Task:
         """A head trained on these rows, in evaluation mode."""
         device, config = self.views.device, self.config
         scale = scale_of(self.views[:, rows])
-        with seeded(self.seed, "nmtune", "head"):
+        with temp_seed(self.seed, "nmtune", "head"):
             head = Head(self.views.shape[2], len(self.names), config, scale=scale).to(device)
         y = torch.from_numpy(self.labels).to(device)
 
@@ -320,7 +320,7 @@ def two_views(views: int, n: int, draw: np.random.Generator) -> np.ndarray:
 
 def _preset(name: str) -> NMTuneConfig:
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset '{name}'", fix=closest(name, PRESETS))
+        raise ConfigError(f"there is no preset '{name}'", fix=did_you_mean(name, PRESETS))
     return PRESETS[name]
 
 
@@ -357,7 +357,7 @@ def _apart(
     present = int((counts > 0).sum())
     size = max(round(share * len(y)), present)
     if len(single) or len(y) - size < max(2, present):
-        what = f"class {some(names[c] for c in single)} has" if len(single) else "there are"
+        what = f"class {format_ids(names[c] for c in single)} has" if len(single) else "there are"
         raise DataError(
             f"{what} too few samples to hold some out",
             where="nmtune",

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from expunge.errors import ConfigError, DataError, some
+from expunge.errors import ConfigError, DataError, format_ids
 
 Centre = Literal["none", "columns", "rows"]
 
@@ -86,5 +86,7 @@ def checked(features: np.ndarray) -> np.ndarray:
         )
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
-        raise DataError(f"features are NaN or infinite: rows {some(bad)}", fix="leave them out")
+        raise DataError(
+            f"features are NaN or infinite: rows {format_ids(bad)}", fix="leave them out"
+        )
     return x

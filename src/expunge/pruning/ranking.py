@@ -16,19 +16,19 @@ from accelerate import Accelerator
 from scipy.stats import false_discovery_control, norm
 from torch import Tensor, nn
 
-from expunge._core.distributed import share, total
+from expunge._core.distributed import all_reduce_sum, shard
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
 from expunge.data.samples import Samples
-from expunge.detection.signals import against_rival, best_other, slopes
-from expunge.errors import ModelError, closest
+from expunge.detection.signals import against_rival, gradients_at, runner_up
+from expunge.errors import ModelError, did_you_mean
 from expunge.models.inspection import (
-    captured,
+    capture_outputs,
     discover,
-    evaluating,
+    eval_mode,
     logits_of,
     module_named,
-    placed,
+    on_device,
 )
 from expunge.records import NeuronRanking, Partition, align
 
@@ -146,8 +146,8 @@ def activation_ols(moments: Moments) -> Effects:
     return Effects(np.abs(raw), nothing, nothing, float(beta @ r))
 
 
-@ranker("smallest-weights", "weights")
-def smallest_weights(moments: Moments) -> Effects:
+@ranker("magnitude", "weights")
+def magnitude(moments: Moments) -> Effects:
     """Units with the smallest incoming weights first (L2 norm): the usual magnitude criterion."""
     nothing = np.full(len(moments.weight_norm), np.nan)
     return Effects(-moments.weight_norm, nothing, nothing)
@@ -215,18 +215,20 @@ def _moments(
     probes = discover(model, samples.example()).probes
     for layer in layers:
         if layer not in probes:
-            raise ModelError(f"'{layer}' is no hidden layer of units", fix=closest(layer, probes))
+            raise ModelError(
+                f"'{layer}' is no hidden layer of units", fix=did_you_mean(layer, probes)
+            )
     norms = {n: _weight_norm(module_named(model, n)) for n in layers}
     if uses == "weights":
         empty = np.zeros(0)
         return {n: Moments(0, empty, 0.0, 0.0, empty, empty, norms[n]) for n in layers}
     at = align(partition.ids, samples.ids)
     badness, suggested = partition.p_noisy[at], partition.suggested_label[at]
-    mine = share(np.arange(len(samples)), accelerator)
+    mine = shard(np.arange(len(samples)), accelerator)
     sums: dict[str, Tensor] = {}
     # Sums are in float64, which Apple's GPUs do not have.
     summed = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
-    with placed(model, accelerator.device), evaluating(model):
+    with on_device(model, accelerator.device), eval_mode(model):
         for done, rows in enumerate(samples.batches(batch_size, positions=mine), 1):
             x = samples.batch(rows, device=accelerator.device)
             given = torch.from_numpy(samples.labels[rows]).to(accelerator.device)
@@ -239,7 +241,9 @@ def _moments(
                 extended = torch.cat(x_y_1, 1)
                 sums[name] = sums.get(name, 0) + extended.T @ extended
             progress("rank", min(done * batch_size, len(mine)), len(mine))
-    return {n: _unpack(total(s, accelerator).cpu().numpy(), norms[n]) for n, s in sums.items()}
+    return {
+        n: _unpack(all_reduce_sum(s, accelerator).cpu().numpy(), norms[n]) for n, s in sums.items()
+    }
 
 
 def _regressors(
@@ -252,12 +256,12 @@ def _regressors(
 ) -> dict[str, Tensor]:
     """``[b, u]`` for every layer: attributions (summed over space) or activations (averaged)."""
     names = tuple(dict.fromkeys(probes.values()))
-    with torch.enable_grad(), captured(model, names, differentiable=True) as found:
+    with torch.enable_grad(), capture_outputs(model, names, differentiable=True) as found:
         logits = logits_of(model, x)
         if uses == "attribution":
-            rival = torch.where(suggested != given, suggested, best_other(logits, given))
+            rival = torch.where(suggested != given, suggested, runner_up(logits, given))
             direction = against_rival(given, rival, logits.shape[1])
-            gradients = slopes((logits * direction).sum(), found)
+            gradients = gradients_at((logits * direction).sum(), found)
             values = {n: (gradients[n] * found[n]).detach() for n in names}
         else:
             values = {n: found[n].detach() for n in names}

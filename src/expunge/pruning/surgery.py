@@ -22,15 +22,15 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from expunge.data.samples import Batch
-from expunge.errors import ModelError, PruneError, closest, raise_all, some
-from expunge.models.inspection import FAILURES, WEIGHT_LAYERS, device_of, logits_of, to_device
+from expunge.errors import ModelError, PruneError, did_you_mean, format_ids, raise_all
+from expunge.models.inspection import FORWARD_ERRORS, WEIGHT_LAYERS, device_of, logits_of, to_device
 from expunge.records import PrunePlan, Size
 from expunge.storage.weights import fit_weights
 
 Units: TypeAlias = dict[str, list[int]]
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-FOLLOWERS = (*NORMS, nn.PReLU, nn.Parameter)  # what may lie between them and their consumers
+PASSTHROUGH = (*NORMS, nn.PReLU, nn.Parameter)  # what may lie between them and their consumers
 MASK = 'mask the units instead of cutting them: mode = "mask"'
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -239,7 +239,7 @@ def _unknown(model: nn.Module, names: Iterable[str]) -> list[str]:
         f"'{name}' ({type(modules[name]).__name__}) has no units to cut: Linear, Conv1d and Conv2d "
         "layers have, and depthwise convolutions follow what they read"
         if name in modules
-        else f"the model has no layer '{name}': {closest(name, known)}"
+        else f"the model has no layer '{name}': {did_you_mean(name, known)}"
         for name in names
         if name not in known
     ]
@@ -253,7 +253,7 @@ def _wanted(model: nn.Module, plan: PrunePlan) -> Units:
         n = _width(model.get_submodule(name))
         wrong = [u for u in units[name] if not 0 <= u < n]
         if wrong:
-            problems.append(f"layer '{name}' has units 0 to {n - 1}, not {some(wrong)}")
+            problems.append(f"layer '{name}' has units 0 to {n - 1}, not {format_ids(wrong)}")
     raise_all(PruneError, problems, where="plan")
     return units
 
@@ -262,7 +262,7 @@ def _require_a_rest(model: nn.Module, units: Units) -> None:
     empty = [name for name in units if len(units[name]) >= _width(model.get_submodule(name))]
     if empty:
         raise PruneError(
-            f"no unit would be left in {some(empty)}",
+            f"no unit would be left in {format_ids(empty)}",
             where="plan",
             fix="cut fewer units; coupled layers lose the union of their units",
         )
@@ -276,7 +276,7 @@ def _run(model: nn.Module, example: Batch) -> Tensor:
     try:
         with torch.no_grad():
             return logits_of(model, example)
-    except FAILURES as error:
+    except FORWARD_ERRORS as error:
         raise ModelError(
             f"the model does not run on the example: {type(error).__name__}: {error}",
             fix="give one batch as the model takes it",
@@ -320,7 +320,7 @@ def _trace(model: nn.Module, example: Batch) -> _Traced:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph.build_dependency(work, example, forward_fn=logits_of, verbose=False)
-    except FAILURES as error:
+    except FORWARD_ERRORS as error:
         raise PruneError(
             f"torch-pruning cannot trace the model: {type(error).__name__}: {error}", fix=MASK
         ) from error
@@ -366,7 +366,8 @@ def _pruned(traced: _Traced, units: Units) -> None:
     _require_a_rest(traced.model, producers)
     if _leaks(traced, producers, consumers):
         raise PruneError(
-            f"units of {some(producers)} reach the output past {some(consumers)}", fix=MASK
+            f"units of {format_ids(producers)} reach the output past {format_ids(consumers)}",
+            fix=MASK,
         )
     with _zeroed_inputs(traced.model, consumers):
         expected = _run(traced.model, traced.example)
@@ -414,11 +415,13 @@ def _obstacle(traced: _Traced, name: str) -> str:
             if why := _foreign(dep, sorted(idxs) == sample, width, tied):
                 return why
         leaks = _leaks(traced, *_sides(items))
-    except FAILURES as error:
+    except FORWARD_ERRORS as error:
         modules = traced.model.named_modules()
         recurrent = [f"'{k}' ({type(m).__name__})" for k, m in modules if isinstance(m, nn.RNNBase)]
         if recurrent:
-            return f"its units go into {some(recurrent)}, which is recurrent and cannot be cut"
+            return (
+                f"its units go into {format_ids(recurrent)}, which is recurrent and cannot be cut"
+            )
         return f"torch-pruning finds no group for it ({type(error).__name__}: {error})"
     except PruneError as error:
         return f"torch-pruning finds a wrong group for it ({error.what})"
@@ -433,7 +436,7 @@ def _foreign(dep: Any, same: bool, width: int, tied: set[int]) -> str:
     if not dep.target.outputs and not consumer:
         return "it makes the logits"
     if not layer:
-        known = isinstance(module, FOLLOWERS) or type(module).__module__ == tp.ops.__name__
+        known = isinstance(module, PASSTHROUGH) or type(module).__module__ == tp.ops.__name__
         listed = known or not list(module.parameters())
         return "" if listed else f"its units go into '{name}' ({type(module).__name__})"
     if isinstance(module, _ConvNd) and module.groups > 1 and not _depthwise(module):
@@ -509,7 +512,7 @@ def _check(traced: _Traced, expected: Tensor, widths: dict[str, int]) -> None:
     """Compare what was asked with what was done: number of units, shapes and output."""
     wrong = [n for n, w in widths.items() if _width(traced.model.get_submodule(n)) != w]
     if wrong:
-        raise PruneError(f"torch-pruning did not cut the units of {some(wrong)}", fix=MASK)
+        raise PruneError(f"torch-pruning did not cut the units of {format_ids(wrong)}", fix=MASK)
     try:
         got = _run(traced.model, traced.example)
     except ModelError as error:

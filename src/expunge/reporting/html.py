@@ -15,7 +15,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from expunge.data.samples import Samples
-from expunge.errors import DataError, some
+from expunge.errors import DataError, format_ids
 from expunge.models.audio import LogMel
 from expunge.records import Fit, Metric, NeuronRanking, Partition, PrunePlan, RepairResult
 from expunge.reporting import charts
@@ -30,17 +30,17 @@ from expunge.reporting.formatting import (
     signed_gain,
 )
 from expunge.reporting.markdown import (
-    GALLERY,
+    MAX_SHOWN,
     class_rows,
     kind_of_evidence,
     layer_rows,
     outcomes,
+    prune_skipped_reason,
     quarantine,
     repair_seconds,
-    uncut,
-    unlearned,
+    top_suspects,
+    unlearning_lines,
     verdict,
-    worst,
 )
 
 UNITS = 30  # neurons shown
@@ -90,8 +90,8 @@ def html(
         matrix=_matrix(result),
         neurons=_neurons(result.ranking, result.plan),
         layers=layer_rows(result.ranking, result.plan),
-        uncut=uncut(result),
-        unlearned=unlearned(result),
+        prune_skipped_reason=prune_skipped_reason(result),
+        unlearned=unlearning_lines(result),
         per_class=class_rows(result),
         config=json.dumps(dict(result.config), indent=2, default=str, ensure_ascii=False),
         version=version("expunge"),
@@ -202,7 +202,7 @@ def _suspects(
     """The worst flagged samples, with a picture or a player where there is one."""
     p, names = result.partition, result.classes
     rows = []
-    for i in worst(p, min(GALLERY, int(p.flagged.sum()))):
+    for i in top_suspects(p, min(MAX_SHOWN, int(p.flagged.sum()))):
         name: Hashable = p.ids[i].item()
         image = charts.pixels(images[name]) if name in images else None
         rows.append(
@@ -332,7 +332,7 @@ def _stored(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Tensor]
     unknown = [name for name in wanted if name not in position]
     if unknown:
         raise DataError(
-            f"no samples with the ids {some(unknown)}",
+            f"no samples with the ids {format_ids(unknown)}",
             where=samples.name,
             fix="take what is shown from the data set that was partitioned",
         )

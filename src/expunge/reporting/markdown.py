@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from expunge.errors import by_reason
+from expunge.errors import group_by_reason
 from expunge.records import (
     Evaluation,
     Metric,
@@ -34,9 +34,9 @@ from expunge.reporting.formatting import (
     span,
 )
 
-GALLERY = 48  # suspects shown
+MAX_SHOWN = 48  # suspects shown
 CLASSES = 50  # rows of the per-class table
-MEASURING = (
+UNTIMED_STAGES = (
     "compare",
     "controls",
     "report",
@@ -114,9 +114,9 @@ def summary(result: RepairResult) -> dict[str, Any]:
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
         "flags": [{"code": f.code, "sentence": f.sentence} for f in result.flags],
         "certificate": asdict(result.certificate) if result.certificate else None,
-        "quarantined": {
+        "skipped": {
             name: {str(i): reason for i, reason in found.items()}
-            for name, found in result.quarantined.items()
+            for name, found in result.skipped.items()
         },
         "verdict": {
             "word": result.verdict.word,
@@ -215,7 +215,7 @@ def outcomes(result: RepairResult) -> list[Outcome]:
 
 def repair_seconds(result: RepairResult) -> float:
     """What the repair took: all stages but those that only measure it."""
-    return sum(s for stage, s in result.seconds.items() if stage not in MEASURING)
+    return sum(s for stage, s in result.seconds.items() if stage not in UNTIMED_STAGES)
 
 
 def class_rows(result: RepairResult) -> list[ClassRow]:
@@ -246,7 +246,7 @@ def layer_rows(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[La
     ]
 
 
-def unlearned(result: RepairResult) -> list[str]:
+def unlearning_lines(result: RepairResult) -> list[str]:
     """The certificate in sentences."""
     found = result.certificate
     if found is None:
@@ -270,12 +270,12 @@ def quarantine(result: RepairResult) -> list[str]:
     """What took no part because it could not be used, one line a data set and reason."""
     return [
         f"{name}, left out: {line}"
-        for name, found in result.quarantined.items()
-        for line in by_reason("samples", found)
+        for name, found in result.skipped.items()
+        for line in group_by_reason("samples", found)
     ]
 
 
-def worst(partition: Partition, k: int) -> np.ndarray:
+def top_suspects(partition: Partition, k: int) -> np.ndarray:
     """Positions of the ``k`` most suspicious samples: by p_noisy, then evidence, then id."""
     evidence = np.zeros(len(partition.ids))
     fits = {fit.kind: fit for fit in partition.fits}
@@ -306,12 +306,12 @@ def markdown(result: RepairResult) -> str:
         _result_table(result),
         "## Partition",
         _partition_lines(result.partition),
-        "## Quarantine" if result.quarantined else "",
+        "## Quarantine" if result.skipped else "",
         "\n".join(f"- {_text(line)}" for line in quarantine(result)),
         "## Pruning",
         _pruning_lines(result),
         "## Unlearned",
-        "\n".join(f"- {line}" for line in unlearned(result)),
+        "\n".join(f"- {line}" for line in unlearning_lines(result)),
         "## Classes",
         _class_table(result),
         "## Time",
@@ -375,15 +375,19 @@ def _partition_lines(partition: Partition) -> str:
     return "\n".join(lines)
 
 
-def uncut(result: RepairResult) -> str:
+def prune_skipped_reason(result: RepairResult) -> str:
     """That nothing was cut, and why, where that is known."""
-    return f"Nothing was cut: {result.uncut}." if result.uncut else "Nothing was cut."
+    return (
+        f"Nothing was cut: {result.prune_skipped_reason}."
+        if result.prune_skipped_reason
+        else "Nothing was cut."
+    )
 
 
 def _pruning_lines(result: RepairResult) -> str:
     plan, before, after = result.plan, result.size_before, result.size_after
     if plan is None:
-        return _text(uncut(result))
+        return _text(prune_skipped_reason(result))
     lines = [f"- units: {plan.requested:,} requested, {plan.granted:,} granted"]
     lines += [f"- why: {_text(reason)}" for reason in plan.reasons]
     for name, old, new in (

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data.samples import Batch, Prepare, Samples
-from expunge.errors import ConfigError, DataError, extra_required, some
-from expunge.models.inspection import evaluating, logits_of, placed
+from expunge.errors import ConfigError, DataError, extra_required, format_ids
+from expunge.models.inspection import eval_mode, logits_of, on_device
 from expunge.storage.onnx import Whole
 from expunge.training.loop import Objective
 
@@ -112,7 +112,7 @@ def _ascend(
         raise ConfigError(f"eps must be 0 or more, not {eps}", where="attack")
     low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     moved = begin.detach()
-    with evaluating(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         for _ in range(steps):
             moved.requires_grad_()
             value = _LOSSES[loss](logits_of(model, moved).float(), y).sum()
@@ -151,7 +151,7 @@ def square(
         with torch.no_grad():
             return logits_of(model, torch.from_numpy(batch).to(x)).float().cpu().numpy()
 
-    with evaluating(model), legacy_numpy(seed, "square attack"):
+    with eval_mode(model), legacy_numpy(seed, "square attack"):
         shape, classes = tuple(x.shape[1:]), logits_of(model, x[:1]).shape[1]
         seen = BlackBoxClassifierNeuralNetwork(
             predict, shape, classes, channels_first=True, clip_values=(0.0, 1.0)
@@ -205,7 +205,7 @@ def _as_pixels(x: Batch, where: str) -> Tensor:
 
 def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """``bool[b]``: what is classified rightly."""
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         return logits_of(model, x).argmax(1) == y
 
 
@@ -272,7 +272,9 @@ def robustness(
     steps`` forward and backward passes and ``3 · queries`` forward passes.
     """
     if not epsilons or any(not 0 < eps <= 1 for eps in epsilons):
-        raise ConfigError(f"budgets must lie in (0, 1], not {some(epsilons)}", where="robustness")
+        raise ConfigError(
+            f"budgets must lie in (0, 1], not {format_ids(epsilons)}", where="robustness"
+        )
     whole = Whole(model, samples.prepare)
     other = None if surrogate is None else Whole(surrogate, samples.prepare)
     sums: dict[tuple[str, float], float] = {}
@@ -280,7 +282,7 @@ def robustness(
     with ExitStack() as places:
         for attacked in (whole, other):
             if attacked is not None:
-                places.enter_context(placed(attacked, device))
+                places.enter_context(on_device(attacked, device))
         for number, rows in enumerate(cuts):
             stored = samples.inputs.batch(rows)
             x = Prepare()(stored.to(device)) if isinstance(stored, Tensor) else stored
@@ -359,7 +361,7 @@ class _Tries:
         return float(_right(self.model, x, self.y).sum())
 
     def _loss(self, x: Tensor) -> float:
-        with evaluating(self.model), torch.no_grad():
+        with eval_mode(self.model), torch.no_grad():
             return float(F.cross_entropy(logits_of(self.model, x).float(), self.y, reduction="sum"))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from expunge.data.samples import Batch
-from expunge.errors import ConfigError, ModelError, closest, raise_all, some
+from expunge.errors import ConfigError, ModelError, did_you_mean, format_ids, raise_all
 from expunge.robustness import moments as rules
 from expunge.robustness.moments import Moments
 from expunge.training.loop import Objective
@@ -177,7 +177,7 @@ def closed_form(loss: LossName = "bound") -> Objective:
     both moments.
     """
     if loss not in LOSSES:
-        raise ConfigError(f"there is no loss '{loss}'", fix=closest(loss, LOSSES))
+        raise ConfigError(f"there is no loss '{loss}'", fix=did_you_mean(loss, LOSSES))
 
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
         return LOSSES[loss](model(x, "moments"), y)
@@ -289,7 +289,7 @@ def traced(model: nn.Module) -> fx.Graph:
     constants = [str(n.target) for n in graph.nodes if n.op == "get_attr" and n.target not in own]
     if constants:
         raise ModelError(
-            f"tensors are neither parameters nor buffers: {some(constants)}",
+            f"tensors are neither parameters nor buffers: {format_ids(constants)}",
             where=type(model).__name__,
             fix="register them with `register_buffer`",
         )
@@ -320,7 +320,9 @@ def _is(node: fx.Node, layers: Mapping[str, nn.Module], kinds: tuple[type, ...])
 
 def _check_sites(graph: fx.Graph, sigma: Mapping[str, float]) -> None:
     known = [INPUT, *(str(node.target) for node in graph.nodes if node.op == "call_module")]
-    problems = [f"there is no site '{s}'; {closest(s, known)}" for s in sigma if s not in known]
+    problems = [
+        f"there is no site '{s}'; {did_you_mean(s, known)}" for s in sigma if s not in known
+    ]
     problems += [
         f"sigma of '{site}' is {value}: not 0 or more"
         for site, value in sigma.items()

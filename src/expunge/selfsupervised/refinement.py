@@ -20,15 +20,15 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import derive, seeded
+from expunge._core.rng import derive, temp_seed
 from expunge.data import Samples
 from expunge.data.samples import View
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError
 from expunge.models.inspection import check_model, head_of, module_named
 from expunge.selfsupervised.simclr import SETTINGS as SIMCLR
-from expunge.selfsupervised.simclr import Distortion, SimclrConfig, fitting, pretrain
-from expunge.storage.run_folder import Artefact, Run, opened
+from expunge.selfsupervised.simclr import SimCLRAugmentation, SimclrConfig, fitting, pretrain
+from expunge.storage.run_folder import Artefact, Run, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.baselines import trainers
 from expunge.training.loop import Targets, TuneConfig, tune
@@ -97,7 +97,7 @@ SETTINGS: Mapping[str, RefineConfig] = {
 
 
 @dataclass(frozen=True)
-class Judgement:
+class LabelUpdate:
     """What a round says of the labels.
 
     labels: ``int64[n]``, the new ones. weights: ``float64[n]``, how much each counts from now on.
@@ -114,7 +114,7 @@ class Round(NamedTuple):
     """A round: the network that it trained on the labels before, and what that said of them."""
 
     model: nn.Module
-    judgement: Judgement
+    judgement: LabelUpdate
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def judge(
     share: float = 0.2,
     confidence: float = 0.0,
     doubt: float = 0.5,
-) -> Judgement:
+) -> LabelUpdate:
     """Which labels stand, which are replaced, and which are in doubt.
 
     Consensus: all stages predict the same class. With it, a label that is predicted is clean if its
@@ -174,7 +174,7 @@ def judge(
     weights = np.where(clean | relabelled, 1.0, doubt)
     new = np.where(relabelled, said, labels)
     left = np.isin(labels, np.setdiff1d(labels, new[weights > 0]))
-    return Judgement(
+    return LabelUpdate(
         labels=np.where(left, labels, new),
         weights=np.where(left, 1.0, weights),
         clean=clean,
@@ -211,7 +211,7 @@ def refine(
         "encoder": encoder is not None,
         "train": samples.fingerprint(),
     }
-    with opened(out, header, fresh=fresh) as run:
+    with open_run(out, header, fresh=fresh) as run:
         seconds = {}
         if encoder is None:
             folder = None if out is None else Path(out) / "encoder"
@@ -308,7 +308,7 @@ class _Work:
 
         artefact = self.run.stage(name, {"reads": dict(self.run.keys)}, compute)
         parts = ("labels", "weights", "clean", "relabelled")
-        found = Judgement(**{k: artefact.tensors[k].numpy() for k in parts})
+        found = LabelUpdate(**{k: artefact.tensors[k].numpy() for k in parts})
         return Round(_with_weights(self.encoder, artefact, name), found)
 
     def last(self, before: Round) -> nn.Module:
@@ -364,7 +364,7 @@ def distorted(samples: Samples, strength: float) -> Samples:
     """The samples with a view that distorts their own further: crops, colours; 0 leaves theirs."""
     if not strength:
         return samples
-    view: View = Distortion(
+    view: View = SimCLRAugmentation(
         strength=strength,
         area=(1 - 0.8 * strength, 1.0),
         grey=0.2 * strength,
@@ -379,7 +379,7 @@ def with_fresh_head(model: nn.Module, samples: Samples, seed: int) -> nn.Module:
     head = head_of(model, samples.example(), where="refine", fix=fix)
     fresh = copy.deepcopy(model)
     reset: Callable[[], None] = module_named(fresh, head).reset_parameters  # type: ignore[assignment]
-    with seeded(seed, "head"):
+    with temp_seed(seed, "head"):
         reset()
     return fresh
 

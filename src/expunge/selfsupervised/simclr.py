@@ -17,23 +17,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from expunge._core.distributed import alone
+from expunge._core.distributed import single_process
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import generator, seeded, torch_generator
+from expunge._core.rng import generator, temp_seed, torch_generator
 from expunge.data import Samples
 from expunge.data.samples import Batch, Prepare, tensor_of
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.models.inspection import (
-    as_images,
-    captured,
+    capture_outputs,
     check_model,
     device_of,
-    evaluating,
+    eval_mode,
     head_of,
     logits_of,
-    placed,
+    on_device,
+    to_channels_last,
 )
-from expunge.storage.run_folder import Artefact, opened
+from expunge.storage.run_folder import Artefact, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.loop import (
     Checkpoint,
@@ -55,7 +55,7 @@ _YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
 @dataclass(frozen=True)
-class Distortion:
+class SimCLRAugmentation:
     """A random view of images, as SimCLR distorts them; a `View` of prepared inputs.
 
     Crop of a share of the area in ``area`` and of an aspect in [3/4, 4/3], scaled to ``scale`` of
@@ -108,8 +108,9 @@ class SimclrConfig:
     """How to train an encoder.
 
     temperature: of the loss. hidden, projection: widths of the head that is thrown away.
-    strength, area, blur, scale: see `Distortion`; a scale of 0.5 costs a quarter. lr: the highest
-    rate, reached after ``warmup`` of the steps and falling from there; for a batch of 256 images,
+    strength, area, blur, scale: see `SimCLRAugmentation`; a scale of 0.5 costs a quarter. lr: the
+    highest rate, reached after ``warmup`` of the steps and falling from there; for a batch of 256
+    images,
     and scaled in proportion.
     """
 
@@ -185,7 +186,7 @@ class Body(nn.Module):
         self.head = head_of(model, example, where="encoder", fix=fix)
 
     def forward(self, x: Tensor) -> Tensor:
-        with captured(self.model, (), inputs_of=self.head) as found:
+        with capture_outputs(self.model, (), inputs_of=self.head) as found:
             logits_of(self.model, x)
         return found["input"].flatten(1)
 
@@ -209,8 +210,9 @@ def pretrain(
 ) -> Pretrained:
     """Train a copy of a classifier's body on the images alone; its head is untouched.
 
-    Two `Distortion` views of every image go through the body and a projection head (thrown away
-    afterwards), and `nt_xent` draws them together. SGD with momentum, where the paper has LARS for
+    Two `SimCLRAugmentation` views of every image go through the body and a projection head
+    (thrown
+    away afterwards), and `nt_xent` draws them together. SGD with momentum, where the paper has LARS for
     its large batches. Labels are not looked at.
 
     model: any classifier with a linear head, its weights the start. config: ``two-cores`` of
@@ -227,7 +229,7 @@ def pretrain(
         "inputs": samples.inputs.fingerprint(),
         "preparation": repr(samples.prepare),
     }
-    with opened(out, header, fresh=fresh) as run:
+    with open_run(out, header, fresh=fresh) as run:
 
         def compute() -> Artefact:
             checkpoint = run.checkpoint("model", header)
@@ -250,7 +252,7 @@ def _contrasted(
 ) -> nn.Module:
     """The loop itself."""
     what = "simclr"
-    device = alone(what, fix="start one process").device
+    device = single_process(what, fix="start one process").device
     samples = samples.resident(device)
     model = copy.deepcopy(model).to(device)
     if fitting(config, model, samples) != config:
@@ -270,14 +272,14 @@ def _contrasted(
     learner.train()
     for epoch in range(first, config.epochs):
         order = generator(seed, "order", epoch).permutation(len(samples))
-        with seeded(seed, what, epoch):
+        with temp_seed(seed, what, epoch):
             for step, rows in enumerate(np.split(order, cuts), start=epoch * batches):
                 set_lr(optimizer, tuning, (step + 0.5) / total)
                 draw = torch_generator(seed, what, step)
                 x = tensor_of(samples.batch(rows, device=device), what)
                 both = torch.cat([view(x, draw), view(x, draw)])
                 with autocast(config.precision, device):
-                    z = learner(as_images(both))
+                    z = learner(to_channels_last(both))
                 first_views, second_views = z.float().chunk(2)
                 loss = nt_xent(first_views, second_views, temperature=config.temperature)
                 optimizer.zero_grad(set_to_none=True)
@@ -295,14 +297,14 @@ def fitting(config: SimclrConfig, model: nn.Module, samples: Samples) -> SimclrC
     """The settings, with a scale of 1 for a network that takes images of one size alone."""
     view, x = _view(config, samples), tensor_of(samples.example(), "simclr")
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             logits_of(model, view(x, torch_generator(0, "simclr")).to(device_of(model)))
     except RuntimeError:  # what torch says of shapes that do not match
         return replace(config, scale=1.0)
     return config
 
 
-def encoded(
+def extract_features(
     encoder: nn.Module | Encoder,
     samples: Samples,
     *,
@@ -322,7 +324,7 @@ def encoded(
     if isinstance(encoder, nn.Module) and not isinstance(encoder, Body):
         function = module = Body(encoder, samples.example())
     parts = []
-    with placed(module, device), evaluating(module), torch.no_grad():
+    with on_device(module, device), eval_mode(module), torch.no_grad():
         for rows in samples.batches(batch_size):
             x = tensor_of(samples.batch(rows, device=device), "encode")
             parts.append(function(x).float().cpu().numpy())
@@ -337,9 +339,9 @@ def _learner(model: nn.Module, samples: Samples, config: SimclrConfig, seed: int
     """The body with a projection head: hidden layer with batch norm and ReLU, then linear."""
     device = device_of(model)
     body = Body(model, samples.batch(np.arange(min(2, len(samples))), device=device))
-    with evaluating(body), torch.no_grad():
+    with eval_mode(body), torch.no_grad():
         width = body(tensor_of(samples.batch(np.arange(1), device=device), "simclr")).shape[1]
-    with seeded(seed, "projection"):
+    with temp_seed(seed, "projection"):
         head = nn.Sequential(
             nn.Linear(width, config.hidden, bias=False),
             nn.BatchNorm1d(config.hidden),
@@ -349,8 +351,8 @@ def _learner(model: nn.Module, samples: Samples, config: SimclrConfig, seed: int
     return nn.Sequential(body, head.to(device))
 
 
-def _view(config: SimclrConfig, samples: Samples) -> Distortion:
-    return Distortion(
+def _view(config: SimclrConfig, samples: Samples) -> SimCLRAugmentation:
+    return SimCLRAugmentation(
         strength=config.strength,
         area=config.area,
         blur=config.blur,
@@ -402,7 +404,7 @@ def _cropped(x: Tensor, draw: _Draw, area: tuple[float, ...], scale: float) -> T
     )
 
 
-def _recoloured(images: Tensor, draw: _Draw, how: Distortion) -> Tensor:
+def _recoloured(images: Tensor, draw: _Draw, how: SimCLRAugmentation) -> Tensor:
     """Brightness, contrast, saturation and hue as one affine map of the colours of each image."""
     b, c = images.shape[:2]
     spread = 0.8 * how.strength

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from torch import nn
 
-from expunge._core.distributed import once
+from expunge._core.distributed import broadcast_decision
 from expunge._core.progress import Progress
 from expunge.data import Samples, as_samples, check_alike, check_disjoint
 from expunge.errors import ConfigError
@@ -37,13 +37,13 @@ from expunge.training import baselines, loop
 baselines.trainers.register("ssl-refine")(refinement.ssl_refine)
 
 # Raised when a stage computes something else than before, so that old results are not reused.
-CODE = 13
+CACHE_VERSION = 13
 # The stages that every recipe starts with.
-BASIS: tuple[str, ...] = ("1-score", "2-partition")
+SHARED_STAGES: tuple[str, ...] = ("1-score", "2-partition")
 
 
 @dataclass(frozen=True)
-class Job:
+class RepairContext:
     """What a repair works on; checked before anything is computed."""
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Job:
     def key(self, run: Run, settings: object, reads: Sequence[str], **more: object) -> dict:
         """What a stage's result depends on: settings, inputs, and the stages that it reads."""
         return {
-            "code": CODE,
+            "code": CACHE_VERSION,
             "settings": asdict(settings),  # type: ignore[call-overload]
             "seed": self.seed,
             "model": self.header["model"],
@@ -72,10 +72,10 @@ class Job:
         }
 
 
-class Fixed(NamedTuple):
+class RepairOutcome(NamedTuple):
     """A repaired model, what it was made from, and the seconds of all stages behind it.
 
-    uncut: why nothing was cut, where the repair decided that.
+    prune_skipped_reason: why nothing was cut, where the repair decided that.
     """
 
     model: nn.Module
@@ -83,7 +83,7 @@ class Fixed(NamedTuple):
     ranking: NeuronRanking | None
     plan: PrunePlan | None
     seconds: float
-    uncut: str = ""
+    prune_skipped_reason: str = ""
 
 
 def prepare(
@@ -97,7 +97,7 @@ def prepare(
     controls: tuple[str, ...],
     seed: int,
     progress: Progress,
-) -> Job:
+) -> RepairContext:
     """A job from what a caller gives; see `pipeline.repair`. Raises what is wrong with it."""
     chosen = resolve(recipe, overrides)
     for name in controls:
@@ -127,7 +127,7 @@ def prepare(
         "train": samples.fingerprint(),
         **{name: other.fingerprint() if other else None for name, other in others.items()},
     }
-    return Job(
+    return RepairContext(
         model,
         samples,
         others["validation"],
@@ -143,7 +143,7 @@ def prepare(
 
 
 def scored(
-    job: Job,
+    job: RepairContext,
     run: Run,
     model: nn.Module | None = None,
     config: ScoreConfig | None = None,
@@ -168,7 +168,7 @@ def scored(
 
 
 def partitioned(
-    job: Job,
+    job: RepairContext,
     run: Run,
     config: PartitionConfig,
     scores: Scores,
@@ -178,14 +178,16 @@ def partitioned(
     """The partition of these scores."""
 
     def compute() -> Artefact:
-        split = once(job.accelerator, lambda: partition(scores, seed=job.seed, **asdict(config)))
+        split = broadcast_decision(
+            job.accelerator, lambda: partition(scores, seed=job.seed, **asdict(config))
+        )
         return serialization.store_partition(split)
 
     return serialization.load_partition(run.stage(name, job.key(run, config, read), compute))
 
 
 def ranked(
-    job: Job, run: Run, config: RankConfig, split: Partition, name: str, read: list[str]
+    job: RepairContext, run: Run, config: RankConfig, split: Partition, name: str, read: list[str]
 ) -> NeuronRanking:
     """The ranking of the model's units by a partition."""
 
@@ -205,20 +207,27 @@ def ranked(
 
 
 def planned(
-    job: Job, run: Run, config: PruneConfig, ranking: NeuronRanking, name: str, read: list[str]
+    job: RepairContext,
+    run: Run,
+    config: PruneConfig,
+    ranking: NeuronRanking,
+    name: str,
+    read: list[str],
 ) -> PrunePlan:
     """The units to cut, by a ranking."""
 
     def compute() -> Artefact:
         return serialization.store_plan(
-            once(job.accelerator, lambda: plan(ranking, seed=job.seed, **asdict(config)))
+            broadcast_decision(
+                job.accelerator, lambda: plan(ranking, seed=job.seed, **asdict(config))
+            )
         )
 
     return serialization.load_plan(run.stage(name, job.key(run, config, read), compute))
 
 
 def tuned(
-    job: Job,
+    job: RepairContext,
     run: Run,
     recipe: Recipe,
     model: nn.Module,
@@ -231,7 +240,9 @@ def tuned(
     config, mode = recipe.tune, recipe.prune.mode
     if config.lr is None:
         scores = serialization.load_scores(run.made["1-score"])
-        config = loop.with_rate(config, len(job.train), rate_of(recipe, scores, split))
+        config = loop.with_learning_rate(
+            config, len(job.train), default_learning_rate(recipe, scores, split)
+        )
     key = job.key(run, config, read, start=recipe.start, mode=mode, trainer=recipe.trainer)
 
     def compute() -> Artefact:
@@ -259,14 +270,14 @@ def tuned(
     return model
 
 
-def rate_of(recipe: Recipe, scores: Scores, split: Partition) -> float:
+def default_learning_rate(recipe: Recipe, scores: Scores, split: Partition) -> float:
     """The highest learning rate where the recipe names none, for batches of 128."""
     if recipe.start == "scratch":
-        return loop.SCRATCH_RATE
-    return loop.FAR_RATE if by_heart(recipe, scores, split) else loop.RATE
+        return loop.SCRATCH_LR
+    return loop.MEMORISED_LR if memorised_wrong_labels(recipe, scores, split) else loop.DEFAULT_LR
 
 
-def by_heart(recipe: Recipe, scores: Scores, split: Partition) -> bool:
+def memorised_wrong_labels(recipe: Recipe, scores: Scores, split: Partition) -> bool:
     """Whether the model has learned wrong labels by heart; where labels are right it is no harm."""
     wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.least
     return wrong and bool(diagnostics.memorised(scores))

@@ -33,12 +33,12 @@ from expunge.config import build
 from expunge.data import Samples, as_samples
 from expunge.data.arrays import native
 from expunge.data.samples import Batch, Prepare
-from expunge.errors import ConfigError, DataError, ModelError, RunError, some
-from expunge.models.inspection import evaluating, logits_of
+from expunge.errors import ConfigError, DataError, ModelError, RunError, format_ids
+from expunge.models.inspection import eval_mode, logits_of
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.storage.onnx import Parity, compare_graph, require_onnx, write_graph
-from expunge.storage.run_folder import writing
+from expunge.storage.run_folder import wrap_io_errors
 from expunge.storage.weights import fit_weights, read_weights, save_weights
 
 SCHEMA = 1
@@ -87,7 +87,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """A model for use, with all that it takes to ask it."""
 
     model: nn.Module
@@ -107,7 +107,7 @@ class Exported:
         return [self.manifest.classes[c] for c in self(stored).argmax(dim=1).tolist()]
 
 
-def save_exported(
+def export_model(
     model: nn.Module,
     data: Any,
     folder: str | Path,
@@ -118,10 +118,10 @@ def save_exported(
     mode: Literal["remove", "mask"] = "remove",
     onnx: bool = False,
     tolerance: float = TOLERANCE,
-) -> Exported:
+) -> ExportedModel:
     """Write a repaired model for use, and load what was written.
 
-    ``save_exported(result.model, validation, "out", constructor="package.module:function",
+    ``export_model(result.model, validation, "out", constructor="package.module:function",
     arguments={…}, plan=result.plan)``
 
     data: samples of the kind that the model takes; up to 256 of them are asked about. constructor,
@@ -140,7 +140,7 @@ def save_exported(
     _require_json(arguments or {})
     if onnx:
         require_onnx()
-    with writing(folder):
+    with wrap_io_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -168,7 +168,7 @@ def save_exported(
             hashes = {**manifest.sha256, GRAPH: _sha256(temporary / GRAPH)}
             found = replace(found, manifest=replace(manifest, onnx=parity, sha256=hashes))
             _write_manifest(found.manifest, temporary)
-        with writing(folder):
+        with wrap_io_errors(folder):
             temporary.chmod(0o755)
             os.replace(temporary, folder)
     finally:
@@ -176,8 +176,8 @@ def save_exported(
     return found
 
 
-def load_exported(folder: str | Path) -> Exported:
-    """The model of a folder that `save_exported` wrote, from manifest and weights alone.
+def load_exported_model(folder: str | Path) -> ExportedModel:
+    """The model of a folder that `export_model` wrote, from manifest and weights alone.
 
     Tensors are read from safetensors; the constructor that the manifest names is imported and
     called, also from modules in the folder: load what you trust. Raises RunError for a manifest
@@ -194,7 +194,7 @@ def load_exported(folder: str | Path) -> Exported:
         ) from error
 
 
-def _loaded(folder: Path) -> Exported:
+def _loaded(folder: Path) -> ExportedModel:
     manifest = _read_manifest(folder)
     for name, expected in manifest.sha256.items():
         if (folder / name).is_file() and _sha256(folder / name) != expected:
@@ -203,7 +203,7 @@ def _loaded(folder: Path) -> Exported:
     state = read_weights(folder / WEIGHTS)
     cut = manifest.plan, manifest.mode
     model = _rebuilt(config, folder, *cut, _example(manifest), state)
-    return Exported(model, manifest)
+    return ExportedModel(model, manifest)
 
 
 def export_run(
@@ -213,11 +213,11 @@ def export_run(
     run: str | Path | None = None,
     onnx: bool = False,
     tolerance: float = TOLERANCE,
-) -> Exported:
+) -> ExportedModel:
     """Write the model of a finished run for use; the spec says how its network is made.
 
     run: the run folder; by default the one that ``expunge repair SPEC`` writes to. See
-    `save_exported`. Raises RunError if the run is not finished, or of other training data.
+    `export_model`. Raises RunError if the run is not finished, or of other training data.
     """
     said, place = specs.load(spec), Path(spec).resolve().parent
     run = specs.run_folder(said, spec) if run is None else Path(run)
@@ -226,14 +226,14 @@ def export_run(
     differing = [k for k, v in train.fingerprint().items() if header["train"].get(k) != v]
     if differing:
         raise RunError(
-            f"is of other training data than the spec names: {some(differing)} differ",
+            f"is of other training data than the spec names: {format_ids(differing)} differ",
             where=str(run),
             fix="name the run folder of this spec with --run",
         )
     data = train if validation is None else validation
     config = replace(said.model, weights="", checkpoints=())
     mode, example = header["settings"]["prune"]["mode"], data.batch(np.arange(1))
-    return save_exported(
+    return export_model(
         _rebuilt(config, place, plan.units, mode, example, state),
         data,
         folder,
@@ -284,9 +284,9 @@ def _finished_run(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], PrunePl
     return header, read_weights(run / WEIGHTS), PrunePlan(units, sum(map(len, units.values())))
 
 
-def _require_same(exported: Exported, model: nn.Module, samples: Samples) -> None:
+def _require_same(exported: ExportedModel, model: nn.Module, samples: Samples) -> None:
     """Refuse a manifest that makes another network than the one that was to be written."""
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), eval_mode(model):
         for at in samples.batches(64):
             expected = logits_of(model, samples.batch(at)).float()
             made = exported(samples.inputs.batch(at))
@@ -318,12 +318,14 @@ def _prepared(stored: Stored, manifest: Manifest) -> Batch:
     if isinstance(stored, Mapping):
         absent = [name for name in names if name not in stored]
         if absent:
-            raise DataError(f"there is no '{some(absent)}'", where="input", fix="add it by name")
+            raise DataError(
+                f"there is no '{format_ids(absent)}'", where="input", fix="add it by name"
+            )
         return {name: _tensor(x, name) for name, x in stored.items()}
     form = manifest.inputs.get("input")
     if form is None:
         raise DataError(
-            f"the model takes several inputs: {some(names)}",
+            f"the model takes several inputs: {format_ids(names)}",
             where="input",
             fix="give a dictionary with these names",
         )
@@ -369,7 +371,7 @@ def _example(manifest: Manifest) -> Batch:
 
 def _write_manifest(manifest: Manifest, folder: Path) -> None:
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
-    with writing(folder):
+    with wrap_io_errors(folder):
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 

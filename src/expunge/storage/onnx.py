@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from expunge.data import Samples
 from expunge.data.samples import Prepare
-from expunge.errors import ModelError, extra_required, some
-from expunge.models.inspection import evaluating, logits_of
+from expunge.errors import ModelError, extra_required, format_ids
+from expunge.models.inspection import eval_mode, logits_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -69,7 +69,7 @@ def write_graph(model: nn.Module, samples: Samples, file: Path) -> None:
     scaled = _scaled(samples, np.arange(min(2, len(samples))))
     whole = Whole(model, samples.prepare)
     try:
-        with _quiet(), evaluating(whole):
+        with _quiet(), eval_mode(whole):
             program = torch.onnx.export(
                 whole,
                 (scaled,),
@@ -99,7 +99,7 @@ def compare_graph(model: nn.Module, samples: Samples, file: Path, *, tolerance: 
     ours, theirs = [], []
     first = np.arange(min(2, len(samples)))
     rest = samples.batches(64, positions=np.arange(len(first), len(samples)))
-    with torch.inference_mode(), evaluating(whole):
+    with torch.inference_mode(), eval_mode(whole):
         for at in (*first[:, None], *rest):
             scaled = _scaled(samples, at)
             ours.append(whole(scaled).numpy())
@@ -120,7 +120,7 @@ def _scaled(samples: Samples, positions: np.ndarray) -> Tensor:
     stored = samples.inputs.batch(positions)
     if isinstance(stored, dict):
         raise ModelError(
-            f"takes several inputs by name: {some(stored)}; ONNX files are for models of one",
+            f"takes several inputs by name: {format_ids(stored)}; ONNX files are for models of one",
             where="export",
             fix="export without ONNX",
         )

@@ -30,9 +30,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge._core.distributed import once
+from expunge._core.distributed import broadcast_decision
 from expunge.config import digest
-from expunge.errors import RunError, some
+from expunge.errors import RunError, format_ids
 
 SCHEMA = 1
 _STAGES = ("1-score", "2-partition", "3-rank", "4-prune", "5-tune", "model")
@@ -96,7 +96,7 @@ class Run:
         spent = time.perf_counter() - started + self._earlier(name)
         self.seconds[name] = spent
         if done is not None and self.writes:
-            with writing(done):
+            with wrap_io_errors(done):
                 _write_stage(done, artefact, {"key": key, "seconds": spent})
                 shutil.rmtree(self._partial(name), ignore_errors=True)
         return artefact
@@ -112,7 +112,7 @@ class Run:
         if self.folder is None or not self.writes:
             return
         target = self.folder / name
-        with writing(target):
+        with wrap_io_errors(target):
             handle, temporary = tempfile.mkstemp(target.suffix, _TEMPORARY, self.folder)
             os.close(handle)
             try:
@@ -130,12 +130,12 @@ class Run:
         if self.folder is None or not self.writes:
             return
         line = json.dumps({"time": time.time(), "event": event, **facts}, default=str)
-        with writing(self.folder), (self.folder / "log.jsonl").open("a") as file:
+        with wrap_io_errors(self.folder), (self.folder / "log.jsonl").open("a") as file:
             file.write(line + "\n")
 
     def _agreed(self, answer: bool) -> bool:
         """The main process's answer: the others must not look at a disk that it is writing to."""
-        return once(self.accelerator, lambda: answer) if self.accelerator else answer
+        return broadcast_decision(self.accelerator, lambda: answer) if self.accelerator else answer
 
     def _partial(self, name: str) -> Path:
         assert self.folder is not None
@@ -180,7 +180,7 @@ class EpochCheckpoint:
             return
         spent = self._before + time.perf_counter() - self._started
         note = {"key": self._key, "epoch": str(epoch), "seconds": str(spent)}
-        with writing(self._file):
+        with wrap_io_errors(self._file):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._file.with_suffix(".tmp")
             save_file(tensors, temporary, metadata=note)
@@ -188,13 +188,13 @@ class EpochCheckpoint:
 
     def _note_seconds(self) -> None:
         if self._writes:
-            with writing(self._folder):
+            with wrap_io_errors(self._folder):
                 text = json.dumps({"before": self._before})
                 (self._folder / "seconds.json").write_text(text)
 
 
 @contextmanager
-def opened(
+def open_run(
     folder: str | Path | None,
     header: Mapping[str, Any],
     *,
@@ -213,12 +213,12 @@ def opened(
     if accelerator is not None and not accelerator.is_main_process:
         yield Run(path, accelerator)
         return
-    with writing(path):
+    with wrap_io_errors(path):
         if path.exists() and not path.is_dir():
             raise RunError("is a file, not a folder", where=str(path), fix="choose another folder")
         path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / ".lock")
-    with writing(path):
+    with wrap_io_errors(path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -234,7 +234,7 @@ def opened(
         lock.release()
 
 
-def require_room(folder: str | Path, *, fresh: bool = False) -> None:
+def check_run_folder(folder: str | Path, *, fresh: bool = False) -> None:
     """Refuse a folder that cannot become this run's, before a model is trained for it in there."""
     path = Path(folder)
     if not path.is_dir():
@@ -266,7 +266,7 @@ def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
         found.pop("versions", None)
         if not fresh:
             _require_same(found, header, str(path))
-    with writing(path):
+    with wrap_io_errors(path):
         for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
             _delete(left_over)
         if note.exists() and not fresh:
@@ -285,7 +285,7 @@ def _require_no_strangers(path: Path) -> None:
     strangers = [name for name in names if not name.startswith(_TEMPORARY)]
     if strangers:
         raise RunError(
-            f"the folder holds other files: {some(strangers)}",
+            f"the folder holds other files: {format_ids(strangers)}",
             where=str(path),
             fix="choose an empty folder",
         )
@@ -377,7 +377,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def wrap_io_errors(path: Path) -> Iterator[None]:
     """Turn what the disk says (full, read-only, forbidden) into one of our errors."""
     try:
         yield

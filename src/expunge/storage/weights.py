@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from expunge.errors import ModelError, raise_all, some
+from expunge.errors import ModelError, format_ids, raise_all
 from expunge.storage.hashing import content_of
 
 # Suffixes of files that torch saves.
@@ -110,7 +110,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
     ):
         held = sorted(map(str, loaded)) if isinstance(loaded, Mapping) else [type(loaded).__name__]
         raise ModelError(
-            f"the file holds no state dict but {some(held)}", where=str(path), fix=RESAVE
+            f"the file holds no state dict but {format_ids(held)}", where=str(path), fix=RESAVE
         )
     return dict(loaded)
 
@@ -132,16 +132,16 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
             state.setdefault(first, present)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing:
-        problems.append(f"missing: {some(missing)}")
+        problems.append(f"missing: {format_ids(missing)}")
     if unexpected:
-        problems.append(f"unexpected: {some(unexpected)}{_wrapped(state, own)}")
+        problems.append(f"unexpected: {format_ids(unexpected)}{_wrapped(state, own)}")
     shapes = [
         f"{n} is {list(state[n].shape)}, the model has {list(own[n].shape)}"
         for n in own
         if n in state and state[n].shape != own[n].shape
     ]
     if shapes:
-        problems.append(f"wrong shape: {some(shapes)}")
+        problems.append(f"wrong shape: {format_ids(shapes)}")
     raise_all(ModelError, problems, where=where)
     _require_finite(state, where)
     model.load_state_dict(state, strict=True)
@@ -173,7 +173,7 @@ def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
     bad = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise ModelError(
-            f"NaN or infinite weights in {some(bad)}",
+            f"NaN or infinite weights in {format_ids(bad)}",
             where=where,
             fix="use a checkpoint from before the training diverged",
         )

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expunge.errors import ConfigError, DataError, some
+from expunge.errors import ConfigError, DataError, format_ids
 
 TEXT, JSONL, PARQUET = (".txt", ".md", ".text"), (".jsonl", ".ndjson"), (".parquet",)
 COLUMN = "document"
@@ -117,7 +117,9 @@ class Source:
             if text is not None:
                 self._refuse(where, f"{what} but {type(text).__name__}")
             elif record and self.column not in record:
-                self._refuse(where, what, f"--column with one of: {some(record, 20)}; or {MEND}")
+                self._refuse(
+                    where, what, f"--column with one of: {format_ids(record, 20)}; or {MEND}"
+                )
             else:
                 self._refuse(where, what)
             return

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError, DataError, ModelError, extra_required, some
+from expunge.errors import ConfigError, DataError, ModelError, extra_required, format_ids
 from expunge.models.inspection import device_of
 
 if TYPE_CHECKING:
@@ -234,7 +234,9 @@ def checked(documents: Sequence[object], *, what: str) -> list[str]:
         raise DataError(f"{what} are a sequence of texts, not one text", fix="[document]")
     wrong = [i for i, d in enumerate(documents) if not isinstance(d, str) or _broken(d)]
     if wrong:
-        raise DataError(f"{what} {some(wrong)} are no text", fix="decode them, or leave them out")
+        raise DataError(
+            f"{what} {format_ids(wrong)} are no text", fix="decode them, or leave them out"
+        )
     return [str(d) for d in documents]
 
 

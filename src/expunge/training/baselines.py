@@ -14,13 +14,13 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from expunge._core.distributed import alone
+from expunge._core.distributed import single_process
 from expunge._core.progress import Progress
 from expunge._core.registry import Registry
-from expunge._core.rng import derive, generator, seeded, torch_generator
+from expunge._core.rng import derive, generator, temp_seed, torch_generator
 from expunge.data import Samples
 from expunge.data.samples import tensor_of
-from expunge.models.inspection import as_images, evaluating, logits_of, reinitialised
+from expunge.models.inspection import eval_mode, logits_of, reinitialised, to_channels_last
 from expunge.training.loop import (
     TuneConfig,
     autocast,
@@ -28,7 +28,7 @@ from expunge.training.loop import (
     batch_size_of,
     optimizer_of,
     set_lr,
-    with_rate,
+    with_learning_rate,
 )
 
 trainers: Registry[Callable[..., nn.Module]] = Registry("trainer")
@@ -181,7 +181,7 @@ def _clean(net: _Learner, training: _Training) -> Tensor:
     """Probability that each label is right: the mixture's component with the smaller mean loss."""
     losses = []
     samples = training.samples
-    with evaluating(net.model), torch.no_grad():
+    with eval_mode(net.model), torch.no_grad():
         for rows in samples.batches(512):
             y = torch.from_numpy(samples.labels[rows]).to(training.device)
             logits = net.logits(training.inputs(rows))
@@ -225,7 +225,7 @@ class _Learner:
     def logits(self, x: Tensor) -> Tensor:
         """What the network says of some inputs, in float32."""
         with autocast(self._training.config.precision, x.device):
-            return logits_of(self.model, as_images(x)).float()
+            return logits_of(self.model, to_channels_last(x)).float()
 
     def step(self, loss: Tensor) -> None:
         """Move against the slope of the loss, at the rate of the schedule."""
@@ -253,9 +253,9 @@ class _Training:
         what: str,
     ) -> None:
         self.what = what
-        self.device = alone(what, fix="leave the recipe out, or start one process").device
+        self.device = single_process(what, fix="leave the recipe out, or start one process").device
         self.samples, self.seed = samples.resident(self.device), seed
-        self.config = with_rate(config, len(samples))
+        self.config = with_learning_rate(config, len(samples))
         self._model, self._progress = model, progress
         self._cuts = batch_cuts(len(samples), batch_size_of(config, len(samples)), 2)
         self.total = (len(self._cuts) + 1) * config.epochs
@@ -275,7 +275,7 @@ class _Training:
         """All samples in random order."""
         order = generator(self.seed, "order", epoch).permutation(len(self.samples))
         first = epoch * (len(self._cuts) + 1)
-        with seeded(self.seed, self.what, epoch):
+        with temp_seed(self.seed, self.what, epoch):
             for number, rows in enumerate(np.split(order, self._cuts), start=first):
                 self.done = (number + 0.5) / self.total
                 yield _Step(self, rows, number)

@@ -18,19 +18,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from expunge._core.distributed import once, share
+from expunge._core.distributed import broadcast_decision, shard
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import generator, seeded, torch_generator
+from expunge._core.rng import generator, temp_seed, torch_generator
 from expunge.data.samples import Batch, Samples
-from expunge.errors import ConfigError, ModelError, PartitionError, some
-from expunge.models.inspection import as_images, device_of, logits_of
+from expunge.errors import ConfigError, ModelError, PartitionError, format_ids
+from expunge.models.inspection import device_of, logits_of, to_channels_last
 from expunge.records import Partition, align
 
 # The highest learning rate where none is given, for batches of 128: usually, in a repair of a model
 # that has memorised wrong labels, and from scratch.
-RATE, FAR_RATE, SCRATCH_RATE = 0.1, 0.3, 0.2
+DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
 # Where no batch size is given: between these, and so that an epoch has as many steps if it can.
-SMALLEST, LARGEST, STEPS = 16, 128, 75
+MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -121,7 +121,7 @@ def targets_of(samples: Samples, partition: Partition | None, config: TuneConfig
     lost = np.setdiff1d(samples.labels, labels[positions])
     if len(lost):
         raise PartitionError(
-            f"nothing is kept of class {some(samples.classes[c] for c in lost)}",
+            f"nothing is kept of class {format_ids(samples.classes[c] for c in lost)}",
             where="tune",
             fix="raise partition.threshold, or tune with data = 'soft'",
         )
@@ -174,7 +174,7 @@ def tune(
     lets them move).
     """
     accelerator = Accelerator()
-    config, home = with_rate(config, len(samples)), device_of(model)
+    config, home = with_learning_rate(config, len(samples)), device_of(model)
     model = copy.deepcopy(model).to(accelerator.device)
     wanted = [p.requires_grad for p in model.parameters()]
     _train_only(model, layers if config.scope == "head" else None)
@@ -199,7 +199,7 @@ def tune(
     batches = len(cuts) + 1
     total = batches * config.epochs
     for epoch in range(first, config.epochs):
-        with seeded(seed, what, epoch, accelerator.process_index):
+        with temp_seed(seed, what, epoch, accelerator.process_index):
             order = generator(seed, "order", epoch).permutation(len(targets.positions))
             for step, rows in enumerate(np.split(order, cuts)):
                 done = epoch * batches + step
@@ -258,7 +258,7 @@ def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
         chosen += learn
     if not chosen:
         raise ModelError(
-            f"no parameter belongs to the layers {some(layers or ())}",
+            f"no parameter belongs to the layers {format_ids(layers or ())}",
             where="tune",
             fix="name layers that have weights, or use scope = 'all'",
         )
@@ -306,24 +306,24 @@ def set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) ->
 
 
 def _rate(config: TuneConfig) -> float:
-    return RATE if config.lr is None else config.lr
+    return DEFAULT_LR if config.lr is None else config.lr
 
 
 def batch_size_of(config: TuneConfig, n: int) -> int:
     """The batch size for n samples; see `TuneConfig`."""
     if config.batch_size is not None:
         return config.batch_size
-    size = LARGEST
-    while size > SMALLEST and n < STEPS * size:
+    size = MAX_BATCH_SIZE
+    while size > MIN_BATCH_SIZE and n < MIN_STEPS_PER_EPOCH * size:
         size //= 2
     return size
 
 
-def with_rate(config: TuneConfig, n: int, rate: float = RATE) -> TuneConfig:
+def with_learning_rate(config: TuneConfig, n: int, rate: float = DEFAULT_LR) -> TuneConfig:
     """The settings with their learning rate filled in, for n samples; rate: for batches of 128."""
     if config.lr is not None:
         return config
-    return replace(config, lr=rate * math.sqrt(batch_size_of(config, n) / LARGEST))
+    return replace(config, lr=rate * math.sqrt(batch_size_of(config, n) / MAX_BATCH_SIZE))
 
 
 def batch_cuts(n: int, size: int, least: int) -> np.ndarray:
@@ -344,13 +344,13 @@ def _batch(
     draw: torch.Generator | None,
 ) -> tuple[Batch, Tensor, Tensor]:
     """This process's part of a batch: inputs (a random view, given a draw), labels, weights."""
-    mine = share(rows, accelerator)
+    mine = shard(rows, accelerator)
     x = samples.batch(targets.positions[mine], device=accelerator.device)
     if isinstance(x, Tensor) and draw is not None and samples.view is not None:
         x = samples.view(x, draw)
     y = torch.from_numpy(targets.labels[mine]).to(accelerator.device)
     w = torch.from_numpy(targets.weights[mine]).float().to(accelerator.device)
-    return as_images(x), y, w
+    return to_channels_last(x), y, w
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -370,7 +370,11 @@ def resumed(
     accelerator: Accelerator | None = None,
 ) -> int:
     """Put the saved state back, if there is one; returns the number of epochs that are done."""
-    saved = once(accelerator or Accelerator(), checkpoint.load) if checkpoint is not None else None
+    saved = (
+        broadcast_decision(accelerator or Accelerator(), checkpoint.load)
+        if checkpoint is not None
+        else None
+    )
     if saved is None:
         return 0
     epoch, tensors = saved
