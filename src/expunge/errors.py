@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -101,3 +102,59 @@ def raise_all(kind: type[ExpungeError], problems: list[str], *, where: str) -> N
         error = kind(f"{len(problems)} problems\n{listed}", where=where)
         error.problems = tuple(str(kind(p, where=where)) for p in problems)
         raise error
+
+
+def check_range(
+    error: type[ExpungeError], values: Mapping[str, tuple[float | None, str]], *, where: str = ""
+) -> None:
+    """Raise one error that names every value outside its interval.
+
+    Parameters
+    ----------
+    error
+        The class of error to raise.
+    values
+        ``{name: (value, interval)}``. The interval is written as in mathematics: ``"[0, 1)"``
+        includes 0 and excludes 1; ``"[1, inf)"`` has no upper limit. None is not checked.
+    where
+        What the error is about.
+
+    Raises
+    ------
+    ExpungeError
+        Of the class given, if a value lies outside its interval or is NaN.
+
+    Examples
+    --------
+    >>> check_range(ConfigError, {"views": (3, "[0, inf)"), "fdr": (None, "(0, 1)")})
+    >>> check_range(ConfigError, {"views": (-1, "[0, inf)"), "threshold": (2, "[0, 1]")})
+    Traceback (most recent call last):
+    expunge.errors.ConfigError: 2 problems
+      1. views must be 0 or more, not -1
+      2. threshold must lie in [0, 1], not 2
+    """
+    problems = [
+        f"{name} must {_demand(interval)}, not {value}"
+        for name, (value, interval) in values.items()
+        if value is not None and not _inside(value, interval)
+    ]
+    raise_all(error, problems, where=where)
+
+
+def _limits(interval: str) -> tuple[str, str]:
+    low, high = interval[1:-1].split(",")
+    return low.strip(), high.strip()
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(limit) for limit in _limits(interval))
+    above = value > low or (interval[0] == "[" and value == low)
+    below = value < high or (interval[-1] == "]" and value == high)
+    return above and below
+
+
+def _demand(interval: str) -> str:
+    low, high = _limits(interval)
+    if not math.isinf(float(high)):
+        return f"lie in {interval}"
+    return f"be {low} or more" if interval[0] == "[" else f"be above {low} and finite"

@@ -22,7 +22,7 @@ from expunge import results
 from expunge._core.progress import Progress, silent
 from expunge.config import digest
 from expunge.data import Samples, as_samples
-from expunge.detection.detectors import kind_of
+from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import with_input_faults
 from expunge.errors import DataError, ModelError, PruneError, format_ids
 from expunge.evaluation import decision
@@ -439,7 +439,7 @@ def _again(
     """
     rounds, folder = recipe.rounds, f"{prefix}rounds/{number + 2}/"
     looked, split_name, tuned = (f"{folder}{n}" for n in ("1-score", "2-partition", "5-tune"))
-    own = tuple(n for n in recipe.score.detectors if kind_of(n) == "label")
+    own = tuple(n for n in recipe.score.detectors if detectors.metadata(n).kind == "label")
     config = replace(recipe.score, views=rounds.views, detectors=own or recipe.score.detectors)
     scores = cached_stages.scored(job, run, model, config, looked, read)
     read.append(looked)

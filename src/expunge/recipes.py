@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge.config import build
 from expunge.errors import ConfigError
 from expunge.training.loop import Precision, TuneConfig
@@ -178,7 +178,7 @@ class Recipe:
             raise ConfigError(f"least must lie in [0, 1], not {self.least}", fix="0.02 means 2 %")
 
 
-recipes: Registry[Callable[[Recipe], Recipe]] = Registry("recipe")
+recipes: Registry[Callable[[Recipe], Recipe], NoMetadata] = Registry("recipe", NoMetadata)
 
 
 def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

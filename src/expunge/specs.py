@@ -313,7 +313,7 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
     recipe = attempt(lambda: resolve(spec.recipe if known else "default", spec.overrides()))
     if recipe is None:
         return None
-    used: list[tuple[Registry[Any], str, dict[str, Any]]] = [
+    used: list[tuple[Registry[Any, Any], str, dict[str, Any]]] = [
         *((detectors, name, {}) for name in recipe.score.detectors),
         *((detectors, name, options) for name, options in recipe.score.options.items()),
         (partitioners, recipe.partition.method, recipe.partition.options),

@@ -22,7 +22,7 @@ from expunge._core.rng import subsample
 from expunge.config import build
 from expunge.data import Samples, as_samples
 from expunge.data.samples import Batch
-from expunge.detection.detectors import detect, kind_of, needs_of
+from expunge.detection.detectors import detect, detectors, needs_of
 from expunge.detection.partitioners import fdr_threshold, partitioners
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, ModelError, PruneError
@@ -245,7 +245,9 @@ def clean_input_probability(model: nn.Module, data: Data, split: Partition) -> n
     samples = as_samples(data)
     if float((split.p_input_fault > 0.5).mean()) < _BAD_INPUTS:
         return np.ones(len(samples))
-    own = tuple(name for name in ScoreConfig().detectors if kind_of(name) == "input")
+    own = tuple(
+        name for name in ScoreConfig().detectors if detectors.metadata(name).kind == "input"
+    )
     scores = score(model, samples, detectors=own, views=0)
     return 1.0 - partition(scores, method="mixture").p_input_fault
 

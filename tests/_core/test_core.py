@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge._core import registry as registry_module
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive, generator, temp_seed, torch_generator
 from expunge.config import build, canonical, digest
 from expunge.errors import (
@@ -142,7 +142,7 @@ def test_seeded_gives_the_same_draws_and_restores_the_state(fails):
 
 @pytest.fixture
 def shelf():
-    made = Registry("toy")
+    made = Registry("toy", NoMetadata)
 
     @made.register("margin")
     def margin(x, *, k: int = 3, sign: float = 1.0):

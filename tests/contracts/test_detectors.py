@@ -27,7 +27,6 @@ from expunge.detection.detectors import (
     augmented_margin,
     detect,
     detectors,
-    kind_of,
     knn_disagreement,
     label_margin,
     needs_of,
@@ -226,7 +225,7 @@ def planted():
 @pytest.mark.parametrize("name", FINDING)
 def test_detectors_find_planted_faults_of_their_kind(planted, name):
     made, truth = planted
-    kind = kind_of(name)
+    kind = detectors.metadata(name).kind
     # A wrong label on a bad input is nothing that one score could show.
     judged = ~truth["input"] if kind == "label" else np.ones(len(made.ids), dtype=bool)
     auroc = roc_auc_score(truth[kind][judged], detectors.get(name)(made).score[judged])
@@ -614,8 +613,10 @@ def test_needs_are_those_of_all_named_detectors():
 
 
 def test_a_detector_without_a_kind_speaks_of_labels(monkeypatch):
-    monkeypatch.setitem(detectors._items, "theirs", lambda s: Detection(np.zeros(len(s.ids))))
-    assert kind_of("theirs") == "label"
+    monkeypatch.setattr(detectors, "_items", {**detectors._items})
+    monkeypatch.setattr(detectors, "_metadata", {**detectors._metadata})
+    detectors.register("theirs")(lambda s: Detection(np.zeros(len(s.ids))))
+    assert detectors.metadata("theirs").kind == "label"
     assert needs_of(("theirs",)) == frozenset()
     assert not detect(signals(), ("theirs",)).values["theirs"].any()
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from expunge import pipeline, stages
 from expunge._core.progress import Progress
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import generator
 from expunge.data import Samples
 from expunge.data.samples import Batch
@@ -68,7 +68,7 @@ class BenchmarkCase:
     progress: Progress
 
 
-peers: Registry[Callable[[BenchmarkCase], Verdict]] = Registry("peer")
+peers: Registry[Callable[[BenchmarkCase], Verdict], NoMetadata] = Registry("peer", NoMetadata)
 
 
 @peers.register("cleanlab")

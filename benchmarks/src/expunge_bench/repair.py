@@ -13,7 +13,7 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge.data import Samples
 from expunge.demo.noise import GroundTruth, NoisyDataset
 from expunge.detection.signals import collect
@@ -56,7 +56,9 @@ class OracleInput:
 
 
 # Contenders that know the truth, or come from other packages: a model, and its seconds.
-oracles_and_peers: Registry[Callable[[OracleInput], nn.Module]] = Registry("contender")
+oracles_and_peers: Registry[Callable[[OracleInput], nn.Module], NoMetadata] = Registry(
+    "contender", NoMetadata
+)
 
 
 @oracles_and_peers.register("oracle-finetune")

@@ -13,7 +13,7 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge.data import Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.detectors import detect, neighbour_votes
@@ -122,7 +122,7 @@ class Case:
 
 
 # Methods by name: each gets the seconds of the refinement, its pre-training among them.
-methods: Registry[Callable[[Case], Outcome]] = Registry("method")
+methods: Registry[Callable[[Case], Outcome], NoMetadata] = Registry("method", NoMetadata)
 
 
 @methods.register("cross-entropy")

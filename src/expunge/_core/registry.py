@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from expunge.errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
 
 
-class Registry(Generic[F]):
-    """Functions by name. A second function of the same name is an error.
+@dataclass(frozen=True)
+class NoMetadata:
+    """The metadata of a registry whose functions need none."""
+
+
+class Registry(Generic[F, M]):
+    """Functions by name, each with metadata. A second function of the same name is an error.
 
     Third parties add theirs with an entry point in the group ``expunge.<kind>``.
+
+    Parameters
+    ----------
+    kind
+        What the functions are, for messages and for the entry-point group: ``"detector"``.
+    metadata
+        A dataclass. The keywords of `register` are its fields.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, metadata: type[M]) -> None:
         self.kind = kind
+        self._metadata_type = metadata
         self._items: dict[str, F] = {}
+        self._metadata: dict[str, M] = {}
         self._external_loaded = False
 
-    def register(self, name: str) -> Callable[[F], F]:
-        """Decorator: ``@detectors.register("loss")``."""
+    def register(self, name: str, **metadata: Any) -> Callable[[F], F]:
+        """Decorator: ``@detectors.register("loss", kind="label")``.
+
+        Raises
+        ------
+        ConfigError
+            If the name is taken, or the metadata are not those of this registry.
+        """
+        try:
+            described = self._metadata_type(**metadata)
+        except TypeError as error:
+            raise ConfigError(f"{self.kind} '{name}': {error}") from error
 
         def add(function: F) -> F:
             if name in self._items:
                 raise ConfigError(f"a {self.kind} named '{name}' is registered already")
             self._items[name] = function
+            self._metadata[name] = described
             return function
 
         return add
@@ -47,6 +74,11 @@ class Registry(Generic[F]):
                 f"no {self.kind} is called '{name}'", fix=did_you_mean(name, self._items)
             )
         return self._items[name]
+
+    def metadata(self, name: str) -> M:
+        """The metadata with which the function of that name was registered."""
+        self.get(name)
+        return self._metadata[name]
 
     def summary(self, name: str) -> str:
         """First line of the function's docstring."""
@@ -69,16 +101,15 @@ class Registry(Generic[F]):
     def _load_external(self) -> None:
         if self._external_loaded:
             return
-        found: dict[str, F] = {}
         for point in entry_points(group=f"expunge.{self.kind}"):
             function = point.load()
-            # Loading may have run our decorator, which brought in this very function.
-            if {**self._items, **found}.get(point.name, function) is not function:
+            # Loading may have run our decorator, which registered this very function.
+            if self._items.get(point.name, function) is not function:
                 package = point.dist.name if point.dist else "?"
                 raise ConfigError(
                     f"package '{package}' brings a {self.kind} named '{point.name}', "
                     "which exists already"
                 )
-            found[point.name] = function
-        self._items |= found
+            if point.name not in self._items:
+                self.register(point.name)(function)
         self._external_loaded = True

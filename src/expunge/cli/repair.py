@@ -29,7 +29,7 @@ from expunge.records import Metric, RepairResult
 from expunge.reporting import markdown
 from expunge.storage import export as exports
 
-REGISTRIES: dict[str, Registry[Any]] = {
+REGISTRIES: dict[str, Registry[Any, Any]] = {
     "recipes": recipes,
     "detectors": detectors,
     "partitions": partitioners,

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge.data.arrays import npz_rows
 from expunge.data.audio import RATES
 from expunge.data.cifar import BATCHES, cifar_rows, human_labels
@@ -104,7 +104,7 @@ class DataConfig:
 
 Source = Callable[[Path, DataConfig], Rows]
 
-sources: Registry[Source] = Registry("source")
+sources: Registry[Source, NoMetadata] = Registry("source", NoMetadata)
 sources.register("parquet")(parquet_rows)
 sources.register("folder")(folder_rows)
 sources.register("manifest")(manifest_rows)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge.data import audio_views
 from expunge.data.samples import View
 from expunge.errors import DataError
 
-views: Registry[View] = Registry("view")
+views: Registry[View, NoMetadata] = Registry("view", NoMetadata)
 views.register("shift")(audio_views.shift)
 views.register("speed")(audio_views.speed)
 views.register("gain")(audio_views.gain)

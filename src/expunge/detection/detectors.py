@@ -1,12 +1,13 @@
 """From signals to one number a sample: higher = more likely bad. Pure functions, plug-ins.
 
-Register with ``@detector(name, kind, needs)``; keyword-only arguments are the detector's options.
+Register with ``@detectors.register(name, kind=…, needs=(…,))``; keyword-only arguments are the
+detector's options.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -63,30 +64,24 @@ _NEAR_ROWS = 4096
 # A group of inputs has more doubt than another if it has in so many of all pairs.
 _LESS_CLEAR = 0.55
 
-detectors: Registry[Callable[..., Detection]] = Registry("detector")
-_KINDS: dict[str, str] = {}
-_NEEDS: dict[str, frozenset[str]] = {}
+# What a detector can ask the pass over the data to collect, beside logits.
+Need = Literal["head", "attribution", "deep", "mass", "vectors", "features", "attributed", "views"]
 
 
-def detector(
-    name: str, kind: Literal["label", "input"], *needs: str
-) -> Callable[[Callable[..., Detection]], Callable[..., Detection]]:
-    """Register a detector, the fault it speaks of, and what it needs from the pass."""
-    _KINDS[name], _NEEDS[name] = kind, frozenset(needs)
-    return detectors.register(name)
+@dataclass(frozen=True)
+class DetectorInfo:
+    """The metadata of a detector: the fault that it speaks of, and what it needs from the pass."""
+
+    kind: Literal["label", "input"] = "label"
+    needs: tuple[Need, ...] = ()
 
 
-def kind_of(name: str) -> str:
-    """The fault that a detector speaks of: ``"label"`` or ``"input"``."""
-    detectors.get(name)
-    return _KINDS.get(name, "label")
+detectors: Registry[Callable[..., Detection], DetectorInfo] = Registry("detector", DetectorInfo)
 
 
-def needs_of(names: tuple[str, ...]) -> frozenset[str]:
+def needs_of(names: Iterable[str]) -> frozenset[Need]:
     """What the pass over the data has to collect for these detectors."""
-    for name in names:
-        detectors.get(name)
-    return frozenset().union(*(_NEEDS.get(name, frozenset()) for name in names))
+    return frozenset(need for name in names for need in detectors.metadata(name).needs)
 
 
 def detect(
@@ -119,7 +114,7 @@ def detect(
         ids=signals.ids,
         labels=signals.labels,
         values={name: d.score for name, d in found.items()},
-        kinds={name: kind_of(name) for name in names},
+        kinds={name: detectors.metadata(name).kind for name in names},
         class_probs=class_probs,
         agreement=agreement,
         trusted=signals.trusted,
@@ -149,25 +144,25 @@ def _require(signals: Signals, name: str) -> None:
         )
 
 
-@detector("loss", "label")
+@detectors.register("loss", kind="label")
 def loss(signals: Signals) -> Detection:
     """Cross-entropy of the given label: ``−log p_y``."""
     return Detection(-_given(log_softmax(signals.logits.astype(np.float64), axis=1), signals))
 
 
-@detector("margin", "label")
+@detectors.register("margin", kind="label")
 def margin(signals: Signals) -> Detection:
     """Best other logit minus the given label's: ``max_{c≠y} z_c − z_y``."""
     return Detection(label_margin(signals.logits.astype(np.float64), signals.labels))
 
 
-@detector("el2n", "label")
+@detectors.register("el2n", kind="label")
 def el2n(signals: Signals) -> Detection:
     """Norm of the error: ``‖p − e_y‖₂`` (arXiv 2107.07075)."""
     return Detection(np.linalg.norm(_error(signals), axis=1))
 
 
-@detector("self_influence", "label", "head")
+@detectors.register("self_influence", kind="label", needs=("head",))
 def self_influence(signals: Signals) -> Detection:
     """Gradient norm of the loss in the last layer: ``‖p − e_y‖ · √(‖h‖² + 1)``, in closed form.
 
@@ -177,7 +172,7 @@ def self_influence(signals: Signals) -> Detection:
     return Detection(np.linalg.norm(_error(signals), axis=1) * np.sqrt(h**2 + 1))
 
 
-@detector("attribution", "label", "attribution")
+@detectors.register("attribution", kind="label", needs=("attribution",))
 def attribution(signals: Signals) -> Detection:
     """Label-conditional gradient × activation, summed: ``−Σ_j h_j ∂(z_y − z_rival)/∂h_j``.
 
@@ -188,7 +183,7 @@ def attribution(signals: Signals) -> Detection:
     return Detection(-signals.columns["attribution"])
 
 
-@detector("layerwise_attribution", "label", "deep")
+@detectors.register("layerwise_attribution", kind="label", needs=("deep",))
 def layerwise_attribution(signals: Signals) -> Detection:
     """Label-conditional gradient × activation, summed at every stage of the network.
 
@@ -199,7 +194,7 @@ def layerwise_attribution(signals: Signals) -> Detection:
     return Detection(-np.mean([v / max(float(v.std()), 1e-12) for v in columns], axis=0))
 
 
-@detector("attribution_mass", "input", "mass")
+@detectors.register("attribution_mass", kind="input", needs=("mass",))
 def attribution_mass(signals: Signals) -> Detection:
     """Size of the label-free attribution, ``Σ_j |h_j max_c ∂z_c/∂h_j|``, compared within class.
 
@@ -215,7 +210,7 @@ def attribution_mass(signals: Signals) -> Detection:
     return Detection(-centred if sign < 0 else centred)
 
 
-@detector("attribution_clusters", "input", "vectors")
+@detectors.register("attribution_clusters", kind="input", needs=("vectors",))
 def attribution_clusters(signals: Signals, *, components: int = 16) -> Detection:
     """The published partition: two Gaussian clusters of the label-free attribution vectors.
 
@@ -240,7 +235,7 @@ def attribution_clusters(signals: Signals, *, components: int = 16) -> Detection
     return Detection(share[:, int(weighted.argmax())])
 
 
-@detector("knn_disagreement", "label", "features")
+@detectors.register("knn_disagreement", kind="label", needs=("features",))
 def knn_disagreement(
     signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
 ) -> Detection:
@@ -258,7 +253,7 @@ def knn_disagreement(
     return _disagreement(signals, signals.features, k, search, chunk)
 
 
-@detector("attribution_knn", "label", "attributed")
+@detectors.register("attribution_knn", kind="label", needs=("attributed",))
 def attribution_knn(
     signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
 ) -> Detection:
@@ -291,7 +286,7 @@ def _disagreement(
     return Detection(score, tuple(votes))
 
 
-@detector("lda_margin", "label", "features")
+@detectors.register("lda_margin", kind="label", needs=("features",))
 def lda_margin(signals: Signals) -> Detection:
     """How much nearer another class is than the given one, layer by layer.
 
@@ -307,7 +302,7 @@ def lda_margin(signals: Signals) -> Detection:
     return Detection(np.mean(margins, axis=0), posteriors, left_out=True)
 
 
-@detector("feature_distance", "input", "features")
+@detectors.register("feature_distance", kind="input", needs=("features",))
 def feature_distance(signals: Signals) -> Detection:
     """How unusual a sample's features are, whatever its label.
 
@@ -330,7 +325,7 @@ def feature_distance(signals: Signals) -> Detection:
     return Detection(-distance if pairs.mean() >= _TURNED else distance)
 
 
-@detector("local_uncertainty", "input", "features")
+@detectors.register("local_uncertainty", kind="input", needs=("features",))
 def local_uncertainty(
     signals: Signals, *, k: int = 50, components: int = 32, most: int = 4_000
 ) -> Detection:
@@ -362,7 +357,7 @@ def local_uncertainty(
     return Detection(score)
 
 
-@detector("feature_clusters", "input", "features")
+@detectors.register("feature_clusters", kind="input", needs=("features",))
 def feature_clusters(
     signals: Signals, *, components: int = 32, most: int = 4_000, separation: float = 8.0
 ) -> Detection:
@@ -477,7 +472,7 @@ def neighbours_mean(
     return found
 
 
-@detector("augmented_loss", "label", "views")
+@detectors.register("augmented_loss", kind="label", needs=("views",))
 def augmented_loss(signals: Signals) -> Detection:
     """Cross-entropy of the given label, averaged over random views of the input.
 
@@ -488,7 +483,7 @@ def augmented_loss(signals: Signals) -> Detection:
     return Detection(signals.augmented_loss.astype(np.float64), _views_if_trusted(signals))
 
 
-@detector("augmented_margin", "label", "views")
+@detectors.register("augmented_margin", kind="label", needs=("views",))
 def augmented_margin(signals: Signals) -> Detection:
     """Log-odds of the best other label against the given one under the mean over random views.
 
@@ -500,7 +495,7 @@ def augmented_margin(signals: Signals) -> Detection:
     return Detection(margin, _views_if_trusted(signals))
 
 
-@detector("external_margin", "label")
+@detectors.register("external_margin", kind="label")
 def external_margin(signals: Signals) -> Detection:
     """Log-odds of the best other label against the given one in probabilities from elsewhere.
 

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive, generator
 from expunge.detection import noise_model as noise_models
 from expunge.detection.detectors import MEMORISED, label_margin
@@ -18,7 +18,7 @@ from expunge.detection.lda import ashman_d
 from expunge.errors import ConfigError
 from expunge.records import KINDS, Component, Fit, Partition, Scores, align
 
-partitioners: Registry[Callable[..., Partition]] = Registry("partition")
+partitioners: Registry[Callable[..., Partition], NoMetadata] = Registry("partition", NoMetadata)
 
 # A mixture is fitted on at most so many samples; more of them do not change it.
 _FIT_ROWS = 20_000

@@ -65,14 +65,14 @@ class Effects:
     explained: float = float("nan")
 
 
-rankers: Registry[Callable[..., Effects]] = Registry("ranker")
-_USES: dict[str, Uses] = {}
+@dataclass(frozen=True)
+class RankerInfo:
+    """The metadata of a ranker: what its regressors are."""
+
+    uses: Uses = "attribution"
 
 
-def ranker(name: str, uses: Uses) -> Callable[[Callable[..., Effects]], Callable[..., Effects]]:
-    """Register a ranker and what its regressors are."""
-    _USES[name] = uses
-    return rankers.register(name)
+rankers: Registry[Callable[..., Effects], RankerInfo] = Registry("ranker", RankerInfo)
 
 
 def rank_units(
@@ -95,7 +95,7 @@ def rank_units(
     """
     rankers.check_options(method, options)
     sums = _moments(
-        model, samples, partition, layers, _USES.get(method, "attribution"), batch_size, progress
+        model, samples, partition, layers, rankers.metadata(method).uses, batch_size, progress
     )
     effects = {layer: rankers.get(method)(moments, **options) for layer, moments in sums.items()}
     p_values = np.concatenate([e.p_value for e in effects.values()])
@@ -114,7 +114,7 @@ def rank_units(
     )
 
 
-@ranker("attribution-ridge", "attribution")
+@rankers.register("attribution-ridge", uses="attribution")
 def attribution_ridge(moments: Moments) -> Effects:
     """Standardised ridge regression of badness on label-conditional attributions, signed.
 
@@ -126,13 +126,13 @@ def attribution_ridge(moments: Moments) -> Effects:
     return _ridge(moments)
 
 
-@ranker("activation-ridge", "activation")
+@rankers.register("activation-ridge", uses="activation")
 def activation_ridge(moments: Moments) -> Effects:
     """The same regression on activations (mean over space): sees faulty inputs, not labels."""
     return _ridge(moments)
 
 
-@ranker("activation-ols", "activation")
+@rankers.register("activation-ols", uses="activation")
 def activation_ols(moments: Moments) -> Effects:
     """Absolute weights of ordinary least squares on activations, as published (arXiv 2506.11615).
 
@@ -146,7 +146,7 @@ def activation_ols(moments: Moments) -> Effects:
     return Effects(np.abs(raw), nothing, nothing, float(beta @ r))
 
 
-@ranker("magnitude", "weights")
+@rankers.register("magnitude", uses="weights")
 def magnitude(moments: Moments) -> Effects:
     """Units with the smallest incoming weights first (L2 norm): the usual magnitude criterion."""
     nothing = np.full(len(moments.weight_norm), np.nan)

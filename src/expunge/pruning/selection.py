@@ -11,12 +11,12 @@ from collections.abc import Callable
 from fractions import Fraction
 from math import floor, fsum
 
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import generator
 from expunge.errors import PruneError
 from expunge.records import Budget, NeuronRanking, PrunePlan
 
-pruners: Registry[Callable[..., PrunePlan]] = Registry("pruner")
+pruners: Registry[Callable[..., PrunePlan], NoMetadata] = Registry("pruner", NoMetadata)
 
 
 @pruners.register("ranked")

@@ -212,7 +212,8 @@ def pretrain(
 
     Two `SimCLRAugmentation` views of every image go through the body and a projection head
     (thrown
-    away afterwards), and `nt_xent` draws them together. SGD with momentum, where the paper has LARS for
+    away afterwards), and `nt_xent` draws them together. SGD with momentum, where the paper has
+    LARS for
     its large batches. Labels are not looked at.
 
     model: any classifier with a linear head, its weights the start. config: ``two-cores`` of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from expunge._core.distributed import single_process
 from expunge._core.progress import Progress
-from expunge._core.registry import Registry
+from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive, generator, temp_seed, torch_generator
 from expunge.data import Samples
 from expunge.data.samples import tensor_of
@@ -31,7 +31,7 @@ from expunge.training.loop import (
     with_learning_rate,
 )
 
-trainers: Registry[Callable[..., nn.Module]] = Registry("trainer")
+trainers: Registry[Callable[..., nn.Module], NoMetadata] = Registry("trainer", NoMetadata)
 
 # ELR for CIFAR-10.
 LAMBDA, BETA = 3.0, 0.7
