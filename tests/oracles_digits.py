@@ -20,7 +20,7 @@ from expunge.models.zoo import mlp
 from expunge.training.loop import TuneConfig
 
 CLASSES = tuple(str(c) for c in range(10))
-TRAINING = TuneConfig(data="everything", epochs=60, lr=0.05, batch_size=32, augment=False)
+TRAINING = TuneConfig(targets="all", epochs=60, lr=0.05, batch_size=32, augment=False)
 # Cut as what learned wrong labels by heart; these networks have no views to show it.
 CUT: dict[str, Any] = {"prune": {"fraction": 0.2}}
 QUICK: dict[str, Any] = {**CUT, "tune": {"epochs": 3, "batch_size": 32}}

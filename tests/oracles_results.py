@@ -111,7 +111,7 @@ def make_result(**changes: Any) -> RepairResult:
         before=make_evaluation(0.6),
         after=make_evaluation(0.85),
         gain=Metric(0.25, 0.18, 0.31, 100),
-        controls={
+        baselines={
             "random-units": make_control(0.75, 0.1),
             "finetune-only": make_control(0.8, 0.05, 0.06),
         },
@@ -121,6 +121,6 @@ def make_result(**changes: Any) -> RepairResult:
         flags=(),
         run="runs/first",
         classes=CLASSES,
-        verdict=Decision("repair", "nothing was held out"),
+        decision=Decision("keep", "nothing was held out"),
     )
     return replace(made, **changes)

@@ -353,7 +353,11 @@ MODELS: dict[str, Case] = {
     ),
     "an unknown layer": (
         lambda f: expunge.score(
-            memorised(), noisy(60), layer="33", detectors=["attribution"], stages=[]
+            memorised(),
+            noisy(60),
+            attribution_layer="33",
+            detectors=["attribution"],
+            feature_layers=[],
         ),
         ModelError,
         "the model has no layer '33'",
@@ -445,7 +449,7 @@ SETTINGS: dict[str, Case] = {
         r"fraction must lie in \[0, 1\], not -0.1",
     ),
     "a plan that cuts nothing": (
-        lambda f: expunge.plan(ranking(), count=5, cap=0.0),
+        lambda f: expunge.plan(ranking(), count=5, max_layer_fraction=0.0),
         PruneError,
         r"10 units were to be cut and none can be: .*\n  fix: raise the cap",
     ),

@@ -32,7 +32,7 @@ from expunge.training import baselines, loop
 from expunge.training.loop import TuneConfig, targets_of
 
 ELSEWHERE = torch.device("meta")
-CONFIG = TuneConfig(data="everything", epochs=1, batch_size=16)
+CONFIG = TuneConfig(targets="all", epochs=1, batch_size=16)
 X = np.random.default_rng(0).random((48, 3, 16, 16)).astype(np.float32)
 Y = np.arange(48) % 4
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}

@@ -32,7 +32,7 @@ def case():
 
     with temp_seed(0, "network"):
         model = convnet(classes=10, channels=1, widths=(4, 8), hidden=16, convolutions=1)
-    config = TuneConfig(data="everything", epochs=3, lr=0.05, batch_size=32, augment=False)
+    config = TuneConfig(targets="all", epochs=3, lr=0.05, batch_size=32, augment=False)
     return model, noisy(201, view="crop"), clean(101), config
 
 
@@ -57,7 +57,7 @@ def work(out: Path) -> None:
             "partition": {"threshold": 0.9},
             "prune": {"fraction": 0.2},
             "tune": {"epochs": 2, "batch_size": 25},
-            "least": 0.0,
+            "min_flagged_fraction": 0.0,
         },
         "controls": ("random-units",),
         "out": out / "run",

@@ -153,7 +153,7 @@ def test_named_samples_are_forgotten_and_nothing_else_is_looked_for(tmp_path):
     split = result.partition
     assert split.ids[split.flagged].tolist() == ids.tolist()
     assert np.array_equal(split.suggested_label, split.labels)
-    before, after = result.certificate.predicted
+    before, after = result.audit.predicted
     assert before > 0.85
     assert after < before - 0.2
     kept = noisy().subset(np.flatnonzero(~split.flagged))
@@ -198,15 +198,15 @@ def test_another_deletion_is_another_run(tmp_path):
 def test_the_certificate_counts_what_the_models_say():
     result = plain()
     split, data = result.partition, noisy()
-    found = result.certificate
+    found = result.audit
     said = [collect(m, data).logits.argmax(axis=1) for m in (memorised(), result.model)]
     for share, predicted in zip(found.predicted, said, strict=True):
         assert share == pytest.approx((predicted == data.labels)[split.flagged].mean())
-    assert found.drift == pytest.approx((said[0] != said[1])[split.kept].mean())
+    assert found.churn == pytest.approx((said[0] != said[1])[split.kept].mean())
     sure = lambda d: softmax(collect(result.model, d).logits, axis=1).max(axis=1)  # noqa: E731
     members, others = sure(data)[split.flagged], sure(clean())
     wins = (members[:, None] > others).mean() + 0.5 * (members[:, None] == others).mean()
-    assert found.membership[1] == pytest.approx(wins, abs=1e-3)
+    assert found.membership_auroc[1] == pytest.approx(wins, abs=1e-3)
     assert found.samples == split.flagged.sum()
 
 
@@ -217,29 +217,31 @@ def test_a_certificate_is_given_where_all_flagged_samples_have_one_label():
     found = expunge.certify(memorised(), memorised(), data, split, clean())
     assert found.samples == split.flagged.sum() == (data.labels == data.labels[0]).sum()
     assert found.predicted[0] == found.predicted[1]
-    assert found.drift == 0
+    assert found.churn == 0
 
 
 def test_a_model_with_next_to_no_noise_is_left_alone_and_the_controls_show_why():
     overrides = {**FAST, "partition": {"threshold": 1.0}}
     result = repaired(overrides=overrides, controls=("finetune-only",))
-    assert result.verdict.word == "leave alone"
+    assert result.decision.action == "skip"
     assert_same_weights(result.model, memorised())
     assert result.plan is None
     assert result.gain.value == 0
-    control = result.controls["finetune-only"].model
+    control = result.baselines["finetune-only"].model
     assert not torch.equal(control[-1].weight, result.model[-1].weight)
     assert expunge.report(result).startswith("# ")
     assert "Leave alone: 0 of 400 training samples" in expunge.report(result)
 
 
 def test_a_partition_that_leaves_nothing_of_a_class_leaves_the_model_alone():
-    overrides = {**FAST, "partition": {"threshold": 0.0}, "tune": {"data": "kept"}}
+    overrides = {**FAST, "partition": {"threshold": 0.0}, "tune": {"targets": "filter"}}
     result = repaired(overrides=overrides, controls=("finetune-only", "finetune-all-labels"))
-    assert result.verdict.word == "leave alone"
-    assert "nothing is left to learn" in result.verdict.reason
+    assert result.decision.action == "skip"
+    assert "nothing is left to learn" in result.decision.reason
     assert_same_weights(result.model, memorised())
-    assert list(result.controls) == ["finetune-all-labels"]  # the other would have nothing to learn
+    assert list(result.baselines) == [
+        "finetune-all-labels"
+    ]  # the other would have nothing to learn
 
 
 def held_out() -> Samples:
@@ -250,36 +252,36 @@ def held_out() -> Samples:
 
 def test_held_out_labels_keep_a_repair_that_helps_and_their_noise_is_taken_into_account():
     result = repaired(overrides={"tune": {"epochs": 6, "batch_size": 32}}, held_out=held_out())
-    assert result.verdict.word == "repair"
-    assert result.verdict.gain.low > 0
+    assert result.decision.action == "keep"
+    assert result.decision.gain.low > 0
     truly = stages.compare(memorised(), result.model, clean()).gain
-    assert result.verdict.gain.low < truly.value < result.verdict.gain.high
+    assert result.decision.gain.low < truly.value < result.decision.gain.high
     assert result.seconds["judge"] > 0
 
 
 def test_a_repair_that_does_harm_is_rolled_back(tmp_path):
     harm = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
     result = repaired(overrides=harm, held_out=held_out(), out=tmp_path)
-    assert result.verdict.word == "leave alone"
-    assert result.verdict.gain.value < 0
+    assert result.decision.action == "revert"
+    assert result.decision.gain.value < 0
     assert_same_weights(result.model, memorised())
     assert result.plan is None
     assert result.size_after == result.size_before
     assert "Leave alone: the repair would change accuracy by −" in expunge.report(result)
-    told = json.loads((tmp_path / "result.json").read_text())["verdict"]
-    assert told["word"] == "leave alone"
-    assert told["gain"]["value"] == result.verdict.gain.value
+    told = json.loads((tmp_path / "result.json").read_text())["decision"]
+    assert told["action"] == "revert"
+    assert told["gain"]["value"] == result.decision.gain.value
 
 
 def test_what_is_to_be_forgotten_is_not_rolled_back():
     overrides = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
     result = pipeline.forget(memorised(), noisy(), noisy().ids[:2], overrides=overrides)
-    assert result.verdict.word == "repair"
+    assert result.decision.action == "keep"
     assert result.plan is not None
 
 
 def retrain_well(recipe: Recipe) -> Recipe:
-    tune = replace(recipe.tune, data="kept", epochs=30, lr=0.05, batch_size=32)
+    tune = replace(recipe.tune, targets="filter", epochs=30, lr=0.05, batch_size=32)
     return replace(recipe, start="scratch", prune=PruneConfig(fraction=0.0), tune=tune)
 
 
@@ -287,17 +289,17 @@ def test_a_network_trained_anew_that_is_ahead_is_recommended(monkeypatch):
     weak = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.0}}
     monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
     result = repaired(overrides=weak, held_out=held_out(), controls=("retrain-well",))
-    assert result.verdict.word == "retrain"
-    assert "retrain-well" in result.verdict.reason
+    assert result.decision.action == "retrain"
+    assert "retrain-well" in result.decision.reason
     assert expunge.report(result).count("Retrain: ") == 1
-    assert result.verdict.kept == (result.verdict.gain.value > 0)
+    assert result.decision.kept == (result.decision.gain.value > 0)
 
 
 def test_a_repair_that_does_harm_is_rolled_back_also_where_training_anew_is_ahead(monkeypatch):
     harm = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
     monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
     result = repaired(overrides=harm, held_out=held_out(), controls=("retrain-well",))
-    assert (result.verdict.word, result.verdict.kept) == ("retrain", False)
+    assert (result.decision.action, result.decision.kept) == ("retrain", False)
     assert_same_weights(result.model, memorised())
     assert "The model is the one that came in" in expunge.report(result)
 
@@ -352,7 +354,7 @@ def test_held_out_samples_of_other_classes_are_refused():
 
 
 def test_another_round_looks_again_with_the_repaired_model(tmp_path):
-    rounds = {**FAST, "rounds": {"epochs": [2], "enough": 0.0}}
+    rounds = {**FAST, "rounds": {"epochs": [2], "min_flag_change": 0.0}}
     result = repaired(overrides=rounds, out=tmp_path / "whole")
     first = plain()
     assert not np.array_equal(result.partition.p_noisy, first.partition.p_noisy)
@@ -376,11 +378,11 @@ def _stop_at(stage):
 
 
 def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp_path):
-    tune = {**FAST["tune"], "data": "everything", "epochs": 2}
+    tune = {**FAST["tune"], "targets": "all", "epochs": 2}
     rounds = {
         **FAST,
         "tune": tune,
-        "rounds": {"epochs": [1, 2, 1], "data": "everything", "enough": 1.0},
+        "rounds": {"epochs": [1, 2, 1], "targets": "all", "min_flag_change": 1.0},
     }
     progress: list[tuple[str, int, int]] = []
     repaired(overrides=rounds, out=tmp_path, progress=lambda *told: progress.append(told))
@@ -390,7 +392,7 @@ def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp
 
 
 def test_what_the_first_look_says_of_inputs_stands_in_all_rounds():
-    rounds = {**FAST, "score": {}, "rounds": {"epochs": [1], "enough": 0.0}}
+    rounds = {**FAST, "score": {}, "rounds": {"epochs": [1], "min_flag_change": 0.0}}
     first = repaired(overrides={**rounds, "rounds": {"epochs": []}}).partition
     last = repaired(overrides=rounds).partition
     assert np.array_equal(last.p_input_fault, first.p_input_fault)
@@ -411,7 +413,7 @@ def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
         return looks[0] if len(looks) == 1 else replace(looks[-1], threshold=0.0)
 
     monkeypatch.setattr(cached_stages, "partition", blind)
-    tune = {**FAST["tune"], "data": "kept"}
+    tune = {**FAST["tune"], "targets": "filter"}
     result = repaired(overrides={**FAST, "tune": tune, "rounds": {"epochs": [1, 1]}})
     assert len(looks) == 2
     assert result.partition.threshold == 0.5
@@ -420,7 +422,7 @@ def test_a_round_that_leaves_nothing_of_a_class_is_not_followed(monkeypatch):
 
 
 def test_rounds_go_on_as_long_as_they_see_something_new(tmp_path):
-    rounds = {**FAST, "rounds": {"epochs": [1, 1], "enough": 0.0}}
+    rounds = {**FAST, "rounds": {"epochs": [1, 1], "min_flag_change": 0.0}}
     repaired(overrides=rounds, out=tmp_path)
     assert sorted(p.name for p in (tmp_path / "rounds").iterdir()) == ["2", "3"]
 
@@ -428,7 +430,7 @@ def test_rounds_go_on_as_long_as_they_see_something_new(tmp_path):
 def test_without_validation_nothing_is_measured_and_no_control_runs(tmp_path):
     result = pipeline.repair(memorised(), noisy(), overrides=FAST, out=tmp_path / "run")
     assert result.before is result.after is result.gain is None
-    assert result.controls == {}
+    assert result.baselines == {}
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     assert found["before"] is None
     assert (tmp_path / "run" / "report.html").exists()
@@ -536,7 +538,7 @@ def test_what_a_repair_cuts_where_it_is_left_open_depends_on_what_was_learned_by
     assert prune_skipped_reason.plan is None
     assert prune_skipped_reason.size_after == prune_skipped_reason.size_before
     assert "has not learned wrong labels by heart" in expunge.report(prune_skipped_reason)
-    for control in prune_skipped_reason.controls.values():  # the repair itself
+    for control in prune_skipped_reason.baselines.values():  # the repair itself
         assert_same_weights(control.model, prune_skipped_reason.model)
     assert "random-control-as-good" not in {flag.code for flag in prune_skipped_reason.flags}
     cut = plain().plan
@@ -784,8 +786,8 @@ def test_a_control_that_looks_in_another_way_makes_its_own_partition(tmp_path):
     own = pq.read_table(tmp_path / "a" / "controls" / "rlap" / "2-partition" / "partition.parquet")
     theirs = pq.read_table(tmp_path / "b" / "2-partition" / "partition.parquet")
     assert own == theirs
-    assert result.controls["rlap"].evaluation.accuracy == alone.after.accuracy
-    assert_same_weights(result.controls["rlap"].model, alone.model)
+    assert result.baselines["rlap"].evaluation.accuracy == alone.after.accuracy
+    assert_same_weights(result.baselines["rlap"].model, alone.model)
 
 
 @pytest.mark.parametrize(
@@ -813,7 +815,7 @@ def test_a_model_that_has_memorised_has_further_to_go(monkeypatch, found, change
 def test_a_ranking_looks_at_as_many_samples_as_it_says():
     data, split = noisy(), plain().partition
     drawn = np.sort(generator(3, "rank").permutation(len(data))[:100])
-    few = stages.rank(memorised(), data, split, seed=3, most=100)
+    few = stages.rank(memorised(), data, split, seed=3, max_samples=100)
     expected = stages.rank(memorised(), data.subset(drawn), split)
     assert np.array_equal(few.effect, expected.effect)
     assert not np.array_equal(few.effect, stages.rank(memorised(), data, split).effect)
@@ -826,7 +828,7 @@ def test_units_that_an_addition_shares_are_ranked_only_if_asked_for():
     data = from_arrays(x, y, ids=split.ids, classes=tuple("0123456789"))
     found = stages.rank(net, data, split).units_by_layer()
     assert list(found) == ["stages.0.0.conv1", "stages.1.0.conv1"]
-    last = stages.rank(net, data, split, last=1).units_by_layer()
+    last = stages.rank(net, data, split, last_n_layers=1).units_by_layer()
     assert list(last) == ["stages.1.0.shortcut.0"]
 
 
@@ -838,14 +840,14 @@ def test_another_control_is_added_to_what_is_there(tmp_path):
         controls=("nothing", "finetune-only"),
         progress=lambda what, *_: told.append(what),
     )
-    assert list(both.controls) == ["nothing", "finetune-only"]
+    assert list(both.baselines) == ["nothing", "finetune-only"]
     assert {w for w in told if w.endswith("5-tune")} == {"controls/finetune-only/5-tune"}
 
 
 def test_fresh_does_a_changed_repair_in_the_same_folder(tmp_path):
     repaired(out=tmp_path / "run", seed=1)
     (tmp_path / "run" / "notes.md").write_text("mine")
-    fresh = repaired(out=tmp_path / "run", fresh=True)
+    fresh = repaired(out=tmp_path / "run", overwrite=True)
     assert_same_weights(fresh.model, plain().model)
     assert (tmp_path / "run" / "notes.md").read_text() == "mine"
 
@@ -855,7 +857,7 @@ def test_training_resumes_and_equals_uninterrupted(tmp_path):
         if done == 50:
             raise Killed
 
-    config = TRAINING.__class__(data="everything", epochs=6, batch_size=32, lr=0.05)
+    config = TRAINING.__class__(targets="all", epochs=6, batch_size=32, lr=0.05)
     whole = pipeline.train(network(), noisy(), config)
     with pytest.raises(Killed):
         pipeline.train(network(), noisy(), config, out=tmp_path / "t", progress=stop)
@@ -923,14 +925,14 @@ def controlled() -> RepairResult:
 
 def test_controls_cut_as_many_units_of_each_layer_as_the_repair(controlled):
     size = controlled.size_after
-    assert controlled.controls["random-units"].size == size
-    assert controlled.controls["magnitude"].size == size
+    assert controlled.baselines["random-units"].size == size
+    assert controlled.baselines["magnitude"].size == size
     for name in ("finetune-only", "retrain-filtered", "nothing"):
-        assert controlled.controls[name].size == controlled.size_before, name
+        assert controlled.baselines[name].size == controlled.size_before, name
 
 
 def test_the_control_that_does_nothing_measures_the_model_given(controlled):
-    nothing = controlled.controls["nothing"]
+    nothing = controlled.baselines["nothing"]
     assert nothing.evaluation.accuracy == controlled.before.accuracy
     assert nothing.gain == controlled.gain
 
@@ -1065,7 +1067,7 @@ def test_cutting_needs_an_amount():
     ranking = plain().ranking
     with pytest.raises(ConfigError, match="nothing to cut"):
         expunge.plan(ranking)
-    assert not PruneConfig().cuts
+    assert not PruneConfig().is_enabled
     assert expunge.plan(ranking, count=2).granted == 2 * len(ranking.units_by_layer())
     with pytest.raises(PruneError, match=r"fraction 1e-06 of \d+ units is less than one unit"):
         expunge.plan(ranking, fraction=1e-6)

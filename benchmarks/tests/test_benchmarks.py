@@ -286,7 +286,7 @@ def test_captum_agrees_with_the_closed_form_of_self_influence_but_for_the_bias(d
     theirs = np.exp(peers.get("tracin")(case).score)
     signals = collect(model, scene.train, needs=frozenset({"head"}), precision="float32")
     ours = detectors.get("self_influence")(signals).score ** 2
-    h = signals.columns["head_input_norm"]
+    h = signals.per_sample["head_input_norm"]
     assert_allclose(theirs, ours * h**2 / (h**2 + 1), rtol=1e-4, atol=1e-9)
 
 
@@ -346,7 +346,7 @@ def repaired(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("repair")
     settings = [Setting("human_random1", state="memorised", n=100, seed=s) for s in (0, 1)]
     names = ("nothing", "finetune-only", "oracle-finetune", "oracle-retrain", "cleanlab-retrain")
-    short = TuneConfig(data="everything", epochs=12, lr=0.05, batch_size=10, augment=False)
+    short = TuneConfig(targets="all", epochs=12, lr=0.05, batch_size=10, augment=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "TRAINING", {"fresh": short, "memorised": short})
         # What a hundred images and a weak network would let one find is not asked here, nor what
@@ -408,7 +408,7 @@ def test_oracles_know_the_truth_and_nobody_else_does(data):
 
 
 def test_cuts_of_every_size_start_from_one_network_and_partition(data, tmp_path, monkeypatch):
-    short = TuneConfig(data="everything", epochs=12, lr=0.05, batch_size=10, augment=False)
+    short = TuneConfig(targets="all", epochs=12, lr=0.05, batch_size=10, augment=False)
     monkeypatch.setattr(cifar, "TRAINING", {"fresh": short, "memorised": short})
     monkeypatch.setattr(cifar, "HELD_OUT", 0)
     settings = [Setting("human_random1", state="memorised", n=100)]

@@ -81,7 +81,7 @@ def test_ambiguous_labels_of_equal_doubt_are_the_first():
 
 
 def test_the_mean_prediction_is_that_over_the_networks_of_each_epoch():
-    data, config = noisy(120, rate=0.0), TuneConfig(data="everything", epochs=2, lr=0.2)
+    data, config = noisy(120, rate=0.0), TuneConfig(targets="all", epochs=2, lr=0.2)
     found = mean_prediction(network(), data, epochs=2, seed=3)
     steps, seen = [], []
 

@@ -63,7 +63,7 @@ def data(folder):
 @pytest.fixture
 def quick(monkeypatch):
     """Short schedules."""
-    short = TuneConfig(data="everything", epochs=2, lr=0.05, batch_size=20, augment=False)
+    short = TuneConfig(targets="all", epochs=2, lr=0.05, batch_size=20, augment=False)
     monkeypatch.setattr(speech, "TRAINING", {"fresh": short, "memorised": short})
 
 

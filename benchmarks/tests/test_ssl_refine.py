@@ -27,7 +27,7 @@ CONFIG = RefineConfig(
     first=3,
     last=3,
     strengths=(0.0,),
-    tune=TuneConfig(data="everything", lr=0.05, batch_size=32, precision="float32"),
+    tune=TuneConfig(targets="all", lr=0.05, batch_size=32, precision="float32"),
 )
 
 

@@ -56,7 +56,7 @@ def repair(
     controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
     out: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     train_seconds: float | None = None,
     progress: Progress = silent,
 ) -> RepairResult:
@@ -84,7 +84,7 @@ def repair(
         seed=seed,
         progress=progress,
     )
-    with open_run(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+    with open_run(out, job.header, overwrite=overwrite, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed)
         return _finished(job, run, cached_stages.scored(job, run), train_seconds)
 
@@ -100,7 +100,7 @@ def forget(
     controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
     out: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> RepairResult:
     """Unlearn samples that are named: a deletion request, a poisoned batch. See `repair`.
@@ -115,7 +115,7 @@ def forget(
     tune: Mapping[str, object] = settings.get("tune", {})  # type: ignore[assignment]
     settings |= {
         "partition": {"method": "posterior"},
-        "tune": {**tune, "data": "kept"},
+        "tune": {**tune, "targets": "filter"},
         "rounds": {"epochs": ()},
     }
     job = cached_stages.prepare(
@@ -136,7 +136,7 @@ def forget(
     def compute() -> Artefact:
         return serialization.store_scores(_all_or_nothing(job.train, named))
 
-    with open_run(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+    with open_run(out, job.header, overwrite=overwrite, accelerator=job.accelerator) as run:
         run.log("start", recipe=recipe, seed=seed, forget=int(named.sum()))
         key = {**job.key(run, job.recipe.score, ()), "forget": job.header["forget"]}
         scores = serialization.load_scores(run.stage("1-score", key, compute))
@@ -203,7 +203,7 @@ def repair_until(
     controls: tuple[str, ...] = CONTROLS,
     seed: int = 0,
     out: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> Stages:
     """Do the first stages of a repair in its run folder; `repair` goes on from there."""
@@ -218,7 +218,7 @@ def repair_until(
         seed=seed,
         progress=progress,
     )
-    with open_run(out, job.header, fresh=fresh, accelerator=job.accelerator) as run:
+    with open_run(out, job.header, overwrite=overwrite, accelerator=job.accelerator) as run:
         scores = cached_stages.scored(job, run)
         if until == "score":
             return Stages(scores, None, None, None)
@@ -243,7 +243,7 @@ def train(
     *,
     seed: int = 0,
     out: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> Trained:
     """Train a copy of the model on all samples with the labels given, as a user would have.
@@ -260,7 +260,7 @@ def train(
         "model": model_fingerprint(model),
         "train": samples.fingerprint(),
     }
-    with open_run(out, header, fresh=fresh, accelerator=accelerator) as run:
+    with open_run(out, header, overwrite=overwrite, accelerator=accelerator) as run:
 
         def compute() -> Artefact:
             targets = loop.targets_of(samples, None, config)
@@ -293,7 +293,7 @@ def _finished(
     repaired = None if why_not else fixed
     found = {name: _controlled(job, run, name, split, repaired) for name in job.controls}
     others = {name: other for name, other in found.items() if other is not None}
-    verdict = Decision("leave alone", why_not) if why_not else _judged(job, run, fixed, others)
+    verdict = Decision("skip", why_not) if why_not else _judged(job, run, fixed, others)
     if not verdict.kept:
         fixed = _untouched(job, run, fixed.partition)
     result = results.measure(job, run, scores, fixed, others, verdict, train_seconds)
@@ -360,8 +360,8 @@ def _cut(
 ) -> _Cut:
     """Rank, plan and cut, as far as a recipe says; where it leaves that open, see `PruneConfig`."""
     prune, ranking = recipe.prune, None
-    if prune.open:
-        scores = serialization.load_scores(run.made["1-score"])
+    if prune.is_auto:
+        scores = serialization.load_scores(run.artefacts["1-score"])
         if (
             until == "tune"
             and job.asked
@@ -369,7 +369,7 @@ def _cut(
         ):
             return _Cut(model, prune_skipped_reason=_NO_NEED)
         prune = replace(prune, fraction=DEFAULT_PRUNE_FRACTION)
-    if not prune.cuts:
+    if not prune.is_enabled:
         return _Cut(model)
     try:
         ranking = cached_stages.ranked(job, run, recipe.rank, split, folders[0], read)
@@ -379,7 +379,7 @@ def _cut(
         plan = cached_stages.planned(job, run, prune, ranking, folders[1], read)
         smaller = cut_model(model, plan, job.train, prune.mode)
     except (ModelError, PruneError) as error:
-        if until != "tune" or not recipe.prune.open:
+        if until != "tune" or not recipe.prune.is_auto:
             raise
         return _Cut(model, ranking, prune_skipped_reason=f"this network cannot be: {error.what}")
     read.append(folders[1])
@@ -397,9 +397,9 @@ def _judged(
 ) -> Decision:
     """Whether to keep the repair, by what is held out."""
     if not job.asked:
-        return Decision("repair", "these samples were to be unlearned, whatever it costs")
+        return Decision("keep", "these samples were to be unlearned, whatever it costs")
     if job.held_out is None:
-        return Decision("repair", "no labels were held out that could speak against it")
+        return Decision("keep", "no labels were held out that could speak against it")
     started, held_out = time.perf_counter(), job.held_out
 
     def predicted(model: nn.Module) -> np.ndarray:
@@ -446,9 +446,9 @@ def _again(
     found = cached_stages.partitioned(job, run, recipe.partition, scores, split_name, read)
     split = with_input_faults(found, before, fdr=recipe.partition.fdr)
     read.append(split_name)
-    settled = bool((before.flagged != split.flagged).mean() < rounds.enough)
+    settled = bool((before.flagged != split.flagged).mean() < rounds.min_flag_change)
     epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]
-    tune = replace(recipe.tune, data=rounds.data, epochs=epochs)
+    tune = replace(recipe.tune, targets=rounds.targets, epochs=epochs)
     if len(lost_classes(split, tune)):
         return before, model, True
     model = cached_stages.tuned(

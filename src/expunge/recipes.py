@@ -14,7 +14,7 @@ from typing import Any, Literal
 from expunge._core.registry import NoMetadata, Registry
 from expunge.config import build
 from expunge.errors import ConfigError
-from expunge.training.loop import Precision, TuneConfig
+from expunge.training.loop import Precision, TargetKind, TuneConfig
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class ScoreConfig:
         "feature_clusters",
     )
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    layer: str = ""
-    stages: tuple[str, ...] = ()
+    attribution_layer: str = ""
+    feature_layers: tuple[str, ...] = ()
     views: int = 6
     batch_size: int = 256
     precision: Precision = "auto"
@@ -66,24 +66,25 @@ class PartitionConfig:
 
 @dataclass(frozen=True)
 class RankConfig:
-    """method: a ranker. layers: whose units are ranked; or the ``last`` that can be cut.
+    """method: a ranker. layers: whose units are ranked; or the ``last_n_layers`` that can be cut.
 
     By default all whose units are their own, not shared with other layers by residual additions:
-    a unit that is shared costs every layer that shares it. most: samples that are looked at, drawn
+    a unit that is shared costs every layer that shares it. max_samples: samples that are looked
+    at, drawn
     by the seed; more of them do not change the ranking.
     """
 
     method: str = "attribution-ridge"
     layers: tuple[str, ...] = ()
-    last: int | None = None
-    most: int = 4_000
+    last_n_layers: int | None = None
+    max_samples: int = 4_000
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.last is not None and self.last < 1:
-            raise ConfigError(f"rank.last must be 1 or more, not {self.last}")
-        if self.most < 1:
-            raise ConfigError(f"rank.most must be 1 or more, not {self.most}")
+        if self.last_n_layers is not None and self.last_n_layers < 1:
+            raise ConfigError(f"rank.last_n_layers must be 1 or more, not {self.last_n_layers}")
+        if self.max_samples < 1:
+            raise ConfigError(f"rank.max_samples must be 1 or more, not {self.max_samples}")
 
 
 # What is cut where that is left open: a fifth. It cost nothing where wrong labels were learned by
@@ -105,7 +106,7 @@ class PruneConfig:
     fraction: float | None = None
     count: int | None = None
     scope: Literal["layer", "global"] = "layer"
-    cap: float = 0.9
+    max_layer_fraction: float = 0.9
     mode: Literal["remove", "mask"] = "remove"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -116,16 +117,18 @@ class PruneConfig:
             raise ConfigError("prune.fraction and prune.count exclude each other")
         if self.count is not None and self.count < 0:
             raise ConfigError(f"prune.count must not be negative: {self.count}")
-        if not 0 <= self.cap < 1:
-            raise ConfigError(f"prune.cap must lie in [0, 1), not {self.cap}")
+        if not 0 <= self.max_layer_fraction < 1:
+            raise ConfigError(
+                f"prune.max_layer_fraction must lie in [0, 1), not {self.max_layer_fraction}"
+            )
 
     @property
-    def cuts(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether anything is asked for."""
         return bool(self.fraction or self.count)
 
     @property
-    def open(self) -> bool:
+    def is_auto(self) -> bool:
         """Whether the repair decides."""
         return self.fraction is None and self.count is None
 
@@ -135,21 +138,24 @@ class RoundsConfig:
     """How often the repaired model looks at the data again, and is tuned once more on what it sees.
 
     epochs: of the tuning in each further round; none if empty. views: random views when it looks
-    again (a healthier model needs none). data: what it is tuned on then; see `TuneConfig`. enough:
+    again (a healthier model needs none). data: what it is tuned on then; see `TuneConfig`.
+    min_flag_change:
     the share of samples whose flag must change, or the rounds left out join their epochs to this
     one.
     """
 
     epochs: tuple[int, ...] = ()
     views: int = 0
-    data: Literal["kept", "soft", "relabel", "everything"] = "kept"
-    enough: float = 0.01
+    targets: TargetKind = "filter"
+    min_flag_change: float = 0.01
 
     def __post_init__(self) -> None:
         if any(e < 1 for e in self.epochs) or self.views < 0:
             raise ConfigError("rounds.epochs must be 1 or more each, rounds.views not negative")
-        if not 0 <= self.enough <= 1:
-            raise ConfigError(f"rounds.enough must lie in [0, 1], not {self.enough}")
+        if not 0 <= self.min_flag_change <= 1:
+            raise ConfigError(
+                f"rounds.min_flag_change must lie in [0, 1], not {self.min_flag_change}"
+            )
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,8 @@ class Recipe:
 
     score: three views, where scores alone take six: the time shows the difference, and the result
     does not. start: fine-tune the model given, or train it anew from scratch.
-    trainer: another way to train than `tuning.tune`, see `robust` and `related.refinement`. least:
+    trainer: another way to train than `tuning.tune`, see `robust` and `related.refinement`.
+    min_flagged_fraction:
     where a smaller share of the samples is flagged the model is left alone: too few for their
     removal to outweigh the harm that any tuning can do.
     """
@@ -167,15 +174,18 @@ class Recipe:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
-    tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="relabel"))
+    tune: TuneConfig = field(default_factory=lambda: TuneConfig(targets="relabel"))
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
     trainer: Literal["", "elr", "co-teaching", "divide-mix", "ssl-refine"] = ""
-    least: float = 0.02
+    min_flagged_fraction: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least <= 1:
-            raise ConfigError(f"least must lie in [0, 1], not {self.least}", fix="0.02 means 2 %")
+        if not 0 <= self.min_flagged_fraction <= 1:
+            raise ConfigError(
+                f"min_flagged_fraction must lie in [0, 1], not {self.min_flagged_fraction}",
+                fix="0.02 means 2 %",
+            )
 
 
 recipes: Registry[Callable[[Recipe], Recipe], NoMetadata] = Registry("recipe", NoMetadata)
@@ -212,7 +222,7 @@ def rounds(recipe: Recipe) -> Recipe:
     """
     return replace(
         _uncut(recipe),
-        tune=replace(recipe.tune, data="kept", epochs=2),
+        tune=replace(recipe.tune, targets="filter", epochs=2),
         rounds=RoundsConfig(epochs=(3, 13)),
     )
 
@@ -232,12 +242,12 @@ def rlap(recipe: Recipe) -> Recipe:
         recipe,
         score=replace(recipe.score, detectors=("attribution_clusters",)),
         partition=PartitionConfig(method="posterior"),
-        rank=RankConfig(method="activation-ols", last=1),
+        rank=RankConfig(method="activation-ols", last_n_layers=1),
         prune=PruneConfig(fraction=0.156),
         rounds=RoundsConfig(),
         tune=replace(
             recipe.tune,
-            data="kept",
+            targets="filter",
             optimizer="adamw",
             lr=1e-3,
             weight_decay=0.0,
@@ -280,7 +290,7 @@ def magnitude(recipe: Recipe) -> Recipe:
 @recipes.register("retrain-filtered")
 def retrain_filtered(recipe: Recipe) -> Recipe:
     """Control: a fresh network trained on the kept samples for as many epochs."""
-    tune = replace(recipe.tune, data="kept")
+    tune = replace(recipe.tune, targets="filter")
     return replace(_uncut(recipe), start="scratch", tune=tune, rounds=RoundsConfig())
 
 
@@ -293,7 +303,7 @@ def retrain_filtered_3x(recipe: Recipe) -> Recipe:
 @recipes.register("finetune-all-labels")
 def finetune_all_labels(recipe: Recipe) -> Recipe:
     """Control: as much more training, on all samples with the labels given."""
-    tune = replace(recipe.tune, data="everything")
+    tune = replace(recipe.tune, targets="all")
     return replace(_uncut(recipe), tune=tune, rounds=RoundsConfig())
 
 
@@ -322,9 +332,9 @@ def ssl_refine(recipe: Recipe) -> Recipe:
     From the weights given, whose labels it does not believe; the partition is not asked, not even
     whether there is noise: of the kind that this is for it sees little.
     """
-    tune = replace(_longer(recipe, 10.5).tune, data="everything", lr=0.1)
+    tune = replace(_longer(recipe, 10.5).tune, targets="all", lr=0.1)
     chosen = replace(_uncut(recipe), trainer="ssl-refine", tune=tune, rounds=RoundsConfig())
-    return replace(chosen, least=0.0)
+    return replace(chosen, min_flagged_fraction=0.0)
 
 
 def _from_scratch(recipe: Recipe, *, cost: float) -> Recipe:
@@ -332,7 +342,7 @@ def _from_scratch(recipe: Recipe, *, cost: float) -> Recipe:
     plain ones.
     """
     retrain = replace(_longer(retrain_filtered(recipe), 3.0 / cost), trainer="")
-    return replace(retrain, tune=replace(retrain.tune, data="everything"))
+    return replace(retrain, tune=replace(retrain.tune, targets="all"))
 
 
 def _longer(recipe: Recipe, factor: float) -> Recipe:

@@ -79,13 +79,15 @@ def align(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 class Signals:
     """What one pass over the data collects for the detectors.
 
-    logits: ``float32[n, c]``. columns: per-sample numbers that are summed up inside the pass, such
+    logits: ``float32[n, c]``. per_sample: per-sample numbers that are summed up inside the pass,
+    such
     as the attribution. features: pooled activations, ``float32[n, d]`` by layer name, averaged over
-    random views; attributed: pooled gradient × activation of the plain inputs. augmented_probs:
+    random views; attribution_features: pooled gradient × activation of the plain inputs.
+    augmented_probs:
     class probabilities averaged over the same views, ``float32[n, c]``; augmented_loss: the
     cross-entropy
     averaged over them; views: how many there were, 0 if the plain inputs stand for them.
-    attributions: ``float32[n, u]``, the label-free attribution of every unit. probs: class
+    attributions: ``float32[n, u]``, the label-free attribution of every unit. external_probs: class
     probabilities from elsewhere, by name, and trusted: samples known to be right; see `Samples`.
     Parts that no detector asked for are empty.
     """
@@ -93,15 +95,15 @@ class Signals:
     ids: np.ndarray
     labels: np.ndarray
     logits: np.ndarray
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    per_sample: Mapping[str, np.ndarray] = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     augmented_probs: np.ndarray | None = None
     augmented_loss: np.ndarray | None = None
     attributions: np.ndarray | None = None
-    probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    external_probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     trusted: np.ndarray | None = None
     views: int = 0
-    attributed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    attribution_features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def loo_lda_posteriors(self) -> tuple[np.ndarray, ...]:
@@ -117,10 +119,10 @@ class Signals:
             labels=(self.labels, np.int64),
             logits=(self.logits, np.float32),
         )
-        _freeze_mapping(self, "columns")
+        _freeze_mapping(self, "per_sample")
         _freeze_mapping(self, "features")
-        _freeze_mapping(self, "attributed")
-        _freeze_mapping(self, "probs")
+        _freeze_mapping(self, "attribution_features")
+        _freeze_mapping(self, "external_probs")
         optional = ("augmented_probs", "augmented_loss", "attributions", "trusted")
         parts = [p for p in optional if getattr(self, p) is not None]
         _freeze(self, **{p: (getattr(self, p), None) for p in parts})
@@ -130,7 +132,7 @@ class Signals:
         _require_finite(self.logits, self.ids, "the model's output")
         for part in parts:
             _require_finite(getattr(self, part), self.ids, f"'{part}'")
-        tables = (self.columns, self.features, self.attributed)
+        tables = (self.per_sample, self.features, self.attribution_features)
         for name, column in [item for table in tables for item in table.items()]:
             if len(column) != n:
                 raise DataError(f"Signals: '{name}' has {len(column)} rows, expected {n}")
@@ -143,12 +145,14 @@ class Scores:
 
     kinds: the fault that each score speaks of, ``"label"`` or ``"input"``.
     class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
-    label is left aside; it makes the suggested labels. sources: ``float32[s, n, c]``, label
-    distributions made without the sample's own label, layer by layer. told: ``float32[t, n, c]``,
+    label is left aside; it makes the suggested labels. loo_probs: ``float32[s, n, c]``, label
+    distributions made without the sample's own label, layer by layer. model_probs: ``float32[t,
+    n, c]``,
     those of the model itself, which was trained on that label: plain, and its mean over random
-    views. elsewhere: ``float32[e, n, c]``, probabilities that came with the samples. agreement:
-    share of the given labels that the model predicts (``"model"``), and that it predicts under
-    random views (``"views"``). trusted: ``bool[n]``, samples that are known to be right.
+    views. external_probs: ``float32[e, n, c]``, probabilities that came with the samples.
+    agreement:
+    share of the given labels that the model predicts (``"plain"``), and that it predicts under
+    random views (``"augmented"``). trusted: ``bool[n]``, samples that are known to be right.
     """
 
     ids: np.ndarray
@@ -158,14 +162,14 @@ class Scores:
     class_probs: np.ndarray
     agreement: Mapping[str, float] = field(default_factory=dict)
     trusted: np.ndarray | None = None
-    sources: np.ndarray | None = None
-    told: np.ndarray | None = None
-    elsewhere: np.ndarray | None = None
+    loo_probs: np.ndarray | None = None
+    model_probs: np.ndarray | None = None
+    external_probs: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
         none = np.empty((0, *np.shape(self.class_probs)))
-        for name in ("sources", "told", "elsewhere"):
+        for name in ("loo_probs", "model_probs", "external_probs"):
             found = getattr(self, name)
             _freeze(self, **{name: (none if found is None else found, np.float32)})
         trusted = np.zeros(n, dtype=bool) if self.trusted is None else self.trusted
@@ -340,13 +344,13 @@ class Budget:
     """How many units to cut: a fraction (of each layer, or of all together) or a count.
 
     scope ``"layer"``: the fraction or count holds for every layer; ``"global"``: over all layers.
-    cap: the largest fraction of any one layer that may go.
+    max_layer_fraction: the largest fraction of any one layer that may go.
     """
 
     fraction: float | None = None
     count: int | None = None
     scope: str = "layer"
-    cap: float = 0.9
+    max_layer_fraction: float = 0.9
 
     def __post_init__(self) -> None:
         if (self.fraction is None) == (self.count is None):
@@ -357,8 +361,10 @@ class Budget:
             )
         if self.count is not None and self.count < 0:
             raise PruneError(f"count must not be negative: {self.count}")
-        if not 0.0 <= self.cap < 1.0:
-            raise PruneError(f"cap must lie in [0, 1), not {self.cap}")
+        if not 0.0 <= self.max_layer_fraction < 1.0:
+            raise PruneError(
+                f"max_layer_fraction must lie in [0, 1), not {self.max_layer_fraction}"
+            )
         if self.scope not in ("layer", "global"):
             raise PruneError(f"scope must be 'layer' or 'global', not '{self.scope}'")
 
@@ -375,7 +381,7 @@ class PrunePlan:
         if self.requested > 0 and self.granted == 0:
             raise PruneError(
                 f"{self.requested} units were to be cut and none can be: {'; '.join(self.reasons)}",
-                fix="raise the cap, name other layers, or ask for 0 units",
+                fix="raise max_layer_fraction, name other layers, or ask for 0 units",
             )
 
     @property
@@ -433,10 +439,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Flag:
-    """A reason to doubt the numbers: a code, and the evidence in a sentence."""
+    """A reason to doubt the numbers: a code, and the evidence."""
 
     code: str
-    sentence: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -455,34 +461,35 @@ class UnlearningAudit:
     """What a model knows of the samples that were to be unlearned: each (before, after).
 
     samples: how many of them were asked about. predicted: share whose given label is predicted.
-    membership: how often the model is surer of one of them than of a sample it never saw (AUROC of
-    the largest probability; 0.5 is no trace), None without unseen samples. drift: share of the kept
+    membership_auroc: how often the model is surer of one of them than of a sample it never saw
+    (AUROC of
+    the largest probability; 0.5 is no trace), None without unseen samples. churn: share of the kept
     samples that are predicted otherwise than before.
     """
 
     samples: int
     predicted: tuple[float, float]
-    membership: tuple[float, float] | None
-    drift: float
+    membership_auroc: tuple[float, float] | None
+    churn: float
 
 
 @dataclass(frozen=True)
 class Decision:
     """What to do with a repair, and why in a sentence.
 
-    ``"leave alone"``: the repair does no good. ``"retrain"``: a network trained anew is ahead.
+    ``"skip"``: the repair does no good. ``"retrain"``: a network trained anew is ahead.
     gain: of the repair over the model that came in, in accuracy, estimated from held-out labels;
     None where nothing was held out, or no repair was begun.
     """
 
-    word: Literal["repair", "retrain", "leave alone"]
+    action: Literal["keep", "retrain", "skip", "revert"]
     reason: str
     gain: Metric | None = None
 
     @property
     def kept(self) -> bool:
         """Whether the repaired model is handed back, and not the one that came in."""
-        return self.word != "leave alone" and (self.gain is None or self.gain.value > 0)
+        return self.action in ("keep", "retrain") and (self.gain is None or self.gain.value > 0)
 
 
 @dataclass(frozen=True)
@@ -504,14 +511,14 @@ class RepairResult:
     before: Evaluation | None
     after: Evaluation | None
     gain: Metric | None
-    controls: Mapping[str, Baseline]
+    baselines: Mapping[str, Baseline]
     size_before: Size
     size_after: Size
     seconds: Mapping[str, float]
     flags: tuple[Flag, ...]
     run: str
     classes: tuple[str, ...]
-    verdict: Decision
-    certificate: UnlearningAudit | None = None
+    decision: Decision
+    audit: UnlearningAudit | None = None
     skipped: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     prune_skipped_reason: str = ""

@@ -114,7 +114,7 @@ def _values(file: Path) -> dict[str, Any]:
     sets = {k: data.pop(k) for k in SETS if k in data}
     values |= {f"{k}_data": {**OWN.get(k, {}), **data, **own} for k, own in sets.items()}
     if isinstance(values.get("train"), dict):
-        values["train"] = {"data": "everything", **values["train"]}
+        values["train"] = {"targets": "all", **values["train"]}
     return values
 
 
@@ -186,7 +186,7 @@ def prepare(
     *,
     out: str | Path | None = None,
     trained: Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     seed: int | None = None,
     recipe: str | None = None,
     fdr: float | None = None,
@@ -219,27 +219,27 @@ def prepare(
             check_alike(train, other)
     model, seconds = build_model(spec.model, folder, seed), None
     if not spec.model.weights and spec.train is not None:
-        check_run_folder(target, fresh=fresh or trained is not None)
+        check_run_folder(target, overwrite=overwrite or trained is not None)
         model, seconds = pipeline.train(
             model,
             train,
             spec.train,
             seed=seed,
             out=(trained or target) / "0-train",
-            fresh=fresh and trained is None,
+            overwrite=overwrite and trained is None,
             progress=progress,
         )
     if spec.model.checkpoints:
         files = [resolve_path(file, folder) for file in spec.model.checkpoints]
         seen = stages.average_checkpoint_probs(model, train, files, progress=progress)
-        train = replace(train, probs={**train.probs, "trajectory": seen})
+        train = replace(train, external_probs={**train.external_probs, "trajectory": seen})
     settings = {
         "recipe": recipe or spec.recipe,
         "overrides": spec.overrides(),
         "controls": spec.controls,
         "seed": seed,
         "out": target,
-        "fresh": fresh,
+        "overwrite": overwrite,
         "progress": progress,
     }
     return Job(model, train, validation, held_out, settings, seconds)
@@ -330,7 +330,7 @@ def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> No
     check_fit(model, train)
     layout = discover(model, stages.example_batch(train))
     if recipe is not None:
-        for name in (*recipe.score.stages, *filter(None, [recipe.score.layer])):
+        for name in (*recipe.score.feature_layers, *filter(None, [recipe.score.attribution_layer])):
             module_named(model, name)
         for name in recipe.rank.layers:
             if name not in layout.probes:

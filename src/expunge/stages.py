@@ -72,7 +72,9 @@ def score(
     samples, config = as_samples(data), _settings(ScoreConfig, settings)
     # When more is there, more is used.
     more = (
-        ("external_margin",) if samples.probs and "external_margin" not in config.detectors else ()
+        ("external_margin",)
+        if samples.external_probs and "external_margin" not in config.detectors
+        else ()
     )
     chosen = (*config.detectors, *more)
     needs = needs_of(chosen)
@@ -80,8 +82,8 @@ def score(
         model,
         samples,
         needs=needs,
-        layer=config.layer,
-        stages=config.stages,
+        attribution_layer=config.attribution_layer,
+        feature_layers=config.feature_layers,
         views=config.views,
         batch_size=config.batch_size,
         precision=config.precision,
@@ -103,7 +105,8 @@ def average_checkpoint_probs(
 
     A network learns the right labels first and wrong ones late (arXiv 2001.10528), so the mean
     over the whole training says more than its end. checkpoints: weights of the model, as files or
-    state dictionaries. Hand the result to `score` as ``replace(samples, probs={"trajectory": p})``.
+    state dictionaries. Hand the result to `score` as ``replace(samples,
+    external_probs={"trajectory": p})``.
     One plain pass each; the model is left as it was.
     """
     samples, other, sums, count = as_samples(data), copy.deepcopy(model), 0.0, 0
@@ -148,11 +151,13 @@ def rank(
     shared = Counter(surgery.groups(model, example, able).values())
     own = [name for name in able if shared[name] == 1]
     able = able or list(discover(model, example).probes)
-    layers = config.layers or tuple(able[-config.last :] if config.last else own or able)
+    layers = config.layers or tuple(
+        able[-config.last_n_layers :] if config.last_n_layers else own or able
+    )
     if not layers:
         raise ModelError("the model has no hidden layer whose units could be ranked")
-    if len(samples) > config.most:
-        samples = samples.subset(subsample(len(samples), config.most, seed, "rank"))
+    if len(samples) > config.max_samples:
+        samples = samples.subset(subsample(len(samples), config.max_samples, seed, "rank"))
     return rank_units(
         model,
         samples,
@@ -168,9 +173,9 @@ def rank(
 def plan(ranking: NeuronRanking, /, *, seed: int = 0, **settings: object) -> PrunePlan:
     """Which units to cut: ``plan(ranking, fraction=0.1)``; see `PruneConfig`. Cuts nothing yet."""
     config = _settings(PruneConfig, settings)
-    if not config.cuts:
+    if not config.is_enabled:
         raise ConfigError("nothing to cut", fix="give prune a fraction or a count above 0")
-    budget = Budget(config.fraction, config.count, config.scope, config.cap)
+    budget = Budget(config.fraction, config.count, config.scope, config.max_layer_fraction)
     pruners.check_options(config.method, config.options)
     made = pruners.get(config.method)(ranking, budget, seed=seed, **config.options)
     if not made.requested:
@@ -290,8 +295,8 @@ def audit(
     return UnlearningAudit(
         samples=min(int(flagged.sum()), _ASKED),
         predicted=(predicted[0], predicted[1]),
-        membership=(membership[0], membership[1]) if membership else None,
-        drift=drift,
+        membership_auroc=(membership[0], membership[1]) if membership else None,
+        churn=drift,
     )
 
 

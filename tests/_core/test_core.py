@@ -321,7 +321,7 @@ def signals(n=4, **changes):
         "ids": np.arange(n),
         "labels": np.arange(n) % 2,
         "logits": np.eye(n, 2),
-        "columns": {"mass": np.ones(n)},
+        "per_sample": {"mass": np.ones(n)},
         "features": {"conv": np.ones((n, 3))},
         "augmented_probs": np.full((n, 2), 0.5),
         "augmented_loss": np.ones(n),
@@ -398,11 +398,11 @@ def test_a_frozen_array_is_a_read_only_copy():
     [
         (signals, {"labels": np.zeros(3)}, r"Signals.labels has 3 rows, expected 4"),
         (signals, {"ids": [1, 1, 2, 3]}, r"Signals.ids are not unique"),
-        (signals, {"columns": {"mass": np.ones(3)}}, r"'mass' has 3 rows, expected 4"),
+        (signals, {"per_sample": {"mass": np.ones(3)}}, r"'mass' has 3 rows, expected 4"),
         (signals, {"features": {"conv": np.ones((3, 1))}}, r"'conv' has 3 rows, expected 4"),
         (signals, {"augmented_loss": np.ones(3)}, r"Signals.augmented_loss has 3 rows, expected 4"),
         (signals, {"logits": [[0, 1], [np.nan, 0], [0, np.inf], [0, 0]]}, r"output .* ids 1, 2"),
-        (signals, {"columns": {"mass": [0, 0, 0, np.nan]}}, r"'mass' is NaN .* ids 3"),
+        (signals, {"per_sample": {"mass": [0, 0, 0, np.nan]}}, r"'mass' is NaN .* ids 3"),
         (
             signals,
             {"augmented_loss": [0, np.inf, 0, 0]},
@@ -432,7 +432,7 @@ def test_parts_that_no_detector_asked_for_are_empty():
         None,
         None,
     )
-    assert record.columns == {}
+    assert record.per_sample == {}
     assert record.features == {}
 
 
@@ -526,7 +526,10 @@ def test_columns_of_a_ranking_have_the_same_length(n):
         ({"fraction": 10}, r"fraction must lie in \[0, 1\], not 10\n.*0.1 means ten percent"),
         ({"fraction": float("nan")}, r"fraction must lie in \[0, 1\]"),
         ({"count": -1}, "count must not be negative: -1"),
-        ({"count": 1, "cap": 1.0}, r"cap must lie in \[0, 1\), not 1.0"),
+        (
+            {"count": 1, "max_layer_fraction": 1.0},
+            r"max_layer_fraction must lie in \[0, 1\), not 1.0",
+        ),
         ({"count": 1, "scope": "model"}, "scope must be 'layer' or 'global', not 'model'"),
     ],
 )

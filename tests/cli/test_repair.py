@@ -96,16 +96,16 @@ def test_the_demo_prints_a_table_and_where_the_report_lies(call):
     assert "Against the truth" in said.out
     assert {p.name for p in Path().iterdir()} == {"runs"}
     assert call("demo").code == 0  # read again
-    assert call("demo", "--fresh").code == 0
+    assert call("demo", "--overwrite").code == 0
 
 
 def test_nothing_of_a_result_is_cut_where_there_is_no_terminal(capsys):
     name = "a-control-with-a-name-that-is-longer-than-the-names-of-ours"
     flag = Flag("some-code", "A sentence that goes on for longer than eighty columns. " * 3 + "So.")
-    result = make_result(controls={name: make_control(0.7, -0.189)}, flags=(flag,))
+    result = make_result(baselines={name: make_control(0.7, -0.189)}, flags=(flag,))
     cli.repair._print_result(result)
     said = capsys.readouterr().out
-    for part in (name, "parameters", "70.0 (65.0–75.0)", "-18.9 (-22.9…-14.9)", flag.sentence):
+    for part in (name, "parameters", "70.0 (65.0–75.0)", "-18.9 (-22.9…-14.9)", flag.message):
         assert part in said
 
 
@@ -154,7 +154,7 @@ def test_the_json_has_the_keys_that_others_rely_on(call, tmp_path):
     interval = {"value", "low", "high"}
     assert found["before"]["accuracy"].keys() == found["after"]["accuracy"].keys()
     assert found["after"]["accuracy"].keys() == interval | {"n"}
-    assert found["controls"]["nothing"].keys() >= {"accuracy", "seconds"}
+    assert found["baselines"]["nothing"].keys() >= {"accuracy", "seconds"}
     assert found["partition"]["noise_rate"].keys() == interval
     assert isinstance(found["partition"]["flagged"], int)
     assert found["pruning"].keys() >= {
@@ -302,9 +302,9 @@ def test_a_changed_repair_in_the_same_folder_is_refused_and_fresh_does_it(call, 
     said = call("repair", spec, "--seed", "1")
     assert said.code == 1
     assert "seed: 0 there, 1 asked for" in said.err
-    assert "--fresh" in said.err
+    assert "--overwrite" in said.err
     assert contents(tmp_path) == before
-    assert call("repair", spec, "--seed", "1", "--fresh").code == 0
+    assert call("repair", spec, "--seed", "1", "--overwrite").code == 0
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     said = call("forget", spec, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "run", "--json")
     assert said.code == 0, said.err
     found = json.loads(said.out)
-    assert found["partition"]["flagged"] == found["certificate"]["samples"] == len(named)
+    assert found["partition"]["flagged"] == found["audit"]["samples"] == len(named)
     text = call("forget", spec, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "run").out
     assert "given labels of flagged samples that are still predicted" in text
 

@@ -69,7 +69,7 @@ def test_the_command_line_goes_before_the_spec(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_spec(tmp_path / "s", {"out": "from-spec", "seed": 3})
     assert specs.prepare(path).settings["out"] == Path("from-spec")
-    job = specs.prepare(path, out="there", seed=5, recipe="rlap", fresh=True)
+    job = specs.prepare(path, out="there", seed=5, recipe="rlap", overwrite=True)
     found = {k: job.settings[k] for k in ("out", "seed", "recipe", "fresh")}
     assert found == {"out": Path("there"), "seed": 5, "recipe": "rlap", "fresh": True}
     unnamed = write_spec(tmp_path / "s", name="my-repair")
@@ -175,7 +175,7 @@ def test_without_weights_the_model_is_trained_first_and_resumes(tmp_path):
 
 def test_a_trained_spec_takes_all_labels_as_given_unless_it_says_otherwise(tmp_path):
     assert specs.load(write_spec(tmp_path, {"train": {"epochs": 1}})).train == TuneConfig(
-        data="everything", epochs=1
+        targets="all", epochs=1
     )
 
 
@@ -250,7 +250,7 @@ def test_every_unknown_name_and_option_of_a_recipe_is_listed(tmp_path):
     path = write_spec(
         tmp_path,
         {
-            "score": {"detectors": ["loss", "margni", "attributoin"], "layer": "9"},
+            "score": {"detectors": ["loss", "margni", "attributoin"], "attribution_layer": "9"},
             "partition": {"method": "mixtrue"},
             "rank": {"layers": ["1", "33"], "options": {"nonsense": 1}},
             "prune": {"method": "ranekd"},
@@ -306,7 +306,7 @@ def test_errors_in_the_user_s_own_file_are_problems_beside_others(tmp_path, sour
 def test_check_names_layers_that_are_not_there(tmp_path):
     (problem,) = specs.check(write_spec(tmp_path, {"rank": {"layers": ["1", "33"]}}))
     assert "no layer of units: '33'" in problem
-    (problem,) = specs.check(write_spec(tmp_path, {"score": {"layer": "net"}}))
+    (problem,) = specs.check(write_spec(tmp_path, {"score": {"attribution_layer": "net"}}))
     assert "the model has no layer 'net'" in problem
 
 

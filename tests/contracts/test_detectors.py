@@ -55,7 +55,7 @@ def signals(n=80, c=4, seed=0, **changes):
         "ids": np.arange(n) * 3,
         "labels": rng.integers(0, c, n),
         "logits": logits,
-        "columns": {
+        "per_sample": {
             "attribution": rng.standard_normal(n),
             "attribution_mass": rng.random(n) + 0.5,
             "head_input_norm": rng.random(n) + 1,
@@ -67,11 +67,13 @@ def signals(n=80, c=4, seed=0, **changes):
         "augmented_probs": softmax(logits + rng.standard_normal((n, c)), axis=1).astype(np.float32),
         "augmented_loss": rng.random(n).astype(np.float32),
         "attributions": rng.random((n, 5)).astype(np.float32),
-        "probs": {"folds": softmax(rng.standard_normal((n, c)), axis=1).astype(np.float32)},
-        "attributed": {"early": rng.standard_normal((n, 6)).astype(np.float32)},
+        "external_probs": {
+            "folds": softmax(rng.standard_normal((n, c)), axis=1).astype(np.float32)
+        },
+        "attribution_features": {"early": rng.standard_normal((n, 6)).astype(np.float32)},
     }
-    fields["columns"]["attribution.early"] = rng.standard_normal(n)
-    fields["columns"]["attribution.late"] = rng.standard_normal(n)
+    fields["per_sample"]["attribution.early"] = rng.standard_normal(n)
+    fields["per_sample"]["attribution.late"] = rng.standard_normal(n)
     return Signals(**{**fields, **changes})
 
 
@@ -82,13 +84,13 @@ def rows(s, at):
         s.ids[at],
         s.labels[at],
         s.logits[at],
-        part(s.columns),
+        part(s.per_sample),
         part(s.features),
         s.augmented_probs[at],
         s.augmented_loss[at],
         s.attributions[at],
-        part(s.probs),
-        attributed=part(s.attributed),
+        part(s.external_probs),
+        attribution_features=part(s.attribution_features),
     )
 
 
@@ -150,7 +152,7 @@ def odd_signals():
             np.arange(n),
             np.zeros(n),
             np.ones((n, c)),
-            {k: np.ones(n) for k in one.columns},
+            {k: np.ones(n) for k in one.per_sample},
             {k: np.full_like(v, 0.1) for k, v in one.features.items()},
             np.full((n, c), 1 / c),
             np.ones(n),
@@ -161,7 +163,7 @@ def odd_signals():
             c,
             features={k: np.zeros_like(v) for k, v in one.features.items()},
             attributions=np.zeros((n, 5)),
-            columns={k: np.zeros(n) for k in one.columns},
+            per_sample={k: np.zeros(n) for k in one.per_sample},
         ),
         "two kinds of samples": signals(
             n,
@@ -170,7 +172,7 @@ def odd_signals():
             logits=np.eye(2)[half] * 4,
             features={"late": np.eye(2)[half]},
             attributions=np.eye(2)[half],
-            columns=dict.fromkeys(one.columns, 1.0 + half),
+            per_sample=dict.fromkeys(one.per_sample, 1.0 + half),
         ),
         "very certain": signals(
             n, c, logits=1e4 * one.logits, augmented_probs=np.eye(c)[np.zeros(n, int)]
@@ -210,14 +212,12 @@ def planted():
         labels,
         method="predict_proba",
     )
-    data = replace(data, probs={"folds": folds})
+    data = replace(data, external_probs={"folds": folds})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = convnet(classes=10, channels=1, widths=(16, 32), hidden=32, convolutions=1)
-    config = TuneConfig(data="everything", epochs=8, batch_size=64, lr=0.1, precision="float32")
-    trained = tune(
-        model, data, targets_of(data, None, TuneConfig(data="everything")), config, seed=0
-    )
+    config = TuneConfig(targets="all", epochs=8, batch_size=64, lr=0.1, precision="float32")
+    trained = tune(model, data, targets_of(data, None, TuneConfig(targets="all")), config, seed=0)
     made = collect(trained, data, needs=needs_of(tuple(NAMES)), views=4, precision="float32")
     return made, {"label": labels != y[:900], "input": bad_input}
 
@@ -260,7 +260,7 @@ def test_loss_margin_and_error_norm_agree_with_slow_loops():
     for z, y, h, v in zip(
         s.logits.astype(float),
         s.labels,
-        s.columns["head_input_norm"],
+        s.per_sample["head_input_norm"],
         s.augmented_probs,
         strict=True,
     ):
@@ -280,7 +280,7 @@ def test_loss_margin_and_error_norm_agree_with_slow_loops():
         "self_influence": influence,
         "augmented_margin": view,
         "augmented_loss": s.augmented_loss,
-        "attribution": -s.columns["attribution"],
+        "attribution": -s.per_sample["attribution"],
     }
     for name, values in expected.items():
         assert_allclose(detectors.get(name)(s).score, values, rtol=1e-6, err_msg=name)
@@ -300,8 +300,8 @@ def test_neighbour_votes_agree_with_a_slow_loop():
         for j in np.argsort(cosine)[-k:]:
             expected[i, labels[j]] += 1
     expected = (expected + 1 / c) / (k + 1)
-    assert_allclose(neighbour_votes(features, labels, c, k=k, chunk=1024), expected, rtol=1e-6)
-    assert_allclose(neighbour_votes(features, labels, c, k=k, chunk=16), expected, rtol=1e-6)
+    assert_allclose(neighbour_votes(features, labels, c, k=k, chunk_size=1024), expected, rtol=1e-6)
+    assert_allclose(neighbour_votes(features, labels, c, k=k, chunk_size=16), expected, rtol=1e-6)
 
 
 def test_the_approximate_search_finds_nearly_the_same_neighbours_and_never_the_sample_itself():
@@ -309,26 +309,29 @@ def test_the_approximate_search_finds_nearly_the_same_neighbours_and_never_the_s
     labels = np.arange(2000)  # a class each: the votes name the neighbours
     features = rng.standard_normal((2000, 8)).astype(np.float32)
     exact, near = (
-        neighbour_votes(features, labels, 2000, k=10, search=search, chunk=300) > 0.05
+        neighbour_votes(features, labels, 2000, k=10, neighbour_search=search, chunk_size=300)
+        > 0.05
         for search in ("exact", "approximate")
     )
     assert (exact & near).sum() / exact.sum() > 0.9
     assert not near.diagonal().any()
-    twice = neighbour_votes(features, labels, 2000, k=10, search="approximate", chunk=2000)
+    twice = neighbour_votes(
+        features, labels, 2000, k=10, neighbour_search="approximate", chunk_size=2000
+    )
     assert_allclose(twice > 0.05, near)
 
 
 def test_more_neighbours_than_samples_means_all_others():
     labels = np.array([0, 0, 1])
-    votes = neighbour_votes(np.eye(3, dtype=np.float32), labels, 2, k=50, chunk=10)
+    votes = neighbour_votes(np.eye(3, dtype=np.float32), labels, 2, k=50, chunk_size=10)
     assert_allclose(votes, (np.array([[1, 1], [1, 1], [2, 0]]) + 0.5) / 3)
 
 
 def test_a_constant_layer_does_not_change_who_the_neighbours_are():
     s = signals()
     wide = np.concatenate([s.features["late"], np.full((80, 9), 0.1, np.float32)], axis=1)
-    made = neighbour_votes(wide, s.labels, 4, k=5, chunk=1024)
-    assert_allclose(made, neighbour_votes(s.features["late"], s.labels, 4, k=5, chunk=1024))
+    made = neighbour_votes(wide, s.labels, 4, k=5, chunk_size=1024)
+    assert_allclose(made, neighbour_votes(s.features["late"], s.labels, 4, k=5, chunk_size=1024))
 
 
 def test_discriminant_posteriors_agree_with_leaving_each_sample_out():
@@ -445,7 +448,7 @@ def test_mass_is_compared_within_the_predicted_class_and_points_at_doubt(sign):
     # Classes differ in their mass far more than bad samples do.
     log_mass = 10 * predicted + sign * 2 * bad + 0.1 * rng.standard_normal(n)
     columns = {**signals(n, 3).columns, "attribution_mass": np.exp(log_mass)}
-    s = signals(n, 3, logits=logits, columns=columns)
+    s = signals(n, 3, logits=logits, per_sample=columns)
     score = detectors.get("attribution_mass")(s).score
     assert roc_auc_score(bad, score) > 0.99
     centred = log_mass.copy()
@@ -502,7 +505,7 @@ def test_chunks_and_their_size_do_not_change_the_score():
     s = signals()
     made = knn_disagreement(s)
     for chunk in (1, 7, 80):
-        assert_allclose(knn_disagreement(s, chunk=chunk).score, made.score, rtol=1e-6)
+        assert_allclose(knn_disagreement(s, chunk_size=chunk).score, made.score, rtol=1e-6)
 
 
 def planted_sources(n=3000, c=4, seed=0):
@@ -577,9 +580,9 @@ def test_without_a_class_distribution_the_softmax_is_taken():
 def test_detect_says_how_often_model_and_views_agree_with_the_labels():
     s = signals(views=4)
     made = detect(s, ("loss",))
-    assert made.agreement["model"] == (s.logits.argmax(axis=1) == s.labels).mean()
-    assert made.agreement["views"] == (s.augmented_probs.argmax(axis=1) == s.labels).mean()
-    assert "views" not in detect(signals(), ("loss",)).agreement
+    assert made.agreement["plain"] == (s.logits.argmax(axis=1) == s.labels).mean()
+    assert made.agreement["augmented"] == (s.augmented_probs.argmax(axis=1) == s.labels).mean()
+    assert "augmented" not in detect(signals(), ("loss",)).agreement
 
 
 @pytest.mark.parametrize(
@@ -587,7 +590,7 @@ def test_detect_says_how_often_model_and_views_agree_with_the_labels():
     [
         ("augmented_margin", "views", {"augmented_probs": None}),
         ("attribution_clusters", "vectors", {"attributions": None}),
-        ("self_influence", "head", {"columns": {}}),
+        ("self_influence", "head", {"per_sample": {}}),
     ],
 )
 def test_signals_without_what_a_detector_needs_are_refused(name, missing, change):

@@ -31,7 +31,7 @@ def test_it_works_as_the_recipe_of_a_repair_and_is_deterministic(name):
         assert torch.equal(x, y)
     assert 0 <= result.after.accuracy.value <= 1
     assert result.size_after.parameters <= result.size_before.parameters
-    assert (result.plan is not None) == resolve(name, QUICK).prune.cuts
+    assert (result.plan is not None) == resolve(name, QUICK).prune.is_enabled
     assert result.plan is None or result.plan.granted > 0
 
 
@@ -40,10 +40,10 @@ def test_as_controls_all_start_from_the_same_partition_and_cut_as_much():
     alone = carried_out("default")
     assert np.array_equal(result.partition.p_noisy, alone.partition.p_noisy)
     for name in NAMES:
-        control = result.controls[name]
+        control = result.baselines[name]
         assert 0 <= control.evaluation.accuracy.value <= 1
         assert control.gain.low <= control.gain.value <= control.gain.high
-        cuts = recipes.get(name)(resolve("default", QUICK)).prune.cuts
+        cuts = recipes.get(name)(resolve("default", QUICK)).prune.is_enabled
         if name != "rlap":  # rlap cuts another layer by another fraction
             assert control.size == (result.size_after if cuts else result.size_before), name
 

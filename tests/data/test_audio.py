@@ -89,7 +89,7 @@ def test_every_source_gives_the_same_clips(kind, tmp_path):
     assert content(samples).dtype == np.int16
     assert np.array_equal(content(samples), np.stack([x[i] for i in order]))
     assert [samples.classes[c] for c in samples.labels] == [WORDS[i % 2] for i in order]
-    assert samples.rate == 16_000
+    assert samples.sample_rate == 16_000
     assert samples.skipped == {}
     if kind == "folder":
         assert samples.ids.tolist()[:2] == ["go/0.flac", "go/2.flac"]
@@ -128,7 +128,7 @@ def test_prepared_clips_are_floats_from_minus_one_to_one():
     samples = from_arrays(x, [0, 1], rate=8000)
     expected = torch.tensor([[-1.0, 0.0, 0.5, 32767 / 32768]] * 2)
     assert torch.equal(samples.batch(np.arange(2)), expected)
-    assert samples.rate == 8000
+    assert samples.sample_rate == 8000
     with pytest.raises(DataError, match="rate must lie in 1000…384000 Hz, not 8"):
         from_arrays(x, [0, 1], rate=8)
 
@@ -149,7 +149,7 @@ def test_clips_are_resampled_by_the_polyphase_filter(tmp_path):
     samples = read_here(path, rate=16_000, seconds=0.1)
     expected = [resample_poly(c / 32768, 160, 441) for c in x]
     expected = np.round(np.stack(expected) * 32768).clip(-32768, 32767)
-    assert samples.rate == 16_000
+    assert samples.sample_rate == 16_000
     assert content(samples).shape == (6, 1600)
     assert abs(content(samples) - expected).max() <= 1
 
@@ -188,7 +188,7 @@ def test_without_a_rate_the_usual_one_is_kept_and_others_are_quarantined(tmp_pat
     files = [encoded(c) for c in clips(6)]
     files[4] = encoded(noise(400, seed=0), rate=8000)
     samples = read_here(hub(tmp_path / "d.parquet", files))
-    assert samples.rate == 16_000
+    assert samples.sample_rate == 16_000
     assert samples.skipped == {4: "have a rate of 8000 Hz where most have 16000: set rate"}
     assert read_here(hub(tmp_path / "d.parquet", files), rate=16_000).skipped == {}
 
@@ -369,7 +369,7 @@ def test_without_a_feature_the_first_bytes_decide(tmp_path):
     assert content(samples).shape == (6, 800)
     images = read_here(hub(tmp_path / "i.parquet", [png()] * 4, feature=None))
     assert content(images).shape == (4, 1, 8, 8)
-    assert images.rate is None
+    assert images.sample_rate is None
 
 
 def test_what_is_declared_to_be_sound_is_decoded_as_sound(tmp_path):
@@ -419,7 +419,7 @@ def test_clips_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path, 
     lazy = read_here(path)
     assert isinstance(lazy.inputs, LazyInputs)
     assert np.array_equal(content(lazy), content(resident))
-    assert (lazy.skipped, lazy.rate) == (resident.skipped, resident.rate)
+    assert (lazy.skipped, lazy.sample_rate) == (resident.skipped, resident.sample_rate)
     assert np.array_equal(lazy.ids, resident.ids)
 
 

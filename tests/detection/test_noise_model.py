@@ -104,7 +104,7 @@ def test_hard_samples_are_no_wrong_labels_where_a_stronger_source_explains_them(
     weak = softmax(rng.uniform(0, 8, (N, 1)) * np.eye(C)[guess], axis=1)
     both = np.concatenate([weak[None], strong])
     assert fit(weak[None], given, seed=0).noisy
-    assert not fit(both, given, seed=0, told=1).noisy
+    assert not fit(both, given, seed=0, n_model_sources=1).noisy
 
 
 def test_what_a_leaning_source_explains_away_is_taken_back():
@@ -112,7 +112,7 @@ def test_what_a_leaning_source_explains_away_is_taken_back():
     leaning = honest * np.exp(1.5 * np.eye(C)[given])
     leaning /= leaning.sum(axis=2, keepdims=True)
     both = np.concatenate([honest, leaning])
-    model = fit(both, given, seed=0, told=1)
+    model = fit(both, given, seed=0, n_model_sources=1)
     assert model.noisy
     assert model.sources == (0, 1)
     assert model.leak > 0
@@ -123,24 +123,34 @@ def test_what_a_leaning_source_explains_away_is_taken_back():
 def test_a_network_that_foretells_pair_flips_is_heard_unmixed():
     transition = 0.6 * np.eye(C) + 0.4 * np.roll(np.eye(C), 1, axis=1)
     honest, right, given = planted(transition, sharp=4.0)
-    told, everyone = honest @ transition, np.ones(N, dtype=bool)
-    stack = include_model_probs(honest[:0], told, given, everyone)
-    assert_allclose(stack[0], transition_corrected(told[0]))
-    assert (stack[0].argmax(axis=1) == right).mean() > (told[0].argmax(axis=1) == right).mean()
-    q = fit(stack, given, seed=0, told=1).posterior(stack, given)
+    n_model_sources, everyone = honest @ transition, np.ones(N, dtype=bool)
+    stack = include_model_probs(honest[:0], n_model_sources, given, everyone)
+    assert_allclose(stack[0], transition_corrected(n_model_sources[0]))
+    assert (stack[0].argmax(axis=1) == right).mean() > (
+        n_model_sources[0].argmax(axis=1) == right
+    ).mean()
+    q = fit(stack, given, seed=0, n_model_sources=1).posterior(stack, given)
     assert (q.argmax(axis=1) == right).mean() > 0.9
 
 
 def test_scattered_wrong_labels_leave_a_networks_word_as_it_is():
     transition = symmetric(0.3)
     honest, _, given = planted(transition, sharp=4.0)
-    told = honest @ transition
-    assert (include_model_probs(honest, told, given, np.ones(N, dtype=bool))[1] == told[0]).all()
+    n_model_sources = honest @ transition
+    assert (
+        include_model_probs(honest, n_model_sources, given, np.ones(N, dtype=bool))[1]
+        == n_model_sources[0]
+    ).all()
 
 
 def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
     sources, _, given = planted(np.eye(C), sharp=1.0)
-    p = 1 - fit(sources, given, seed=0, told=0).posterior(sources, given)[np.arange(N), given]
+    p = (
+        1
+        - fit(sources, given, seed=0, n_model_sources=0).posterior(sources, given)[
+            np.arange(N), given
+        ]
+    )
     assert p.max() < 0.5
     assert np.corrcoef(p, sources[0][np.arange(N), given])[0, 1] < -0.2
 
@@ -155,13 +165,13 @@ def test_out_of_sample_probabilities_are_heard_although_the_network_memorised():
         values={"lda_margin": np.zeros(N)},
         kinds={"lda_margin": "label"},
         class_probs=vague[0],
-        agreement={"model": 1.0, "views": 0.5},
-        sources=vague,
-        told=np.eye(C)[given][None],
+        agreement={"plain": 1.0, "augmented": 0.5},
+        loo_probs=vague,
+        model_probs=np.eye(C)[given][None],
     )
     alone, both = (
         noise_model(scores, seed=0),
-        noise_model(replace(scores, elsewhere=honest), seed=0),
+        noise_model(replace(scores, external_probs=honest), seed=0),
     )
     hits = [(split.suggested_label == right).mean() for split in (alone, both)]
     assert hits[1] > max(hits[0], (given == right).mean()) + 0.1

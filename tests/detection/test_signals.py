@@ -67,8 +67,8 @@ def samples(x, y=None, *, view="none", ids=None, classes=3) -> Samples:
 
 def signals_equal(a, b, **tolerance):
     close(a.logits, b.logits, **tolerance)
-    for name in a.columns:
-        close(a.columns[name], b.columns[name], **tolerance)
+    for name in a.per_sample:
+        close(a.per_sample[name], b.per_sample[name], **tolerance)
     for name in a.features:
         close(a.features[name], b.features[name], **tolerance)
     for name in ("attributions", "augmented_probs", "augmented_loss"):
@@ -95,8 +95,8 @@ def test_closed_form_autograd_and_captum_agree_at_every_layer_of_the_tail(kind):
         captum_gxa[layer] = explain.attribute(x, target=given) - explain.attribute(x, target=rival)
         close((h * gradient), captum_gxa[layer].detach())
     needs = frozenset({"attribution"})
-    made = collect(model, samples(x, given.numpy()), needs=needs, layer=tail[-2])
-    close(made.columns["attribution"], captum_gxa[tail[-2]].sum(dim=1))
+    made = collect(model, samples(x, given.numpy()), needs=needs, attribution_layer=tail[-2])
+    close(made.per_sample["attribution"], captum_gxa[tail[-2]].sum(dim=1))
 
 
 @pytest.mark.parametrize("layer", ["0", "2", "6"])
@@ -107,8 +107,8 @@ def test_autograd_agrees_with_captum_at_convolutions(layer):
     rival = runner_up(model(x).detach(), given)
     explain = LayerGradientXActivation(model, model[int(layer)])
     gxa = explain.attribute(x, target=given) - explain.attribute(x, target=rival)
-    made = collect(model, data, needs=frozenset({"attribution"}), layer=layer)
-    close(made.columns["attribution"], gxa.flatten(1).sum(1))
+    made = collect(model, data, needs=frozenset({"attribution"}), attribution_layer=layer)
+    close(made.per_sample["attribution"], gxa.flatten(1).sum(1))
 
 
 def test_attribution_at_every_stage_agrees_with_captum():
@@ -117,17 +117,17 @@ def test_attribution_at_every_stage_agrees_with_captum():
     given = torch.from_numpy(data.labels.copy())
     logits = model(x).detach()
     rival, predicted = runner_up(logits, given), logits.argmax(dim=1)
-    made = collect(model, data, needs=frozenset({"deep", "attributed"}))
+    made = collect(model, data, needs=frozenset({"deep", "attribution_features"}))
     assert made.features == {}
-    assert list(made.attributed) == ["2", "6", "10"]
-    for stage in made.attributed:
+    assert list(made.attribution_features) == ["2", "6", "10"]
+    for stage in made.attribution_features:
         explain = LayerGradientXActivation(model, model[int(stage)])
         by_class = torch.stack([explain.attribute(x, target=c).detach() for c in range(3)])
         rows = torch.arange(len(x))
         gxa = by_class[given, rows] - by_class[rival, rows]
-        close(made.columns[f"attribution.{stage}"], gxa.flatten(1).sum(1))
+        close(made.per_sample[f"attribution.{stage}"], gxa.flatten(1).sum(1))
         free = by_class[predicted, rows] - by_class.mean(dim=0)
-        close(made.attributed[stage], pooled(free, unit=1, columns=5))
+        close(made.attribution_features[stage], pooled(free, unit=1, columns=5))
 
 
 @pytest.mark.parametrize("layer", ["fc1", "fc2"])
@@ -139,11 +139,11 @@ def test_functions_in_place_and_shared_layers_do_not_mislead_the_attribution(kin
     at = {"fc1": "0", "fc2": "2"}[layer]
     needs = frozenset({"attribution", "mass"})
     made, expected = (
-        collect(model, samples(x), needs=needs, layer=layer),
-        collect(plain, samples(x), needs=needs, layer=at),
+        collect(model, samples(x), needs=needs, attribution_layer=layer),
+        collect(plain, samples(x), needs=needs, attribution_layer=at),
     )
-    close(made.columns["attribution"], expected.columns["attribution"])
-    close(made.columns["attribution_mass"], expected.columns["attribution_mass"])
+    close(made.per_sample["attribution"], expected.per_sample["attribution"])
+    close(made.per_sample["attribution_mass"], expected.per_sample["attribution_mass"])
 
 
 def test_at_the_head_the_attribution_is_the_margin_without_the_bias():
@@ -155,7 +155,7 @@ def test_at_the_head_the_attribution_is_the_margin_without_the_bias():
     rival = runner_up(full, given).numpy()
     rows = np.arange(len(z))
     made = collect(model, data, needs=frozenset({"attribution"}))
-    close(made.columns["attribution"], z[rows, data.labels] - z[rows, rival])
+    close(made.per_sample["attribution"], z[rows, data.labels] - z[rows, rival])
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("mlp", ""), ("mlp", "2"), ("convnet", "9")])
@@ -177,8 +177,8 @@ def test_mass_agrees_with_a_slow_loop_over_samples_and_classes(kind, layer, way)
         g = [torch.autograd.grad(z[c], found[name], retain_graph=True)[0] for c in range(3)]
         vectors.append((found[name] * torch.stack(g).max(dim=0).values).abs().flatten().detach())
         expected.append(float(vectors[-1].sum()))
-    made = collect(model, samples(x), needs=frozenset({"mass", "vectors"}), layer=layer)
-    close(made.columns["attribution_mass"], np.array(expected))
+    made = collect(model, samples(x), needs=frozenset({"mass", "vectors"}), attribution_layer=layer)
+    close(made.per_sample["attribution_mass"], np.array(expected))
     close(made.attributions, torch.stack(vectors).numpy())
 
 
@@ -197,7 +197,7 @@ def test_logits_and_the_norm_of_the_heads_input_are_the_models():
     model, x, _ = network("convnet")
     made = collect(model, samples(x), needs=frozenset({"head"}))
     close(made.logits, model(x))
-    close(made.columns["head_input_norm"], model[:-1](x).detach().double().norm(dim=1).numpy())
+    close(made.per_sample["head_input_norm"], model[:-1](x).detach().double().norm(dim=1).numpy())
     assert (made.features, made.augmented_probs, made.attributions) == ({}, None, None)
 
 
@@ -258,7 +258,7 @@ def test_named_stages_are_taken_also_inside_and_of_blocks():
     model = build(lambda: resnet(classes=3, channels=2, widths=(4, 6), blocks=(1, 1)))
     x = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     stages = ("stages.0.0", "stages.0.0.conv1")
-    made = collect(model, samples(x), needs=frozenset({"features"}), stages=stages)
+    made = collect(model, samples(x), needs=frozenset({"features"}), feature_layers=stages)
     stem = model.stem(x)
     block = model.stages[0][0]
     assert tuple(made.features) == stages
@@ -344,8 +344,8 @@ def test_signals_follow_the_samples_whatever_their_order():
     assert (mixed.ids == made.ids[order]).all()
     close(mixed.logits, made.logits[order])
     close(mixed.attributions, made.attributions[order])
-    for name in made.columns:
-        close(mixed.columns[name], made.columns[name][order])
+    for name in made.per_sample:
+        close(mixed.per_sample[name], made.per_sample[name][order])
     for name in made.features:
         close(mixed.features[name], made.features[name][order])
 
@@ -373,7 +373,7 @@ def test_the_model_the_data_and_the_random_state_are_left_as_found(layer):
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     wanted = [p.requires_grad for p in model.parameters()]
     state = torch.get_rng_state()
-    collect(model, data, needs=ALL, layer=layer)
+    collect(model, data, needs=ALL, attribution_layer=layer)
     assert modes == [m.training for m in model.modules()]
     assert wanted == [p.requires_grad for p in model.parameters()]
     assert not hooks_of(model)
@@ -426,18 +426,18 @@ def test_without_a_head_a_layer_has_to_be_named():
     model, data = build(Scaled), samples(inputs(Mlp), [0, 1, 2, 0])
     with pytest.raises(ModelError, match=r"last hidden layer is not known\n.*name a layer"):
         collect(model, data, needs=frozenset({"attribution"}))
-    named = collect(model, data, needs=frozenset({"attribution"}), layer="hidden2")
+    named = collect(model, data, needs=frozenset({"attribution"}), attribution_layer="hidden2")
     plain = build(Mlp)
-    expected = collect(plain, data, needs=frozenset({"attribution"}), layer="hidden2")
-    close(named.columns["attribution"], expected.columns["attribution"] / 2)
+    expected = collect(plain, data, needs=frozenset({"attribution"}), attribution_layer="hidden2")
+    close(named.columns["attribution"], expected.per_sample["attribution"] / 2)
     assert collect(model, data, needs=frozenset({"views"})).augmented_loss is not None
 
 
 def test_an_unknown_layer_is_an_error_with_the_closest_one():
     data = samples(inputs(Mlp), [0, 1, 2, 0])
     for layer, needs in (
-        ({"layer": "hiden2"}, {"attribution"}),
-        ({"stages": ("hiden2",)}, {"features"}),
+        ({"attribution_layer": "hiden2"}, {"attribution"}),
+        ({"feature_layers": ("hiden2",)}, {"features"}),
     ):
         with pytest.raises(ModelError, match="did you mean 'hidden2'"):
             collect(build(Mlp), data, needs=frozenset(needs), **layer)
@@ -463,13 +463,13 @@ def test_dictionaries_of_inputs_work_for_every_signal():
     close(made.features["net.hidden2"], expected.features["hidden2"])
     close(made.logits, expected.logits)
     close(made.augmented_probs, expected.augmented_probs)
-    for name in expected.columns:
-        close(made.columns[name], expected.columns[name])
+    for name in expected.per_sample:
+        close(made.per_sample[name], expected.per_sample[name])
 
 
 def test_residual_networks_give_every_signal():
     model = build(ResidualNet)
     made = collect(model, samples(inputs(ResidualNet, n=6)), needs=ALL)
-    assert set(made.columns) == {"attribution", "attribution_mass", "head_input_norm"}
+    assert set(made.per_sample) == {"attribution", "attribution_mass", "head_input_norm"}
     assert made.attributions.shape == (6, 6)
     assert len(made.features) == 5

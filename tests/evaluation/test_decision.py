@@ -126,25 +126,25 @@ def test_a_class_that_nothing_speaks_for_keeps_its_labels():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "anew", "word"),
+    ("accuracy", "retrained", "action"),
     [
-        (0.8, None, "repair"),
-        (0.5, None, "leave alone"),
+        (0.8, None, "keep"),
+        (0.5, None, "revert"),
         (0.8, 0.9, "retrain"),
-        (0.8, 0.8, "repair"),
+        (0.8, 0.8, "keep"),
         (0.5, 0.9, "retrain"),
-        (0.5, 0.55, "leave alone"),
+        (0.5, 0.55, "revert"),
     ],
 )
-def test_the_verdict_follows_the_held_out_labels(accuracy, anew, word):
+def test_the_decision_follows_the_held_out_labels(accuracy, retrained, action):
     truth = np.random.default_rng(0).integers(0, CLASSES, 4_000)
     labels = pair_flipped(truth, 0.2, 1)
     before, repaired = right_for(truth, 0.6, 2), right_for(truth, accuracy, 3)
-    retrained = {} if anew is None else {"anew": Candidate(right_for(truth, anew, 4), 60.0)}
-    made = decision.decide(
-        before, Candidate(repaired, 10.0), retrained, held_out(labels), flips(0.2)
+    others = (
+        {} if retrained is None else {"retrain": Candidate(right_for(truth, retrained, 4), 60.0)}
     )
-    assert made.word == word
+    made = decision.decide(before, Candidate(repaired, 10.0), others, held_out(labels), flips(0.2))
+    assert made.action == action
     assert made.gain is not None
     assert made.kept == (accuracy > 0.6)
 
@@ -152,7 +152,7 @@ def test_the_verdict_follows_the_held_out_labels(accuracy, anew, word):
 def test_the_same_predictions_are_no_reason_for_a_repair():
     labels = np.array([0, 1, 2, 3])
     made = decision.decide(labels, Candidate(labels, 1.0), {}, held_out(labels), np.eye(4))
-    assert made.word == "leave alone"
+    assert made.action == "revert"
 
 
 def test_a_repair_is_begun_only_where_it_can_help():
@@ -163,5 +163,5 @@ def test_a_repair_is_begun_only_where_it_can_help():
     p[:2] = 1.0
     assert decision.reason_to_skip(partition(labels, p, labels), Recipe(), names) == ""
     p[25:50] = 1.0
-    kept = recipes.get("rounds")(Recipe(rounds=RoundsConfig(data="kept")))
+    kept = recipes.get("rounds")(Recipe(rounds=RoundsConfig(targets="filter")))
     assert "learn b from" in decision.reason_to_skip(partition(labels, p, labels), kept, names)

@@ -94,7 +94,7 @@ def test_an_mlp_has_its_head_its_probes_and_its_whole_tail():
     layout = discover(mlp(inputs=6, classes=3, hidden=4), torch.randn(2, 6))
     assert layout.head == "5"
     assert layout.probes == {"1": "2", "3": "4"}
-    assert layout.stages == ("2", "4")
+    assert layout.feature_layers == ("2", "4")
     assert layout.tail == ("1", "2", "3", "4", "5")
 
 
@@ -104,7 +104,7 @@ def test_a_convnet_probes_behind_norm_and_activation():
     # conv norm relu pool conv norm relu average flatten hidden relu head
     assert layout.head == "11"
     assert layout.probes == {"0": "2", "4": "6", "9": "10"}
-    assert layout.stages == ("2", "6", "10")
+    assert layout.feature_layers == ("2", "6", "10")
     assert layout.tail == ("9", "10", "11")
 
 
@@ -116,9 +116,9 @@ def test_a_resnet_has_its_blocks_as_stages():
     assert layout.probes["stages.1.0.shortcut.0"] == "stages.1.0.shortcut.1"
     # Functions are not followed: the chain ends at the batch norm before torch.relu.
     assert layout.probes["stages.0.0.conv1"] == "stages.0.0.bn1"
-    assert {"stages.0.0", "stages.1.0"} <= set(layout.stages)
-    assert layout.stages[0] == "stem.2"
-    assert layout.stages[-1] == "stages.1.0"
+    assert {"stages.0.0", "stages.1.0"} <= set(layout.feature_layers)
+    assert layout.feature_layers[0] == "stem.2"
+    assert layout.feature_layers[-1] == "stages.1.0"
     assert layout.tail == ("head",)
 
 
@@ -138,7 +138,7 @@ def test_functions_between_layers_end_the_chains(kind, probes):
     layout = discover(build(kind), inputs(kind))
     assert (layout.head, layout.tail) == ("head", ("head",))
     assert probes is None or layout.probes == probes
-    assert set(layout.stages) == set(layout.probes.values())
+    assert set(layout.feature_layers) == set(layout.probes.values())
 
 
 def test_residual_units_are_probed_before_the_addition():

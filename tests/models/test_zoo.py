@@ -166,6 +166,6 @@ def test_a_network_learns_three_tones():
     with temp_seed(0, "network"):
         model = kws(**SMALL)
     config = TuneConfig(epochs=6, batch_size=20, lr=0.1, precision="float32")
-    trained = tune(model, samples, targets_of(samples, None, "everything"), config, seed=0)
+    trained = tune(model, samples, targets_of(samples, None, config), config, seed=0)
     predicted = trained(samples.batch(np.arange(180))).argmax(dim=1).numpy()
     assert (predicted == y).mean() > 0.95

@@ -55,7 +55,7 @@ def test_the_number_of_units_is_the_exact_floor(n, percent):
     ranking = ranking_of({"a": [float(i) for i in range(n)]})
     wanted = floor(Decimal(percent) / 100 * n)
     for scope in ("layer", "global"):
-        budget = Budget(fraction=percent / 100, scope=scope, cap=0.99)
+        budget = Budget(fraction=percent / 100, scope=scope, max_layer_fraction=0.99)
         if wanted and n == 1:
             continue
         plan = ranked(ranking, budget, seed=0)
@@ -78,16 +78,18 @@ def test_asking_for_nothing_gives_an_empty_plan(name, scope):
 @pytest.mark.parametrize("name", ["ranked", "random"])
 def test_asking_for_everything_leaves_what_the_cap_keeps_and_says_so(name):
     for scope in ("layer", "global"):
-        plan = run(name, TWO, Budget(fraction=1.0, scope=scope, cap=0.6))
+        plan = run(name, TWO, Budget(fraction=1.0, scope=scope, max_layer_fraction=0.6))
         assert plan.requested == 9
         assert {layer: len(units) for layer, units in plan.units.items()} == {"a": 3, "b": 2}
         assert "layer 'a': 3 of 5 units at most (cap 0.6" in plan.reasons[0]
         assert "layer 'b': 2 of 4" in plan.reasons[1]
-    assert run(name, TWO, Budget(count=99, cap=0.99)).granted == 4 + 3
+    assert run(name, TWO, Budget(count=99, max_layer_fraction=0.99)).granted == 4 + 3
 
 
 def test_one_unit_always_stays():
-    plan = ranked(ranking_of({"a": [1.0, 1.0]}), Budget(fraction=1.0, cap=1 - 1e-9), seed=0)
+    plan = ranked(
+        ranking_of({"a": [1.0, 1.0]}), Budget(fraction=1.0, max_layer_fraction=1 - 1e-9), seed=0
+    )
     assert plan.units == {"a": (0,)}
     with pytest.raises(
         PruneError, match=r"1 units were to be cut.*layer 'a': 0 of 1 units at most"
@@ -184,7 +186,11 @@ def cases(draw):
     scope = draw(st.sampled_from(["layer", "global"]))
     cap = draw(st.integers(50, 99)) / 100
     options = {"only_positive": draw(st.booleans())}
-    return ranking_of(effects, groups), Budget(**amount, scope=scope, cap=cap), options
+    return (
+        ranking_of(effects, groups),
+        Budget(**amount, scope=scope, max_layer_fraction=cap),
+        options,
+    )
 
 
 @given(cases())
@@ -205,7 +211,7 @@ def test_every_plan_keeps_its_budget_and_explains_what_it_did_not_grant(case):
         for layer, units in plan.units.items():
             assert units == tuple(sorted(set(units)))
             assert 0 < len(units) < width[layer]
-            assert len(units) <= budget.cap * width[layer]
+            assert len(units) <= budget.max_layer_fraction * width[layer]
             shared = [m for m in width if groups[m] == groups[layer]]
             assert all(plan.units[m] == units for m in shared)
     assert sizes[0] == sizes[1]

@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 def bare_result(**changes):
     empty = {"ranking": None, "plan": None, "before": None, "after": None, "gain": None}
-    return make_result(**empty | {"controls": {}, "seconds": {}, "run": ""} | changes)
+    return make_result(**empty | {"baselines": {}, "seconds": {}, "run": ""} | changes)
 
 
 def digits(ids) -> dict:
@@ -74,10 +74,10 @@ def section(text: str, title: str) -> str:
 VARIANTS = {
     "everything": make_result,
     "nothing optional": bare_result,
-    "no validation set": lambda: make_result(before=None, after=None, gain=None, controls={}),
+    "no validation set": lambda: make_result(before=None, after=None, gain=None, baselines={}),
     "no ranking": lambda: make_result(ranking=None),
     "no plan": lambda: make_result(plan=None),
-    "no controls": lambda: make_result(controls={}),
+    "no controls": lambda: make_result(baselines={}),
     "no gain": lambda: make_result(gain=None),
     "nothing flagged": lambda: make_result(partition=make_partition(threshold=1.0)),
     "all flagged": lambda: make_result(partition=make_partition(threshold=-1.0)),
@@ -115,7 +115,7 @@ def test_summary_has_the_promised_keys_and_numbers():
     assert said["before"]["accuracy"] == {"value": 0.6, "low": 0.55, "high": 0.65, "n": 100}
     assert said["after"]["accuracy"]["value"] == 0.85
     assert said["gain"] == {"value": 0.25, "low": 0.18, "high": 0.31, "n": 100}
-    control = said["controls"]["random-units"]
+    control = said["baselines"]["random-units"]
     assert (control["accuracy"]["value"], control["seconds"], control["parameters"]) == (
         0.75,
         4.5,
@@ -155,7 +155,7 @@ def test_summary_of_numpy_numbers_is_plain_python():
 def test_summary_has_null_where_there_is_no_validation_set():
     said = markdown.summary(bare_result())
     assert said["before"] is said["after"] is said["gain"] is None
-    assert said["controls"] == {}
+    assert said["baselines"] == {}
     assert (said["pruning"]["requested"], said["pruning"]["granted"]) == (0, 0)
 
 
@@ -255,13 +255,15 @@ def test_worst_of_ties_is_sorted_by_id_and_worst_of_none_is_empty():
 
 
 def test_the_certificate_is_told_with_both_ends():
-    found = UnlearningAudit(samples=40, predicted=(1.0, 0.125), membership=(0.9, 0.52), drift=0.03)
-    text = markdown.markdown(make_result(certificate=found))
+    found = UnlearningAudit(
+        samples=40, predicted=(1.0, 0.125), membership_auroc=(0.9, 0.52), churn=0.03
+    )
+    text = markdown.markdown(make_result(audit=found))
     assert "still predicted: 100.0% before, 12.5% after (40 samples)" in text
     assert "with probability 0.90 before, 0.52 after" in text
     assert "predicted otherwise than before: 3.0%" in text
     assert "nothing to unlearn" in markdown.markdown(make_result())
-    assert markdown.summary(make_result(certificate=found))["certificate"]["drift"] == 0.03
+    assert markdown.summary(make_result(audit=found))["audit"]["churn"] == 0.03
 
 
 def test_markdown_puts_flags_first():
@@ -274,9 +276,9 @@ def test_markdown_puts_flags_first():
 
 
 def test_a_verdict_in_markdown_escapes_the_names_of_classes():
-    kept = Decision("leave alone", f"nothing is left to learn {HOSTILE} from")
+    kept = Decision("skip", f"nothing is left to learn {HOSTILE} from")
     for verdict in (kept, replace(kept, word="retrain")):
-        text = markdown.markdown(make_result(verdict=verdict))
+        text = markdown.markdown(make_result(decision=verdict))
         assert "<script" not in text
         assert "left to learn &lt;script&gt;" in text
 
@@ -338,7 +340,7 @@ def test_page_escapes_every_name_of_the_user():
         ),
         plan=PrunePlan({HOSTILE: (1,)}, requested=2, reasons=(HOSTILE,)),
         classes=(HOSTILE, "b", "c", "d"),
-        controls={HOSTILE: make_control(0.7, 0.1)},
+        baselines={HOSTILE: make_control(0.7, 0.1)},
         seconds={HOSTILE: 1.0},
         flags=(Flag(HOSTILE, HOSTILE),),
         config={HOSTILE: HOSTILE},
@@ -504,7 +506,7 @@ def codes(**changes) -> list[str]:
         "plan": PrunePlan({"head.0": (1, 2)}, requested=2),
         "before": make_evaluation(0.6),
         "after": make_evaluation(0.85),
-        "controls": {"random-units": make_control(0.7, 0.15)},
+        "baselines": {"random-units": make_control(0.7, 0.15)},
     }
     return [flag.code for flag in diagnostics.find_flags(**healthy | changes)]
 
@@ -525,7 +527,7 @@ PLANTED = {
         "partition": make_partition(fits=(make_fit(bic={1: 10.0, 2: 14.0, 3: 20.0}),))
     },
     "random-control-as-good": {
-        "controls": {"random-units": make_control(0.84, 0.01)},
+        "baselines": {"random-units": make_control(0.84, 0.01)},
         "plan": PrunePlan({"a": (1,)}, 1),
     },
     "granted-less-than-requested": {"plan": PrunePlan({"a": (1,)}, 3, ("a: cap reached",))},
@@ -555,12 +557,12 @@ def test_each_flag_fires_alone_on_its_planted_case(code):
             )
         },
         {"partition": make_partition(fits=(make_fit(bic={1: 10.0}),))},
-        {"controls": {"random-units": make_control(0.84, 0.01)}, "plan": None},
+        {"baselines": {"random-units": make_control(0.84, 0.01)}, "plan": None},
         {
-            "controls": {"random-units": make_control(0.84, 0.05)},
+            "baselines": {"random-units": make_control(0.84, 0.05)},
             "plan": PrunePlan({"a": (1,)}, 1),
         },
-        {"controls": {"finetune-only": make_control(0.9, -0.05)}},
+        {"baselines": {"finetune-only": make_control(0.9, -0.05)}},
         {"after": make_evaluation(0.56)},
         {"after": None},
         one_class(0.85),
@@ -578,10 +580,10 @@ def test_flags_are_silent_just_beside_their_rule(near):
 
 def test_sentences_hold_the_numbers():
     said = {
-        flag.code: flag.sentence
+        flag.code: flag.message
         for planted in PLANTED.values()
         for flag in diagnostics.find_flags(
-            **{"partition": None, "plan": None, "controls": {}, "before": make_evaluation(0.6)}
+            **{"partition": None, "plan": None, "baselines": {}, "before": make_evaluation(0.6)}
             | {"after": None}
             | planted
         )
@@ -617,7 +619,7 @@ def test_a_model_that_fits_labels_but_not_views_has_memorised(agreement, raised)
     found = diagnostics.memorised(scores)
     assert [flag.code for flag in found] == ["model-memorised-its-labels"] * raised
     if raised:
-        assert "100.0% of the given labels, and 58.0% under random views" in found[0].sentence
+        assert "100.0% of the given labels, and 58.0% under random views" in found[0].message
 
 
 # Sound

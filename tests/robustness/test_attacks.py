@@ -222,7 +222,7 @@ def test_adversarial_training_withstands_what_plain_training_does_not():
     x[:, 0, 0, 0] = 0.5 + 0.03 * sign
     samples = from_arrays(x.astype(np.float32), y)
     config = TuneConfig(
-        data="everything", epochs=20, batch_size=50, lr=1.0, augment=False, precision="float32"
+        targets="all", epochs=20, batch_size=50, lr=1.0, augment=False, precision="float32"
     )
     with temp_seed(0, "linear"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))

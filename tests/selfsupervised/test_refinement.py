@@ -22,7 +22,7 @@ from expunge.training.baselines import trainers
 from expunge.training.loop import TuneConfig
 from oracles_digits import CLASSES, clean, digits, memorised, network, noisy
 
-TUNE = TuneConfig(data="everything", lr=0.05, batch_size=32, precision="float32")
+TUNE = TuneConfig(targets="all", lr=0.05, batch_size=32, precision="float32")
 QUICK = RefineConfig(
     simclr=SimclrConfig(epochs=2, batch_size=64, hidden=32, projection=16, precision="float32"),
     rounds=2,
@@ -253,9 +253,9 @@ def test_refinement_mends_labels_and_beats_training_on_them():
 
 def test_the_recipe_starts_from_the_checkpoint_and_trains_by_refinement():
     recipe = resolve("ssl-refine")
-    assert (recipe.start, recipe.trainer, recipe.tune.data) == ("model", "ssl-refine", "everything")
-    assert not recipe.prune.cuts
-    assert recipe.least == 0  # also where the partition finds nothing
+    assert (recipe.start, recipe.trainer, recipe.tune.targets) == ("model", "ssl-refine", "all")
+    assert not recipe.prune.is_enabled
+    assert recipe.min_flagged_fraction == 0  # also where the partition finds nothing
     assert trainers.get("ssl-refine") is refinement.ssl_refine
 
 
@@ -274,7 +274,7 @@ def test_a_repair_by_refinement_is_one_of_the_recipes(monkeypatch):
     )
     assert same(seen[0][0], model)  # from the checkpoint, memorised or not
     assert seen[0][1].lr == 0.1
-    assert result.verdict.word == "repair"
+    assert result.decision.action == "keep"
     assert isinstance(result.model, nn.Module)
     assert result.after.accuracy.value > 0.2
     assert result.classes == CLASSES

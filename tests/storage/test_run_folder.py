@@ -21,7 +21,7 @@ from oracles_results import make_partition
 
 HEADER = {"recipe": "default", "seed": 0, "train": {"labels": "aa", "inputs": "bb"}}
 ARTEFACT = Artefact(
-    facts={"note": [1, 2.5, "x"]},
+    metadata={"note": [1, 2.5, "x"]},
     tables={"rows": pa.table({"id": [1, 2]})},
     tensors={"w": torch.arange(6.0).view(2, 3)},
 )
@@ -86,9 +86,9 @@ def test_without_a_folder_every_run_computes_and_nothing_is_written(tmp_path, mo
 
 
 def test_a_stage_with_another_key_is_refused_and_every_differing_field_named(tmp_path):
-    made(tmp_path / "run", {"seed": 0, "settings": {"views": 8, "layer": ""}})
+    made(tmp_path / "run", {"seed": 0, "settings": {"views": 8, "attribution_layer": ""}})
     before = contents(tmp_path)
-    key = {"seed": 1, "settings": {"views": 4, "layer": ""}}
+    key = {"seed": 1, "settings": {"views": 4, "attribution_layer": ""}}
     with (
         open_run(tmp_path / "run", HEADER) as run,
         pytest.raises(RunError, match=r"seed: 0 there, 1 asked") as e,
@@ -184,7 +184,7 @@ def test_another_header_is_refused_and_every_differing_field_named(tmp_path):
         pytest.fail("the folder must not open")
     assert 'train.labels: "aa" there, "zz" asked for' in str(e.value)
     assert "inputs:" not in str(e.value)
-    assert "--fresh" in str(e.value)
+    assert "--overwrite" in str(e.value)
     assert contents(tmp_path) == before
 
 
@@ -198,11 +198,11 @@ def test_a_damaged_run_file_is_one_of_our_errors(tmp_path, content):
 
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("stranger", ["thesis.tex", "1-score", "controls", ".git"])
-def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path, stranger, fresh):
+def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path, stranger, overwrite):
     (tmp_path / stranger).write_text("mine")
     with (
         pytest.raises(RunError, match=f"holds other files: {stranger}"),
-        open_run(tmp_path, HEADER, fresh=fresh),
+        open_run(tmp_path, HEADER, overwrite=overwrite),
     ):
         pytest.fail("the folder must not open")
     assert (tmp_path / stranger).read_text() == "mine"
@@ -219,7 +219,7 @@ def test_fresh_discards_what_a_run_made_and_nothing_else(tmp_path):
     (folder / "5-tune.partial").mkdir()
     (folder / "controls").mkdir()
     compute = Compute()
-    with open_run(folder, {**HEADER, "seed": 9}, fresh=True) as run:
+    with open_run(folder, {**HEADER, "seed": 9}, overwrite=True) as run:
         assert {p.name for p in folder.iterdir()} == {*theirs, "run.json", ".lock"}
         run.stage("1-score", {"seed": 9}, compute)
     assert compute.calls == 1
@@ -228,14 +228,14 @@ def test_fresh_discards_what_a_run_made_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_run_json_of_another_program_is_no_run_of_ours(tmp_path, fresh):
+def test_a_run_json_of_another_program_is_no_run_of_ours(tmp_path, overwrite):
     (tmp_path / "run.json").write_text('{"tool": "other", "train": 1}')
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("x")
     before = contents(tmp_path)
     with (
         pytest.raises(RunError, match=r"its run\.json is of another program"),
-        open_run(tmp_path, HEADER, fresh=fresh),
+        open_run(tmp_path, HEADER, overwrite=overwrite),
     ):
         pass
     assert before.items() <= contents(tmp_path).items()
@@ -246,15 +246,15 @@ def test_fresh_does_not_follow_links_out_of_the_folder(tmp_path):
     (tmp_path / "data" / "x").write_text("mine")
     made(tmp_path / "run")
     (tmp_path / "run" / "controls").symlink_to(tmp_path / "data")
-    with open_run(tmp_path / "run", HEADER, fresh=True):
+    with open_run(tmp_path / "run", HEADER, overwrite=True):
         assert not (tmp_path / "run" / "controls").exists()
     assert (tmp_path / "data" / "x").read_text() == "mine"
 
 
-def test_fresh_works_on_a_training_too(tmp_path):
-    for fresh in (False, True):
+def test_overwrite_works_on_a_training_too(tmp_path):
+    for overwrite in (False, True):
         compute = Compute()
-        with open_run(tmp_path, HEADER, fresh=fresh) as run:
+        with open_run(tmp_path, HEADER, overwrite=overwrite) as run:
             run.stage("model", {}, compute)
         assert compute.calls == 1
 
@@ -330,7 +330,7 @@ def test_a_folder_is_refused_before_a_model_is_trained_in_it(tmp_path):
     made(tmp_path / "run")
     with pytest.raises(RunError, match="was not trained in it"):
         check_run_folder(tmp_path / "run")
-    check_run_folder(tmp_path / "run", fresh=True)
+    check_run_folder(tmp_path / "run", overwrite=True)
     (tmp_path / "run" / "0-train").mkdir()
     check_run_folder(tmp_path / "run")
 

@@ -26,7 +26,7 @@ from oracles_digits import CLASSES, digits, network, noisy
 # Refinement starts from weights; its tests are its own.
 FROM_SCRATCH = ("elr", "co-teaching", "divide-mix")
 CONFIG = TuneConfig(
-    data="everything", epochs=3, lr=0.05, batch_size=32, augment=False, precision="float32"
+    targets="all", epochs=3, lr=0.05, batch_size=32, augment=False, precision="float32"
 )
 
 
@@ -40,7 +40,7 @@ def plain(config=CONFIG):
     return tune(
         network(),
         data,
-        targets_of(data, None, TuneConfig(data="everything")),
+        targets_of(data, None, TuneConfig(targets="all")),
         config,
         seed=0,
         what="train",
@@ -88,7 +88,7 @@ def test_less_is_learned_of_wrong_labels_than_by_plain_training(name):
     usual = tune(
         network(),
         data,
-        targets_of(data, None, TuneConfig(data="everything")),
+        targets_of(data, None, TuneConfig(targets="all")),
         config,
         seed=0,
         what="train",
@@ -143,5 +143,5 @@ def test_inputs_that_are_no_tensors_are_refused():
 @pytest.mark.parametrize("name", FROM_SCRATCH)
 def test_the_recipes_of_peers_train_from_scratch_on_everything(name):
     recipe = recipes.get(name)(resolve("default"))
-    assert (recipe.start, recipe.trainer, recipe.tune.data) == ("scratch", name, "everything")
-    assert not recipe.prune.cuts
+    assert (recipe.start, recipe.trainer, recipe.tune.targets) == ("scratch", name, "all")
+    assert not recipe.prune.is_enabled

@@ -50,7 +50,7 @@ def net(*, dropout: float = 0.0, norm: bool = False) -> nn.Sequential:
 
 
 def everything(samples: Samples) -> Targets:
-    return targets_of(samples, None, TuneConfig(data="everything"))
+    return targets_of(samples, None, TuneConfig(targets="all"))
 
 
 def weighted(samples: Samples) -> Targets:
@@ -485,7 +485,7 @@ def case() -> tuple[Samples, Partition]:
 
 def test_kept_leaves_the_flagged_out_and_the_labels_as_given():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(data="kept"))
+    found = targets_of(samples, split, TuneConfig(targets="filter"))
     assert found.positions.tolist() == [1, *range(3, 12)]
     assert found.labels.tolist() == samples.labels[found.positions].tolist()
     assert found.weights.tolist() == [1.0] * 10
@@ -493,7 +493,7 @@ def test_kept_leaves_the_flagged_out_and_the_labels_as_given():
 
 def test_soft_weighs_all_by_their_probability_of_being_good():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(data="soft"))
+    found = targets_of(samples, split, TuneConfig(targets="reweight"))
     assert found.positions.tolist() == list(range(1, 12))
     assert_close(found.weights, np.array([0.75, 1 - 0.9, *[1.0] * 9]))
     assert found.labels.tolist() == samples.labels[1:].tolist()
@@ -501,7 +501,7 @@ def test_soft_weighs_all_by_their_probability_of_being_good():
 
 def test_relabel_mends_wrong_labels_and_drops_bad_inputs():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(data="relabel", sure=0.75))
+    found = targets_of(samples, split, TuneConfig(targets="relabel", min_relabel_confidence=0.75))
     assert found.positions.tolist() == [0, 1, *range(3, 12)]
     assert found.labels.tolist() == [1, 1, *(samples.labels[3:]).tolist()]
     assert found.weights.tolist() == [0.75, *[1.0] * 10]
@@ -509,27 +509,27 @@ def test_relabel_mends_wrong_labels_and_drops_bad_inputs():
 
 def test_a_suggestion_that_is_not_sure_enough_is_not_learned():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(data="relabel", sure=0.8))
+    found = targets_of(samples, split, TuneConfig(targets="relabel", min_relabel_confidence=0.8))
     assert found.positions.tolist() == [1, *range(3, 12)]
 
 
-@pytest.mark.parametrize(("split", "data"), [(True, "everything"), (False, "kept")])
+@pytest.mark.parametrize(("split", "data"), [(True, "all"), (False, "filter")])
 def test_everything_and_no_partition_keep_all_as_given(split, data):
     samples, made = case()
-    found = targets_of(samples, made if split else None, TuneConfig(data=data))
+    found = targets_of(samples, made if split else None, TuneConfig(targets=data))
     assert found.positions.tolist() == list(range(12))
     assert found.labels.tolist() == samples.labels.tolist()
     assert found.weights.tolist() == [1.0] * 12
 
 
-@pytest.mark.parametrize("data", ["kept", "soft", "relabel"])
+@pytest.mark.parametrize("data", ["filter", "reweight", "relabel"])
 def test_targets_follow_ids_and_not_positions(data):
     samples, split = case()
     order = np.random.default_rng(0).permutation(12)
     names = ("ids", "labels", "p_noisy", "p_label_fault", "p_input_fault")
     names += ("suggested_label", "suggested_probability")
     shuffled = replace(split, **{name: getattr(split, name)[order] for name in names})
-    found, expected = (targets_of(samples, p, TuneConfig(data=data)) for p in (shuffled, split))
+    found, expected = (targets_of(samples, p, TuneConfig(targets=data)) for p in (shuffled, split))
     assert found.positions.tolist() == expected.positions.tolist()
     assert found.labels.tolist() == expected.labels.tolist()
     assert found.weights.tolist() == expected.weights.tolist()
@@ -538,16 +538,16 @@ def test_targets_follow_ids_and_not_positions(data):
 def test_a_partition_of_other_samples_is_an_error():
     samples, split = case()
     with pytest.raises(DataError, match="there are no rows for ids 1, 2, 3"):
-        targets_of(blobs(12), split, TuneConfig(data="kept"))
-    assert targets_of(samples, split, TuneConfig(data="kept")).positions.size
+        targets_of(blobs(12), split, TuneConfig(targets="filter"))
+    assert targets_of(samples, split, TuneConfig(targets="filter")).positions.size
 
 
-@pytest.mark.parametrize("data", ["kept", "soft"])
+@pytest.mark.parametrize("data", ["filter", "reweight"])
 def test_a_partition_that_keeps_nothing_is_an_error(data):
     samples = blobs(12)
     split = split_of(samples, p_label=[1.0] * 12, p_input=[])
     with pytest.raises(PartitionError, match=r"tune: the partition keeps no sample\n  fix: raise"):
-        targets_of(samples, split, TuneConfig(data=data))
+        targets_of(samples, split, TuneConfig(targets=data))
 
 
 def test_a_class_of_which_nothing_is_kept_is_named():
@@ -555,7 +555,7 @@ def test_a_class_of_which_nothing_is_kept_is_named():
     p = (samples.labels == 1).astype(float).tolist()
     split = split_of(samples, p_label=p, p_input=[])
     with pytest.raises(PartitionError, match="nothing is kept of class dog\n"):
-        targets_of(samples, split, TuneConfig(data="kept"))
+        targets_of(samples, split, TuneConfig(targets="filter"))
 
 
 @pytest.mark.parametrize(

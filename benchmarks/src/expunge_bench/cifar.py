@@ -39,8 +39,8 @@ NOISES: Mapping[str, tuple[float, ...]] = {
 # Ways to make labels wrong by what the image shows; see `instance_noise`.
 INSTANCE = ("instance", "instance-raw", "ambiguous")
 TRAINING: Mapping[str, TuneConfig] = {
-    "fresh": TuneConfig(data="everything", epochs=20, lr=0.2, batch_size=128),
-    "memorised": TuneConfig(data="everything", epochs=24, lr=0.2, batch_size=128, augment=False),
+    "fresh": TuneConfig(targets="all", epochs=20, lr=0.2, batch_size=128),
+    "memorised": TuneConfig(targets="all", epochs=24, lr=0.2, batch_size=128, augment=False),
 }
 HELD_OUT = 5_000
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

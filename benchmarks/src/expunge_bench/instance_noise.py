@@ -113,7 +113,7 @@ def mean_prediction(
     and passes.
     """
     seen = _Averages(copy.deepcopy(model), samples, seed)
-    config = TuneConfig(data="everything", epochs=epochs, lr=0.2)
+    config = TuneConfig(targets="all", epochs=epochs, lr=0.2)
     every = targets_of(samples, None, config)
     tune(
         model,

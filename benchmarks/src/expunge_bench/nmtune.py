@@ -119,7 +119,7 @@ class Images:
         )
         with temp_seed(seed, "network"):
             network = resnet(classes=len(KNOWN), widths=(16, 32, 64, 128), blocks=(1, 1, 1, 1))
-        training = TuneConfig(data="everything", epochs=self.sizes.epochs, lr=0.2)
+        training = TuneConfig(targets="all", epochs=self.sizes.epochs, lr=0.2)
         folder = self.out / "encoders" / digest([asdict(self.sizes), noise, seed])[:16]
         given = replace(samples, labels=wrong)
         model = pipeline.train(

@@ -126,7 +126,7 @@ SIGMA = {
     "shifted": 2.0,
     "shifted-inside": 4.0,
 }
-_TRAINING = TuneConfig(data="everything", epochs=6, lr=0.1, precision="float32")
+_TRAINING = TuneConfig(targets="all", epochs=6, lr=0.1, precision="float32")
 
 
 def size_of(name: str, folder: Path) -> Size:
@@ -167,7 +167,7 @@ def bench(
     size = size_of(data, folder)
     epochs = size.training.epochs if epochs is None else epochs
     size = replace(
-        size, n=n or size.n, training=replace(size.training, epochs=epochs, data="everything")
+        size, n=n or size.n, training=replace(size.training, epochs=epochs, targets="all")
     )
     ledger = ResultStore(out, KEYS)
     chosen = tuple(methods) or tuple(METHODS)

@@ -77,7 +77,7 @@ def on_images(cifar: Cifar, *, epochs: int = 60, width: int = 64) -> Protocol:
         with temp_seed(seed, "network"):
             return resnet(classes=10, widths=widths, blocks=(2, 2, 2, 2), hidden=4 * width)
 
-    training = TuneConfig(data="everything", epochs=epochs, lr=0.1, **_PLAIN)
+    training = TuneConfig(targets="all", epochs=epochs, lr=0.1, **_PLAIN)
     return Protocol(cifar.name, scene, network, training)
 
 
@@ -94,7 +94,7 @@ def on_speech(speech: Speech, *, epochs: int = 300) -> Protocol:
             return rlap_speech(features=False)
 
     adam: Mapping[str, Any] = {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.0}
-    training = TuneConfig(data="everything", epochs=epochs, **adam, **_PLAIN)
+    training = TuneConfig(targets="all", epochs=epochs, **adam, **_PLAIN)
     return Protocol(
         speech.name, lambda n, seed: speech.published(n=n, seed=seed), network, training
     )
@@ -159,7 +159,7 @@ def _models(case: _Case) -> dict[str, pipeline.Trained]:
             case.scene.train,
             case.scene.test,
             recipe=recipe,
-            overrides={"tune": {**tune, "data": "kept"}},
+            overrides={"tune": {**tune, "targets": "filter"}},
             controls=("head-only", "finetune-only"),
             seed=case.seed,
             out=case.folder / name,
@@ -168,7 +168,7 @@ def _models(case: _Case) -> dict[str, pipeline.Trained]:
         )
         made[f"{name} F-FT"] = pipeline.Trained(result.model, repair_seconds(result))
         for label, control in (("L-FT", "head-only"), ("F-FT, nothing cut", "finetune-only")):
-            other = result.controls.get(control)  # none where a class has nothing left
+            other = result.baselines.get(control)  # none where a class has nothing left
             if other is not None and other.model is not None:
                 made[f"{name} {label}"] = pipeline.Trained(other.model, other.seconds)
         made[f"{name} retrain"] = _retrained(result.partition, case)

@@ -69,7 +69,7 @@ def oracle_finetune(given: OracleInput) -> nn.Module:
         case.scene.train,
         cached_stages.default_learning_rate(recipe, given.result.scores, split),
     )
-    settings = asdict(with_learning_rate(replace(recipe.tune, data="kept"), len(train), rate))
+    settings = asdict(with_learning_rate(replace(recipe.tune, targets="filter"), len(train), rate))
     return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
 
 
@@ -159,7 +159,7 @@ def _measured(
                 "calibration_error": found.metrics["calibration_error"].value,
                 "forgetting": still_predicted(model, case.scene),
                 "flagged": flagged if name == WHOLE else None,
-                "verdict": result.verdict.word if name == WHOLE else None,
+                "verdict": result.decision.action if name == WHOLE else None,
                 "seconds": seconds,
                 "train_seconds": train_seconds,
                 "parameters": size.parameters,
@@ -169,7 +169,7 @@ def _measured(
         )
 
     add(WHOLE, result.model, result.after, repair_seconds(result))
-    for name, control in result.controls.items():
+    for name, control in result.baselines.items():
         assert control.model is not None
         seconds = 0.0 if name == "nothing" else control.seconds
         add(name, control.model, control.evaluation, seconds)
@@ -231,7 +231,7 @@ def _partition_of(scene: NoisyDataset, flagged: np.ndarray) -> Partition:
 
 
 def _retrained(case: BenchmarkCase, split: Partition) -> nn.Module:
-    config: TuneConfig = replace(case.field.training["fresh"], data="kept")
+    config: TuneConfig = replace(case.field.training["fresh"], targets="filter")
     fresh = inspection.reinitialised(case.model, case.setting.seed)
     return stages.tune(
         fresh,

@@ -38,8 +38,8 @@ NOISES: Mapping[str, tuple[float, ...]] = {
     "both": (0.4,),
 }
 TRAINING: Mapping[str, TuneConfig] = {
-    "fresh": TuneConfig(data="everything", epochs=30, lr=0.1, batch_size=64),
-    "memorised": TuneConfig(data="everything", epochs=60, lr=0.1, batch_size=64, augment=False),
+    "fresh": TuneConfig(targets="all", epochs=30, lr=0.1, batch_size=64),
+    "memorised": TuneConfig(targets="all", epochs=60, lr=0.1, batch_size=64, augment=False),
 }
 RATE = 16_000  # Hz
 # What the published network sees: 40 coefficients of so many frames, most of which pad a clip.

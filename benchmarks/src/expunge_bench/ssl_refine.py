@@ -40,7 +40,7 @@ _REPAIR = 10.0
 _FLIPS = ("right_flips", "wrong_flips", "other_flips")
 _FOUND = ("flagged", "auroc", "f1", "auroc_neighbours")
 _MADE = ("rate", "top_target", "worst_class")
-_PLAIN = TuneConfig(data="everything", lr=SCRATCH_LR)
+_PLAIN = TuneConfig(targets="all", lr=SCRATCH_LR)
 
 
 class Outcome(NamedTuple):

@@ -49,7 +49,7 @@ class Noise(StrEnum):
 
 SpecPath = Annotated[Path, typer.Argument(help="The spec file (TOML).")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 if there are red flags.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what the run folder holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what the run folder holds.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Fdr = Annotated[
     float | None,
@@ -68,7 +68,7 @@ def demo(
     out: Out = None,
     as_json: Json = False,
     strict: Strict = False,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Corrupt real digits, train until the noise is memorised, repair: under two minutes."""
     folder = out or Path("runs") / f"demo-{recipe}-{noise}-{kind}-{rate:g}-{seed}"
@@ -80,7 +80,7 @@ def demo(
             seed=seed,
             out=folder,
             recipe=recipe,
-            fresh=fresh,
+            overwrite=overwrite,
             progress=show,
         )
     if as_json:
@@ -124,12 +124,12 @@ def repair(
     fdr: Fdr = None,
     as_json: Json = False,
     strict: Strict = False,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Repair the model of a spec; an interrupted repair goes on where it stopped."""
     with progress() as show:
         job = specs.prepare(
-            spec, out=out, fresh=fresh, seed=seed, recipe=recipe, fdr=fdr, progress=show
+            spec, out=out, overwrite=overwrite, seed=seed, recipe=recipe, fdr=fdr, progress=show
         )
         result = pipeline.repair(
             job.model,
@@ -159,7 +159,7 @@ def forget(
     recipe: RecipeName = None,
     as_json: Json = False,
     strict: Strict = False,
-    fresh: Fresh = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Unlearn the samples that a file names: a deletion request, a poisoned batch.
 
@@ -172,7 +172,7 @@ def forget(
             spec,
             out=out or Path(f"{repaired}-forget"),
             trained=repaired,
-            fresh=fresh,
+            overwrite=overwrite,
             seed=seed,
             recipe=recipe,
             progress=show,
@@ -210,11 +210,11 @@ def _stage(name: str, says: str) -> Callable[..., None]:
         recipe: RecipeName = None,
         fdr: Fdr = None,
         as_json: Json = False,
-        fresh: Fresh = False,
+        overwrite: Overwrite = False,
     ) -> None:
         with progress() as show:
             job = specs.prepare(
-                spec, out=out, fresh=fresh, seed=seed, recipe=recipe, fdr=fdr, progress=show
+                spec, out=out, overwrite=overwrite, seed=seed, recipe=recipe, fdr=fdr, progress=show
             )
             made = pipeline.repair_until(
                 job.model,
@@ -335,7 +335,7 @@ def _print_result(result: RepairResult) -> None:
     console = whole_console()
     for flag in result.flags:
         console.print(
-            f"⚑ {flag.code}: {flag.sentence}", style="yellow", highlight=False, markup=False
+            f"⚑ {flag.code}: {flag.message}", style="yellow", highlight=False, markup=False
         )
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):

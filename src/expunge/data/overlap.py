@@ -21,7 +21,7 @@ def check_disjoint(train: Samples, other: Samples) -> list[str]:
     """
     if not (train.has_explicit_ids and other.has_explicit_ids):
         return []
-    folders = bool(train.root and other.root)
+    folders = bool(train.id_root and other.id_root)
     known, asked = (_paths(s) if folders else s.ids for s in (train, other))
     if known.dtype.kind != asked.dtype.kind and "U" in (known.dtype.kind, asked.dtype.kind):
         return []  # integers and strings are never equal
@@ -39,7 +39,7 @@ def check_disjoint(train: Samples, other: Samples) -> list[str]:
 
 def _paths(samples: Samples) -> np.ndarray:
     """The files that the ids name, ``str[n]``."""
-    return np.array([f"{samples.root}/{i}" for i in samples.ids], dtype=str)
+    return np.array([f"{samples.id_root}/{i}" for i in samples.ids], dtype=str)
 
 
 def shared_inputs(train: Samples, validation: Samples) -> int:

@@ -116,9 +116,9 @@ def to_samples(
         view=augment,
         has_explicit_ids=rows.has_explicit_ids,
         name=name,
-        rate=rate,
+        sample_rate=rate,
         skipped=skipped,
-        root=rows.root,
+        id_root=rows.root,
     )
     if mean or std or augment is not None:
         _check_preparation(samples, where)

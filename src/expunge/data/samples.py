@@ -136,14 +136,16 @@ class Samples:
     classes: names of the ``c`` classes. inputs: by position. prepare: stored → model inputs, on
     whole batches. view: a random view of prepared inputs (augmentation), or None. has_explicit_ids:
     whether the ids came with the data (and so mean something elsewhere) or are positions.
-    probs: class probabilities from elsewhere by name, ``float32[n, c]``: out-of-sample ones of
+    external_probs: class probabilities from elsewhere by name, ``float32[n, c]``: out-of-sample
+    ones of
     models that did not see the sample (cross-validation), or means over the checkpoints of the
     training. trusted: ``bool[n]``, samples that are known to be right. features: of another encoder
     by name, ``float32[n, d]``, best of one that saw no labels; compared as the model's own layers
     are. All three are optional evidence.
     rate: samples a second, where the inputs are sound. skipped: what was left out of the source
     because it cannot be used, and why, by id; none of it is among the samples.
-    root: the folder that the ids are paths in, resolved: equal ids in two folders are two samples.
+    id_root: the folder that the ids are paths in, resolved: equal ids in two folders are two
+    samples.
     """
 
     ids: np.ndarray
@@ -154,12 +156,12 @@ class Samples:
     view: View | None = None
     has_explicit_ids: bool = False
     name: str = "data"
-    probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    external_probs: Mapping[str, np.ndarray] = field(default_factory=dict)
     trusted: np.ndarray | None = None
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    rate: int | None = None
+    sample_rate: int | None = None
     skipped: Mapping[Any, str] = field(default_factory=dict)
-    root: str = ""
+    id_root: str = ""
 
     def __post_init__(self) -> None:
         ids = np.array(self.ids)
@@ -181,8 +183,8 @@ class Samples:
         part = isinstance(self.inputs, _Subset)
         problems += _label_problems(labels, ids, len(self.classes), part)
         shape = (len(ids), len(self.classes))
-        probs = {k: np.array(v, dtype=np.float32) for k, v in self.probs.items()}
-        for key, p in probs.items():
+        external_probs = {k: np.array(v, dtype=np.float32) for k, v in self.external_probs.items()}
+        for key, p in external_probs.items():
             problems += _probability_problems(p, key, ids, shape)
         features = {k: np.array(v, dtype=np.float32) for k, v in self.features.items()}
         for key, values in features.items():
@@ -199,12 +201,12 @@ class Samples:
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "labels", labels)
         for array in (
-            *probs.values(),
+            *external_probs.values(),
             *features.values(),
             *([] if trusted is None else [trusted]),
         ):
             array.setflags(write=False)
-        object.__setattr__(self, "probs", probs)
+        object.__setattr__(self, "external_probs", external_probs)
         object.__setattr__(self, "features", features)
         object.__setattr__(self, "trusted", trusted)
 
@@ -253,7 +255,7 @@ class Samples:
             ids=self.ids[positions],
             labels=self.labels[positions],
             inputs=_Subset(self.inputs, np.asarray(positions)),
-            probs={k: p[positions] for k, p in self.probs.items()},
+            external_probs={k: p[positions] for k, p in self.external_probs.items()},
             trusted=None if self.trusted is None else self.trusted[positions],
             features={k: f[positions] for k, f in self.features.items()},
         )
@@ -278,10 +280,10 @@ class Samples:
             "inputs": self.inputs.fingerprint(),
             "preparation": hashlib.sha256(repr(self.prepare).encode()).hexdigest(),
             "view": "" if self.view is None else digest(content_of(self.view)),
-            **{f"probs.{k}": _hash(p) for k, p in self.probs.items()},
+            **{f"external_probs.{k}": _hash(p) for k, p in self.external_probs.items()},
             **({} if self.trusted is None else {"trusted": _hash(self.trusted)}),
             **{f"features.{k}": _hash(f) for k, f in self.features.items()},
-            **({} if self.rate is None else {"rate": str(self.rate)}),
+            **({} if self.sample_rate is None else {"sample_rate": str(self.sample_rate)}),
         }
 
 

@@ -157,7 +157,7 @@ def read(
         return samples
     probs = {k: _joined(samples, file, folder) for k, file in config.probs.items()}
     trusted = _joined(samples, config.trusted, folder) if config.trusted else None
-    return replace(samples, probs=probs, trusted=trusted)
+    return replace(samples, external_probs=probs, trusted=trusted)
 
 
 def _joined(samples: Samples, file: LabelFile, folder: Path) -> np.ndarray:

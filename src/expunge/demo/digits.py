@@ -27,7 +27,7 @@ Kind = Literal["labels", "inputs", "both"]
 
 CONTROLS = (*pipeline.CONTROLS, "retrain-filtered-3x")
 # Trained until the labels are memorised, as one would a clean set: no augmentation, no early stop.
-TRAINING = TuneConfig(data="everything", epochs=40, lr=0.1, batch_size=64, augment=False)
+TRAINING = TuneConfig(targets="all", epochs=40, lr=0.1, batch_size=64, augment=False)
 
 
 def scene(*, noise: LabelNoise, rate: float, kind: Kind, seed: int) -> NoisyDataset:
@@ -92,7 +92,7 @@ def demo(
     recipe: str = "default",
     controls: tuple[str, ...] = CONTROLS,
     overrides: dict[str, object] | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> tuple[RepairResult, dict[str, float]]:
     """Make the digits noisy, train until they are memorised, repair; and how well faults are seen.
@@ -102,14 +102,14 @@ def demo(
     """
     made = scene(noise=noise, rate=rate, kind=kind, seed=seed)
     if out:
-        check_run_folder(out, fresh=fresh)
+        check_run_folder(out, overwrite=overwrite)
     noisy = pipeline.train(
         network(seed),
         made.train,
         TRAINING,
         seed=seed,
         out=Path(out) / "0-train" if out else None,
-        fresh=fresh,
+        overwrite=overwrite,
         progress=progress,
     )
     result = pipeline.repair(
@@ -121,7 +121,7 @@ def demo(
         controls=controls,
         seed=seed,
         out=out,
-        fresh=fresh,
+        overwrite=overwrite,
         train_seconds=noisy.seconds,
         progress=progress,
     )

@@ -65,7 +65,9 @@ _NEAR_ROWS = 4096
 _LESS_CLEAR = 0.55
 
 # What a detector can ask the pass over the data to collect, beside logits.
-Need = Literal["head", "attribution", "deep", "mass", "vectors", "features", "attributed", "views"]
+Need = Literal[
+    "head", "attribution", "deep", "mass", "vectors", "features", "attribution_features", "views"
+]
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,13 @@ def detect(
     sources = _not_memorised([q for d in found.values() for q in d.class_probs], signals)
     left_out = [q for d in found.values() if d.left_out for q in d.class_probs]
     class_probs = softmax(signals.logits, axis=1)
-    told, elsewhere = [class_probs], tuple(signals.probs.values())
+    model_probs, external = [class_probs], tuple(signals.external_probs.values())
     if sources:
         class_probs = opinion_pool(sources, signals.labels, signals.trusted)
     agreement = {"model": _agreement(signals.logits, signals)}
     if signals.augmented_probs is not None and signals.views:
-        agreement["views"] = _agreement(signals.augmented_probs, signals)
-        told.append(signals.augmented_probs)
+        agreement["augmented"] = _agreement(signals.augmented_probs, signals)
+        model_probs.append(signals.augmented_probs)
     return Scores(
         ids=signals.ids,
         labels=signals.labels,
@@ -118,20 +120,20 @@ def detect(
         class_probs=class_probs,
         agreement=agreement,
         trusted=signals.trusted,
-        sources=np.stack(left_out) if left_out else None,
-        told=np.stack(told),
-        elsewhere=np.stack(elsewhere) if elsewhere else None,
+        loo_probs=np.stack(left_out) if left_out else None,
+        model_probs=np.stack(model_probs),
+        external_probs=np.stack(external) if external else None,
     )
 
 
 def _require(signals: Signals, name: str) -> None:
     """Refuse signals that were collected without what the detector needs."""
     has = {
-        "attribution": "attribution" in signals.columns,
-        "mass": "attribution_mass" in signals.columns,
-        "head": "head_input_norm" in signals.columns,
-        "deep": any(name.startswith("attribution.") for name in signals.columns),
-        "attributed": True,
+        "attribution": "attribution" in signals.per_sample,
+        "mass": "attribution_mass" in signals.per_sample,
+        "head": "head_input_norm" in signals.per_sample,
+        "deep": any(name.startswith("attribution.") for name in signals.per_sample),
+        "attribution_features": True,
         "vectors": signals.attributions is not None,
         "views": signals.augmented_probs is not None and signals.augmented_loss is not None,
         "features": True,  # a network may have no hidden layer
@@ -168,7 +170,7 @@ def self_influence(signals: Signals) -> Detection:
 
     The square is the sample's TracIn self-influence at the last layer (arXiv 2002.08484).
     """
-    h = signals.columns["head_input_norm"]
+    h = signals.per_sample["head_input_norm"]
     return Detection(np.linalg.norm(_error(signals), axis=1) * np.sqrt(h**2 + 1))
 
 
@@ -180,7 +182,7 @@ def attribution(signals: Signals) -> Detection:
     (arXiv 2506.11615); this one asks what the layer says for the given label against the best
     other.
     """
-    return Detection(-signals.columns["attribution"])
+    return Detection(-signals.per_sample["attribution"])
 
 
 @detectors.register("layerwise_attribution", kind="label", needs=("deep",))
@@ -190,7 +192,7 @@ def layerwise_attribution(signals: Signals) -> Detection:
     The mean over stages of ``attribution``, each over its standard deviation. Not a default: the
     earlier the stage, the less it says (docs/detection.md). Costs a forward and a backward pass.
     """
-    columns = [v for k, v in signals.columns.items() if k.startswith("attribution.")]
+    columns = [v for k, v in signals.per_sample.items() if k.startswith("attribution.")]
     return Detection(-np.mean([v / max(float(v.std()), 1e-12) for v in columns], axis=0))
 
 
@@ -202,7 +204,7 @@ def attribution_mass(signals: Signals) -> Detection:
     deviation. Corrupted inputs can excite a network too little or too much: the sign is set so that
     larger goes with less certainty over the samples (rank correlation), which needs no truth.
     """
-    mass = np.log(np.maximum(signals.columns["attribution_mass"], 1e-12))
+    mass = np.log(np.maximum(signals.per_sample["attribution_mass"], 1e-12))
     centred = centred_by_class(mass, signals.logits.argmax(axis=1))
     # Not the loss of the given label: wrong labels must not decide which inputs look bad.
     doubt = -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
@@ -237,7 +239,11 @@ def attribution_clusters(signals: Signals, *, components: int = 16) -> Detection
 
 @detectors.register("knn_disagreement", kind="label", needs=("features",))
 def knn_disagreement(
-    signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
+    signals: Signals,
+    *,
+    k: int | None = None,
+    neighbour_search: Search = "exact",
+    chunk_size: int = 1024,
 ) -> Detection:
     """How much the nearest neighbours' labels speak against the given one, layer by layer.
 
@@ -247,15 +253,19 @@ def knn_disagreement(
     every sample and spoils nothing; mixing the layers' features before the search would. Features
     of another encoder that came with the samples count as one more layer.
 
-    Cost: n² · Σ d multiply-adds in chunks of ``chunk × n``; memory n · Σ d floats. Beyond some
-    100,000 samples search ``"approximate"`` is quicker (the extra ``expunge[faiss]``).
+    Cost: n² · Σ d multiply-adds in chunks of ``chunk_size × n``; memory n · Σ d floats. Beyond some
+    100,000 samples the search ``"approximate"`` is quicker (the extra ``expunge[faiss]``).
     """
-    return _disagreement(signals, signals.features, k, search, chunk)
+    return _disagreement(signals, signals.features, k, neighbour_search, chunk_size)
 
 
-@detectors.register("attribution_knn", kind="label", needs=("attributed",))
+@detectors.register("attribution_knn", kind="label", needs=("attribution_features",))
 def attribution_knn(
-    signals: Signals, *, k: int | None = None, search: Search = "exact", chunk: int = 1024
+    signals: Signals,
+    *,
+    k: int | None = None,
+    neighbour_search: Search = "exact",
+    chunk_size: int = 1024,
 ) -> Detection:
     """``knn_disagreement`` on gradient × activation of the predicted class's logit.
 
@@ -263,21 +273,25 @@ def attribution_knn(
     last ones less, and all of them less where it has (docs/detection.md). Costs a forward and a
     backward pass more.
     """
-    return _disagreement(signals, signals.attributed, k, search, chunk)
+    return _disagreement(signals, signals.attribution_features, k, neighbour_search, chunk_size)
 
 
 def _disagreement(
     signals: Signals,
     features: Mapping[str, np.ndarray],
     k: int | None,
-    search: Search,
-    chunk: int,
+    neighbour_search: Search,
+    chunk_size: int,
 ) -> Detection:
-    if search not in get_args(Search):
-        raise ConfigError(f"search '{search}' is none of: {', '.join(get_args(Search))}")
+    if neighbour_search not in get_args(Search):
+        raise ConfigError(
+            f"neighbour_search '{neighbour_search}' is none of: {', '.join(get_args(Search))}"
+        )
     n, c = signals.logits.shape
     votes = [
-        neighbour_votes(f, signals.labels, c, k=k, search=search, chunk=chunk)
+        neighbour_votes(
+            f, signals.labels, c, k=k, neighbour_search=neighbour_search, chunk_size=chunk_size
+        )
         for f in features.values()
     ]
     if not votes:
@@ -502,12 +516,12 @@ def external_margin(signals: Signals) -> Detection:
     Out-of-sample probabilities (arXiv 1911.00068) or means over a training's checkpoints; see
     `Samples`. Smoothed as in ``augmented_margin``; the mean where there are several sources.
     """
-    if not signals.probs:
+    if not signals.external_probs:
         raise DataError(
             "detector 'external_margin' needs probabilities from elsewhere",
-            fix="give the samples some: dataclasses.replace(samples, probs={'folds': p})",
+            fix="give the samples some: dataclasses.replace(samples, external_probs={'folds': p})",
         )
-    sources = [_smoothed(p) for p in signals.probs.values()]
+    sources = [_smoothed(p) for p in signals.external_probs.values()]
     margins = [label_margin(np.log(p), signals.labels) for p in sources]
     return Detection(np.mean(margins, axis=0), tuple(sources))
 
@@ -579,8 +593,8 @@ def neighbour_votes(
     classes: int,
     *,
     k: int | None = None,
-    search: Search = "exact",
-    chunk: int = 1024,
+    neighbour_search: Search = "exact",
+    chunk_size: int = 1024,
 ) -> np.ndarray:
     """``float64[n, c]``: label shares among the k nearest other samples, smoothed by one vote."""
     n = len(labels)
@@ -588,10 +602,10 @@ def neighbour_votes(
     k = min(k, n - 1)
     space = _unit_rows(features)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels.copy()), classes).float()
-    find = _exact(space) if search == "exact" else _approximate(space)
+    find = _exact(space) if neighbour_search == "exact" else _approximate(space)
     votes = torch.empty(n, classes)
-    for start in range(0, n, chunk):
-        votes[start : start + chunk] = one_hot[find(start, chunk, k)].sum(dim=1)
+    for start in range(0, n, chunk_size):
+        votes[start : start + chunk_size] = one_hot[find(start, chunk_size, k)].sum(dim=1)
     return ((votes + 1.0 / classes) / (k + 1.0)).double().numpy()
 
 

@@ -75,7 +75,7 @@ def fit(
     *,
     seed: int,
     trusted: np.ndarray | None = None,
-    told: int | None = None,
+    n_model_sources: int | None = None,
 ) -> NoiseModel:
     """The noise model of some labels, from class probabilities of several sources.
 
@@ -90,10 +90,10 @@ def fit(
     hand, takes hard samples for wrong labels. So which samples are wrong and how many are asked of
     different sources:
 
-    - Where the network leans only (told: how many of the sources, the last ones, are its own
+    - Where the network leans only (the last ``n_model_sources`` are its own
       words), all sources together decide whether any label is wrong and which are; the rate is the
       mean of those that the other sources find, each alone.
-    - Where it has memorised (told is None), the reference are the sources in which wrong labels are
+    - Where it has memorised (``n_model_sources`` is None), the reference are the sources in which wrong labels are
       most evident: greedily those that raise the gain in the information criterion of a transition
       over none. A source that has memorised needs no transition, one that knows little shows none.
       The rate is the reference's. Others that raise the likelihood join, as long as they explain
@@ -102,26 +102,29 @@ def fit(
     The lean δ is such that the model has that rate; at most 3, for beyond that it is the rate that
     is wrong.
 
-    sources: ``float[s, n, c]``, not told the sample's own label, but for the last ``told``.
+    sources: ``float[s, n, c]``, not n_model_sources the sample's own label, but for the last
+    ``n_model_sources``.
     trusted: ``bool[n]``, labels that are right for sure. Looks at given labels only. Cost: s fits,
     or some s² on fewer rows where the network has memorised, each of about 100 evaluations of
     ``O(s · min(n, 10,000) · c)``.
     """
     rows = _Rows(sources, labels, trusted, ROWS)
     few = _Rows(sources, labels, trusted, FEW_ROWS)
-    model, rate = _memorised(rows, few) if told is None else _believed(rows, told)
+    model, rate = (
+        _memorised(rows, few) if n_model_sources is None else _believed(rows, n_model_sources)
+    )
     if model.noisy:
         model = replace(model, leak=_lean(rows, model, rate))
         model = replace(model, error=_error(few, model, len(labels), seed))
     return replace(model, rate=rows.rate(model))
 
 
-def _believed(rows: _Rows, told: int) -> tuple[NoiseModel, float]:
+def _believed(rows: _Rows, n_model_sources: int) -> tuple[NoiseModel, float]:
     """All sources, and the mean of the rates that those find which are not the network's words."""
     s, _, c = rows.logs.shape
     model = _compared(rows, _fitted(rows, tuple(range(s))))
     if model.noisy:
-        alone = [rows.rate(_fitted(rows, (k,))) for k in range(s - told)]
+        alone = [rows.rate(_fitted(rows, (k,))) for k in range(s - n_model_sources)]
         return model, float(np.mean(alone)) if alone else rows.rate(model)
     faint = np.full((c, c), _FAINT / (c - 1)) + (1 - _FAINT * c / (c - 1)) * np.eye(c)
     return replace(model, transition=faint), 0.0
@@ -151,7 +154,7 @@ def _lean(rows: _Rows, model: NoiseModel, rate: float) -> float:
 
 def include_model_probs(
     sources: np.ndarray,
-    told: np.ndarray,
+    n_model_sources: np.ndarray,
     labels: np.ndarray,
     usable: np.ndarray,
 ) -> np.ndarray:
@@ -162,8 +165,8 @@ def include_model_probs(
     word as it is tells more. usable: ``bool[n]``, samples that decide it. Returns
     ``float[s + t, n, c]``.
     """
-    plain = np.concatenate([sources, told])
-    apart = np.concatenate([sources, [transition_corrected(p) for p in told]])
+    plain = np.concatenate([sources, n_model_sources])
+    apart = np.concatenate([sources, [transition_corrected(p) for p in n_model_sources]])
     found = []
     for stack in (plain, apart):
         rows = _Rows(stack[:, usable], labels[usable], None, ROWS)

@@ -125,10 +125,10 @@ def noise_model(
     source speaks of labels, and where neither views nor such a fit tell whether the model has
     memorised them.
     """
-    sources, told = np.asarray(scores.sources), np.asarray(scores.told)
-    elsewhere, labels = np.asarray(scores.elsewhere), scores.labels
+    sources, model_probs = np.asarray(scores.loo_probs), np.asarray(scores.model_probs)
+    external, labels = np.asarray(scores.external_probs), scores.labels
     memorised = _memorised(scores)
-    if not len(sources) + len(elsewhere) or len(labels) < _FEW or memorised is None:
+    if not len(sources) + len(external) or len(labels) < _FEW or memorised is None:
         return mixture(
             scores, seed=seed, threshold=threshold, components=components, separation=separation
         )
@@ -136,17 +136,17 @@ def noise_model(
     p_input, fits, evidence, error = _input_faults(scores, components, separation, seed)
     usable = p_input <= 0.5 if (p_input <= 0.5).sum() >= _FEW else np.ones(len(labels), dtype=bool)
     trusted = np.asarray(scores.trusted)
-    if memorised:  # of probabilities from elsewhere, those that know the labels by heart drop out
-        sources = np.concatenate([sources, elsewhere])
+    if memorised:  # of probabilities from external, those that know the labels by heart drop out
+        sources = np.concatenate([sources, external])
     else:
-        told = np.concatenate([told, elsewhere])
-        sources = noise_models.include_model_probs(sources, told, labels, usable)
+        model_probs = np.concatenate([model_probs, external])
+        sources = noise_models.include_model_probs(sources, model_probs, labels, usable)
     model = noise_models.fit(
         sources[:, usable],
         labels[usable],
         seed=seed,
         trusted=trusted[usable],
-        told=None if memorised else len(told),
+        n_model_sources=None if memorised else len(model_probs),
     )
     given = np.eye(sources.shape[2])[labels]
     q = model.posterior(sources, labels) if model.noisy or not memorised else given
@@ -168,7 +168,7 @@ def noise_model(
 
 def _memorised(scores: Scores) -> bool | None:
     """Whether the model's fit to the given labels says nothing of the right ones, if that shows."""
-    model, views = scores.agreement.get("model", 0.0), scores.agreement.get("views")
+    model, views = scores.agreement.get("plain", 0.0), scores.agreement.get("augmented")
     if views is not None:
         return model - views > MEMORISED
     return True if model > _FITTED else None

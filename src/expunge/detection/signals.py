@@ -44,8 +44,8 @@ def collect(
     samples: Samples,
     *,
     needs: frozenset[str] = frozenset(),
-    layer: str = "",
-    stages: tuple[str, ...] = (),
+    attribution_layer: str = "",
+    feature_layers: tuple[str, ...] = (),
     views: int = 6,
     batch_size: int = 256,
     precision: Precision = "auto",
@@ -56,7 +56,8 @@ def collect(
     """Run the model once over the samples, in evaluation mode, and keep what is needed.
 
     needs: any of ``"attribution"``, ``"mass"``, ``"vectors"``, ``"head"``, ``"features"``,
-    ``"views"``, and ``"deep"`` and ``"attributed"``, which cost a forward and a backward pass each;
+    ``"views"``, and ``"deep"`` and ``"attribution_features"``, which cost a forward and a
+    backward pass each;
     the logits always come.
     Features that came with the samples stand beside the stages'.
     layer: where the attribution is taken; the input of the head by default, where it has a closed
@@ -74,15 +75,15 @@ def collect(
     samples, example = samples.resident(accelerator.device), samples.example()
     layout = discover(model, example)
     looks = views if samples.view is not None and isinstance(example, Tensor) else 0
-    layer = layer or layout.head
+    layer = attribution_layer or layout.head
     if needs & {"attribution", "mass", "vectors", "head"} and not layer:
         raise ModelError(
             "no linear layer makes the logits, so the last hidden layer is not known",
             where="score",
             fix="name a layer for the attribution",
         )
-    wanted = needs & {"features", "deep", "attributed"}
-    stages = (stages or default_feature_layers(layout)) if wanted else ()
+    wanted = needs & {"features", "deep", "attribution_features"}
+    stages = (feature_layers or default_feature_layers(layout)) if wanted else ()
     pooling = stages if "features" in needs else ()
     columns = min(COLUMNS, len(samples) // 4)
     mine = shard_blocks(len(samples), BLOCK, accelerator)
@@ -98,7 +99,7 @@ def collect(
             outputs = _one_batch(
                 model, x, y, needs, layout, layer, () if looks else pooling, precision, columns
             )
-            if needs & {"deep", "attributed"}:
+            if needs & {"deep", "attribution_features"}:
                 outputs |= _deep(model, x, y, outputs["logits"], needs, layout, stages, columns)
             if looks and isinstance(x, Tensor) and needs & {"features", "views"}:
                 draws = [torch_generator(seed, "views", int(first)) for first in at[::BLOCK]]
@@ -122,12 +123,12 @@ def collect(
         augmented_probs=parts.pop("augmented_probs", None),
         augmented_loss=parts.pop("augmented_loss", None),
         attributions=parts.pop("attributions", None),
-        probs=samples.probs,
+        external_probs=samples.external_probs,
         views=looks if needs & {"features", "views"} else 0,
         trusted=samples.trusted,
         features=_table(parts, "feature") | (dict(samples.features) if "features" in needs else {}),
-        attributed=_table(parts, "attributed"),
-        columns={k: v.astype(np.float64) for k, v in parts.items() if v.ndim == 1},
+        attribution_features=_table(parts, "attribution_features"),
+        per_sample={k: v.astype(np.float64) for k, v in parts.items() if v.ndim == 1},
     )
 
 
@@ -142,9 +143,14 @@ def default_feature_layers(layout: Layout) -> tuple[str, ...]:
     A layer inside a block stands back: the block's output says more. A block is a stage that holds
     stages which hold none themselves; what holds blocks is no block.
     """
-    inside = {s: [t for t in layout.stages if t.startswith(f"{s}.")] for s in layout.stages}
-    blocks = [s for s in layout.stages if inside[s] and not any(inside[t] for t in inside[s])]
-    whole = [s for s in layout.stages if not any(s in inside[b] for b in blocks)]
+    inside = {
+        s: [t for t in layout.feature_layers if t.startswith(f"{s}.")]
+        for s in layout.feature_layers
+    }
+    blocks = [
+        s for s in layout.feature_layers if inside[s] and not any(inside[t] for t in inside[s])
+    ]
+    whole = [s for s in layout.feature_layers if not any(s in inside[b] for b in blocks)]
     n = len(whole)
     wanted = np.unique(np.linspace(n - 1, 0, min(n, STAGES)).round().astype(int))
     return tuple(whole[i] for i in wanted)
@@ -319,11 +325,11 @@ def _deep(
         direction = against_rival(y, runner_up(logits, y), c)
         for name, (h, gradient) in attribute(model, x, direction, layers=stages).items():
             out[f"attribution.{name}"] = (h * gradient).flatten(1).sum(dim=1)
-    if "attributed" in needs:
+    if "attribution_features" in needs:
         direction = nn.functional.one_hot(logits.argmax(dim=1), c) - 1 / c
         parts = attribute(model, x, direction, layers=stages)
         weighted = {name: h * gradient for name, (h, gradient) in parts.items()}
-        out |= _features(model, layout, stages, weighted, columns, "attributed")
+        out |= _features(model, layout, stages, weighted, columns, "attribution_features")
     return out
 
 

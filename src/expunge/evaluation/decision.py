@@ -37,7 +37,7 @@ class HeldOutLabels(NamedTuple):
 def reason_to_skip(split: Partition, recipe: Recipe, classes: tuple[str, ...]) -> str:
     """Why a repair is not begun; empty if it can be."""
     share = float(split.flagged.mean())
-    if share < recipe.least:
+    if share < recipe.min_flagged_fraction:
         count = int(split.flagged.sum())
         return (
             f"{count:,} of {len(split.ids):,} training samples were flagged, too few for a repair "
@@ -115,5 +115,5 @@ def decide(
             return Decision("retrain", reason, found)
     estimate = f"{signed_gain(found)} points on held-out labels, their noise taken into account"
     if found.value <= 0:
-        return Decision("leave alone", f"the repair would change accuracy by {estimate}", found)
-    return Decision("repair", f"accuracy changes by {estimate}", found)
+        return Decision("revert", f"the repair would change accuracy by {estimate}", found)
+    return Decision("keep", f"accuracy changes by {estimate}", found)

@@ -42,7 +42,7 @@ def find_flags(
 
 def memorised(scores: Scores) -> tuple[Flag, ...]:
     """The model fits the given labels far better than it does under views that it never saw."""
-    model, views = scores.agreement.get("model"), scores.agreement.get("views")
+    model, views = scores.agreement.get("plain"), scores.agreement.get("augmented")
     if model is None or views is None or model - views <= MEMORISED:
         return ()
     sentence = (

@@ -187,7 +187,7 @@ class Layout:
 
     head: str
     probes: Mapping[str, str]
-    stages: tuple[str, ...]
+    feature_layers: tuple[str, ...]
     tail: tuple[str, ...]
 
 

@@ -99,7 +99,7 @@ def _select(
     effects = _effects(ranking, layers)
     width = {group: len(units) for group, units in effects.items()}
     weight = {group: len(members) for group, members in layers.items()}
-    limit = {g: min(_share(budget.cap, n), n - 1) for g, n in width.items()}
+    limit = {g: min(_share(budget.max_layer_fraction, n), n - 1) for g, n in width.items()}
 
     def asked(n: int) -> int:
         return budget.count if budget.count is not None else _share(budget.fraction or 0.0, n)
@@ -123,7 +123,8 @@ def _select(
     if left == 0:
         return taken, requested, ()
     reasons = [
-        f"layer '{g}': {limit[g]} of {width[g]} units at most (cap {budget.cap}, one stays)"
+        f"layer '{g}': {limit[g]} of {width[g]} units at most "
+        f"(max_layer_fraction {budget.max_layer_fraction}, one stays)"
         for g in capped
         if len(taken[g]) == limit[g]
     ]

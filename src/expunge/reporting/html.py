@@ -303,12 +303,15 @@ def clips_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Clip]
     At most the first 4 seconds, and not more than 16 kHz: the page is to be small. Floating sound
     is clipped to [−1, 1). Raises DataError for ids that are not there.
     """
-    if samples.rate is None:
+    if samples.sample_rate is None:
         return {}
     found = _stored(samples, ids)
     if not all(_is_sound(x) for x in found.values()):
         return {}
-    return {name: _played(x[: PLAYED * samples.rate], samples.rate) for name, x in found.items()}
+    return {
+        name: _played(x[: PLAYED * samples.sample_rate], samples.sample_rate)
+        for name, x in found.items()
+    }
 
 
 def _is_sound(x: Tensor) -> bool:

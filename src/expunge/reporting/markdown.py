@@ -38,7 +38,7 @@ MAX_SHOWN = 48  # suspects shown
 CLASSES = 50  # rows of the per-class table
 UNTIMED_STAGES = (
     "compare",
-    "controls",
+    "baselines",
     "report",
     "train",
 )  # stages that measure the repair, and are no part of it
@@ -88,14 +88,14 @@ def summary(result: RepairResult) -> dict[str, Any]:
         "before": _metrics(result.before),
         "after": _metrics(result.after),
         "gain": _metric(result.gain),
-        "controls": {
+        "baselines": {
             name: {
                 **(_metrics(control.evaluation) or {}),
                 "seconds": float(control.seconds),
                 "parameters": int(control.size.parameters),
                 "gain": _metric(control.gain),
             }
-            for name, control in result.controls.items()
+            for name, control in result.baselines.items()
         },
         "partition": {
             "flagged": int(partition.flagged.sum()),
@@ -112,16 +112,16 @@ def summary(result: RepairResult) -> dict[str, Any]:
             "macs_after": int(result.size_after.macs),
         },
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
-        "flags": [{"code": f.code, "sentence": f.sentence} for f in result.flags],
-        "certificate": asdict(result.certificate) if result.certificate else None,
+        "flags": [{"code": f.code, "message": f.message} for f in result.flags],
+        "audit": asdict(result.audit) if result.audit else None,
         "skipped": {
             name: {str(i): reason for i, reason in found.items()}
             for name, found in result.skipped.items()
         },
-        "verdict": {
-            "word": result.verdict.word,
-            "reason": result.verdict.reason,
-            "gain": _metric(result.verdict.gain),
+        "decision": {
+            "action": result.decision.action,
+            "reason": result.decision.reason,
+            "gain": _metric(result.decision.gain),
         },
         "recipe": result.recipe,
         "seed": int(result.seed),
@@ -169,13 +169,13 @@ def _metrics(evaluation: Evaluation | None) -> dict[str, Any] | None:
 def verdict(result: RepairResult) -> str:
     """What the repair came to, in a sentence or two."""
     flagged, n = int(result.partition.flagged.sum()), len(result.partition.ids)
-    word, reason = result.verdict.word, result.verdict.reason
-    if not result.verdict.kept:
+    word, reason = result.decision.action, result.decision.reason
+    if not result.decision.kept:
         return f"{word.capitalize()}: {reason}. The model is the one that came in."
     said = _change(result, flagged, n)
     if word == "retrain":
         return f"Retrain: {reason}. {said}"
-    return f"{said} Verdict: repair, {reason}." if result.verdict.gain else said
+    return f"{said} Verdict: repair, {reason}." if result.decision.gain else said
 
 
 def _change(result: RepairResult, flagged: int, n: int) -> str:
@@ -207,7 +207,7 @@ def outcomes(result: RepairResult) -> list[Outcome]:
         Outcome("noisy model", "noisy", result.before.accuracy, result.gain, None, sizes[0]),
         Outcome("repaired", "repaired", result.after.accuracy, None, repair, sizes[1]),
     ]
-    for name, c in result.controls.items():
+    for name, c in result.baselines.items():
         size = c.size.parameters
         rows.append(Outcome(name, "control", c.evaluation.accuracy, c.gain, c.seconds, size))
     return rows
@@ -248,7 +248,7 @@ def layer_rows(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[La
 
 def unlearning_lines(result: RepairResult) -> list[str]:
     """The certificate in sentences."""
-    found = result.certificate
+    found = result.audit
     if found is None:
         return ["Nothing was flagged, so there was nothing to unlearn."]
     before, after = (percent(v) for v in found.predicted)
@@ -256,13 +256,13 @@ def unlearning_lines(result: RepairResult) -> list[str]:
         f"given labels of flagged samples that are still predicted: {before} before, {after} after "
         f"({counted(found.samples, 'sample')})"
     ]
-    if found.membership:
-        old, new = (f"{v:.2f}" for v in found.membership)
+    if found.membership_auroc:
+        old, new = (f"{v:.2f}" for v in found.membership_auroc)
         lines.append(
             f"a flagged sample is known better than an unseen one with probability {old} before, "
             f"{new} after (0.50: no trace)"
         )
-    lines.append(f"kept samples that are predicted otherwise than before: {percent(found.drift)}")
+    lines.append(f"kept samples that are predicted otherwise than before: {percent(found.churn)}")
     return lines
 
 
@@ -300,7 +300,7 @@ def markdown(result: RepairResult) -> str:
         f"# expunge report: recipe {_text(result.recipe)}, seed {result.seed}",
         _text(verdict(result)),
         "## Red flags",
-        "\n".join(f"- **{_text(f.code)}**: {_text(f.sentence)}" for f in result.flags)
+        "\n".join(f"- **{_text(f.code)}**: {_text(f.message)}" for f in result.flags)
         or "No red flags.",
         "## Result",
         _result_table(result),

@@ -63,7 +63,7 @@ class RefineConfig:
     restart: bool = False
     last: int = 12
     finish: Literal["tune", "divide-mix"] = "tune"
-    tune: TuneConfig = field(default_factory=lambda: TuneConfig(data="everything", lr=0.1))
+    tune: TuneConfig = field(default_factory=lambda: TuneConfig(targets="all", lr=0.1))
 
     @property
     def trained(self) -> int:
@@ -190,7 +190,7 @@ def refine(
     encoder: nn.Module | None = None,
     seed: int = 0,
     out: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> Refined:
     """Pre-train a classifier's body without labels, refine the labels in rounds, train on these.
@@ -211,7 +211,7 @@ def refine(
         "encoder": encoder is not None,
         "train": samples.fingerprint(),
     }
-    with open_run(out, header, fresh=fresh) as run:
+    with open_run(out, header, overwrite=overwrite) as run:
         seconds = {}
         if encoder is None:
             folder = None if out is None else Path(out) / "encoder"
@@ -221,7 +221,7 @@ def refine(
                 config.simclr,
                 seed=seed,
                 out=folder,
-                fresh=fresh,
+                overwrite=overwrite,
                 progress=progress,
             )
         work = _Work(run, encoder, samples, config, seed, progress)

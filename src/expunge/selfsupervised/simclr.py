@@ -205,7 +205,7 @@ def pretrain(
     *,
     seed: int = 0,
     out: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> Pretrained:
     """Train a copy of a classifier's body on the images alone; its head is untouched.
@@ -230,7 +230,7 @@ def pretrain(
         "inputs": samples.inputs.fingerprint(),
         "preparation": repr(samples.prepare),
     }
-    with open_run(out, header, fresh=fresh) as run:
+    with open_run(out, header, overwrite=overwrite) as run:
 
         def compute() -> Artefact:
             checkpoint = run.checkpoint("model", header)

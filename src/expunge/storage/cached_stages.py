@@ -239,7 +239,7 @@ def tuned(
     """The model tuned on a partition, or trained by the recipe's own trainer."""
     config, mode = recipe.tune, recipe.prune.mode
     if config.lr is None:
-        scores = serialization.load_scores(run.made["1-score"])
+        scores = serialization.load_scores(run.artefacts["1-score"])
         config = loop.with_learning_rate(
             config, len(job.train), default_learning_rate(recipe, scores, split)
         )
@@ -279,5 +279,5 @@ def default_learning_rate(recipe: Recipe, scores: Scores, split: Partition) -> f
 
 def memorised_wrong_labels(recipe: Recipe, scores: Scores, split: Partition) -> bool:
     """Whether the model has learned wrong labels by heart; where labels are right it is no harm."""
-    wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.least
+    wrong = float((split.p_label_fault > 0.5).mean()) >= recipe.min_flagged_fraction
     return wrong and bool(diagnostics.memorised(scores))

@@ -155,7 +155,7 @@ def export_model(
             mode,
             samples.prepare.mean,
             samples.prepare.std,
-            samples.rate,
+            samples.sample_rate,
             versions=_versions(),
         )
         _write_manifest(manifest, temporary)

@@ -49,7 +49,7 @@ _TEMPORARY = ".partial-"  # how files begin that are not yet whole
 class Artefact:
     """What a stage leaves behind: plain facts (JSON), tables and tensors."""
 
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Run:
     accelerator: Accelerator | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
-    made: dict[str, Artefact] = field(default_factory=dict)
+    artefacts: dict[str, Artefact] = field(default_factory=dict)
 
     @property
     def writes(self) -> bool:
@@ -79,10 +79,10 @@ class Run:
         """
         key = json.loads(json.dumps(dict(key), default=list))
         if self.keys.get(name) == digest(key):
-            return self.made[name]
+            return self.artefacts[name]
         self.keys[name] = digest(key)
-        self.made[name] = self._stage(name, key, compute)
-        return self.made[name]
+        self.artefacts[name] = self._stage(name, key, compute)
+        return self.artefacts[name]
 
     def _stage(self, name: str, key: Any, compute: Callable[[], Artefact]) -> Artefact:
         done = self.folder / name if self.folder else None
@@ -198,7 +198,7 @@ def open_run(
     folder: str | Path | None,
     header: Mapping[str, Any],
     *,
-    fresh: bool = False,
+    overwrite: bool = False,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Run]:
     """Open (or make) a run folder for the run that the header describes, and lock it.
@@ -228,28 +228,28 @@ def open_run(
                 fix="wait for it to end",
             ) from None
     try:
-        _claim(path, header, fresh)
+        _claim(path, header, overwrite)
         yield Run(path, accelerator)
     finally:
         lock.release()
 
 
-def check_run_folder(folder: str | Path, *, fresh: bool = False) -> None:
+def check_run_folder(folder: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a folder that cannot become this run's, before a model is trained for it in there."""
     path = Path(folder)
     if not path.is_dir():
         return
     if not (path / "run.json").exists():
         _require_no_strangers(path)
-    elif not fresh and not (path / "0-train").exists():
+    elif not overwrite and not (path / "0-train").exists():
         raise RunError(
             "this folder belongs to a run whose model was not trained in it",
             where=str(path),
-            fix="choose another folder with --out, or discard what is there with --fresh",
+            fix="choose another folder with --out, or discard what is there with --overwrite",
         )
 
 
-def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
+def _claim(path: Path, header: Mapping[str, Any], overwrite: bool) -> None:
     """Check that the folder is empty or holds this very run; write run.json."""
     note = path / "run.json"
     header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
@@ -264,12 +264,12 @@ def _claim(path: Path, header: Mapping[str, Any], fresh: bool) -> None:
                 fix="choose an empty folder",
             )
         found.pop("versions", None)
-        if not fresh:
+        if not overwrite:
             _require_same(found, header, str(path))
     with wrap_io_errors(path):
         for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
             _delete(left_over)
-        if note.exists() and not fresh:
+        if note.exists() and not overwrite:
             return
         for name in _OURS if note.exists() else ():
             _delete(path / name)
@@ -307,7 +307,7 @@ def _require_same(found: Any, wanted: Any, where: str) -> None:
             f"this folder belongs to a run with other inputs; what differs:\n{listed}",
             where=where,
             fix="choose another folder with --out, undo the change, or discard what is there "
-            "with --fresh",
+            "with --overwrite",
         )
 
 
@@ -334,7 +334,7 @@ def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> Non
         if artefact.tensors:
             tensors = {k: v.detach().cpu().contiguous() for k, v in artefact.tensors.items()}
             save_file(tensors, temporary / "tensors.safetensors")
-        text = json.dumps({**note, "facts": artefact.facts}, indent=2, default=list)
+        text = json.dumps({**note, "metadata": artefact.metadata}, indent=2, default=list)
         (temporary / "stage.json").write_text(text + "\n", encoding="utf-8")
         temporary.chmod(0o755)
         if done.exists():  # without a stage.json: not a whole stage
@@ -357,7 +357,7 @@ def _read_artefact(done: Path) -> Artefact:
             where=str(done),
             fix="delete this folder; the stage is then done again",
         ) from error
-    return Artefact(_read_json(done / "stage.json")["facts"], tables, tensors)
+    return Artefact(_read_json(done / "stage.json")["metadata"], tables, tensors)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from expunge.storage.run_folder import Artefact
 def store_scores(scores: Scores) -> Artefact:
     """The scores as a table; who made them and the class probabilities beside it."""
     return Artefact(
-        facts={"kinds": dict(scores.kinds), "agreement": dict(scores.agreement)},
+        metadata={"kinds": dict(scores.kinds), "agreement": dict(scores.agreement)},
         tables={"scores": scores.to_table()},
         tensors={
             "class_probs": torch.from_numpy(scores.class_probs.copy()),
-            "sources": torch.from_numpy(np.array(scores.sources)),
-            "told": torch.from_numpy(np.array(scores.told)),
-            "elsewhere": torch.from_numpy(np.array(scores.elsewhere)),
+            "loo_probs": torch.from_numpy(np.array(scores.loo_probs)),
+            "model_probs": torch.from_numpy(np.array(scores.model_probs)),
+            "external_probs": torch.from_numpy(np.array(scores.external_probs)),
         },
     )
 
@@ -29,18 +29,18 @@ def store_scores(scores: Scores) -> Artefact:
 def load_scores(artefact: Artefact) -> Scores:
     """The very scores that were stored."""
     columns = _columns(artefact.tables["scores"])
-    kinds = artefact.facts["kinds"]
+    kinds = artefact.metadata["kinds"]
     return Scores(
         ids=columns["id"],
         labels=columns["label"],
         values={name: columns[name] for name in kinds},
         kinds=kinds,
         class_probs=artefact.tensors["class_probs"].numpy(),
-        agreement=artefact.facts["agreement"],
+        agreement=artefact.metadata["agreement"],
         trusted=columns["trusted"],
-        sources=artefact.tensors["sources"].numpy(),
-        told=artefact.tensors["told"].numpy(),
-        elsewhere=artefact.tensors["elsewhere"].numpy(),
+        loo_probs=artefact.tensors["loo_probs"].numpy(),
+        model_probs=artefact.tensors["model_probs"].numpy(),
+        external_probs=artefact.tensors["external_probs"].numpy(),
     )
 
 
@@ -52,12 +52,12 @@ def store_partition(partition: Partition) -> Artefact:
         "fits": [asdict(fit) for fit in partition.fits],
         "evidence": list(partition.evidence),
     }
-    return Artefact(facts=facts, tables={"partition": partition.to_table()})
+    return Artefact(metadata=facts, tables={"partition": partition.to_table()})
 
 
 def load_partition(artefact: Artefact) -> Partition:
     """The very partition that was stored."""
-    columns, facts = _columns(artefact.tables["partition"]), artefact.facts
+    columns, facts = _columns(artefact.tables["partition"]), artefact.metadata
     value, low, high = facts["noise_rate"]
     fits = []
     for fit in facts["fits"]:
@@ -82,26 +82,26 @@ def load_partition(artefact: Artefact) -> Partition:
 def store_ranking(ranking: NeuronRanking) -> Artefact:
     """The ranking as a table, one row a unit; groups and explained shares beside it."""
     facts = {"groups": dict(ranking.groups), "explained": dict(ranking.explained)}
-    return Artefact(facts=facts, tables={"ranking": ranking.to_table()})
+    return Artefact(metadata=facts, tables={"ranking": ranking.to_table()})
 
 
 def load_ranking(artefact: Artefact) -> NeuronRanking:
     """The very ranking that was stored."""
     columns = _columns(artefact.tables["ranking"])
     return NeuronRanking(
-        **columns, groups=artefact.facts["groups"], explained=artefact.facts["explained"]
+        **columns, groups=artefact.metadata["groups"], explained=artefact.metadata["explained"]
     )
 
 
 def store_plan(plan: PrunePlan) -> Artefact:
     """The plan as plain facts."""
-    return Artefact(facts=asdict(plan))
+    return Artefact(metadata=asdict(plan))
 
 
 def load_plan(artefact: Artefact) -> PrunePlan:
     """The very plan that was stored."""
-    units = {layer: tuple(u) for layer, u in artefact.facts["units"].items()}
-    return PrunePlan(units, artefact.facts["requested"], tuple(artefact.facts["reasons"]))
+    units = {layer: tuple(u) for layer, u in artefact.metadata["units"].items()}
+    return PrunePlan(units, artefact.metadata["requested"], tuple(artefact.metadata["reasons"]))
 
 
 def _columns(table: pa.Table) -> dict[str, np.ndarray]:

@@ -32,6 +32,7 @@ DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
 # Where no batch size is given: between these, and so that an epoch has as many steps if it can.
 MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
 
+TargetKind = Literal["filter", "reweight", "relabel", "all"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -39,9 +40,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class TuneConfig:
     """How to train.
 
-    data: ``kept`` (not flagged, given labels), ``soft`` (all, weighted by ``1 − p_noisy``),
+    targets: ``filter`` (not flagged, given labels), ``reweight`` (all, weighted by ``1 −
+    p_noisy``),
     ``relabel`` (kept, and flagged label faults with their suggested label, weighted by its
-    probability, if that is ``sure`` or more), ``everything`` (all, given labels).
+    probability, if that is ``min_relabel_confidence`` or more), ``all`` (all, given labels).
     batch_size: left out it is 128, or the power of two from 16 on that leaves an epoch 75 steps.
     lr: the highest learning rate; ``onecycle`` rises to it over ``warmup`` of the steps and falls
     linearly to zero, ``cosine`` falls from it, ``constant`` stays. Left out it is 0.1; in a repair
@@ -51,8 +53,8 @@ class TuneConfig:
     """
 
     scope: Literal["all", "head"] = "all"
-    data: Literal["kept", "soft", "relabel", "everything"] = "kept"
-    sure: float = 0.9
+    targets: TargetKind = "filter"
+    min_relabel_confidence: float = 0.9
     epochs: int = 6
     batch_size: int | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -72,8 +74,10 @@ class TuneConfig:
             raise ConfigError(f"tune.batch_size is {self.batch_size}: too small")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ConfigError(f"tune.lr must be above 0, not {self.lr}")
-        if not 0 <= self.sure <= 1:
-            raise ConfigError(f"tune.sure must lie in [0, 1], not {self.sure}")
+        if not 0 <= self.min_relabel_confidence <= 1:
+            raise ConfigError(
+                f"tune.min_relabel_confidence must lie in [0, 1], not {self.min_relabel_confidence}"
+            )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"tune.warmup must lie in [0, 1), not {self.warmup}")
 
@@ -110,7 +114,7 @@ def targets_of(samples: Samples, partition: Partition | None, config: TuneConfig
     Raises `PartitionError` if nothing is left, or a class has nothing left.
     """
     labels, weights = samples.labels, np.ones(len(samples))
-    if partition is not None and config.data != "everything":
+    if partition is not None and config.targets != "all":
         at = align(partition.ids, samples.ids)
         labels, weights = (values[at] for values in _told(partition, config))
     positions = np.flatnonzero(weights > 0)
@@ -123,7 +127,7 @@ def targets_of(samples: Samples, partition: Partition | None, config: TuneConfig
         raise PartitionError(
             f"nothing is kept of class {format_ids(samples.classes[c] for c in lost)}",
             where="tune",
-            fix="raise partition.threshold, or tune with data = 'soft'",
+            fix="raise partition.threshold, or tune with targets = 'reweight'",
         )
     return Targets(positions, labels[positions], weights[positions])
 
@@ -136,16 +140,16 @@ def lost_classes(partition: Partition, config: TuneConfig) -> np.ndarray:
 
 def _told(partition: Partition, config: TuneConfig) -> tuple[np.ndarray, np.ndarray]:
     """The label and the weight of every sample of a partition."""
-    labels, flagged, data = partition.labels.copy(), partition.flagged, config.data
-    if data == "everything":
+    labels, flagged, kind = partition.labels.copy(), partition.flagged, config.targets
+    if kind == "all":
         return labels, np.ones(len(labels))
-    if data == "soft":
+    if kind == "reweight":
         return labels, 1.0 - partition.p_noisy
     weights = (~flagged).astype(np.float64)
-    if data == "relabel":
+    if kind == "relabel":
         # A sample with a bad input has no right label: it is dropped.
         mend = flagged & (partition.p_label_fault >= partition.p_input_fault)
-        mend &= partition.suggested_probability >= config.sure
+        mend &= partition.suggested_probability >= config.min_relabel_confidence
         labels[mend] = partition.suggested_label[mend]
         weights[mend] = partition.suggested_probability[mend]
     return labels, weights
