@@ -94,8 +94,9 @@ def fit(
       words), all sources together decide whether any label is wrong and which are; the rate is the
       mean of those that the other sources find, each alone.
     - Where it has memorised (``n_model_sources`` is None), the reference are the sources in
-      which wrong labels are most evident: greedily those that raise the gain in the information criterion of a transition
-      over none. A source that has memorised needs no transition, one that knows little shows none.
+      which wrong labels are most evident: greedily those that raise the gain in the information
+      criterion of a transition over none. A source that has memorised needs no transition, one
+      that knows little shows none.
       The rate is the reference's. Others that raise the likelihood join, as long as they explain
       away no more than a fifth of it.
 
