@@ -37,6 +37,7 @@ from expunge.errors import ConfigError, DataError, ModelError, RunError, format_
 from expunge.models.inspection import eval_mode, logits_of
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
+from expunge.storage.json_files import read_json
 from expunge.storage.onnx import Parity, compare_graph, require_onnx, write_graph
 from expunge.storage.run_folder import wrap_io_errors
 from expunge.storage.weights import fit_weights, read_weights, save_weights
@@ -271,10 +272,10 @@ def _rebuilt(
 def _finished_run(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], PrunePlan]:
     """What a run belongs to, its model's weights, and the units that it cut."""
     try:
-        header = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        header = read_json(run / "run.json")
         with safe_open(run / WEIGHTS, framework="pt") as file:
             units = json.loads((file.metadata() or {})["plan"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (RunError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(
             f"holds no finished run: {error}",
             where=str(run),
@@ -377,18 +378,10 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    values = read_json(file, fix="name a folder that `expunge export` wrote")
+    if values.get("schema") != SCHEMA:
         raise RunError(
-            f"cannot be read: {error}",
-            where=str(file),
-            fix="name a folder that `expunge export` wrote",
-        ) from error
-    found = values.get("schema") if isinstance(values, dict) else None
-    if found != SCHEMA:
-        raise RunError(
-            f"has the schema {found}, this version reads {SCHEMA}",
+            f"has the schema {values.get('schema')}, this version reads {SCHEMA}",
             where=str(file),
             fix="export the model again",
         )
