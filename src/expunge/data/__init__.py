@@ -1,7 +1,7 @@
 """Data: files, arrays and data sets of many kinds, read into `Samples`."""
 
 from expunge.data.arrays import from_arrays
-from expunge.data.dataset import as_samples, from_dataset
+from expunge.data.dataset import DataLike, MapDataset, as_samples, from_dataset
 from expunge.data.overlap import check_alike, check_disjoint, shared_inputs
 from expunge.data.samples import Samples
 from expunge.data.sources import DataConfig, LabelFile, read
@@ -9,7 +9,9 @@ from expunge.data.views import view
 
 __all__ = [
     "DataConfig",
+    "DataLike",
     "LabelFile",
+    "MapDataset",
     "Samples",
     "as_samples",
     "check_alike",

@@ -6,7 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from expunge.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
 
+# Class indices or class names, one a sample.
+Labels: TypeAlias = np.ndarray | Tensor | Sequence[int] | Sequence[str]
+
 
 def from_arrays(
     x: np.ndarray | Tensor,
-    y: np.ndarray | Tensor | Sequence[int] | Sequence[str],
+    y: Labels,
     *,
     ids: np.ndarray | Sequence[int] | Sequence[str] | None = None,
     classes: Sequence[str] | None = None,

@@ -1,10 +1,10 @@
-"""Any map-style Dataset: something with a length whose items are samples."""
+"""Map-style data sets, and whatever else a user may hand to a stage, as `Samples`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from expunge.data.arrays import from_arrays, native
+from expunge.data.arrays import Labels, from_arrays, native
 from expunge.data.images import to_tensor
 from expunge.data.labels import column
 from expunge.data.rows import Rows, to_samples
@@ -25,12 +25,20 @@ LABEL_KEYS = ("y", "label", "labels")
 REREAD = 8  # items that are read twice, to see whether the data set is random
 
 
+@runtime_checkable
 class MapDataset(Protocol):
-    """A map-style data set: ``len(dataset)`` and ``dataset[i]``."""
+    """A map-style data set: ``len(dataset)`` and ``dataset[i]``; see `from_dataset` for its items.
+
+    Lists of items and the data sets of torch, torchvision and the Hugging Face Hub are such.
+    """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, position: int, /) -> object: ...
+    def __getitem__(self, position: Any, /) -> Any: ...
+
+
+# What a user may hand to every stage: samples, a pair of arrays (x, y), or a map-style data set.
+DataLike: TypeAlias = Samples | tuple[np.ndarray | Tensor, Labels] | MapDataset
 
 
 class DictInputs:
@@ -130,14 +138,27 @@ def _collected(dataset: MapDataset, n: int, resident_bytes: int, name: str) -> R
     )
 
 
-def as_samples(data: Any, *, name: str = "data") -> Samples:
-    """Samples from what a user has: Samples, a pair of arrays (x, y), or a map-style data set."""
+def as_samples(data: DataLike, *, name: str = "data") -> Samples:
+    """Samples from what a user has: Samples, a pair of arrays (x, y), or a map-style data set.
+
+    Parameters
+    ----------
+    data
+        Samples are returned as they are; for the others see `from_arrays` and `from_dataset`.
+    name
+        How messages call the data.
+
+    Raises
+    ------
+    DataError
+        For anything else, and for data that do not fit.
+    """
     if isinstance(data, Samples):
         return data
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray | Tensor):
         return from_arrays(*data, name=name)
     plain = isinstance(data, str | bytes | dict | tuple | np.ndarray | Tensor)
-    if not plain and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+    if not plain and isinstance(data, MapDataset):
         return from_dataset(data, name=name)
     raise DataError(
         f"got {type(data).__name__}, expected Samples, a pair of arrays (x, y) or a data set with "

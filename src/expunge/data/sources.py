@@ -183,7 +183,7 @@ def other_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Sample
 def resolve_path(text: str, folder: Path) -> Path:
     """The path that a setting means: variables expanded, relative to the folder.
 
-    >>> located("a/b", Path("/spec")).as_posix()
+    >>> resolve_path("a/b", Path("/spec")).as_posix()
     '/spec/a/b'
     """
     from_environment = False
