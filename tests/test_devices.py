@@ -22,7 +22,7 @@ from expunge import stages
 from expunge.data import Samples, from_arrays
 from expunge.detection import signals
 from expunge.detection.detectors import needs_of
-from expunge.models.inspection import discover, logits_of
+from expunge.models.inspection import inspect_layers, logits_of
 from expunge.models.zoo import resnet
 from expunge.pruning import ranking, surgery
 from expunge.recipes import ScoreConfig
@@ -117,7 +117,7 @@ def test_signals_are_collected_on_one_device(scene):
 def test_neurons_are_ranked_on_one_device(scene, uses):
     p, none = np.linspace(0, 1, 48), np.zeros(48)
     split = Partition(scene.samples.ids, Y, p, p, none, Y, none + 1, 0.5, (0.5, 0.4, 0.6))
-    layers = tuple(discover(scene.model, scene.samples.example()).probes)
+    layers = tuple(inspect_layers(scene.model, scene.samples.example()).readouts)
     given = scene.model, scene.samples, split, layers, uses, 16, lambda *_: None
     assert set(ranking._moments(*given)) == set(layers)
     assert at_home(scene.model)
@@ -144,5 +144,5 @@ def test_features_are_encoded_on_one_device(scene):
 
 def test_a_model_that_is_elsewhere_meets_its_example(scene):
     model = scene.model.to(ELSEWHERE)
-    assert discover(model, scene.samples.example()).head == "head"
+    assert inspect_layers(model, scene.samples.example()).head == "head"
     assert surgery.size(model, stages.example_batch(scene.samples)).parameters > 0

@@ -29,7 +29,7 @@ from expunge.data.samples import Prepare
 from expunge.demo.noise import wrong_labels
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
-from expunge.models.inspection import reinitialised
+from expunge.models.inspection import reinitialise
 from expunge.models.zoo import mlp, resnet
 from expunge.pruning import surgery
 from expunge.recipes import PruneConfig, Recipe, recipes
@@ -1007,7 +1007,7 @@ def test_settings_are_checked_before_anything_is_done(tmp_path):
 def test_parameters_that_cannot_be_drawn_anew_change_places():
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 2))
     model.register_parameter("positions", nn.Parameter(torch.arange(40.0).view(5, 8)))
-    fresh = reinitialised(model, 0)
+    fresh = reinitialise(model, 0)
     assert not torch.equal(fresh.positions, model.positions)
     assert torch.equal(fresh.positions.flatten().sort().values, torch.arange(40.0))
     assert not torch.equal(fresh[0].self_attn.in_proj_weight, model[0].self_attn.in_proj_weight)
@@ -1057,7 +1057,7 @@ def test_a_body_without_gradients_is_not_cut_and_named(learns):
 
 
 def test_fresh_weights_depend_on_the_seed_alone():
-    first, second, other = (reinitialised(memorised(), s) for s in (0, 0, 1))
+    first, second, other = (reinitialise(memorised(), s) for s in (0, 0, 1))
     assert_same_weights(first, second)
     assert not torch.equal(first[1].weight, other[1].weight)
     assert not torch.equal(first[1].weight, memorised()[1].weight)

@@ -26,7 +26,7 @@ from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import with_input_faults
 from expunge.errors import DataError, ModelError, PruneError, format_ids
 from expunge.evaluation import decision
-from expunge.models.inspection import check_fit, check_model, reinitialised
+from expunge.models.inspection import check_fit, check_model, reinitialise
 from expunge.recipes import DEFAULT_PRUNE_FRACTION, Recipe, recipes
 from expunge.records import Decision, NeuronRanking, Partition, PrunePlan, RepairResult, Scores
 from expunge.stages import Data, clean_input_probability, cut_model, predict
@@ -317,7 +317,7 @@ def _carried_out(
     """
     read, model = list(basis), job.model
     if recipe.start == "scratch":
-        model = reinitialised(model, job.seed)
+        model = reinitialise(model, job.seed)
     # A control that ranks as the repair itself does shares its ranking.
     shared = recipe.rank == job.recipe.rank and basis == SHARED_STAGES
     folders = f"{'' if shared else prefix}3-rank", f"{prefix}4-prune"

@@ -35,7 +35,13 @@ from expunge.errors import (
     group_by_reason,
     raise_all,
 )
-from expunge.models.inspection import FORWARD_ERRORS, check_fit, check_model, discover, module_named
+from expunge.models.inspection import (
+    FORWARD_ERRORS,
+    check_fit,
+    check_model,
+    inspect_layers,
+    module_named,
+)
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
@@ -328,14 +334,14 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
 def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:
     """The layers that the recipe names are in the model, which takes the samples."""
     check_fit(model, train)
-    layout = discover(model, stages.example_batch(train))
+    layout = inspect_layers(model, stages.example_batch(train))
     if recipe is not None:
         for name in (*recipe.score.feature_layers, *filter(None, [recipe.score.attribution_layer])):
             module_named(model, name)
         for name in recipe.rank.layers:
-            if name not in layout.probes:
+            if name not in layout.readouts:
                 raise ModelError(
-                    f"no layer of units: '{name}'", fix=did_you_mean(name, layout.probes)
+                    f"no layer of units: '{name}'", fix=did_you_mean(name, layout.readouts)
                 )
 
 

@@ -27,7 +27,7 @@ from expunge.detection.partitioners import fdr_threshold, partitioners
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.evaluation import metrics
-from expunge.models.inspection import discover
+from expunge.models.inspection import inspect_layers
 from expunge.pruning import surgery
 from expunge.pruning.ranking import rank_units
 from expunge.pruning.selection import pruners
@@ -150,7 +150,7 @@ def rank(
     able = surgery.prunable(model, example)
     shared = Counter(surgery.groups(model, example, able).values())
     own = [name for name in able if shared[name] == 1]
-    able = able or list(discover(model, example).probes)
+    able = able or list(inspect_layers(model, example).readouts)
     layers = config.layers or tuple(
         able[-config.last_n_layers :] if config.last_n_layers else own or able
     )
@@ -324,7 +324,7 @@ def tuned_layers(
     if config.scope == "all":
         return ()
     example = example_batch(samples)
-    head = discover(model, example).head
+    head = inspect_layers(model, example).head
     behind = surgery.norms(model, example, layers) if layers else []
     return tuple(dict.fromkeys((*layers, *behind, *([head] if head else []))))
 

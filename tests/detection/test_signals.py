@@ -24,7 +24,7 @@ from expunge.detection.signals import (
 )
 from expunge.detection.signals import collect as collect_signals
 from expunge.errors import ModelError
-from expunge.models.inspection import capture_outputs, discover
+from expunge.models.inspection import capture_outputs, inspect_layers
 from expunge.models.zoo import convnet, mlp, resnet
 from models.test_inspection import InPlaceFunctions, SharedRelu, hooks_of
 from oracles_models import Mlp, ResidualNet, SignalNet, build, inputs
@@ -81,7 +81,7 @@ def signals_equal(a, b, **tolerance):
 @pytest.mark.parametrize("kind", ["mlp", "convnet"])
 def test_closed_form_autograd_and_captum_agree_at_every_layer_of_the_tail(kind):
     model, x, tail = network(kind)
-    layout = discover(model, x[:2])
+    layout = inspect_layers(model, x[:2])
     assert layout.tail == tail
     given = torch.arange(20) % 3
     rival = runner_up(model(x).detach(), given)
@@ -269,14 +269,14 @@ def test_named_stages_are_taken_also_inside_and_of_blocks():
 @pytest.mark.parametrize(("n", "expected"), [(1, [0]), (6, [0, 1, 2, 3, 4, 5]), (11, None)])
 def test_default_stages_are_spread_over_the_depth_and_hold_the_last(n, expected):
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(n + 1)])
-    layout = discover(model, torch.randn(2, 3))
+    layout = inspect_layers(model, torch.randn(2, 3))
     chosen = [int(name) for name in default_feature_layers(layout)]
     assert chosen == (expected or [0, 2, 4, 6, 8, 10])
 
 
 def test_default_stages_are_the_outputs_of_blocks():
     model = build(lambda: resnet(classes=3, channels=2, widths=(4, 6), blocks=(1, 2)))
-    layout = discover(model, torch.randn(2, 2, 8, 8))
+    layout = inspect_layers(model, torch.randn(2, 2, 8, 8))
     assert default_feature_layers(layout) == ("stem.2", "stages.0.0", "stages.1.0", "stages.1.1")
 
     class Wrapped(nn.Module):
@@ -288,7 +288,7 @@ def test_default_stages_are_the_outputs_of_blocks():
             return self.last(self.net(x) * 2)
 
     inner = ("net.stem.2", "net.stages.0.0", "net.stages.1.0", "net.stages.1.1")
-    layout = discover(Wrapped(), torch.randn(2, 2, 8, 8))
+    layout = inspect_layers(Wrapped(), torch.randn(2, 2, 8, 8))
     assert default_feature_layers(layout) == (*inner, "net.head")
 
 

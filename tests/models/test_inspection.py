@@ -15,8 +15,8 @@ from expunge.errors import ModelError
 from expunge.models.inspection import (
     capture_outputs,
     check_model,
-    discover,
     eval_mode,
+    inspect_layers,
     logits_of,
     module_named,
     on_device,
@@ -87,35 +87,35 @@ def sequential(*layers, seed=0):
         return nn.Sequential(*layers)
 
 
-# ------------------------------------------------------------------------------- discover
+# ------------------------------------------------------------------------------- inspect_layers
 
 
 def test_an_mlp_has_its_head_its_probes_and_its_whole_tail():
-    layout = discover(mlp(inputs=6, classes=3, hidden=4), torch.randn(2, 6))
+    layout = inspect_layers(mlp(inputs=6, classes=3, hidden=4), torch.randn(2, 6))
     assert layout.head == "5"
-    assert layout.probes == {"1": "2", "3": "4"}
+    assert layout.readouts == {"1": "2", "3": "4"}
     assert layout.feature_layers == ("2", "4")
     assert layout.tail == ("1", "2", "3", "4", "5")
 
 
 def test_a_convnet_probes_behind_norm_and_activation():
     model = convnet(classes=3, channels=1, widths=(4, 6), hidden=5, convolutions=1)
-    layout = discover(model, torch.randn(2, 1, 8, 8))
+    layout = inspect_layers(model, torch.randn(2, 1, 8, 8))
     # conv norm relu pool conv norm relu average flatten hidden relu head
     assert layout.head == "11"
-    assert layout.probes == {"0": "2", "4": "6", "9": "10"}
+    assert layout.readouts == {"0": "2", "4": "6", "9": "10"}
     assert layout.feature_layers == ("2", "6", "10")
     assert layout.tail == ("9", "10", "11")
 
 
 def test_a_resnet_has_its_blocks_as_stages():
     model = resnet(classes=3, channels=1, widths=(4, 6), blocks=(1, 1))
-    layout = discover(model, torch.randn(2, 1, 8, 8))
+    layout = inspect_layers(model, torch.randn(2, 1, 8, 8))
     assert layout.head == "head"
-    assert layout.probes["stem.0"] == "stem.2"
-    assert layout.probes["stages.1.0.shortcut.0"] == "stages.1.0.shortcut.1"
+    assert layout.readouts["stem.0"] == "stem.2"
+    assert layout.readouts["stages.1.0.shortcut.0"] == "stages.1.0.shortcut.1"
     # Functions are not followed: the chain ends at the batch norm before torch.relu.
-    assert layout.probes["stages.0.0.conv1"] == "stages.0.0.bn1"
+    assert layout.readouts["stages.0.0.conv1"] == "stages.0.0.bn1"
     assert {"stages.0.0", "stages.1.0"} <= set(layout.feature_layers)
     assert layout.feature_layers[0] == "stem.2"
     assert layout.feature_layers[-1] == "stages.1.0"
@@ -135,41 +135,41 @@ def test_a_resnet_has_its_blocks_as_stages():
     ],
 )
 def test_functions_between_layers_end_the_chains(kind, probes):
-    layout = discover(build(kind), inputs(kind))
+    layout = inspect_layers(build(kind), inputs(kind))
     assert (layout.head, layout.tail) == ("head", ("head",))
-    assert probes is None or layout.probes == probes
-    assert set(layout.feature_layers) == set(layout.probes.values())
+    assert probes is None or layout.readouts == probes
+    assert set(layout.feature_layers) == set(layout.readouts.values())
 
 
 def test_residual_units_are_probed_before_the_addition():
-    layout = discover(build(ResidualNet), inputs(ResidualNet))
+    layout = inspect_layers(build(ResidualNet), inputs(ResidualNet))
     names = ("stem", "conv1", "conv2", "conv3", "conv4")
-    assert layout.probes == {name: f"norms.{i}" for i, name in enumerate(names)}
-    layout = discover(InPlaceAddition(), inputs(ResidualNet))
-    assert layout.probes == {"stem": "stem", "conv": "norm"}
+    assert layout.readouts == {name: f"norms.{i}" for i, name in enumerate(names)}
+    layout = inspect_layers(InPlaceAddition(), inputs(ResidualNet))
+    assert layout.readouts == {"stem": "stem", "conv": "norm"}
 
 
 def test_a_relu_in_place_belongs_to_the_same_tensor():
     model = sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
-    layout = discover(model, torch.randn(2, 6))
+    layout = inspect_layers(model, torch.randn(2, 6))
     assert (layout.head, layout.tail) == ("2", ("2",))
-    assert layout.probes == {"0": "0"}
+    assert layout.readouts == {"0": "0"}
 
 
 def test_a_function_in_place_ends_the_tail():
-    assert discover(InPlaceFunctions(), torch.randn(2, 6)).tail == ("head",)
+    assert inspect_layers(InPlaceFunctions(), torch.randn(2, 6)).tail == ("head",)
 
 
 def test_a_layer_that_is_called_twice_stands_for_no_other():
-    layout = discover(SharedRelu(), torch.randn(2, 6))
-    assert layout.probes == {"fc1": "fc1", "fc2": "fc2"}
+    layout = inspect_layers(SharedRelu(), torch.randn(2, 6))
+    assert layout.readouts == {"fc1": "fc1", "fc2": "fc2"}
     assert layout.tail == ("fc2", "relu", "head")
 
 
 def test_dropout_and_identity_do_not_end_the_tail():
     layers = (nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Identity(), nn.Linear(5, 3))
-    layout = discover(sequential(*layers), torch.randn(2, 6))
-    assert layout.probes == {"0": "1"}
+    layout = inspect_layers(sequential(*layers), torch.randn(2, 6))
+    assert layout.readouts == {"0": "1"}
     assert layout.tail == ("0", "1", "4")
 
 
@@ -183,15 +183,15 @@ def test_logits_of_another_operation_have_no_head():
             return super().forward(x).mul_(0.5)
 
     for model in (Scaled(), ScaledInPlace()):
-        layout = discover(model, torch.randn(2, 6))
+        layout = inspect_layers(model, torch.randn(2, 6))
         assert (layout.head, layout.tail) == ("", ())
-        assert "head" in layout.probes
+        assert "head" in layout.readouts
 
 
 def test_a_layer_that_is_not_called_is_not_found():
     model = Mlp()
     model.spare = nn.Linear(3, 3)
-    assert "spare" not in discover(model, torch.randn(2, 6)).probes
+    assert "spare" not in inspect_layers(model, torch.randn(2, 6)).readouts
 
 
 def test_a_model_without_layers_is_refused():
@@ -200,7 +200,7 @@ def test_a_model_without_layers_is_refused():
             return x[:, :3]
 
     with pytest.raises(ModelError, match=r"no linear or convolution layer is called\n.*wrapper"):
-        discover(Nothing(), torch.randn(2, 6))
+        inspect_layers(Nothing(), torch.randn(2, 6))
 
 
 @pytest.mark.parametrize("kind", [Mlp, ConvNet, ResidualNet, DepthwiseNet])
@@ -209,7 +209,7 @@ def test_discovery_leaves_the_model_as_it_was(kind):
     model.head.eval()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     state = torch.get_rng_state()
-    discover(model, inputs(kind))
+    inspect_layers(model, inputs(kind))
     assert modes == [m.training for m in model.modules()]
     assert not hooks_of(model)
     assert torch.equal(state, torch.get_rng_state())
@@ -231,7 +231,7 @@ def test_dictionaries_go_in_and_logits_come_out(returns):
     model, x = Wrapped(returns), torch.randn(4, 6)
     batch = {"values": x, "scale": torch.full((4, 1), 2.0)}
     assert_close(logits_of(model, batch), model.net(2 * x))
-    assert discover(model, batch).head == "net.head"
+    assert inspect_layers(model, batch).head == "net.head"
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_a_model_that_is_placed_goes_home_again(monkeypatch, fails):
 
 
 def test_discovery_takes_its_example_to_the_model():
-    here = discover(build(ConvNet), inputs(ConvNet))
-    assert discover(build(ConvNet).to("meta"), inputs(ConvNet)) == here
+    here = inspect_layers(build(ConvNet), inputs(ConvNet))
+    assert inspect_layers(build(ConvNet).to("meta"), inputs(ConvNet)) == here
 
 
 def test_captured_outputs_are_what_the_layers_return():

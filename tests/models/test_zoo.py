@@ -12,7 +12,7 @@ from expunge.data import from_arrays
 from expunge.detection.signals import collect, default_feature_layers
 from expunge.errors import PruneError
 from expunge.models.audio import LogMel
-from expunge.models.inspection import discover
+from expunge.models.inspection import inspect_layers
 from expunge.models.zoo import kws, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
@@ -98,10 +98,10 @@ def test_masks_act_in_training_alone():
 
 def test_stages_and_head_are_found():
     model, x = small(), sound()
-    layout = discover(model, x)
+    layout = inspect_layers(model, x)
     assert layout.head == str(len(model) - 1)
     assert len(default_feature_layers(layout)) >= 4
-    assert layout.probes["6.0"] == "6.2"  # depthwise: its own batch norm and ReLU follow
+    assert layout.readouts["6.0"] == "6.2"  # depthwise: its own batch norm and ReLU follow
 
 
 def test_sound_has_signals_and_its_views_are_used():

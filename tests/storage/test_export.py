@@ -52,7 +52,7 @@ def sound(n: int = 70) -> Samples:
     ]
     inputs = TensorInputs(torch.from_numpy(np.stack(clips).astype(np.int16)))
     labels = np.arange(n) % 3
-    return Samples(np.arange(n), labels, ("low", "hiss", "hush"), inputs, rate=16_000)
+    return Samples(np.arange(n), labels, ("low", "hiss", "hush"), inputs, sample_rate=16_000)
 
 
 def words() -> tuple[nn.Module, PrunePlan]:

@@ -28,7 +28,7 @@ from expunge.data.samples import Batch
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
 from expunge.errors import extra_required
-from expunge.models.inspection import discover
+from expunge.models.inspection import inspect_layers
 from expunge.records import Partition, Scores
 from expunge_bench.fields import BenchmarkDataset, Setting
 
@@ -108,7 +108,7 @@ def tracin(case: BenchmarkCase) -> Verdict:
     except ImportError as error:
         raise extra_required("captum", "peers") from error
     train = case.scene.train
-    layout = discover(case.model, train.example())
+    layout = inspect_layers(case.model, train.example())
     batches = DataLoader(_Batches(train), batch_size=None)
     influence = TracInCPFast(
         case.model,

@@ -15,7 +15,7 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
 from expunge.config import digest
 from expunge.demo.noise import NoisyDataset
-from expunge.models.inspection import reinitialised
+from expunge.models.inspection import reinitialise
 from expunge.models.zoo import resnet, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import Partition
@@ -179,7 +179,7 @@ def _retrained(split: Partition, case: _Case) -> pipeline.Trained:
     """A fresh network, trained as the noisy one was, on what a partition keeps."""
     kept = case.scene.train.subset(np.flatnonzero(split.kept))
     return pipeline.train(
-        reinitialised(case.noisy.model, case.seed),
+        reinitialise(case.noisy.model, case.seed),
         kept,
         case.protocol.training,
         seed=case.seed,

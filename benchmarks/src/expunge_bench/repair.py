@@ -232,7 +232,7 @@ def _partition_of(scene: NoisyDataset, flagged: np.ndarray) -> Partition:
 
 def _retrained(case: BenchmarkCase, split: Partition) -> nn.Module:
     config: TuneConfig = replace(case.field.training["fresh"], targets="filter")
-    fresh = inspection.reinitialised(case.model, case.setting.seed)
+    fresh = inspection.reinitialise(case.model, case.setting.seed)
     return stages.tune(
         fresh,
         case.scene.train,

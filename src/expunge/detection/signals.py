@@ -16,11 +16,11 @@ from expunge.data.samples import Batch, Samples
 from expunge.errors import ModelError, format_ids
 from expunge.models.inspection import (
     WEIGHT_LAYERS,
-    Layout,
+    ModelLayout,
     capture_outputs,
     check_fit,
-    discover,
     eval_mode,
+    inspect_layers,
     logits_of,
     module_named,
     on_device,
@@ -73,7 +73,7 @@ def collect(
     accelerator = Accelerator()
     check_fit(model, samples)
     samples, example = samples.resident(accelerator.device), samples.example()
-    layout = discover(model, example)
+    layout = inspect_layers(model, example)
     looks = views if samples.view is not None and isinstance(example, Tensor) else 0
     layer = attribution_layer or layout.head
     if needs & {"attribution", "mass", "vectors", "head"} and not layer:
@@ -137,7 +137,7 @@ def _table(parts: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(f"{kind}."): v for k, v in parts.items() if k.startswith(f"{kind}.")}
 
 
-def default_feature_layers(layout: Layout) -> tuple[str, ...]:
+def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
     """At most `STAGES` layers, evenly over the depth, with the last: early ones memorise least.
 
     A layer inside a block stands back: the block's output says more. A block is a stage that holds
@@ -257,7 +257,7 @@ def _one_batch(
     x: Batch,
     y: Tensor,
     needs: frozenset[str],
-    layout: Layout,
+    layout: ModelLayout,
     layer: str,
     stages: tuple[str, ...],
     precision: Precision,
@@ -312,7 +312,7 @@ def _deep(
     y: Tensor,
     logits: Tensor,
     needs: frozenset[str],
-    layout: Layout,
+    layout: ModelLayout,
     stages: tuple[str, ...],
     columns: int,
 ) -> dict[str, Tensor]:
@@ -333,7 +333,7 @@ def _deep(
     return out
 
 
-def _tail_behind(layout: Layout, layer: str) -> tuple[str, ...]:
+def _tail_behind(layout: ModelLayout, layer: str) -> tuple[str, ...]:
     """The linear and ReLU layers that alone stand between a layer's activation and the logits.
 
     The head stands for its own input, so that its tail is itself; () if there are other operations.
@@ -357,7 +357,7 @@ def _mean_look(
     model: nn.Module,
     shown: Iterator[Batch],
     y: Tensor,
-    layout: Layout,
+    layout: ModelLayout,
     stages: tuple[str, ...],
     precision: Precision,
     columns: int,
@@ -382,7 +382,7 @@ def _judgement(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 def _features(
     model: nn.Module,
-    layout: Layout,
+    layout: ModelLayout,
     stages: tuple[str, ...],
     found: dict[str, Tensor],
     columns: int,
@@ -391,7 +391,7 @@ def _features(
     """The stages' outputs, pooled."""
     features = {}
     for name in stages:
-        chains = [module_named(model, k) for k, end in layout.probes.items() if end == name]
+        chains = [module_named(model, k) for k, end in layout.readouts.items() if end == name]
         unit = unit_dimension(module_named(model, name), chains, found[name])
         features[f"{kind}.{name}"] = pooled(found[name], unit=unit, columns=columns).float()
     return features

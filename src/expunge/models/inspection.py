@@ -175,31 +175,31 @@ Readers = dict[Value, list[tuple[str, nn.Module, Value]]]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModelLayout:
     """Where things are in a model.
 
     head: the linear layer that makes the logits ("" if another operation makes them).
-    probes: for every other weight layer, the layer that ends its chain of normalisation and
+    readouts: for every other weight layer, the layer that ends its chain of normalisation and
     activation; a unit has the same index in both. stages: layers whose pooled output describes a
     sample, first to last: ends of such chains and outputs of residual blocks.
     tail: the layers from the head backwards as long as each only reads the one before.
     """
 
     head: str
-    probes: Mapping[str, str]
+    readouts: Mapping[str, str]
     feature_layers: tuple[str, ...]
     tail: tuple[str, ...]
 
 
-def head_of(model: nn.Module, example: Batch, *, where: str = "", fix: str) -> str:
+def find_head(model: nn.Module, example: Batch, *, where: str = "", fix: str) -> str:
     """The name of the linear layer that makes the logits; ModelError if none does. One pass."""
-    head = discover(model, example).head
+    head = inspect_layers(model, example).head
     if not head:
         raise ModelError("no linear layer makes the logits", where=where, fix=fix)
     return head
 
 
-def discover(model: nn.Module, example: Batch) -> Layout:
+def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     """Find the layers of a model by running it once on an example and following the tensors."""
     example = to_device(example, device_of(model))
     calls: list[tuple[str, nn.Module, Value, Value]] = []
@@ -235,16 +235,16 @@ def discover(model: nn.Module, example: Batch) -> Layout:
     for name, module, x, y in leaves:
         # A layer that is called more than once has no one output that could stand for another's.
         readers[x].append((name, module if times[name] == 1 else nn.Module(), y))
-    probes: dict[str, str] = {}
+    readouts: dict[str, str] = {}
     ends: list[tuple[int, str]] = []
     # By tensor: what is done to it in place later is what a stage shows.
     seen: set[int] = {id(logits)}
     order = {c[3]: i for i, c in reversed(list(enumerate(calls)))}
     for name, module, _, y in leaves:
         if isinstance(module, WEIGHT_LAYERS) and name != head:
-            probes[name], end = _follow(name, y, readers, _CHANNELWISE)
+            readouts[name], end = _follow(name, y, readers, _CHANNELWISE)
             seen.add(y[0])
-            ends.append((order[end], probes[name]))
+            ends.append((order[end], readouts[name]))
             while end[0] not in seen:
                 seen.add(end[0])
                 _, end = _follow("", end, readers, _POOLING)
@@ -254,7 +254,7 @@ def discover(model: nn.Module, example: Batch) -> Layout:
             seen.add(y[0])
             ends.append((order[y], name))
     stages = tuple(dict.fromkeys(name for _, name in sorted(ends)))
-    return Layout(head, probes, stages, _tail(head, leaves))
+    return ModelLayout(head, readouts, stages, _tail(head, leaves))
 
 
 def _value(tensor: Tensor) -> Value:
@@ -292,7 +292,7 @@ def _tail(head: str, leaves: list[tuple[str, nn.Module, Value, Value]]) -> tuple
     return tuple(tail)
 
 
-def reinitialised(model: nn.Module, seed: int) -> nn.Module:
+def reinitialise(model: nn.Module, seed: int) -> nn.Module:
     """A copy with fresh weights: every module with weights draws its own anew.
 
     The parameters of a module that cannot (it has no ``reset_parameters``, as a class token and

@@ -14,7 +14,13 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError
-from expunge.models.inspection import device_of, discover, eval_mode, head_of, to_channels_last
+from expunge.models.inspection import (
+    device_of,
+    eval_mode,
+    find_head,
+    inspect_layers,
+    to_channels_last,
+)
 from expunge.nmtune.heads import Head, NMTune, descend, scale_of
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig
 
@@ -30,7 +36,7 @@ def without_head(model: nn.Module, samples: Samples) -> nn.Module:
     ModelError if no linear layer makes the logits. Cost: one pass over two samples.
     """
     fix = "give an encoder that returns its features"
-    name = head_of(model, samples.example(), fix=fix)
+    name = find_head(model, samples.example(), fix=fix)
     encoder = copy.deepcopy(model)
     return _put(encoder, name, nn.Identity())
 
@@ -41,7 +47,7 @@ def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
     The result returns logits of the head's classes: compare, export and save it as any model.
     ModelError if no linear layer makes the logits, or one of another width.
     """
-    name = discover(model, samples.example()).head
+    name = inspect_layers(model, samples.example()).head
     width = getattr(model.get_submodule(name), "in_features", None) if name else None
     if width != fitted.head.linear.in_features:
         raise ModelError(

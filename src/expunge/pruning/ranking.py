@@ -24,8 +24,8 @@ from expunge.detection.signals import against_rival, gradients_at, runner_up
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.inspection import (
     capture_outputs,
-    discover,
     eval_mode,
+    inspect_layers,
     logits_of,
     module_named,
     on_device,
@@ -212,11 +212,11 @@ def _moments(
 ) -> dict[str, Moments]:
     """One pass that sums up every layer's regressors."""
     accelerator = Accelerator()
-    probes = discover(model, samples.example()).probes
+    readouts = inspect_layers(model, samples.example()).readouts
     for layer in layers:
-        if layer not in probes:
+        if layer not in readouts:
             raise ModelError(
-                f"'{layer}' is no hidden layer of units", fix=did_you_mean(layer, probes)
+                f"'{layer}' is no hidden layer of units", fix=did_you_mean(layer, readouts)
             )
     norms = {n: _weight_norm(module_named(model, n)) for n in layers}
     if uses == "weights":
@@ -234,7 +234,7 @@ def _moments(
             given = torch.from_numpy(samples.labels[rows]).to(accelerator.device)
             other = torch.from_numpy(suggested[rows]).to(accelerator.device)
             y = torch.from_numpy(badness[rows]).to(summed)
-            units = _regressors(model, x, given, other, {n: probes[n] for n in layers}, uses)
+            units = _regressors(model, x, given, other, {n: readouts[n] for n in layers}, uses)
             for name, values in units.items():
                 # One product gives all sums: of (x, y, 1) with itself.
                 x_y_1 = values.to(summed).double(), y[:, None], torch.ones_like(y)[:, None]
@@ -251,11 +251,11 @@ def _regressors(
     x: Tensor | dict[str, Tensor],
     given: Tensor,
     suggested: Tensor,
-    probes: dict[str, str],
+    readouts: dict[str, str],
     uses: Uses,
 ) -> dict[str, Tensor]:
     """``[b, u]`` for every layer: attributions (summed over space) or activations (averaged)."""
-    names = tuple(dict.fromkeys(probes.values()))
+    names = tuple(dict.fromkeys(readouts.values()))
     with torch.enable_grad(), capture_outputs(model, names, differentiable=True) as found:
         logits = logits_of(model, x)
         if uses == "attribution":
@@ -266,7 +266,7 @@ def _regressors(
         else:
             values = {n: found[n].detach() for n in names}
     reduced = {}
-    for layer, probe in probes.items():
+    for layer, probe in readouts.items():
         over = _space(module_named(model, layer), values[probe])
         v = values[probe]
         reduced[layer] = (v.sum(over) if uses == "attribution" else v.mean(over)) if over else v

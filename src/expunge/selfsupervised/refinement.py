@@ -25,7 +25,7 @@ from expunge.data import Samples
 from expunge.data.samples import View
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError
-from expunge.models.inspection import check_model, head_of, module_named
+from expunge.models.inspection import check_model, find_head, module_named
 from expunge.selfsupervised.simclr import SETTINGS as SIMCLR
 from expunge.selfsupervised.simclr import SimCLRAugmentation, SimclrConfig, fitting, pretrain
 from expunge.storage.run_folder import Artefact, Run, open_run
@@ -376,7 +376,7 @@ def distorted(samples: Samples, strength: float) -> Samples:
 def with_fresh_head(model: nn.Module, samples: Samples, seed: int) -> nn.Module:
     """A copy of a classifier whose last linear layer is drawn anew."""
     fix = "use a model with a linear head"
-    head = head_of(model, samples.example(), where="refine", fix=fix)
+    head = find_head(model, samples.example(), where="refine", fix=fix)
     fresh = copy.deepcopy(model)
     reset: Callable[[], None] = module_named(fresh, head).reset_parameters  # type: ignore[assignment]
     with temp_seed(seed, "head"):

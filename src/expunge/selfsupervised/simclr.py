@@ -28,7 +28,7 @@ from expunge.models.inspection import (
     check_model,
     device_of,
     eval_mode,
-    head_of,
+    find_head,
     logits_of,
     on_device,
     to_channels_last,
@@ -183,7 +183,7 @@ class Body(nn.Module):
         super().__init__()
         self.model = model
         fix = "give a function from inputs to features"
-        self.head = head_of(model, example, where="encoder", fix=fix)
+        self.head = find_head(model, example, where="encoder", fix=fix)
 
     def forward(self, x: Tensor) -> Tensor:
         with capture_outputs(self.model, (), inputs_of=self.head) as found:

@@ -20,7 +20,7 @@ from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive, generator, temp_seed, torch_generator
 from expunge.data import Samples
 from expunge.data.samples import tensor_of
-from expunge.models.inspection import eval_mode, logits_of, reinitialised, to_channels_last
+from expunge.models.inspection import eval_mode, logits_of, reinitialise, to_channels_last
 from expunge.training.loop import (
     TuneConfig,
     autocast,
@@ -264,7 +264,7 @@ class _Training:
     def learner(self, number: int) -> _Learner:
         """A copy of the model; the second one begins with weights of its own."""
         if number:
-            return _Learner(reinitialised(self._model, derive(self.seed, "learner", number)), self)
+            return _Learner(reinitialise(self._model, derive(self.seed, "learner", number)), self)
         return _Learner(copy.deepcopy(self._model), self)
 
     def inputs(self, rows: np.ndarray) -> Tensor:
