@@ -461,12 +461,12 @@ SETTINGS: dict[str, Case] = {
     "a partition that keeps nothing": (
         lambda f: tuned(lambda s: 1.0),
         PartitionError,
-        r"the partition keeps no sample\n  fix: raise the threshold",
+        r"every sample was flagged\n  fix: raise partition.threshold",
     ),
     "a class with nothing kept": (
         lambda f: tuned(lambda s: (s.labels == 4) * 1.0),
         PartitionError,
-        "nothing is kept of class 4\n",
+        "every sample of class 4 was flagged\n",
     ),
     "a partition of other samples": (
         lambda f: expunge.tune(memorised(), clean(60), split_of(noisy(60)), epochs=1),

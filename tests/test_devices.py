@@ -29,7 +29,8 @@ from expunge.recipes import ScoreConfig
 from expunge.records import Partition
 from expunge.selfsupervised import simclr
 from expunge.training import baselines, loop
-from expunge.training.loop import TuneConfig, targets_of
+from expunge.training.loop import TuneConfig
+from expunge.training.targets import build_targets
 
 ELSEWHERE = torch.device("meta")
 CONFIG = TuneConfig(targets="all", epochs=1, batch_size=16)
@@ -124,7 +125,7 @@ def test_neurons_are_ranked_on_one_device(scene, uses):
 
 
 def test_a_model_is_tuned_on_one_device(scene):
-    targets = targets_of(scene.samples, None, CONFIG)
+    targets = build_targets(scene.samples, None, CONFIG)
     tuned = loop.tune(scene.model, scene.samples, targets, CONFIG, seed=0)
     assert at_home(tuned)
     assert at_home(scene.model)

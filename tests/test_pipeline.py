@@ -37,7 +37,8 @@ from expunge.records import Flag, PrunePlan, RepairResult
 from expunge.storage import cached_stages
 from expunge.storage.weights import load_weights, model_fingerprint, read_weights
 from expunge.training import loop
-from expunge.training.loop import TuneConfig, targets_of
+from expunge.training.loop import TuneConfig
+from expunge.training.targets import build_targets
 from oracles_digits import (
     CUT,
     FAST,
@@ -157,7 +158,7 @@ def test_named_samples_are_forgotten_and_nothing_else_is_looked_for(tmp_path):
     assert before > 0.85
     assert after < before - 0.2
     kept = noisy().subset(np.flatnonzero(~split.flagged))
-    targets = targets_of(noisy(), split, TuneConfig(**result.config["tune"]))
+    targets = build_targets(noisy(), split, TuneConfig(**result.config["tune"]))
     assert not np.isin(noisy().ids[targets.positions], ids).any()
     assert len(targets.positions) == len(kept)
     named = [str(i) for i in ids]  # as a file would name them

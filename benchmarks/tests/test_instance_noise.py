@@ -9,7 +9,8 @@ from scipy.special import softmax
 
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 from expunge_bench.instance_noise import (
     ambiguous,
     instance_dependent,
@@ -92,7 +93,7 @@ def test_the_mean_prediction_is_that_over_the_networks_of_each_epoch():
         def save(self, epoch, tensors):
             steps.append({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
 
-    tune(network(), data, targets_of(data, None, config), config, seed=3, checkpoint=Keep())
+    tune(network(), data, build_targets(data, None, config), config, seed=3, checkpoint=Keep())
     for state in steps:
         model = network()
         model.load_state_dict(state)

@@ -35,7 +35,8 @@ from expunge.storage.cached_stages import SHARED_STAGES, RepairContext, RepairOu
 from expunge.storage.run_folder import Artefact, Run, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training import loop
-from expunge.training.loop import TuneConfig, lost_classes
+from expunge.training.loop import TuneConfig
+from expunge.training.targets import build_targets, classes_without_samples
 
 # Why nothing is cut where the repair decides.
 _NO_NEED = (
@@ -263,7 +264,7 @@ def train(
     with open_run(out, header, overwrite=overwrite, accelerator=accelerator) as run:
 
         def compute() -> Artefact:
-            targets = loop.targets_of(samples, None, config)
+            targets = build_targets(samples, None, config)
             checkpoint = run.checkpoint("model", header)
             trained = loop.tune(
                 model,
@@ -449,7 +450,7 @@ def _again(
     settled = bool((before.flagged != split.flagged).mean() < rounds.min_flag_change)
     epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]
     tune = replace(recipe.tune, targets=rounds.targets, epochs=epochs)
-    if len(lost_classes(split, tune)):
+    if len(classes_without_samples(split, tune)):
         return before, model, True
     model = cached_stages.tuned(
         job, run, replace(recipe, tune=tune), model, split, cut, tuned, read
@@ -477,6 +478,6 @@ def _controlled(
         read = tuple(f"{prefix}{stage}" for stage in SHARED_STAGES)
         scores = cached_stages.scored(job, run, config=recipe.score, name=read[0])
         split = cached_stages.partitioned(job, run, recipe.partition, scores, read[1], read[:1])
-    if len(lost_classes(split, recipe.tune)):
+    if len(classes_without_samples(split, recipe.tune)):
         return None
     return _carried_out(job, run, recipe, split, prefix, basis=read)

@@ -46,6 +46,7 @@ from expunge.records import (
 from expunge.storage.weights import fit_weights, load_weights
 from expunge.training import loop
 from expunge.training.loop import TuneConfig
+from expunge.training.targets import build_targets
 
 T = TypeVar("T")
 # What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
@@ -204,7 +205,7 @@ def tune(
 ) -> nn.Module:
     """A fine-tuned copy: ``tune(model, data, split, epochs=3)``. See `TuneConfig`."""
     samples, config = as_samples(data), _settings(TuneConfig, settings)
-    targets = loop.targets_of(samples, split, config)
+    targets = build_targets(samples, split, config)
     layers = tuned_layers(model, samples, config, layers)
     return loop.tune(model, samples, targets, config, seed=seed, layers=layers, progress=progress)
 

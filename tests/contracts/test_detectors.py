@@ -39,7 +39,8 @@ from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ExpungeError
 from expunge.models.zoo import convnet
 from expunge.records import Signals
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 
 NAMES = detectors.names()
 # Clusters do not find a few noisy digits; what they do find is tested by itself.
@@ -217,7 +218,9 @@ def planted():
         torch.manual_seed(0)
         model = convnet(classes=10, channels=1, widths=(16, 32), hidden=32, convolutions=1)
     config = TuneConfig(targets="all", epochs=8, batch_size=64, lr=0.1, precision="float32")
-    trained = tune(model, data, targets_of(data, None, TuneConfig(targets="all")), config, seed=0)
+    trained = tune(
+        model, data, build_targets(data, None, TuneConfig(targets="all")), config, seed=0
+    )
     made = collect(trained, data, needs=needs_of(tuple(NAMES)), views=4, precision="float32")
     return made, {"label": labels != y[:900], "input": bad_input}
 

@@ -16,7 +16,8 @@ from expunge.models.inspection import inspect_layers
 from expunge.models.zoo import kws, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 
 SMALL = {"classes": 3, "rate": 8000, "mels": 20, "widths": (8, 12, 12), "strides": (2, 1)}
 
@@ -166,6 +167,6 @@ def test_a_network_learns_three_tones():
     with temp_seed(0, "network"):
         model = kws(**SMALL)
     config = TuneConfig(epochs=6, batch_size=20, lr=0.1, precision="float32")
-    trained = tune(model, samples, targets_of(samples, None, config), config, seed=0)
+    trained = tune(model, samples, build_targets(samples, None, config), config, seed=0)
     predicted = trained(samples.batch(np.arange(180))).argmax(dim=1).numpy()
     assert (predicted == y).mean() > 0.95

@@ -24,7 +24,8 @@ from expunge.robustness.attacks import (
     robustness,
     square,
 )
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 
 
 def bright(n: int = 40, *, seed: int = 0, classes: int = 2, **settings: object) -> Samples:
@@ -226,7 +227,7 @@ def test_adversarial_training_withstands_what_plain_training_does_not():
     )
     with temp_seed(0, "linear"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    targets = targets_of(samples, None, config)
+    targets = build_targets(samples, None, config)
     plain = tune(net, samples, targets, config, seed=0)
     hard = tune(net, samples, targets, config, seed=0, objective=adversarial(eps=0.05, steps=3))
 

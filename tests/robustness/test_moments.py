@@ -32,7 +32,8 @@ from expunge.robustness.noise_layers import (
     shifted,
     squared_error,
 )
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 from oracles_models import ConcatNet, ConvGru, DepthwiseNet, ResidualNet, build, inputs
 
 DRAWS = 20_000
@@ -505,7 +506,7 @@ def test_every_objective_trains_the_model_through_the_training_loop(objective):
     x = rng.normal(size=(120, 6)) + 2 * rng.normal(size=(3, 6))[y]
     samples = from_arrays(x.astype(np.float32), y)
     config = TuneConfig(epochs=12, batch_size=30, lr=0.2, augment=False, precision="float32")
-    targets = targets_of(samples, None, config)
+    targets = build_targets(samples, None, config)
     with temp_seed(0, "net"):
         net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
     whole = NoisyNetwork(net, 0.2)

@@ -20,7 +20,8 @@ from expunge.recipes import recipes, resolve
 from expunge.stages import evaluate
 from expunge.training import baselines
 from expunge.training.baselines import _mixmatch, _Training, trainers
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 from oracles_digits import CLASSES, digits, network, noisy
 
 # Refinement starts from weights; its tests are its own.
@@ -40,7 +41,7 @@ def plain(config=CONFIG):
     return tune(
         network(),
         data,
-        targets_of(data, None, TuneConfig(targets="all")),
+        build_targets(data, None, TuneConfig(targets="all")),
         config,
         seed=0,
         what="train",
@@ -88,7 +89,7 @@ def test_less_is_learned_of_wrong_labels_than_by_plain_training(name):
     usual = tune(
         network(),
         data,
-        targets_of(data, None, TuneConfig(targets="all")),
+        build_targets(data, None, TuneConfig(targets="all")),
         config,
         seed=0,
         what="train",

@@ -16,7 +16,8 @@ from expunge.data import Samples, from_arrays
 from expunge.errors import ConfigError, DataError, ModelError, PartitionError
 from expunge.records import Partition
 from expunge.storage.run_folder import open_run
-from expunge.training.loop import Targets, TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import Targets, build_targets
 from oracles_results import make_partition
 
 PLAIN = TuneConfig(
@@ -50,7 +51,7 @@ def net(*, dropout: float = 0.0, norm: bool = False) -> nn.Sequential:
 
 
 def everything(samples: Samples) -> Targets:
-    return targets_of(samples, None, TuneConfig(targets="all"))
+    return build_targets(samples, None, TuneConfig(targets="all"))
 
 
 def weighted(samples: Samples) -> Targets:
@@ -485,7 +486,7 @@ def case() -> tuple[Samples, Partition]:
 
 def test_kept_leaves_the_flagged_out_and_the_labels_as_given():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(targets="filter"))
+    found = build_targets(samples, split, TuneConfig(targets="filter"))
     assert found.positions.tolist() == [1, *range(3, 12)]
     assert found.labels.tolist() == samples.labels[found.positions].tolist()
     assert found.weights.tolist() == [1.0] * 10
@@ -493,7 +494,7 @@ def test_kept_leaves_the_flagged_out_and_the_labels_as_given():
 
 def test_soft_weighs_all_by_their_probability_of_being_good():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(targets="reweight"))
+    found = build_targets(samples, split, TuneConfig(targets="reweight"))
     assert found.positions.tolist() == list(range(1, 12))
     assert_close(found.weights, np.array([0.75, 1 - 0.9, *[1.0] * 9]))
     assert found.labels.tolist() == samples.labels[1:].tolist()
@@ -501,7 +502,9 @@ def test_soft_weighs_all_by_their_probability_of_being_good():
 
 def test_relabel_mends_wrong_labels_and_drops_bad_inputs():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(targets="relabel", min_relabel_confidence=0.75))
+    found = build_targets(
+        samples, split, TuneConfig(targets="relabel", min_relabel_confidence=0.75)
+    )
     assert found.positions.tolist() == [0, 1, *range(3, 12)]
     assert found.labels.tolist() == [1, 1, *(samples.labels[3:]).tolist()]
     assert found.weights.tolist() == [0.75, *[1.0] * 10]
@@ -509,14 +512,14 @@ def test_relabel_mends_wrong_labels_and_drops_bad_inputs():
 
 def test_a_suggestion_that_is_not_sure_enough_is_not_learned():
     samples, split = case()
-    found = targets_of(samples, split, TuneConfig(targets="relabel", min_relabel_confidence=0.8))
+    found = build_targets(samples, split, TuneConfig(targets="relabel", min_relabel_confidence=0.8))
     assert found.positions.tolist() == [1, *range(3, 12)]
 
 
 @pytest.mark.parametrize(("split", "data"), [(True, "all"), (False, "filter")])
 def test_everything_and_no_partition_keep_all_as_given(split, data):
     samples, made = case()
-    found = targets_of(samples, made if split else None, TuneConfig(targets=data))
+    found = build_targets(samples, made if split else None, TuneConfig(targets=data))
     assert found.positions.tolist() == list(range(12))
     assert found.labels.tolist() == samples.labels.tolist()
     assert found.weights.tolist() == [1.0] * 12
@@ -529,7 +532,9 @@ def test_targets_follow_ids_and_not_positions(data):
     names = ("ids", "labels", "p_noisy", "p_label_fault", "p_input_fault")
     names += ("suggested_label", "suggested_probability")
     shuffled = replace(split, **{name: getattr(split, name)[order] for name in names})
-    found, expected = (targets_of(samples, p, TuneConfig(targets=data)) for p in (shuffled, split))
+    found, expected = (
+        build_targets(samples, p, TuneConfig(targets=data)) for p in (shuffled, split)
+    )
     assert found.positions.tolist() == expected.positions.tolist()
     assert found.labels.tolist() == expected.labels.tolist()
     assert found.weights.tolist() == expected.weights.tolist()
@@ -538,33 +543,33 @@ def test_targets_follow_ids_and_not_positions(data):
 def test_a_partition_of_other_samples_is_an_error():
     samples, split = case()
     with pytest.raises(DataError, match="there are no rows for ids 1, 2, 3"):
-        targets_of(blobs(12), split, TuneConfig(targets="filter"))
-    assert targets_of(samples, split, TuneConfig(targets="filter")).positions.size
+        build_targets(blobs(12), split, TuneConfig(targets="filter"))
+    assert build_targets(samples, split, TuneConfig(targets="filter")).positions.size
 
 
 @pytest.mark.parametrize("data", ["filter", "reweight"])
 def test_a_partition_that_keeps_nothing_is_an_error(data):
     samples = blobs(12)
     split = split_of(samples, p_label=[1.0] * 12, p_input=[])
-    with pytest.raises(PartitionError, match=r"tune: the partition keeps no sample\n  fix: raise"):
-        targets_of(samples, split, TuneConfig(targets=data))
+    with pytest.raises(PartitionError, match=r"tune: every sample was flagged\n  fix: raise"):
+        build_targets(samples, split, TuneConfig(targets=data))
 
 
 def test_a_class_of_which_nothing_is_kept_is_named():
     samples = blobs(12, classes=["cat", "dog", "emu"])
     p = (samples.labels == 1).astype(float).tolist()
     split = split_of(samples, p_label=p, p_input=[])
-    with pytest.raises(PartitionError, match="nothing is kept of class dog\n"):
-        targets_of(samples, split, TuneConfig(targets="filter"))
+    with pytest.raises(PartitionError, match="every sample of class dog was flagged\n"):
+        build_targets(samples, split, TuneConfig(targets="filter"))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": -1}, "tune.epochs is -1: too small"),
-        ({"batch_size": 0}, "tune.batch_size is 0: too small"),
-        ({"lr": 0.0}, "tune.lr must be above 0, not 0.0"),
-        ({"lr": float("nan")}, "tune.lr must be above 0, not nan"),
+        ({"epochs": -1}, "tune.epochs must be 0 or more, not -1"),
+        ({"batch_size": 0}, "tune.batch_size must be 1 or more, not 0"),
+        ({"lr": 0.0}, "tune.lr must be above 0 and finite, not 0.0"),
+        ({"lr": float("nan")}, "tune.lr must be above 0 and finite, not nan"),
         ({"warmup": 1.0}, r"tune.warmup must lie in \[0, 1\), not 1.0"),
     ],
 )

@@ -22,7 +22,8 @@ from expunge.data import Samples
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError
 from expunge.storage.weights import fit_weights
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 
 # raw: pixels of 0 … 255, as published. unit: of 0 … 1. standardised: by channel.
 Scaling = Literal["raw", "unit", "standardised"]
@@ -114,7 +115,7 @@ def mean_prediction(
     """
     seen = _Averages(copy.deepcopy(model), samples, seed)
     config = TuneConfig(targets="all", epochs=epochs, lr=0.2)
-    every = targets_of(samples, None, config)
+    every = build_targets(samples, None, config)
     tune(
         model,
         samples,

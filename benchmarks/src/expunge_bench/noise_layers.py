@@ -34,6 +34,7 @@ from expunge.robustness.noise_layers import (
 )
 from expunge.training import loop
 from expunge.training.loop import Objective, TuneConfig, cross_entropy
+from expunge.training.targets import Targets, build_targets
 from expunge_bench.cifar import Cifar
 from expunge_bench.digits import Digits
 from expunge_bench.fields import BenchmarkDataset, Setting
@@ -246,7 +247,7 @@ class _Job:
         model = loop.tune(
             network,
             train,
-            loop.targets_of(train, None, config),
+            build_targets(train, None, config),
             config,
             seed=self.seed,
             objective=METHODS[name].objective(self.size.epsilons[-1]),
@@ -422,7 +423,7 @@ class _Repaired:
     model: nn.Module
     samples: Samples
     scene: NoisyDataset
-    targets: loop.Targets
+    targets: Targets
     missed: np.ndarray
     config: TuneConfig
     seed: int
@@ -442,7 +443,7 @@ class _Repaired:
         cut = stages.prune(model, plan, samples)
         config = replace(recipe.tune, precision="float32", lr=loop.MEMORISED_LR)
         missed = scene.truth.label_fault & ~split.flagged
-        targets = loop.targets_of(samples, split, config)
+        targets = build_targets(samples, split, config)
         return cls(cut, samples, scene, targets, missed, config, seed)
 
     def tuned(self, key: Mapping[str, Any], progress: Progress) -> dict[str, float | None]:

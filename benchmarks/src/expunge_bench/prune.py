@@ -17,7 +17,7 @@ from expunge.errors import ConfigError
 from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
 from expunge.storage import cached_stages
-from expunge.training.loop import with_learning_rate
+from expunge.training.optimisation import with_learning_rate
 from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
 from expunge_bench.repair import WHOLE, images_per_second
 from expunge_bench.suites import ResultStore, Row, Table, distinct, mean

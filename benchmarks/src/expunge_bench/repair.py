@@ -24,7 +24,7 @@ from expunge.recipes import recipes, resolve
 from expunge.records import Evaluation, Partition, RepairResult
 from expunge.reporting.markdown import repair_seconds
 from expunge.storage import cached_stages
-from expunge.training.loop import TuneConfig, with_learning_rate
+from expunge.training.optimisation import TuneConfig, with_learning_rate
 from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
 from expunge_bench.peers import BenchmarkCase, peers
 from expunge_bench.suites import ResultStore, Row, Table, distinct, mean

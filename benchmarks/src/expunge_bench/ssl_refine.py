@@ -23,7 +23,8 @@ from expunge.selfsupervised.refinement import RefineConfig, Refined, finish, ref
 from expunge.selfsupervised.simclr import extract_features, pretrain
 from expunge.storage.weights import load_weights, save_weights
 from expunge.training.baselines import trainers
-from expunge.training.loop import SCRATCH_LR, TuneConfig, targets_of, tune
+from expunge.training.loop import SCRATCH_LR, TuneConfig, tune
+from expunge.training.targets import build_targets
 from expunge_bench.cifar import INSTANCE, Cifar
 from expunge_bench.fields import Setting
 from expunge_bench.instance_noise import realised
@@ -99,7 +100,7 @@ class Case:
     def plain(self, epochs: int) -> nn.Module:
         """A fresh network, trained on the labels given."""
         config = replace(_PLAIN, epochs=epochs)
-        targets = targets_of(self.scene.train, None, config)
+        targets = build_targets(self.scene.train, None, config)
         return tune(
             self.fresh,
             self.scene.train,

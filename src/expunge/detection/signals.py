@@ -27,7 +27,7 @@ from expunge.models.inspection import (
     to_channels_last,
 )
 from expunge.records import Signals
-from expunge.training.loop import Precision, autocast
+from expunge.training.optimisation import Precision, autocast
 
 # Random views are drawn by blocks of so many samples, so that neither the batch size nor the number
 # of processes changes them.

@@ -13,7 +13,7 @@ import numpy as np
 from expunge.recipes import Recipe
 from expunge.records import Decision, Metric, Partition
 from expunge.reporting.formatting import duration, percent, signed_gain
-from expunge.training.loop import lost_classes
+from expunge.training.targets import classes_without_samples
 
 # A transition that is nearly singular says nothing about the right labels; its inverse is noise.
 _CONDITION = 100.0
@@ -43,7 +43,7 @@ def reason_to_skip(split: Partition, recipe: Recipe, classes: tuple[str, ...]) -
             f"{count:,} of {len(split.ids):,} training samples were flagged, too few for a repair "
             "to do more good than harm"
         )
-    lost = lost_classes(split, recipe.tune)
+    lost = classes_without_samples(split, recipe.tune)
     if len(lost):
         names = ", ".join(classes[c] for c in lost[:5])
         return f"of {percent(share)} flagged samples nothing is left to learn {names} from"

@@ -23,7 +23,7 @@ from expunge.errors import ConfigError, DataError, ModelError, did_you_mean, for
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig, regularisation
 from expunge.nmtune.spectra import checked, singular_values
 from expunge.storage.weights import fit_weights
-from expunge.training.loop import batch_cuts
+from expunge.training.optimisation import batch_boundaries
 
 Preset = Literal["linear", "mlp", "paper", "code"]
 NUMBERS, SETTINGS, VERSION = "nmtune.safetensors", "nmtune.json", 1
@@ -276,7 +276,7 @@ def descend(
     """
     decay, every = config.weight_decay, [*head.parameters(), *learned]
     optimizer = torch.optim.AdamW(every, lr=rate, weight_decay=decay, fused=True)
-    cuts = batch_cuts(n, config.batch_size, 2)
+    cuts = batch_boundaries(n, config.batch_size, 2)
     total = (len(cuts) + 1) * config.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     head.train()

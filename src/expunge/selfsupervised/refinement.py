@@ -31,7 +31,8 @@ from expunge.selfsupervised.simclr import SimCLRAugmentation, SimclrConfig, fitt
 from expunge.storage.run_folder import Artefact, Run, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.baselines import trainers
-from expunge.training.loop import Targets, TuneConfig, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import Targets
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,14 @@ from expunge.models.inspection import (
 )
 from expunge.storage.run_folder import Artefact, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
-from expunge.training.loop import (
-    Checkpoint,
+from expunge.training.loop import Checkpoint, check_finite, restore, training_state
+from expunge.training.optimisation import (
     Precision,
     TuneConfig,
     autocast,
-    batch_cuts,
-    check_finite,
-    optimizer_of,
-    resumed,
-    set_lr,
-    state_of,
+    batch_boundaries,
+    build_optimizer,
+    set_learning_rate,
 )
 
 # Inputs to features, float[b, d]: any network without its head, or a function of your own.
@@ -265,9 +262,9 @@ def _contrasted(
     learner = _learner(model, samples, config, seed)
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tuning, view = _tuning(config), _view(config, samples)
-    optimizer = optimizer_of(learner, tuning)
-    first = resumed(checkpoint, learner, optimizer)
-    cuts = batch_cuts(len(samples), config.batch_size, config.batch_size)  # no small ones
+    optimizer = build_optimizer(learner, tuning)
+    first = restore(checkpoint, learner, optimizer)
+    cuts = batch_boundaries(len(samples), config.batch_size, config.batch_size)  # no small ones
     batches = len(cuts) + 1
     total = batches * config.epochs
     learner.train()
@@ -275,7 +272,7 @@ def _contrasted(
         order = generator(seed, "order", epoch).permutation(len(samples))
         with temp_seed(seed, what, epoch):
             for step, rows in enumerate(np.split(order, cuts), start=epoch * batches):
-                set_lr(optimizer, tuning, (step + 0.5) / total)
+                set_learning_rate(optimizer, tuning, (step + 0.5) / total)
                 draw = torch_generator(seed, what, step)
                 x = tensor_of(samples.batch(rows, device=device), what)
                 both = torch.cat([view(x, draw), view(x, draw)])
@@ -289,7 +286,7 @@ def _contrasted(
                 progress(what, step + 1, total)
         check_finite(loss, epoch, what)
         if checkpoint is not None:
-            checkpoint.save(epoch + 1, state_of(learner, optimizer))
+            checkpoint.save(epoch + 1, training_state(learner, optimizer))
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return model.eval()
 

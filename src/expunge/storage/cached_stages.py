@@ -32,6 +32,7 @@ from expunge.storage import serialization
 from expunge.storage.run_folder import Artefact, Run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training import baselines, loop
+from expunge.training.targets import build_targets
 
 # The trainers that neighbours of the method bring.
 baselines.trainers.register("ssl-refine")(refinement.ssl_refine)
@@ -254,7 +255,7 @@ def tuned(
         found = loop.tune(
             model,
             job.train,
-            loop.targets_of(job.train, split, config),
+            build_targets(job.train, split, config),
             config,
             seed=job.seed,
             layers=tuned_layers(model, job.train, config, cut_layers),

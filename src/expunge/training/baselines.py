@@ -21,13 +21,13 @@ from expunge._core.rng import derive, generator, temp_seed, torch_generator
 from expunge.data import Samples
 from expunge.data.samples import tensor_of
 from expunge.models.inspection import eval_mode, logits_of, reinitialise, to_channels_last
-from expunge.training.loop import (
+from expunge.training.optimisation import (
     TuneConfig,
     autocast,
-    batch_cuts,
-    batch_size_of,
-    optimizer_of,
-    set_lr,
+    batch_boundaries,
+    build_optimizer,
+    choose_batch_size,
+    set_learning_rate,
     with_learning_rate,
 )
 
@@ -220,7 +220,7 @@ class _Learner:
     def __init__(self, model: nn.Module, training: _Training) -> None:
         self.model = model.to(training.device).train()
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer, self._training = optimizer_of(model, training.config), training
+        self._optimizer, self._training = build_optimizer(model, training.config), training
 
     def logits(self, x: Tensor) -> Tensor:
         """What the network says of some inputs, in float32."""
@@ -229,7 +229,7 @@ class _Learner:
 
     def step(self, loss: Tensor) -> None:
         """Move against the slope of the loss, at the rate of the schedule."""
-        set_lr(self._optimizer, self._training.config, self._training.done)
+        set_learning_rate(self._optimizer, self._training.config, self._training.done)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
@@ -257,7 +257,7 @@ class _Training:
         self.samples, self.seed = samples.resident(self.device), seed
         self.config = with_learning_rate(config, len(samples))
         self._model, self._progress = model, progress
-        self._cuts = batch_cuts(len(samples), batch_size_of(config, len(samples)), 2)
+        self._cuts = batch_boundaries(len(samples), choose_batch_size(config, len(samples)), 2)
         self.total = (len(self._cuts) + 1) * config.epochs
         self.done = 0.0
 

@@ -7,10 +7,8 @@ moves all.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,74 +20,39 @@ from expunge._core.distributed import broadcast_decision, shard
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed, torch_generator
 from expunge.data.samples import Batch, Samples
-from expunge.errors import ConfigError, ModelError, PartitionError, format_ids
+from expunge.errors import ConfigError, ModelError, format_ids
 from expunge.models.inspection import device_of, logits_of, to_channels_last
-from expunge.records import Partition, align
+from expunge.training.optimisation import (
+    DEFAULT_LR,
+    MEMORISED_LR,
+    SCRATCH_LR,
+    Precision,
+    TargetKind,
+    TuneConfig,
+    autocast,
+    batch_boundaries,
+    build_optimizer,
+    choose_batch_size,
+    set_learning_rate,
+    with_learning_rate,
+)
+from expunge.training.targets import Targets
 
-# The highest learning rate where none is given, for batches of 128: usually, in a repair of a model
-# that has memorised wrong labels, and from scratch.
-DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
-# Where no batch size is given: between these, and so that an epoch has as many steps if it can.
-MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
-
-TargetKind = Literal["filter", "reweight", "relabel", "all"]
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """How to train.
-
-    targets: ``filter`` (not flagged, given labels), ``reweight`` (all, weighted by ``1 −
-    p_noisy``),
-    ``relabel`` (kept, and flagged label faults with their suggested label, weighted by its
-    probability, if that is ``min_relabel_confidence`` or more), ``all`` (all, given labels).
-    batch_size: left out it is 128, or the power of two from 16 on that leaves an epoch 75 steps.
-    lr: the highest learning rate; ``onecycle`` rises to it over ``warmup`` of the steps and falls
-    linearly to zero, ``cosine`` falls from it, ``constant`` stays. Left out it is 0.1; in a repair
-    0.3 where the model has memorised wrong labels, and so has further to go, and 0.2 from scratch;
-    times ``√(batch_size / 128)``.
-    compile: by ``torch.compile``; pays on a GPU in long trainings, hardly on a CPU.
-    """
-
-    scope: Literal["all", "head"] = "all"
-    targets: TargetKind = "filter"
-    min_relabel_confidence: float = 0.9
-    epochs: int = 6
-    batch_size: int | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
-    warmup: float = 0.2
-    augment: bool = True
-    precision: Precision = "auto"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ConfigError(f"tune.epochs is {self.epochs}: too small")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"tune.batch_size is {self.batch_size}: too small")
-        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ConfigError(f"tune.lr must be above 0, not {self.lr}")
-        if not 0 <= self.min_relabel_confidence <= 1:
-            raise ConfigError(
-                f"tune.min_relabel_confidence must lie in [0, 1], not {self.min_relabel_confidence}"
-            )
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"tune.warmup must lie in [0, 1), not {self.warmup}")
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What to learn: positions into the samples, a label and a weight for each (``float64``)."""
-
-    positions: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-
+__all__ = [
+    "DEFAULT_LR",
+    "MEMORISED_LR",
+    "SCRATCH_LR",
+    "Checkpoint",
+    "Objective",
+    "Precision",
+    "TargetKind",
+    "TuneConfig",
+    "cross_entropy",
+    "restore",
+    "training_state",
+    "tune",
+    "with_learning_rate",
+]
 
 # A model, inputs and labels ``int64[b]`` to a loss a sample, ``float32[b]``.
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
@@ -106,53 +69,6 @@ class Checkpoint(Protocol):
     def load(self) -> tuple[int, dict[str, Tensor]] | None: ...
 
     def save(self, epoch: int, tensors: dict[str, Tensor]) -> None: ...
-
-
-def targets_of(samples: Samples, partition: Partition | None, config: TuneConfig) -> Targets:
-    """Turn a partition into training targets; see `TuneConfig`.
-
-    Raises `PartitionError` if nothing is left, or a class has nothing left.
-    """
-    labels, weights = samples.labels, np.ones(len(samples))
-    if partition is not None and config.targets != "all":
-        at = align(partition.ids, samples.ids)
-        labels, weights = (values[at] for values in _told(partition, config))
-    positions = np.flatnonzero(weights > 0)
-    if len(positions) == 0:
-        raise PartitionError(
-            "the partition keeps no sample", where="tune", fix="raise the threshold"
-        )
-    lost = np.setdiff1d(samples.labels, labels[positions])
-    if len(lost):
-        raise PartitionError(
-            f"nothing is kept of class {format_ids(samples.classes[c] for c in lost)}",
-            where="tune",
-            fix="raise partition.threshold, or tune with targets = 'reweight'",
-        )
-    return Targets(positions, labels[positions], weights[positions])
-
-
-def lost_classes(partition: Partition, config: TuneConfig) -> np.ndarray:
-    """Classes that are given as labels, and that nothing would be left of to learn from."""
-    labels, weights = _told(partition, config)
-    return np.setdiff1d(partition.labels, labels[weights > 0])
-
-
-def _told(partition: Partition, config: TuneConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The label and the weight of every sample of a partition."""
-    labels, flagged, kind = partition.labels.copy(), partition.flagged, config.targets
-    if kind == "all":
-        return labels, np.ones(len(labels))
-    if kind == "reweight":
-        return labels, 1.0 - partition.p_noisy
-    weights = (~flagged).astype(np.float64)
-    if kind == "relabel":
-        # A sample with a bad input has no right label: it is dropped.
-        mend = flagged & (partition.p_label_fault >= partition.p_input_fault)
-        mend &= partition.suggested_probability >= config.min_relabel_confidence
-        labels[mend] = partition.suggested_label[mend]
-        weights[mend] = partition.suggested_probability[mend]
-    return labels, weights
 
 
 def tune(
@@ -184,22 +100,22 @@ def tune(
     _train_only(model, layers if config.scope == "head" else None)
     if all(p.dim() < 5 for p in model.parameters()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = optimizer_of(model, config)
+    optimizer = build_optimizer(model, config)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     if config.compile:
         wrapped = torch.compile(wrapped)
     samples = samples.resident(accelerator.device)
     _freeze_batch_norm(model)
     augment = config.augment and samples.view is not None
-    first = resumed(checkpoint, model, optimizer, accelerator)
-    size, least = batch_size_of(config, len(samples)), 2 * accelerator.num_processes
+    first = restore(checkpoint, model, optimizer, accelerator)
+    size, least = choose_batch_size(config, len(samples)), 2 * accelerator.num_processes
     if size < least and _has_batch_norm(model):
         raise ConfigError(
             f"tune.batch_size is {size}, and batch norm needs {least} samples or more",
             where=what,
             fix="raise it, or leave it out",
         )
-    cuts = batch_cuts(len(targets.positions), size, least)
+    cuts = batch_boundaries(len(targets.positions), size, least)
     batches = len(cuts) + 1
     total = batches * config.epochs
     for epoch in range(first, config.epochs):
@@ -207,7 +123,7 @@ def tune(
             order = generator(seed, "order", epoch).permutation(len(targets.positions))
             for step, rows in enumerate(np.split(order, cuts)):
                 done = epoch * batches + step
-                set_lr(optimizer, config, (done + 0.5) / total)
+                set_learning_rate(optimizer, config, (done + 0.5) / total)
                 draw = torch_generator(seed, what, done, accelerator.process_index)
                 x, y, w = _batch(samples, targets, rows, accelerator, draw if augment else None)
                 with autocast(config.precision, accelerator.device):
@@ -221,7 +137,7 @@ def tune(
                 progress(what, done + 1, total)
         check_finite(loss, epoch, what)
         if checkpoint is not None:
-            checkpoint.save(epoch + 1, state_of(model, optimizer))
+            checkpoint.save(epoch + 1, training_state(model, optimizer))
     if accelerator.num_processes > 1:  # each has seen its own part: batch norm's averages differ
         broadcast(list(model.buffers()))
     for parameter, flag in zip(model.parameters(), wanted, strict=True):
@@ -238,18 +154,6 @@ def check_finite(loss: Tensor, epoch: int, what: str) -> None:
             where=what,
             fix="lower the learning rate",
         )
-
-
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """bfloat16 where asked for, and with ``"auto"`` where the hardware multiplies it natively."""
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-            native = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
-        precision = "bfloat16" if native else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
@@ -282,64 +186,6 @@ def _freeze_batch_norm(model: nn.Module) -> None:
                 module.eval()
 
 
-def optimizer_of(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
-    """An optimiser for what may learn."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decay = config.weight_decay
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=_rate(config), weight_decay=decay)
-    return torch.optim.SGD(
-        parameters,
-        lr=_rate(config),
-        momentum=config.momentum,
-        weight_decay=decay,
-        nesterov=config.momentum > 0,
-    )
-
-
-def set_lr(optimizer: torch.optim.Optimizer, config: TuneConfig, done: float) -> None:
-    """Set the learning rate for the fraction of the training that is done."""
-    factor = 1.0
-    if config.schedule == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * done))
-    elif config.schedule == "onecycle":
-        rising = done / config.warmup if config.warmup else 1.0
-        factor = min(rising, (1 - done) / (1 - config.warmup))
-    for group in optimizer.param_groups:
-        group["lr"] = _rate(config) * factor
-
-
-def _rate(config: TuneConfig) -> float:
-    return DEFAULT_LR if config.lr is None else config.lr
-
-
-def batch_size_of(config: TuneConfig, n: int) -> int:
-    """The batch size for n samples; see `TuneConfig`."""
-    if config.batch_size is not None:
-        return config.batch_size
-    size = MAX_BATCH_SIZE
-    while size > MIN_BATCH_SIZE and n < MIN_STEPS_PER_EPOCH * size:
-        size //= 2
-    return size
-
-
-def with_learning_rate(config: TuneConfig, n: int, rate: float = DEFAULT_LR) -> TuneConfig:
-    """The settings with their learning rate filled in, for n samples; rate: for batches of 128."""
-    if config.lr is not None:
-        return config
-    return replace(config, lr=rate * math.sqrt(batch_size_of(config, n) / MAX_BATCH_SIZE))
-
-
-def batch_cuts(n: int, size: int, least: int) -> np.ndarray:
-    """Where n samples are cut into batches.
-
-    A rest of fewer than ``least`` joins the batch before it: batch norm needs two samples in every
-    process, and a process without one would hold up the others.
-    """
-    cuts = np.arange(size, n, size)
-    return cuts[:-1] if len(cuts) and n - cuts[-1] < min(least, size) else cuts
-
-
 def _batch(
     samples: Samples,
     targets: Targets,
@@ -357,7 +203,7 @@ def _batch(
     return to_channels_last(x), y, w
 
 
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and the optimiser's memory as one flat dictionary of tensors."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, memory in optimizer.state_dict()["state"].items():
@@ -367,7 +213,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
 
 
-def resumed(
+def restore(
     checkpoint: Checkpoint | None,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -1,0 +1,200 @@
+"""Settings of a training, and the optimiser, learning rate, batches and precision they imply."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from expunge._core.arrays import Ints
+from expunge.errors import ConfigError, check_range
+
+# The peak learning rate where none is given, for batches of 128: by default, in a repair of a model
+# that has memorised wrong labels, and from scratch.
+DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
+# The batch size where none is given lies between these, and gives an epoch at least so many steps
+# if it can.
+MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
+
+TargetKind = Literal["filter", "reweight", "relabel", "all"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Settings of a training.
+
+    Parameters
+    ----------
+    scope
+        ``"all"`` trains every parameter. ``"head"`` trains the head, the pruned layers and their
+        norms.
+    targets
+        What the network learns from a partition. ``"filter"``: the unflagged samples with the given
+        labels. ``"reweight"``: all samples, weighted by ``1 − p_noisy``. ``"relabel"``: the
+        unflagged samples, and the flagged label faults with their suggested label and its
+        probability as weight. ``"all"``: all samples with the given labels.
+    min_relabel_confidence
+        ``"relabel"`` uses suggested labels of at least this probability, in [0, 1].
+    epochs
+        Number of epochs, 0 or more.
+    batch_size
+        Samples in a batch over all processes. None: the power of two between 16 and 128 that gives
+        an epoch at least 75 steps.
+    optimizer
+        ``"sgd"`` with Nesterov momentum, or ``"adamw"``.
+    lr
+        The peak learning rate. None: 0.1; 0.3 in a repair of a model that has memorised wrong
+        labels; 0.2 from scratch; each times ``√(batch_size / 128)``.
+    momentum
+        Of ``"sgd"``.
+    weight_decay
+        Of the optimiser.
+    schedule
+        ``"onecycle"`` rises linearly to ``lr`` over ``warmup`` of the steps and falls linearly to
+        zero. ``"cosine"`` falls from ``lr`` to zero. ``"constant"`` stays.
+    warmup
+        Fraction of the steps, in [0, 1).
+    augment
+        Whether inputs are augmented, where the samples have an augmentation.
+    precision
+        ``"bfloat16"`` computes the forward pass in bfloat16. ``"auto"`` does so where the hardware
+        multiplies it natively.
+    compile
+        Whether to use ``torch.compile``. It pays on a GPU in long trainings.
+
+    Raises
+    ------
+    ConfigError
+        If a value lies outside its interval.
+
+    Examples
+    --------
+    >>> TuneConfig(epochs=3, lr=0.05).schedule
+    'onecycle'
+    """
+
+    scope: Literal["all", "head"] = "all"
+    targets: TargetKind = "filter"
+    min_relabel_confidence: float = 0.9
+    epochs: int = 6
+    batch_size: int | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    warmup: float = 0.2
+    augment: bool = True
+    precision: Precision = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(
+            ConfigError,
+            {
+                "tune.epochs": (self.epochs, "[0, inf)"),
+                "tune.batch_size": (self.batch_size, "[1, inf)"),
+                "tune.lr": (self.lr, "(0, inf)"),
+                "tune.min_relabel_confidence": (self.min_relabel_confidence, "[0, 1]"),
+                "tune.warmup": (self.warmup, "[0, 1)"),
+            },
+        )
+
+
+def with_learning_rate(config: TuneConfig, n: int, rate: float = DEFAULT_LR) -> TuneConfig:
+    """Fill in the learning rate of the settings, if they have none.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    n
+        Number of samples of an epoch, which decides the batch size.
+    rate
+        The learning rate for batches of 128.
+
+    Returns
+    -------
+    TuneConfig
+        The settings with ``lr = rate · √(batch_size / 128)``, or unchanged.
+    """
+    if config.lr is not None:
+        return config
+    return replace(config, lr=rate * math.sqrt(choose_batch_size(config, n) / MAX_BATCH_SIZE))
+
+
+def choose_batch_size(config: TuneConfig, n: int) -> int:
+    """Return the batch size of the settings, or the default one for n samples."""
+    if config.batch_size is not None:
+        return config.batch_size
+    size = MAX_BATCH_SIZE
+    while size > MIN_BATCH_SIZE and n < MIN_STEPS_PER_EPOCH * size:
+        size //= 2
+    return size
+
+
+def batch_boundaries(n: int, size: int, min_size: int) -> Ints:
+    """Return the positions at which n samples are split into batches.
+
+    A remainder smaller than ``min_size`` joins the batch before it. Batch norm needs two samples in
+    every process, and a process without a sample would block the others.
+    """
+    boundaries = np.arange(size, n, size)
+    if len(boundaries) and n - boundaries[-1] < min(min_size, size):
+        return boundaries[:-1]
+    return boundaries
+
+
+def build_optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
+    """Build an optimiser for the trainable parameters of a model."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    lr, decay = _peak_learning_rate(config), config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=lr,
+        momentum=config.momentum,
+        weight_decay=decay,
+        nesterov=config.momentum > 0,
+    )
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: TuneConfig, progress: float
+) -> None:
+    """Set the scheduled learning rate; progress: the fraction of the training that is done."""
+    factor = 1.0
+    if config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.schedule == "onecycle":
+        rising = progress / config.warmup if config.warmup else 1.0
+        factor = min(rising, (1 - progress) / (1 - config.warmup))
+    for group in optimizer.param_groups:
+        group["lr"] = _peak_learning_rate(config) * factor
+
+
+def warmup_fraction(config: TuneConfig) -> float:
+    """Return the fraction of the training after which the learning rate stops rising."""
+    return config.warmup if config.schedule == "onecycle" else 0.0
+
+
+def _peak_learning_rate(config: TuneConfig) -> float:
+    return DEFAULT_LR if config.lr is None else config.lr
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return the autocast context of a precision on a device; see `TuneConfig`."""
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+            native = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+        precision = "bfloat16" if native else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

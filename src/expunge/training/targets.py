@@ -1,0 +1,96 @@
+"""What a network learns from: a label and a weight for every sample, by a partition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from expunge._core.arrays import Floats, Ints
+from expunge.data.samples import Samples
+from expunge.errors import PartitionError, format_ids
+from expunge.records import Partition, align
+from expunge.training.optimisation import TuneConfig
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Training targets.
+
+    Parameters
+    ----------
+    positions
+        ``int64[m]``, positions of the samples to learn from.
+    labels
+        ``int64[m]``, the label of each.
+    weights
+        ``float64[m]``, the weight of each in the loss, above 0.
+    """
+
+    positions: Ints
+    labels: Ints
+    weights: Floats
+
+
+def build_targets(samples: Samples, partition: Partition | None, config: TuneConfig) -> Targets:
+    """Turn a partition into training targets.
+
+    Parameters
+    ----------
+    samples
+        The samples to train on.
+    partition
+        The partition of these samples, in any order of ids. None: all samples, given labels.
+    config
+        ``targets`` and ``min_relabel_confidence`` decide; see `TuneConfig`.
+
+    Returns
+    -------
+    Targets
+        The samples with a weight above 0.
+
+    Raises
+    ------
+    PartitionError
+        If no sample is left, or none of a class.
+    """
+    labels, weights = samples.labels, np.ones(len(samples))
+    if partition is not None and config.targets != "all":
+        at = align(partition.ids, samples.ids)
+        labels, weights = (values[at] for values in _labels_and_weights(partition, config))
+    positions = np.flatnonzero(weights > 0)
+    if len(positions) == 0:
+        raise PartitionError(
+            "every sample was flagged", where="tune", fix="raise partition.threshold"
+        )
+    lost = np.setdiff1d(samples.labels, labels[positions])
+    if len(lost):
+        raise PartitionError(
+            f"every sample of class {format_ids(samples.classes[c] for c in lost)} was flagged",
+            where="tune",
+            fix="raise partition.threshold, or tune with targets = 'reweight'",
+        )
+    return Targets(positions, labels[positions], weights[positions])
+
+
+def classes_without_samples(partition: Partition, config: TuneConfig) -> Ints:
+    """Return the classes among the given labels of which no training target would be left."""
+    labels, weights = _labels_and_weights(partition, config)
+    return np.setdiff1d(partition.labels, labels[weights > 0])
+
+
+def _labels_and_weights(partition: Partition, config: TuneConfig) -> tuple[Ints, Floats]:
+    """Return the label and the weight of every sample of a partition."""
+    labels, flagged, kind = partition.labels.copy(), partition.flagged, config.targets
+    if kind == "all":
+        return labels, np.ones(len(labels))
+    if kind == "reweight":
+        return labels, 1.0 - partition.p_noisy
+    weights = (~flagged).astype(np.float64)
+    if kind == "relabel":
+        # No label is right for a corrupted input: such a sample is dropped.
+        relabelled = flagged & (partition.p_label_fault >= partition.p_input_fault)
+        relabelled &= partition.suggested_probability >= config.min_relabel_confidence
+        labels[relabelled] = partition.suggested_label[relabelled]
+        weights[relabelled] = partition.suggested_probability[relabelled]
+    return labels, weights
