@@ -1,4 +1,4 @@
-"""Sound for tests, and log-mel and MFCC once more: frame by frame, in float64."""
+"""Audio for tests, and log-mel and MFCC once more: frame by frame, in float64."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def noise(n: int, *, seed: int, level: float = 0.1) -> np.ndarray:
 
 
 def encoded(
-    x: np.ndarray, *, rate: int = 16_000, kind: str = "WAV", subtype: str | None = None
+    x: np.ndarray, *, sample_rate: int = 16_000, kind: str = "WAV", subtype: str | None = None
 ) -> bytes:
-    """A sound file; x is ``[n]`` or ``[n, channels]``."""
+    """An audio file; x is ``[n]`` or ``[n, channels]``."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, x, rate, format=kind, subtype=subtype)
+    soundfile.write(buffer, x, sample_rate, format=kind, subtype=subtype)
     return buffer.getvalue()
 
 

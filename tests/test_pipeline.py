@@ -24,8 +24,7 @@ from torch.testing import assert_close
 import expunge
 from expunge import pipeline, stages
 from expunge._core.rng import generator
-from expunge.data import Samples, from_arrays, from_dataset
-from expunge.data.samples import Prepare
+from expunge.data import Preparation, Samples, from_arrays, from_dataset
 from expunge.demo.noise import wrong_labels
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
@@ -325,7 +324,7 @@ def test_sets_that_are_stored_in_another_way_are_refused_before_any_work(changed
 
 def test_sets_that_are_prepared_in_another_way_are_refused():
     with pytest.raises(DataError, match="prepared as"):
-        repaired(held_out=replace(held_out(), prepare=Prepare((0.1,), (2.0,))))
+        repaired(held_out=replace(held_out(), prepare=Preparation((0.1,), (2.0,))))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def write_folder(folder: Path, n: int, *, seed: int, wrong: float = 0.0) -> None
         sound = 0.2 * np.sin(2 * np.pi * hertz * t) + 0.1 * rng.standard_normal(len(t))
         file = folder / names[given] / f"{seed}-{i:03d}.flac"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encoded((32767 * sound).astype(np.int16), rate=RATE, kind="FLAC"))
+        file.write_bytes(encoded((32767 * sound).astype(np.int16), sample_rate=RATE, kind="FLAC"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {"constructor": "expunge.models:kws", "arguments": network},
             "train": {"epochs": 6, "batch_size": 25, "lr": 0.1, "precision": "float32"},
             "data": {
-                "rate": RATE,
+                "sample_rate": RATE,
                 "seconds": 0.25,
                 "view": "speech",
                 "train": {"path": "train"},

@@ -65,7 +65,9 @@ def extra_required(package: str, extra: str) -> ConfigError:
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: the closest match, or the list of what there is."""
     known = sorted(choices)
-    match = get_close_matches(name, known, n=1, cutoff=0.6)
+    # A part of a longer name is as good a hint: 'rate' for 'sample_rate'.
+    containing = [choice for choice in known if name in choice.split("_")]
+    match = get_close_matches(name, known, n=1, cutoff=0.6) or containing[:1]
     if match:
         return f"did you mean '{match[0]}'?"
     return f"choose one of: {', '.join(known)}" if known else "there are none"
@@ -133,12 +135,16 @@ def check_range(
       1. views must be 0 or more, not -1
       2. threshold must lie in [0, 1], not 2
     """
-    problems = [
+    raise_all(error, range_problems(values), where=where)
+
+
+def range_problems(values: Mapping[str, tuple[float | None, str]]) -> list[str]:
+    """The problems that `check_range` raises, to raise them together with others."""
+    return [
         f"{name} must {_demand(interval)}, not {value}"
         for name, (value, interval) in values.items()
         if value is not None and not _inside(value, interval)
     ]
-    raise_all(error, problems, where=where)
 
 
 def _limits(interval: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from expunge._core.registry import Registry
 from expunge._core.rng import temp_seed
 from expunge.config import build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
-from expunge.data.sources import resolve_path
+from expunge.data.paths import resolve_path
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import partitioners
 from expunge.errors import (

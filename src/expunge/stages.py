@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import subsample
 from expunge.config import build
-from expunge.data import Samples, as_samples
-from expunge.data.samples import Batch
+from expunge.data import Batch, Samples, as_samples
 from expunge.detection.detectors import detect, detectors, needs_of
 from expunge.detection.partitioners import fdr_threshold, partitioners
 from expunge.detection.signals import collect

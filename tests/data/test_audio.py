@@ -1,4 +1,4 @@
-"""Reading sound: every source gives the same clips, and what cannot be used is named, not fatal."""
+"""Reading audio: every source gives the same clips, and what cannot be used is named, not fatal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ import torch
 from PIL import Image
 from scipy.signal import resample_poly
 
-from expunge.data import DataConfig, LabelFile, Samples, audio, from_arrays, from_dataset, read
-from expunge.data.samples import LazyInputs
+from expunge.data import (
+    DataConfig,
+    LabelFile,
+    LazyInputs,
+    Samples,
+    audio,
+    from_arrays,
+    from_dataset,
+    read,
+)
 from expunge.errors import ConfigError, DataError
 from expunge_bench.audio_speed import feature_speed
 from oracles_audio import encoded, noise, tone
@@ -125,28 +133,28 @@ def test_ogg_clips_are_close_to_what_was_coded(tmp_path):
 
 def test_prepared_clips_are_floats_from_minus_one_to_one():
     x = np.array([[-32768, 0, 16384, 32767]] * 2, dtype=np.int16)
-    samples = from_arrays(x, [0, 1], rate=8000)
+    samples = from_arrays(x, [0, 1], sample_rate=8000)
     expected = torch.tensor([[-1.0, 0.0, 0.5, 32767 / 32768]] * 2)
     assert torch.equal(samples.batch(np.arange(2)), expected)
     assert samples.sample_rate == 8000
-    with pytest.raises(DataError, match="rate must lie in 1000…384000 Hz, not 8"):
-        from_arrays(x, [0, 1], rate=8)
+    with pytest.raises(DataError, match=r"sample_rate must lie in \[1000, 384000\], not 8"):
+        from_arrays(x, [0, 1], sample_rate=8)
 
 
-def test_data_sets_of_sound_have_a_rate_and_other_inputs_have_none():
+def test_data_sets_of_audio_have_a_sample_rate_and_other_inputs_have_none():
     items = [(torch.zeros(20, dtype=torch.int16) + i, i % 2) for i in range(4)]
-    assert from_dataset(items, rate=8000, view="speech").rate == 8000
-    with pytest.raises(DataError, match="the inputs are not sound, and there is rate"):
-        from_dataset([(torch.zeros(1, 8, 8), i % 2) for i in range(4)], rate=8000)
+    assert from_dataset(items, sample_rate=8000, view="speech").sample_rate == 8000
+    with pytest.raises(DataError, match="the inputs are not audio, and there is sample_rate"):
+        from_dataset([(torch.zeros(1, 8, 8), i % 2) for i in range(4)], sample_rate=8000)
 
 
-# --- rate, length and channels ------------------------------------------------------------------
+# --- sample rate, length and channels -----------------------------------------------------------
 
 
 def test_clips_are_resampled_by_the_polyphase_filter(tmp_path):
     x = clips(6, 4410)
-    path = hub(tmp_path / "d.parquet", [encoded(c, rate=44_100) for c in x])
-    samples = read_here(path, rate=16_000, seconds=0.1)
+    path = hub(tmp_path / "d.parquet", [encoded(c, sample_rate=44_100) for c in x])
+    samples = read_here(path, sample_rate=16_000, seconds=0.1)
     expected = [resample_poly(c / 32768, 160, 441) for c in x]
     expected = np.round(np.stack(expected) * 32768).clip(-32768, 32767)
     assert samples.sample_rate == 16_000
@@ -156,9 +164,9 @@ def test_clips_are_resampled_by_the_polyphase_filter(tmp_path):
 
 def test_cutting_before_resampling_changes_nothing(tmp_path):
     x = clips(6, 44_100)
-    path = hub(tmp_path / "d.parquet", [encoded(c, rate=44_100) for c in x])
-    short = content(read_here(path, rate=16_000, seconds=0.1))
-    whole = content(read_here(path, rate=16_000))
+    path = hub(tmp_path / "d.parquet", [encoded(c, sample_rate=44_100) for c in x])
+    short = content(read_here(path, sample_rate=16_000, seconds=0.1))
+    whole = content(read_here(path, sample_rate=16_000))
     assert whole.shape == (6, 16_000)
     assert abs(short.astype(int) - whole[:, :1600]).max() <= 1
 
@@ -184,13 +192,15 @@ def test_without_seconds_clips_of_several_lengths_are_an_error(tmp_path):
         read_here(path)
 
 
-def test_without_a_rate_the_usual_one_is_kept_and_others_are_quarantined(tmp_path):
+def test_without_a_sample_rate_the_most_common_one_is_kept_and_others_are_skipped(tmp_path):
     files = [encoded(c) for c in clips(6)]
-    files[4] = encoded(noise(400, seed=0), rate=8000)
+    files[4] = encoded(noise(400, seed=0), sample_rate=8000)
     samples = read_here(hub(tmp_path / "d.parquet", files))
     assert samples.sample_rate == 16_000
-    assert samples.skipped == {4: "have a rate of 8000 Hz where most have 16000: set rate"}
-    assert read_here(hub(tmp_path / "d.parquet", files), rate=16_000).skipped == {}
+    assert samples.skipped == {
+        4: "have a sample rate of 8000 Hz where most have 16000: set sample_rate"
+    }
+    assert read_here(hub(tmp_path / "d.parquet", files), sample_rate=16_000).skipped == {}
 
 
 # --- what cannot be used ------------------------------------------------------------------------
@@ -205,13 +215,15 @@ def broken() -> dict[str, bytes | None]:
     soundfile.write(aiff, noise(800, seed=3), 16_000, format="AIFF")
     return {
         "hold no bytes": None,
-        "hold no sound: the recording is empty": encoded(np.zeros(0, dtype=np.int16)),
-        "cannot be decoded (damaged, or no sound)": b"no sound at all, but bytes",
+        "hold no audio: the recording is empty": encoded(np.zeros(0, dtype=np.int16)),
+        "cannot be decoded (damaged, or no audio)": b"no sound at all, but bytes",
         "(truncated or damaged)": flac[: len(flac) // 2],
         "cannot be decoded": wav[:20],
         "hold NaN or infinity": encoded(nan, subtype="FLOAT"),
         "are AIFF files, expected WAV, FLAC or OGG": aiff.getvalue(),
-        "have a rate of 500 Hz, expected 1000 to 384000": encoded(noise(800, seed=4), rate=500),
+        "have a sample rate of 500 Hz, expected 1000 to 384000": encoded(
+            noise(800, seed=4), sample_rate=500
+        ),
         "are silent: all samples are equal": encoded(np.full(800, 7, dtype=np.int16)),
     }
 
@@ -300,18 +312,18 @@ def test_a_flac_file_that_lies_about_its_length_is_bounded(tmp_path):
 )
 def test_damaged_bytes_give_a_clip_or_a_reason(kind, subtype):
     rng = np.random.default_rng(0)
-    sound = encoded(noise(2000, seed=1) / 32768, kind=kind, subtype=subtype)
+    clip = encoded(noise(2000, seed=1) / 32768, kind=kind, subtype=subtype)
     reasons = 0
     for _ in range(150):
-        damaged = bytearray(sound)
+        damaged = bytearray(clip)
         for at in rng.integers(0, 80, rng.integers(1, 5)):
             damaged[at] = rng.integers(0, 256)
         file = Bytes(
             bytes(damaged[: rng.integers(1, len(damaged))] if rng.random() < 0.3 else damaged)
         )
         try:
-            x = audio._sound(file, 0, 16_000, 1500)
-        except audio.Unfit:
+            x = audio._decode_one(file, 0, 16_000, 1500)
+        except audio.InvalidFile:
             reasons += 1
         else:
             assert x.dtype == np.int16
@@ -336,11 +348,11 @@ class Bytes:
 
 
 def test_too_long_a_clip_is_not_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, "MOST", 700)
+    monkeypatch.setattr(audio, "MAX_VALUES", 700)
     files = [encoded(noise(600, seed=i)) for i in range(5)]
     files[3] = encoded(noise(800, seed=3))
     samples = read_here(hub(tmp_path / "d.parquet", files), seconds=0.05)
-    assert samples.skipped == {3: "are longer than 700 numbers"}
+    assert samples.skipped == {3: "are longer than 700 values"}
 
 
 def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path):
@@ -372,30 +384,30 @@ def test_without_a_feature_the_first_bytes_decide(tmp_path):
     assert images.sample_rate is None
 
 
-def test_what_is_declared_to_be_sound_is_decoded_as_sound(tmp_path):
-    with pytest.raises(DataError, match=r"clips that cannot be decoded \(damaged, or no sound\)"):
+def test_what_is_declared_to_be_audio_is_decoded_as_audio(tmp_path):
+    with pytest.raises(DataError, match=r"clips that cannot be decoded \(damaged, or no audio\)"):
         read_here(hub(tmp_path / "d.parquet", [png()] * 4))
 
 
 def test_images_beside_sound_in_a_folder_are_an_error(tmp_path):
     write_source("folder", tmp_path, clips())
     (tmp_path / "go" / "picture.png").write_bytes(png())
-    with pytest.raises(DataError, match=r"both images and sound are in this folder: go/0\.flac"):
+    with pytest.raises(DataError, match=r"both images and audio are in this folder: go/0\.flac"):
         read_here(tmp_path)
 
 
 def test_settings_of_the_other_kind_are_refused(tmp_path):
-    sound = hub(tmp_path / "d.parquet", [encoded(c) for c in clips()])
-    with pytest.raises(DataError, match="the inputs are sound, and there is mode and size"):
-        read_here(sound, mode="L", size=8)
+    clip = hub(tmp_path / "d.parquet", [encoded(c) for c in clips()])
+    with pytest.raises(DataError, match="the inputs are audio, and there is mode and size"):
+        read_here(clip, mode="L", size=8)
     images = hub(tmp_path / "i.parquet", [png()] * 4, feature="Image")
-    with pytest.raises(DataError, match="not encoded sound, and there is seconds"):
+    with pytest.raises(DataError, match="not encoded audio, and there is seconds"):
         read_here(images, seconds=1.0)
-    with pytest.raises(DataError, match="the inputs are not sound, and there is rate"):
-        read_here(images, rate=8000)
+    with pytest.raises(DataError, match="the inputs are not audio, and there is sample_rate"):
+        read_here(images, sample_rate=8000)
     with pytest.raises(DataError, match="this view is for images of shape"):
-        read_here(sound, view="crop-flip")
-    for bad in ({"rate": 1}, {"seconds": 0.0}, {"seconds": float("nan")}, {"seconds": 1e9}):
+        read_here(clip, view="crop-flip")
+    for bad in ({"sample_rate": 1}, {"seconds": 0.0}, {"seconds": float("nan")}, {"seconds": 1e9}):
         with pytest.raises(ConfigError, match=f"{next(iter(bad))} must"):
             DataConfig("x", **bad)
 
@@ -415,7 +427,7 @@ def test_clips_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path, 
     files[3] = None
     path = hub(tmp_path / "d.parquet", files)
     resident = read_here(path)
-    monkeypatch.setattr(audio, "RESIDENT_BYTES", 100)
+    monkeypatch.setattr(audio, "MAX_BYTES_IN_MEMORY", 100)
     lazy = read_here(path)
     assert isinstance(lazy.inputs, LazyInputs)
     assert np.array_equal(content(lazy), content(resident))
@@ -423,10 +435,10 @@ def test_clips_that_do_not_fit_into_memory_are_decoded_when_asked_for(tmp_path, 
     assert np.array_equal(lazy.ids, resident.ids)
 
 
-def test_the_fingerprint_tells_rates_and_contents_apart(tmp_path):
+def test_the_fingerprint_changes_with_the_sample_rate_and_the_contents(tmp_path):
     x = clips()
     one = hub(tmp_path / "1.parquet", [encoded(c) for c in x])
-    two = hub(tmp_path / "2.parquet", [encoded(c, rate=8000) for c in x])
+    two = hub(tmp_path / "2.parquet", [encoded(c, sample_rate=8000) for c in x])
     a, b = read_here(one).fingerprint(), read_here(two).fingerprint()
     assert a["inputs"] == b["inputs"]
     assert a != b
@@ -443,7 +455,7 @@ def test_the_first_rows_and_labels_of_another_file_go_by_id(tmp_path):
     other = tmp_path / "labels.csv"
     other.write_text("id,label\n" + "".join(f"{100 + i},{WORDS[i < 4]}\n" for i in range(8)))
     labels = LabelFile(str(other), "label")
-    samples = read_here(path, id="id", rows=6, labels=labels)
+    samples = read_here(path, id="id", max_rows=6, labels=labels)
     assert samples.ids.tolist() == [100, 102, 103, 104, 105]
     assert [samples.classes[c] for c in samples.labels] == ["no", "no", "no", "go", "go"]
 
@@ -461,7 +473,7 @@ def test_the_benchmark_of_features_counts_what_it_reads(tmp_path):
 )
 def test_speech_commands_are_read_whole():
     path = DATA / "speech_commands" / "test.parquet"
-    samples = read_here(path, id="id", rate=16_000, seconds=1.0, view="speech")
+    samples = read_here(path, id="id", sample_rate=16_000, seconds=1.0, view="speech")
     assert content(samples).shape == (1022, 16_000)
     assert samples.classes[-2:] == ("_unknown_", "_silence_")
     assert samples.skipped == {}

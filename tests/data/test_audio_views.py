@@ -1,4 +1,4 @@
-"""Random views of sound: what each does to a clip, and that it is the generator that decides."""
+"""Random views of audio: what each does to a clip, and that it is the generator that decides."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_views_of_silence_are_silent_and_one_clip_is_enough(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_views_of_sound_refuse_images(name):
-    with pytest.raises(DataError, match=r"for sound of shape \[b, samples\], not \(2, 3, 4, 4\)"):
+    with pytest.raises(DataError, match=r"for audio of shape \[b, samples\], not \(2, 3, 4, 4\)"):
         views.get(name)(torch.zeros(2, 3, 4, 4), generator())
-    with pytest.raises(DataError, match="for sound of shape"):
+    with pytest.raises(DataError, match="for audio of shape"):
         from_arrays(torch.zeros(4, 3, 8, 8), [0, 1, 0, 1], view=name)
 
 
@@ -85,7 +85,7 @@ def test_the_line_between_samples_is_that_of_interp():
 
     x = clips(1, 50)
     speeds, moves = torch.tensor([[1.1]]), torch.tensor([[3.0]])
-    got = audio_views._heard_at(x, speeds, moves)[0]
+    got = audio_views._resample_at(x, speeds, moves)[0]
     at = (np.arange(50) - 24.5 - 3) * float(speeds) + 24.5
     expected = np.interp(at, np.arange(-1, 51), np.pad(x[0].numpy(), 1), left=0, right=0)
     torch.testing.assert_close(got.double(), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)

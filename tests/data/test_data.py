@@ -26,6 +26,7 @@ from expunge.config import build
 from expunge.data import (
     DataConfig,
     LabelFile,
+    LazyInputs,
     Samples,
     as_samples,
     check_disjoint,
@@ -36,8 +37,7 @@ from expunge.data import (
     shared_inputs,
     view,
 )
-from expunge.data.samples import LazyInputs
-from expunge.data.sources import resolve_path
+from expunge.data.paths import resolve_path
 from expunge.data.views import views
 from expunge.errors import ConfigError, DataError
 
@@ -124,18 +124,18 @@ def test_every_source_gives_the_same_samples(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "arrays", "csv", "jsonl"])
 def test_the_first_rows_are_the_first_rows(kind: str, tmp_path: Path) -> None:
     path = write_source(kind, tmp_path, pixels(10))
-    whole, part = read_here(path), read_here(path, rows=6)
+    whole, part = read_here(path), read_here(path, max_rows=6)
     assert len(part) == 6
     assert torch.equal(content(part), content(whole)[:6])
     assert part.labels.tolist() == whole.labels.tolist()[:6]
-    assert len(read_here(path, rows=99)) == 10
-    middle = read_here(path, skip=3, rows=4)
+    assert len(read_here(path, max_rows=99)) == 10
+    middle = read_here(path, skip_rows=3, max_rows=4)
     assert torch.equal(content(middle), content(whole)[3:7])
     assert middle.labels.tolist() == whole.labels.tolist()[3:7]
     assert middle.ids.tolist() == whole.ids.tolist()[3:7]
-    assert len(read_here(path, skip=8, rows=4)) == 2
-    with pytest.raises(DataError, match="10 of 10 rows are skipped: none is left"):
-        read_here(path, skip=10)
+    assert len(read_here(path, skip_rows=8, max_rows=4)) == 2
+    with pytest.raises(DataError, match="skip_rows is 10, but there are 10 rows: none is left"):
+        read_here(path, skip_rows=10)
 
 
 def test_a_folder_is_read_by_class_name_with_paths_as_ids(tmp_path: Path) -> None:
@@ -171,15 +171,17 @@ def test_large_images_are_read_lazily_and_equal_the_resident_ones(
 ) -> None:
     path = write_source("parquet", tmp_path, pixels(10))
     resident = read_here(path)
-    monkeypatch.setattr(images, "RESIDENT_BYTES", 100)
-    monkeypatch.setattr("expunge.data.parquet.RESIDENT_BYTES", 100)
+    monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", 100)
+    monkeypatch.setattr("expunge.data.parquet.MAX_BYTES_IN_MEMORY", 100)
     lazy = read_here(path)
     assert isinstance(lazy.inputs, LazyInputs)
     order = np.array([9, 0, 5, 5])
     assert torch.equal(lazy.batch(order), resident.batch(order))
     assert lazy.fingerprint() == read_here(path).fingerprint()
-    assert lazy.fingerprint()["inputs"] != read_here(path, rows=9).fingerprint()["inputs"]
-    first, second = (read_here(path, skip=s, rows=5).fingerprint()["inputs"] for s in (0, 5))
+    assert lazy.fingerprint()["inputs"] != read_here(path, max_rows=9).fingerprint()["inputs"]
+    first, second = (
+        read_here(path, skip_rows=s, max_rows=5).fingerprint()["inputs"] for s in (0, 5)
+    )
     assert first != second
 
 
@@ -189,7 +191,7 @@ def test_a_lazily_read_image_that_is_bad_is_named(
     encoded: list[bytes | None] = [png(i) for i in pixels(6)]
     encoded[4] = encoded[4][:60]  # type: ignore[index]
     encoded[5] = png(pixels(1, side=9)[0])
-    monkeypatch.setattr(images, "RESIDENT_BYTES", 100)
+    monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", 100)
     samples = read_here(hub(tmp_path / "d.parquet", encoded))
     with pytest.raises(DataError, match=r"cannot be decoded .*: ids 4"):
         samples.batch(np.array([0, 4]))
@@ -297,7 +299,7 @@ def test_bad_labels_are_named(values: list[Any], message: str, tmp_path: Path) -
 def test_one_class_is_an_error_without_class_names() -> None:
     with pytest.raises(DataError, match=r"1 class\(es\): a classifier needs two or more"):
         from_arrays(np.zeros((3, 2)), [0, 0, 0])
-    with pytest.raises(DataError, match="labels go up to 1000000000, which is no class index"):
+    with pytest.raises(DataError, match="the largest label is 1000000000, which is no class index"):
         from_arrays(np.zeros((3, 2)), [0, 10**9, 0])
 
 
@@ -513,7 +515,7 @@ def test_settings_are_read_from_tables_and_checked() -> None:
     assert made.labels == LabelFile("y.csv", "z")
     assert made.std == (1.0,)
     for wrong, message in (
-        ({"rows": 0}, "rows must be 1 or more"),
+        ({"max_rows": 0}, "max_rows must be 1 or more"),
         ({"mode": "RGBA"}, "'mode' is 'RGBA'"),
         ({"split": "all"}, "'split' is 'all'"),
         ({"std": []}, "mean has 1 numbers and std 0"),
@@ -521,6 +523,20 @@ def test_settings_are_read_from_tables_and_checked() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             build(DataConfig, {**table, "std": [1], **wrong}, where="spec")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rate", "sample_rate"),
+        ("probs", "external_probs"),
+        ("rows", "max_rows"),
+        ("skip", "skip_rows"),
+    ],
+)
+def test_an_old_key_is_an_error_that_names_the_new_one(old, new):
+    with pytest.raises(ConfigError, match=f"unknown key '{old}': did you mean '{new}'"):
+        build(DataConfig, {"path": "x.parquet", old: 1}, where="spec")
 
 
 # --- CIFAR-10's own files -----------------------------------------------------------------------
@@ -653,7 +669,7 @@ def test_damaged_cifar_batches_are_errors(tmp_path: Path) -> None:
 )
 def test_the_cifar_parquet_is_read_in_order_with_ten_class_names() -> None:
     for name, rows in (("train", 600), ("test", 2500)):
-        samples = read(config(f"cifar10/{name}.parquet", id="id", rows=rows), folder=DATA)
+        samples = read(config(f"cifar10/{name}.parquet", id="id", max_rows=rows), folder=DATA)
         table = pq.read_table(DATA / "cifar10" / f"{name}.parquet").slice(0, rows)
         assert len(samples.classes) == 10
         assert samples.classes[:2] == ("airplane", "automobile")
@@ -811,7 +827,7 @@ def test_items_of_several_tensors_become_dict_batches() -> None:
         for i, t in enumerate(tokens)
     ]
     for limit in (1 << 20, 0):
-        samples = from_dataset(Items(items), resident_bytes=limit)
+        samples = from_dataset(Items(items), max_bytes_in_memory=limit)
         batch = samples.batch(np.array([2, 0]))
         assert isinstance(batch, dict)
         assert torch.equal(batch["input_ids"], tokens[[2, 0]])
@@ -823,13 +839,13 @@ def test_data_sets_that_do_not_fit_are_read_lazily_and_small_ones_once() -> None
     x = torch.from_numpy(pixels(12))
     items = [(i, y) for i, y in zip(x, labels(12), strict=True)]
     small, large = Items(items), Items(items)
-    resident, lazy = from_dataset(small), from_dataset(large, resident_bytes=x.numel())
+    resident, lazy = from_dataset(small), from_dataset(large, max_bytes_in_memory=x.numel())
     reads = small.reads, large.reads
     assert torch.equal(lazy.batch(np.array([7, 1])), resident.batch(np.array([7, 1])))
     assert (small.reads, large.reads) == (reads[0], reads[1] + 2)
-    assert lazy.fingerprint() == from_dataset(large, resident_bytes=0).fingerprint()
+    assert lazy.fingerprint() == from_dataset(large, max_bytes_in_memory=0).fingerprint()
     changed = [*items[:-1], (items[-1][0] + 1, items[-1][1])]
-    other = from_dataset(Items(changed), resident_bytes=0)
+    other = from_dataset(Items(changed), max_bytes_in_memory=0)
     assert lazy.fingerprint()["inputs"] != other.fingerprint()["inputs"]
 
 
@@ -951,7 +967,7 @@ def test_shared_inputs_are_counted_by_content() -> None:
     train = from_arrays(x, y)
     other = from_arrays(np.concatenate([x[5:12], pixels(5, seed=1, side=4)]), y[:12])
     lazy = from_dataset(
-        TensorDataset(other.inputs.tensor, torch.from_numpy(y[:12])), resident_bytes=0
+        TensorDataset(other.inputs.tensor, torch.from_numpy(y[:12])), max_bytes_in_memory=0
     )  # type: ignore[attr-defined]
     assert shared_inputs(train, other) == 7
     assert shared_inputs(train, lazy) == 7

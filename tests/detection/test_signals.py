@@ -12,8 +12,7 @@ from captum.attr import LayerGradientXActivation
 from numpy.testing import assert_allclose
 from torch import nn
 
-from expunge.data import from_arrays
-from expunge.data.samples import LazyInputs, Samples
+from expunge.data import LazyInputs, Samples, from_arrays
 from expunge.detection.signals import (
     against_rival,
     attribute,

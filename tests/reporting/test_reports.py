@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from expunge.data.samples import LazyInputs, Samples, TensorInputs
+from expunge.data import LazyInputs, Samples, TensorInputs
 from expunge.errors import DataError
 from expunge.evaluation import diagnostics
 from expunge.records import Decision, Flag, Metric, NeuronRanking, PrunePlan, UnlearningAudit

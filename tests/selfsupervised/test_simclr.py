@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from expunge._core.rng import temp_seed
-from expunge.data.samples import Prepare
+from expunge.data import Preparation
 from expunge.detection.detectors import neighbour_votes
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError
@@ -118,7 +118,7 @@ def test_a_distortion_of_strength_none_mirrors_at_most():
 
 
 def test_prepared_inputs_are_distorted_as_their_images_are():
-    x, prepare = images(), Prepare((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    x, prepare = images(), Preparation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     plain = SimCLRAugmentation()(x, draw(5))
     prepared = replace(SimCLRAugmentation(), prepare=prepare)(prepare.standardise(x), draw(5))
     assert_allclose(prepare.undo(prepared).numpy(), plain.numpy(), atol=1e-5)

@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 import expunge
 from expunge import cli, pipeline, specs
 from expunge._core.rng import temp_seed
-from expunge.data import Samples, from_arrays
+from expunge.data import Samples, TensorInputs, from_arrays
 from expunge.data.dataset import DictInputs
-from expunge.data.samples import TensorInputs
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
 from expunge.models.audio import MFCC
 from expunge.models.inspection import logits_of

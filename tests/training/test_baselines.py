@@ -12,8 +12,7 @@ from numpy.testing import assert_allclose
 from scipy.special import softmax
 
 from expunge._core.progress import silent
-from expunge.data import from_arrays
-from expunge.data.samples import LazyInputs
+from expunge.data import LazyInputs, from_arrays
 from expunge.detection.signals import collect
 from expunge.errors import DataError
 from expunge.recipes import recipes, resolve
@@ -137,7 +136,7 @@ class _Unmixed:
 def test_inputs_that_are_no_tensors_are_refused():
     x = torch.from_numpy(digits()[0])
     data = replace(noisy(), inputs=LazyInputs(400, lambda i: {"x": x[i]}, "digits"))
-    with pytest.raises(DataError, match="takes tensors, not dictionaries"):
+    with pytest.raises(DataError, match="got a dictionary of tensors"):
         train("elr", data=data)
 
 

@@ -17,7 +17,9 @@ def feature_speed(path: Path, *, n: int = 1_000, repeats: int = 3) -> dict[str, 
 
     path: a Parquet file of one-second clips at 16 kHz, in a column ``audio``.
     """
-    config = DataConfig(str(path.absolute()), input="audio", rate=16_000, seconds=1.0, rows=n)
+    config = DataConfig(
+        str(path.absolute()), input="audio", sample_rate=16_000, seconds=1.0, max_rows=n
+    )
     layer, seconds = LogMel(), {"read": np.inf, "features": np.inf}
     for _ in range(repeats):
         start = time.perf_counter()

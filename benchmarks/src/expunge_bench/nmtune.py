@@ -19,8 +19,7 @@ from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed
 from expunge.config import digest
-from expunge.data import Samples
-from expunge.data.samples import TensorInputs
+from expunge.data import Samples, TensorInputs
 from expunge.demo.noise import wrong_labels
 from expunge.errors import ConfigError, DataError, did_you_mean
 from expunge.models.zoo import resnet

@@ -13,8 +13,7 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed
-from expunge.data import Samples
-from expunge.data.samples import Prepare
+from expunge.data import Preparation, Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, did_you_mean
@@ -194,7 +193,7 @@ class _Job:
     seed: int
     ledger: ResultStore
     progress: Progress
-    scene: tuple[Samples, Samples, Prepare] | None = None
+    scene: tuple[Samples, Samples, Preparation] | None = None
     plain: nn.Module | None = None
 
     def measure(self, name: str, sigma: float, queries: int) -> None:
@@ -265,7 +264,7 @@ class _Job:
         assert self.plain is not None
         return self.plain
 
-    def _data(self) -> tuple[Samples, Samples, Prepare]:
+    def _data(self) -> tuple[Samples, Samples, Preparation]:
         """Training and test samples as pixels, and how they are standardised."""
         if self.scene is None:
             made = self.size.field.scene(
@@ -273,7 +272,7 @@ class _Job:
             )
             order = generator(self.seed, "attacked").permutation(len(made.test))
             test = made.test.subset(np.sort(order[: self.attacked]))
-            pixels = (replace(s, prepare=Prepare()) for s in (made.train, test))
+            pixels = (replace(s, prepare=Preparation()) for s in (made.train, test))
             self.scene = (*pixels, made.train.prepare)  # type: ignore[assignment]
         assert self.scene is not None
         return self.scene
@@ -431,7 +430,7 @@ class _Repaired:
     @classmethod
     def made(cls, size: Size, scene: NoisyDataset, seed: int, progress: Progress) -> _Repaired:
         prepare, recipe = scene.train.prepare, Recipe()
-        samples = replace(scene.train, prepare=Prepare())
+        samples = replace(scene.train, prepare=Preparation())
         with temp_seed(seed, "network"):
             fresh = FromPixels(size.network(), prepare.mean, prepare.std)
         memorised = replace(size.training, epochs=4 * size.training.epochs, augment=False)
@@ -464,7 +463,7 @@ class _Repaired:
         seconds = busy_seconds() - started
         if isinstance(model, NoisyNetwork):
             model.expectation = method.expectations[-1]
-        test = replace(self.scene.test, prepare=Prepare())
+        test = replace(self.scene.test, prepare=Preparation())
         given = collect(model, self.samples).logits.argmax(1) == self.samples.labels
         wrong = self.scene.truth.label_fault
         return {

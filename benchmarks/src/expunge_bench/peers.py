@@ -23,8 +23,7 @@ from expunge import pipeline, stages
 from expunge._core.progress import Progress
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import generator
-from expunge.data import Samples
-from expunge.data.samples import Batch
+from expunge.data import Batch, Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
 from expunge.errors import extra_required

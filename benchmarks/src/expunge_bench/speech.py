@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from expunge._core.rng import derive, generator, temp_seed
-from expunge.data import DataConfig, Samples, read
-from expunge.data.audio import means_silence
-from expunge.data.labels import join
+from expunge.data import DataConfig, Samples, TensorInputs, read
+from expunge.data.audio import is_silence_class
+from expunge.data.labels import join_by_id
 from expunge.data.parquet import read_column
-from expunge.data.samples import TensorInputs
 from expunge.demo.noise import GroundTruth, NoisyDataset, wrong_labels
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
@@ -141,14 +140,14 @@ class Speech:
     def _speakers(self, samples: Samples) -> np.ndarray:
         file = self.path / "train.parquet"
         ids, names = read_column(file, "id"), read_column(file, "speaker")
-        return join(samples.ids, ids, names.astype(str), where=str(file))
+        return join_by_id(samples.ids, ids, names.astype(str), where=str(file))
 
     def _read(self, split: Literal["train", "test"]) -> Samples:
         config = DataConfig(
             path=str((self.path / f"{split}.parquet").absolute()),
             input="audio",
             id="id",
-            rate=RATE,
+            sample_rate=RATE,
             seconds=1.0,
             view="speech",
         )
@@ -175,7 +174,7 @@ def _clips(clean: Samples, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
     if not kinds:
         return clips, fault
     share = rate / 2 if noise == "both" else rate
-    silent = [c for c, name in enumerate(clean.classes) if means_silence(name)]
+    silent = [c for c, name in enumerate(clean.classes) if is_silence_class(name)]
     words = np.flatnonzero(~np.isin(clean.labels, silent))
     if share * len(clean) > len(words):
         raise ConfigError(
@@ -199,7 +198,7 @@ def _of_words(samples: Samples) -> np.ndarray:
     """``bool[n]``: whether the clip is of one of the ten words."""
     absent = [word for word in WORDS if word not in samples.classes]
     if absent:
-        raise DataError(f"no class is called: {', '.join(absent)}", where=samples.name)
+        raise DataError(f"no class is called: {', '.join_by_id(absent)}", where=samples.name)
     return np.isin(samples.labels, [samples.classes.index(word) for word in WORDS])
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.data.labels import column
-from expunge.data.rows import Rows, require_file, to_samples
-from expunge.data.samples import Samples, TensorInputs
+from expunge.data.inputs import TensorInputs
+from expunge.data.labels import as_column
+from expunge.data.paths import require_file
+from expunge.data.rows import Rows, to_samples
+from expunge.data.samples import Samples
 from expunge.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,48 +34,80 @@ def from_arrays(
     classes: Sequence[str] | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
-    rate: int | None = None,
+    sample_rate: int | None = None,
     view: str = "none",
     name: str = "data",
 ) -> Samples:
-    """Samples from inputs ``x[n, …]`` and labels ``y[n]``.
+    """Make samples from arrays of inputs and labels.
 
-    x: floats, integers, uint8 (pixels, scaled by 1/255) or int16 (sound, by 1/32768); images are
-    ``[n, C, H, W]``, clips of sound ``[n, samples]``. It is not copied unless its memory layout,
-    byte order or device demands it, and never changed: leave it as it is while the samples are in
-    use. y: class indices, or class names. ids: unique integers or strings; without them the
-    positions. classes: names in the order of the indices; without them ``"0" … "c-1"``, or the
-    sorted names. mean, std: one number a channel (or one for all), in units of the scaled input.
-    rate: of sound, in Hz. view: see `expunge.data.view`.
+    Model inputs are ``(scale · x − mean) / std`` by channel, in float32; see `Preparation`.
 
-    Raises DataError for anything that does not fit. O(n) in y, no pass over x.
+    Parameters
+    ----------
+    x
+        ``[n, …]``: floats, ``uint8`` (pixels, scaled by 1/255), ``int16`` (audio, by 1/32768) or
+        other signed integers (indices, as they are). Images are ``[n, C, H, W]``, clips of audio
+        ``[n, samples]``. The memory is shared unless layout, byte order or device require a copy:
+        do not write to it while the samples are in use.
+    y
+        ``[n]``: class indices in ``[0, c)``, or class names.
+    ids
+        ``[n]`` unique integers or strings. Without them the ids are positions.
+    classes
+        The class names, in the order of the indices. Without them ``"0" … "c-1"``, or the sorted
+        names in ``y``.
+    mean, std
+        One number a channel, or one for all, in units of the scaled input. ``std`` above 0.
+    sample_rate
+        Hz, 1,000 to 384,000; for audio only.
+    view
+        The name of a random view (augmentation), see `expunge.data.view`.
+    name
+        How messages call the data.
 
+    Returns
+    -------
+    Samples
+        ``n`` samples of ``c`` classes.
+
+    Raises
+    ------
+    DataError
+        If shapes, types or lengths do not match, there are no samples, ids repeat, or a setting
+        does not fit the inputs. NaN in ``x`` raises when the batch is read.
+
+    Notes
+    -----
+    Cost: O(n) for ``y`` and ``ids``; no pass over ``x``.
+
+    Examples
+    --------
     >>> samples = from_arrays(np.eye(4, dtype=np.float32), [0, 1, 0, 1], classes=["cat", "dog"])
     >>> len(samples), samples.classes
     (4, ('cat', 'dog'))
     """
-    inputs = _tensor(x, name)
-    given = None if ids is None else _flat(ids, "ids", name)
+    inputs = _check_inputs(x, name)
+    given = None if ids is None else _flat_array(ids, "ids", name)
     rows = Rows(
         ids=np.arange(len(inputs)) if given is None else given,
-        labels=_flat(y, "labels", name),
+        labels=_flat_array(y, "labels", name),
         inputs=TensorInputs(inputs),
         has_explicit_ids=ids is not None,
     )
-    _require_lengths(rows, name)
+    _check_lengths(rows, name)
     return to_samples(
         rows,
         classes=tuple(classes or ()),
         mean=mean,
         std=std,
-        rate=rate,
+        sample_rate=sample_rate,
         view=view,
         name=name,
     )
 
 
 def npz_rows(path: Path, config: DataConfig) -> Rows:
-    """An ``.npz`` file with the arrays ``x``, ``y`` and, optionally, ``ids``."""
+    """Read an ``.npz`` file with the arrays ``x``, ``y`` and, optionally, ``ids``."""
     require_file(path)
     where = str(path)
     try:
@@ -95,21 +129,21 @@ def npz_rows(path: Path, config: DataConfig) -> Rows:
             where=where,
             fix="write it with numpy.savez(path, x=…, y=…), without objects",
         ) from error
-    x = _tensor(arrays["x"], where)
+    x = _check_inputs(arrays["x"], where)
     rows = Rows(
-        ids=_flat(arrays["ids"], "ids", where) if "ids" in arrays else np.arange(len(x)),
-        labels=_flat(arrays["y"], "labels", where),
+        ids=_flat_array(arrays["ids"], "ids", where) if "ids" in arrays else np.arange(len(x)),
+        labels=_flat_array(arrays["y"], "labels", where),
         inputs=TensorInputs(x),
         has_explicit_ids="ids" in arrays,
     )
-    _require_lengths(rows, where)
+    _check_lengths(rows, where)
     return rows
 
 
-def native(x: np.ndarray | Tensor) -> Tensor:
-    """The same numbers as a CPU tensor, without a copy where that is possible.
+def to_cpu_tensor(x: np.ndarray | Tensor) -> Tensor:
+    """Convert to a CPU tensor of the same values, without a copy if possible.
 
-    TypeError for a type that torch has no full support for.
+    TypeError for a type that torch does not fully support.
     """
     if isinstance(x, Tensor):
         tensor = x.detach().cpu()
@@ -131,13 +165,13 @@ def native(x: np.ndarray | Tensor) -> Tensor:
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def _tensor(x: object, where: str) -> Tensor:
+def _check_inputs(x: object, where: str) -> Tensor:
     if not isinstance(x, np.ndarray | Tensor):
         raise DataError(
             f"x must be a NumPy array or a torch tensor, not {type(x).__name__}", where=where
         )
     try:
-        tensor = native(x)
+        tensor = to_cpu_tensor(x)
     except TypeError as error:
         raise DataError(
             f"x has dtype {x.dtype}, expected floats, uint8 or signed integers ({error})",
@@ -169,8 +203,8 @@ def _tensor(x: object, where: str) -> Tensor:
     return tensor
 
 
-def _flat(values: object, what: str, where: str) -> np.ndarray:
-    """One array of ids or labels; Samples checks what it holds."""
+def _flat_array(values: object, what: str, where: str) -> np.ndarray:
+    """One array of ids or labels; Samples checks the values."""
     if isinstance(values, Tensor):
         return values.detach().cpu().numpy()
     if not isinstance(values, np.ndarray):
@@ -180,7 +214,7 @@ def _flat(values: object, what: str, where: str) -> np.ndarray:
             )
         values = _from_list(list(values), what, where)
     if values.dtype.kind in "OT" and values.ndim == 1:
-        return column(values.tolist(), np.arange(len(values)), what=what, where=where)
+        return as_column(values.tolist(), np.arange(len(values)), what=what, where=where)
     return values
 
 
@@ -190,10 +224,10 @@ def _from_list(values: list[object], what: str, where: str) -> np.ndarray:
     scalars = [
         v.item() if isinstance(v, np.generic | Tensor) and v.ndim == 0 else v for v in values
     ]
-    return column(scalars, np.arange(len(scalars)), what=what, where=where)
+    return as_column(scalars, np.arange(len(scalars)), what=what, where=where)
 
 
-def _require_lengths(rows: Rows, where: str) -> None:
+def _check_lengths(rows: Rows, where: str) -> None:
     lengths = len(rows.inputs), len(rows.labels) if rows.labels.ndim else 0, len(rows.ids)
     if len(set(lengths)) > 1:
         raise DataError(

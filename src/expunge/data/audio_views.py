@@ -1,7 +1,6 @@
-"""Random views (augmentations) of whole batches of prepared sound, ``float[b, samples]``.
+"""Random views (augmentations) of batches of prepared audio, ``float[b, samples]``.
 
-Every clip is heard with numbers of its own, drawn from the generator given. Whatever is moved in
-from beyond a clip's ends is silence.
+Every clip gets its own random numbers from the generator given. A clip is padded with silence.
 """
 
 from __future__ import annotations
@@ -11,38 +10,118 @@ from torch import Tensor
 
 from expunge.errors import DataError
 
-SHIFT = 0.1  # of the length, at most, to either side
-SPEED = 0.12  # faster or slower by up to this factor
-DECIBELS = 6.0  # louder or quieter by up to this
-SNR = (0.0, 20.0)  # decibels of the clip above what is mixed in
-QUIET = 1e-12  # power below which a clip is silent
+MAX_SHIFT = 0.1  # of the length, earlier or later
+MAX_SPEED_CHANGE = 0.12  # faster or slower
+MAX_GAIN = 6.0  # decibels, louder or quieter
+SNR_RANGE = (0.0, 20.0)  # decibels of the clip above the background
+SILENT_POWER = 1e-12  # mean square below which a clip is silent
 
 
 def shift(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each clip by up to a tenth of its length, earlier or later."""
-    return _heard_at(x, torch.ones(len(x), 1), _moves(x, generator))
+    """Shift each clip by up to 10 % of its length, earlier or later.
+
+    The shift is a uniform whole number of samples.
+
+    Parameters
+    ----------
+    x
+        ``float[b, samples]``, prepared audio. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.linspace(-1, 1, 80).repeat(2, 1)
+    >>> shift(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 80])
+    """
+    return _resample_at(x, torch.ones(len(x), 1), _random_shifts(x, generator))
 
 
 def speed(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Play each clip up to 12 % faster or slower, and so higher or lower, around its middle."""
-    return _heard_at(x, _speeds(x, generator), torch.zeros(len(x), 1))
+    """Play each clip up to 12 % faster or slower around its middle; its pitch changes with it.
+
+    The logarithm of the speed is uniform. Samples are interpolated linearly.
+
+    Parameters
+    ----------
+    x
+        ``float[b, samples]``, prepared audio. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.linspace(-1, 1, 80).repeat(2, 1)
+    >>> speed(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 80])
+    """
+    return _resample_at(x, _random_speeds(x, generator), torch.zeros(len(x), 1))
 
 
 def gain(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Make each clip up to 6 decibels louder or quieter."""
-    _require_sound(x)
-    decibels = DECIBELS * (2 * torch.rand(len(x), 1, generator=generator) - 1)
+    """Make each clip up to 6 dB louder or quieter; the gain is uniform in decibels.
+
+    Parameters
+    ----------
+    x
+        ``float[b, samples]``, prepared audio. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.linspace(-1, 1, 80).repeat(2, 1)
+    >>> gain(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 80])
+    """
+    _check_audio(x)
+    decibels = MAX_GAIN * (2 * torch.rand(len(x), 1, generator=generator) - 1)
     return x * (10 ** (decibels / 20)).to(x)
 
 
 def background(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mix something into half of the clips, 0 to 20 decibels below them: white noise, or another.
+    """Mix a background into each clip with probability 1/2, 0 to 20 dB below the clip.
 
-    With ``P`` the mean square, ``y = x + n · √(P(x) / P(n) · 10^(−SNR / 10))``, where n is the next
-    clip of the batch, as likely as noise. Silent clips neither get nor give anything.
+    ``y = x + n · √(P(x) / P(n) · 10^(−SNR / 10))``, with ``P`` the mean square. The background
+    ``n`` is white noise or the previous clip of the batch, with equal probability. Silent clips get
+    no background and are none.
+
+    Parameters
+    ----------
+    x
+        ``float[b, samples]``, prepared audio. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.linspace(-1, 1, 80).repeat(2, 1)
+    >>> background(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 80])
     """
-    _require_sound(x)
-    low, high = SNR
+    _check_audio(x)
+    low, high = SNR_RANGE
     snr, kind, noise = (
         low + (high - low) * torch.rand(len(x), 1, generator=generator),
         torch.rand(len(x), 1, generator=generator).to(x.device),
@@ -50,39 +129,79 @@ def background(x: Tensor, generator: torch.Generator) -> Tensor:
     )
     n = torch.where(kind < 0.25, x.roll(1, dims=0), noise)
     power, other = (v.square().mean(dim=1, keepdim=True) for v in (x, n))
-    heard = (kind < 0.5) & (other > QUIET)
-    factor = (power / other.clamp_min(QUIET) * (10 ** (-snr / 10)).to(x)).sqrt()
-    return x + n * torch.where(heard, factor, 0.0)
+    is_mixed = (kind < 0.5) & (other > SILENT_POWER)
+    factor = (power / other.clamp_min(SILENT_POWER) * (10 ** (-snr / 10)).to(x)).sqrt()
+    return x + n * torch.where(is_mixed, factor, 0.0)
 
 
 def speech(x: Tensor, generator: torch.Generator) -> Tensor:
-    """``shift``, ``speed`` and ``gain``: the same word, said at another time by another voice."""
-    return gain(_heard_at(x, _speeds(x, generator), _moves(x, generator)), generator)
+    """Apply `speed`, `shift` and `gain`: the same word, at another time, in another voice.
+
+    Parameters
+    ----------
+    x
+        ``float[b, samples]``, prepared audio. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.linspace(-1, 1, 80).repeat(2, 1)
+    >>> speech(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 80])
+    """
+    return gain(
+        _resample_at(x, _random_speeds(x, generator), _random_shifts(x, generator)), generator
+    )
 
 
 def speech_background(x: Tensor, generator: torch.Generator) -> Tensor:
-    """``speech``, then ``background``."""
+    """Apply `speech`, then `background`.
+
+    Parameters
+    ----------
+    x
+        ``float[b, samples]``, prepared audio. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.linspace(-1, 1, 80).repeat(2, 1)
+    >>> speech_background(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 80])
+    """
     return background(speech(x, generator), generator)
 
 
-def _moves(x: Tensor, generator: torch.Generator) -> Tensor:
-    """By how many samples each clip is late, ``float[b, 1]`` of whole numbers."""
-    _require_sound(x)
-    most = int(SHIFT * x.shape[1])
-    return torch.randint(-most, most + 1, (len(x), 1), generator=generator).float()
+def _random_shifts(x: Tensor, generator: torch.Generator) -> Tensor:
+    """The number of samples by which each clip is late, ``float[b, 1]`` of whole numbers."""
+    _check_audio(x)
+    limit = int(MAX_SHIFT * x.shape[1])
+    return torch.randint(-limit, limit + 1, (len(x), 1), generator=generator).float()
 
 
-def _speeds(x: Tensor, generator: torch.Generator) -> Tensor:
-    """``float[b, 1]``, evenly distributed in logarithm, so that faster is as likely as slower."""
-    _require_sound(x)
-    return (1 + SPEED) ** (2 * torch.rand(len(x), 1, generator=generator) - 1)
+def _random_speeds(x: Tensor, generator: torch.Generator) -> Tensor:
+    """``float[b, 1]``, uniform in logarithm: faster is as likely as slower."""
+    _check_audio(x)
+    return (1 + MAX_SPEED_CHANGE) ** (2 * torch.rand(len(x), 1, generator=generator) - 1)
 
 
-def _heard_at(x: Tensor, speeds: Tensor, moves: Tensor) -> Tensor:
-    """Each clip at its speed and moved; between two samples there is a straight line."""
+def _resample_at(x: Tensor, speeds: Tensor, shifts: Tensor) -> Tensor:
+    """Resample each clip at its speed and shift, by linear interpolation."""
     n = x.shape[1]
     middle = (n - 1) / 2
-    at = (torch.arange(n, dtype=torch.float64) - middle - moves.double()) * speeds + middle
+    at = (torch.arange(n, dtype=torch.float64) - middle - shifts.double()) * speeds + middle
     first = at.floor()
     share = (at - first).to(x)
     index = (first.long() + 2).clamp(0, n + 2).to(x.device)  # into x with silence at either end
@@ -90,9 +209,9 @@ def _heard_at(x: Tensor, speeds: Tensor, moves: Tensor) -> Tensor:
     return torch.lerp(padded.gather(1, index), padded.gather(1, index + 1), share)
 
 
-def _require_sound(x: Tensor) -> None:
+def _check_audio(x: Tensor) -> None:
     if x.dim() != 2:
         raise DataError(
-            f"this view is for sound of shape [b, samples], not {tuple(x.shape)}",
+            f"this view is for audio of shape [b, samples], not {tuple(x.shape)}",
             fix="set view to 'none', or to 'crop-flip' for images",
         )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from expunge.data.rows import Rows, require_file, require_folder
-from expunge.data.samples import TensorInputs
+from expunge.data.inputs import TensorInputs
+from expunge.data.paths import require_file, require_folder
+from expunge.data.rows import Rows
 from expunge.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ CLASSES = (
     "truck",
 )
 
-# Everything that a damaged pickle is known to raise.
+# What damaged pickles raise.
 _DAMAGE = (
     pickle.UnpicklingError,
     EOFError,
@@ -51,7 +52,7 @@ _DAMAGE = (
 
 
 def cifar_rows(path: Path, config: DataConfig) -> Rows:
-    """The original ``cifar-10-batches-py`` folder; the id is the row in torchvision's order."""
+    """Read the original ``cifar-10-batches-py`` folder; ids are rows in torchvision's order."""
     require_folder(path)
     pixels, labels = [], []
     for name in BATCHES[config.split]:
@@ -63,14 +64,29 @@ def cifar_rows(path: Path, config: DataConfig) -> Rows:
         ids=np.arange(len(x)),
         labels=np.concatenate(labels),
         inputs=TensorInputs(torch.from_numpy(x)),
-        names=CLASSES,
+        class_names=CLASSES,
     )
 
 
 def human_labels(path: Path, column: str) -> np.ndarray:
-    """One of the label sets of CIFAR-10N's ``CIFAR-10_human.pt``: ``int64[n]``, by position.
+    """Read a label set of CIFAR-10N's ``CIFAR-10_human.pt`` (arXiv 2110.12088), by position.
 
-    Raises DataError for a file that needs more than NumPy arrays and plain types to be read.
+    Parameters
+    ----------
+    path
+        The file.
+    column
+        The label set: ``random_label1`` or ``worse_label``, for example.
+
+    Returns
+    -------
+    np.ndarray
+        ``int64[n]``.
+
+    Raises
+    ------
+    DataError
+        If the file contains more than NumPy arrays and plain types, or has no such label set.
     """
     require_file(path)
     with warnings.catch_warnings(), torch.serialization.safe_globals(_array_globals()):
@@ -104,7 +120,7 @@ def human_labels(path: Path, column: str) -> np.ndarray:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays and plain types; any other name in the file is refused, not imported."""
+    """Read NumPy arrays and plain types; DataError for any other name, which is not imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -117,7 +133,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _allowed() -> dict[str, Any]:
-    """What a pickled array names, under NumPy 1's and NumPy 2's module names."""
+    """The names in a pickled array, as NumPy 1 and NumPy 2 write them."""
     reconstruct = np.empty(0).__reduce__()[0]
     return {
         "numpy.core.multiarray._reconstruct": reconstruct,
@@ -129,7 +145,7 @@ def _allowed() -> dict[str, Any]:
 
 def _array_globals() -> list[Any]:
     kinds = {type(np.dtype(kind)) for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")}
-    # From NumPy 1.25 on, a dtype's own class differs from the np.dtype that the file names.
+    # From NumPy 1.25 on, the class of a dtype differs from np.dtype, the name in the file.
     return [*((value, name) for name, value in _allowed().items()), *kinds]
 
 

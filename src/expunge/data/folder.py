@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expunge.data import audio
-from expunge.data.images import SUFFIXES, EncodedFiles
-from expunge.data.rows import Rows, require_folder, require_inside
+from expunge.data.encoded import AUDIO_SUFFIXES, IMAGE_SUFFIXES, EncodedFiles
+from expunge.data.paths import require_folder, resolve_inside
+from expunge.data.rows import Rows
 from expunge.errors import DataError, format_ids
 
 if TYPE_CHECKING:
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 
 def folder_rows(path: Path, config: DataConfig) -> Rows:
-    """A folder of class folders with images or sound, at any depth; sorted by class, then path.
+    """Read a folder of class folders with images or audio, at any depth.
 
-    Hidden files and files that are neither by their suffix are left aside. Images and sound in one
-    folder, and a link that leads out of the folder, are errors.
+    The rows are sorted by class, then by path. Hidden files and files with other suffixes are
+    ignored.
+
+    Raises
+    ------
+    DataError
+        If there are no class folders, one is empty, images and audio are mixed, or a link leads out
+        of the folder.
     """
     require_folder(path)
     classes = class_folders(path)
@@ -44,51 +50,34 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
         raise DataError(
             f"class folders without an image or a clip: {format_ids(empty)}",
             where=str(path),
-            fix=f"remove them, or add files ({' '.join((*SUFFIXES, *audio.SUFFIXES))})",
+            fix=f"remove them, or add files ({' '.join((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES))})",
         )
-    sound = [i for i in ids if i.lower().endswith(audio.SUFFIXES)]
-    if 0 < len(sound) < len(ids):
+    clips = [i for i in ids if i.lower().endswith(AUDIO_SUFFIXES)]
+    if 0 < len(clips) < len(ids):
         raise DataError(
-            f"both images and sound are in this folder: {format_ids(sound, 2)} beside "
-            f"{format_ids(sorted(set(ids) - set(sound)), 2)}",
+            f"both images and audio are in this folder: {format_ids(clips, 2)} and "
+            f"{format_ids(sorted(set(ids) - set(clips)), 2)}",
             where=str(path),
             fix="move one of them elsewhere",
         )
     return Rows(
         ids=np.array(ids, dtype=str),
         labels=np.array(labels, dtype=str),
-        inputs=EncodedFiles(inside_all(path, ids, np.array(ids), where=str(path))),
-        names=tuple(classes),
+        inputs=EncodedFiles(resolve_inside(path, ids, np.array(ids), where=str(path))),
+        class_names=tuple(classes),
         has_explicit_ids=True,
-        root=os.path.realpath(path),
-        sound=bool(sound),
+        id_root=os.path.realpath(path),
+        is_audio=bool(clips),
     )
 
 
 def class_folders(path: Path) -> list[str]:
-    """The names of the sub-folders that are not hidden, sorted."""
+    """List the sub-folders that are not hidden, sorted by name."""
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def inside_all(folder: Path, texts: list[str], ids: np.ndarray, *, where: str) -> list[Path]:
-    """The files of these relative paths; those outside the folder are errors, all at once."""
-    paths, outside = [], []
-    for text, name in zip(texts, ids.tolist(), strict=True):
-        try:
-            paths.append(require_inside(folder, text))
-        except ValueError:
-            outside.append(f"{name} ({text[:80]!r})" if text != name else repr(text[:80]))
-    if outside:
-        raise DataError(
-            f"paths that lead outside this folder: {format_ids(outside)}",
-            where=where,
-            fix="use relative paths to files below the folder, no '..' and no links out of it",
-        )
-    return paths
-
-
 def _files(folder: Path) -> list[Path]:
-    known = (*SUFFIXES, *audio.SUFFIXES)
+    known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
     return [
         p
         for p in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""Labels: from what a file holds to class indices, and labels that lie in a second file."""
+"""Labels: from the values of a file to class indices, and columns joined by id."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from expunge.errors import DataError, did_you_mean, format_ids
 
-MAX_CLASSES = 100_000  # a larger index without class names is no class index
+# A larger index without class names is no class index.
+MAX_CLASSES = 100_000
 
 
-def encode(
+def encode_labels(
     values: np.ndarray,
     ids: np.ndarray,
     *,
@@ -20,14 +21,36 @@ def encode(
     classes: Sequence[str] = (),
     where: str,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class indices and class names.
+    """Convert labels to class indices, and find the names of the classes.
 
-    values: indices (``int[n]``) or names (``str[n]``). names: what the source says that the
-    indices mean. classes: the classes that the caller wants, in that order; indices are translated
-    by name where the source orders them differently (names that only number the classes translate
-    nothing). With neither, strings are sorted and indices are named ``"0" … "c-1"``.
+    Parameters
+    ----------
+    values
+        Indices ``int[n]`` or names ``str[n]``.
+    ids
+        ``[n]``, for messages.
+    names
+        The class names of the source: ``names[i]`` is the name of the index i.
+    classes
+        The classes of the result, in order. If the source orders its names differently, its indices
+        are translated by name, unless the names are only numbers. With neither ``names`` nor
+        ``classes``, strings are sorted and indices are named ``"0" … "c-1"``.
+    where
+        What messages call the source.
 
-    >>> encode(np.array(["b", "a", "b"]), np.arange(3), where="x")
+    Returns
+    -------
+    indices, names
+        ``int64[n]``, and the names of the ``c`` classes.
+
+    Raises
+    ------
+    DataError
+        If class names repeat, a label is no class, or an index is out of range.
+
+    Examples
+    --------
+    >>> encode_labels(np.array(["b", "a", "b"]), np.arange(3), where="x")
     (array([1, 0, 1]), ('a', 'b'))
     """
     names, classes = tuple(map(str, names)), tuple(map(str, classes))
@@ -41,15 +64,15 @@ def encode(
     if values.dtype.kind not in "iu":
         # Samples says what is wrong with fractions, NaN and other types.
         known = classes or names
-        return values, known or _numbered(values, where)
-    if names and classes and names != classes and not _only_numbers(names, classes):
-        _require_range(values, ids, len(names), where)
+        return values, known or _number_classes(values, where)
+    if names and classes and names != classes and not _are_numbers(names, classes):
+        _check_indices(values, ids, len(names), where)
         return _by_name(np.array(names)[values], ids, classes, where), classes
-    return values, classes or names or _numbered(values, where)
+    return values, classes or names or _number_classes(values, where)
 
 
-def column(values: Sequence[object], ids: np.ndarray, *, what: str, where: str) -> np.ndarray:
-    """One array of integers, floats or strings; missing and mixed values are errors."""
+def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: str) -> np.ndarray:
+    """Make one array of integers, floats or strings; missing and mixed values are a DataError."""
     missing = np.array([v is None or v == "" for v in values], dtype=bool)
     if missing.any():
         raise DataError(
@@ -74,15 +97,43 @@ def column(values: Sequence[object], ids: np.ndarray, *, what: str, where: str) 
     )
 
 
-def as_numbers(values: list[str]) -> Sequence[object]:
-    """Integers if every text is one, else the texts as they are."""
+def parse_integers(values: list[str]) -> Sequence[object]:
+    """Convert texts to integers if every text is one; else return them unchanged."""
     if values and all(re.fullmatch(r"-?(0|[1-9][0-9]*)", v or "") for v in values):
         return [int(v) for v in values]
     return values
 
 
-def join(ids: np.ndarray, other_ids: np.ndarray, values: np.ndarray, *, where: str) -> np.ndarray:
-    """The values of these ids from a second table; ids that only it has are left aside."""
+def join_by_id(
+    ids: np.ndarray, other_ids: np.ndarray, values: np.ndarray, *, where: str
+) -> np.ndarray:
+    """Look up the value of every id in a second table; its other rows are ignored.
+
+    Parameters
+    ----------
+    ids
+        ``[n]``: the ids of the result, in order.
+    other_ids, values
+        ``[m]``, ``[m, …]``: the second table. If only one side has strings, ids are compared as
+        strings.
+    where
+        What messages call the second table.
+
+    Returns
+    -------
+    np.ndarray
+        ``[n, …]``: ``values[j]`` with ``other_ids[j] == ids[i]`` at position i.
+
+    Raises
+    ------
+    DataError
+        If the second table repeats an id or lacks one.
+
+    Examples
+    --------
+    >>> join_by_id(np.array([7, 5]), np.array([5, 6, 7]), np.array([0, 1, 2]), where="x").tolist()
+    [2, 0]
+    """
     if ids.dtype.kind != other_ids.dtype.kind:
         ids, other_ids = ids.astype(str), other_ids.astype(str)
     unique, first, counts = np.unique(other_ids, return_index=True, return_counts=True)
@@ -114,25 +165,25 @@ def _by_name(values: np.ndarray, ids: np.ndarray, known: tuple[str, ...], where:
     return np.array([index[v] for v in found.tolist()], dtype=np.int64)[inverse]
 
 
-def _only_numbers(*lists: tuple[str, ...]) -> bool:
+def _are_numbers(*lists: tuple[str, ...]) -> bool:
     return any(names == tuple(map(str, range(len(names)))) for names in lists)
 
 
-def _numbered(values: np.ndarray, where: str) -> tuple[str, ...]:
+def _number_classes(values: np.ndarray, where: str) -> tuple[str, ...]:
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if values.dtype.kind not in "iuf" or len(finite) == 0:
         return ("0", "1")  # Samples refuses such labels
     top = int(finite.max())
     if top >= MAX_CLASSES:
         raise DataError(
-            f"labels go up to {top}, which is no class index",
+            f"the largest label is {top}, which is no class index",
             where=where,
             fix="number the classes from 0, or name the right label column",
         )
     return tuple(str(i) for i in range(top + 1))
 
 
-def _require_range(values: np.ndarray, ids: np.ndarray, classes: int, where: str) -> None:
+def _check_indices(values: np.ndarray, ids: np.ndarray, classes: int, where: str) -> None:
     outside = (values < 0) | (values >= classes)
     if outside.any():
         raise DataError(

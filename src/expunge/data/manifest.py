@@ -1,4 +1,4 @@
-"""Manifests: a CSV or JSONL file that names an input and a label in every row."""
+"""Manifests: a CSV or JSONL file with an input and a label in every row."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from expunge.data.audio import is_sound
-from expunge.data.folder import inside_all
-from expunge.data.images import Encoded, EncodedFiles
-from expunge.data.labels import as_numbers, column
-from expunge.data.rows import Rows, require_file
-from expunge.data.samples import Inputs, TensorInputs
+from expunge.data.encoded import Encoded, EncodedFiles, is_audio
+from expunge.data.inputs import Inputs, TensorInputs
+from expunge.data.labels import as_column, parse_integers
+from expunge.data.paths import require_file, resolve_inside
+from expunge.data.rows import Rows
 from expunge.errors import DataError, did_you_mean, format_ids
 
 if TYPE_CHECKING:
@@ -24,16 +23,20 @@ if TYPE_CHECKING:
 
 
 def manifest_rows(path: Path, config: DataConfig) -> Rows:
-    """A CSV file with a header, or a JSONL file of objects.
+    """Read a CSV file with a header, or a JSONL file of objects.
 
-    The input column holds paths of images or of sound (the first bytes say which) relative to the
-    manifest's folder (paths that lead out of it are refused) or, in JSONL, lists of numbers of one
-    length.
+    The input column holds paths relative to the manifest's folder, of images or of audio: the first
+    bytes of the files decide. In JSONL it may hold lists of numbers of one length instead.
+
+    Raises
+    ------
+    DataError
+        If the table cannot be read, lacks a column or a value, or a path leads out of the folder.
     """
     table = read_table(path)
-    # A label that comes from elsewhere need not be here as well.
+    # If the labels are in another file, this one needs no label column.
     named = [config.input, config.id, config.label if config.labels is None else None]
-    require_columns(table, [name for name in named if name is not None], path)
+    check_columns(table, [name for name in named if name is not None], path)
     n = len(table[config.input])
     if n == 0:
         raise DataError("no rows below the header", where=str(path))
@@ -49,12 +52,15 @@ def manifest_rows(path: Path, config: DataConfig) -> Rows:
         labels=labels,
         inputs=inputs,
         has_explicit_ids=config.id is not None,
-        sound=not isinstance(inputs, Inputs) and is_sound(inputs, n),
+        is_audio=not isinstance(inputs, Inputs) and is_audio(inputs, n),
     )
 
 
 def read_table(path: Path) -> dict[str, Sequence[object]]:
-    """The columns of a CSV or JSONL file; columns of a CSV file that are all integers are."""
+    """Read the columns of a CSV or JSONL file.
+
+    A column of a CSV file of which all values are integers becomes integers; others are strings.
+    """
     require_file(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -67,8 +73,8 @@ def read_table(path: Path) -> dict[str, Sequence[object]]:
         raise DataError(f"cannot be read ({error})", where=str(path)) from error
 
 
-def require_columns(table: dict[str, Sequence[object]], names: list[str], path: Path) -> None:
-    """Refuse a table that lacks one of these columns."""
+def check_columns(table: dict[str, Sequence[object]], names: list[str], path: Path) -> None:
+    """Raise DataError if the table lacks one of these columns."""
     for name in names:
         if name not in table:
             raise DataError(
@@ -79,8 +85,8 @@ def require_columns(table: dict[str, Sequence[object]], names: list[str], path: 
 def table_column(
     table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path
 ) -> np.ndarray:
-    """A column of integers, floats or strings; missing values are named by these ids."""
-    return column(table[name], ids, what=f"column '{name}'", where=str(path))
+    """One column as integers, floats or strings; a DataError names the ids without a value."""
+    return as_column(table[name], ids, what=f"column '{name}'", where=str(path))
 
 
 def _csv(lines: list[list[str]], path: Path) -> dict[str, Sequence[object]]:
@@ -97,7 +103,7 @@ def _csv(lines: list[list[str]], path: Path) -> dict[str, Sequence[object]]:
             fix="quote fields that hold commas",
         )
     columns = [list(c) for c in zip(*rows, strict=True)] or [[] for _ in header]
-    return {name: as_numbers(c) for name, c in zip(header, columns, strict=True)}
+    return {name: parse_integers(c) for name, c in zip(header, columns, strict=True)}
 
 
 def _jsonl(lines: list[str], path: Path) -> dict[str, Sequence[object]]:
@@ -125,17 +131,19 @@ def _inputs(
     table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path
 ) -> Encoded | Inputs:
     if all(isinstance(v, list) for v in table[name]):
-        return TensorInputs(_features(table[name], ids, name, path))
+        return TensorInputs(_feature_tensor(table[name], ids, name, path))
     # Files may be called 1, 2, 3.
     files = table_column(table, name, ids, path)
     if files.dtype.kind not in "Ui":
         raise DataError(
             f"column '{name}' must hold file paths or lists of numbers", where=str(path)
         )
-    return EncodedFiles(inside_all(path.parent, files.astype(str).tolist(), ids, where=str(path)))
+    return EncodedFiles(
+        resolve_inside(path.parent, files.astype(str).tolist(), ids, where=str(path))
+    )
 
 
-def _features(values: Sequence[Any], ids: np.ndarray, name: str, path: Path) -> torch.Tensor:
+def _feature_tensor(values: Sequence[Any], ids: np.ndarray, name: str, path: Path) -> torch.Tensor:
     """``float32[n, d]`` from lists of numbers."""
     odd = np.array(
         [

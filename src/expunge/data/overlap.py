@@ -1,4 +1,4 @@
-"""Whether the training and another set share samples, and are stored alike."""
+"""Check that two data sets share no samples and have inputs of the same form."""
 
 from __future__ import annotations
 
@@ -11,63 +11,69 @@ import torch
 from expunge.data.samples import Samples
 from expunge.errors import DataError, format_ids, raise_all
 
-CHUNK = 1024
+CHUNK_SIZE = 1024
 
 
 def check_disjoint(train: Samples, other: Samples) -> list[str]:
-    """Raise DataError if both sets have named ids and share some; an empty list otherwise.
+    """Check that two sets with explicit ids share none; return an empty list.
 
-    The ids of two folders are paths in them: equal ones are shared only where it is one file.
+    The ids of folders are paths: equal ids in two folders are two files.
+
+    Raises
+    ------
+    DataError
+        With the ids that both sets have.
     """
     if not (train.has_explicit_ids and other.has_explicit_ids):
         return []
-    folders = bool(train.id_root and other.id_root)
-    known, asked = (_paths(s) if folders else s.ids for s in (train, other))
-    if known.dtype.kind != asked.dtype.kind and "U" in (known.dtype.kind, asked.dtype.kind):
+    are_folders = bool(train.id_root and other.id_root)
+    train_ids, other_ids = (_paths(s) if are_folders else s.ids for s in (train, other))
+    kinds = train_ids.dtype.kind, other_ids.dtype.kind
+    if kinds[0] != kinds[1] and "U" in kinds:
         return []  # integers and strings are never equal
-    shared = other.ids[np.isin(asked, known)]
+    shared = other.ids[np.isin(other_ids, train_ids)]
     if len(shared):
         raise DataError(
             f"ids inside the training ids: {format_ids(shared)}",
             where=other.name,
             fix="name two folders, and keep each file in one of them"
-            if folders
+            if are_folders
             else "leave out `id` for one of them if the two files number their rows independently",
         )
     return []
 
 
 def _paths(samples: Samples) -> np.ndarray:
-    """The files that the ids name, ``str[n]``."""
+    """The paths of the files, ``str[n]``."""
     return np.array([f"{samples.id_root}/{i}" for i in samples.ids], dtype=str)
 
 
 def shared_inputs(train: Samples, validation: Samples) -> int:
-    """Number of validation inputs whose stored content is byte-identical to a training input.
+    """Count the validation inputs of which the stored bytes equal those of a training input.
 
-    One pass over both sets, in chunks; 16 bytes of memory a training sample.
+    Cost: one pass over both sets, in chunks; 16 bytes of memory for each training sample.
     """
-    known = set(_hashes(train))
-    return sum(h in known for h in _hashes(validation))
+    seen = set(_hashes(train))
+    return sum(h in seen for h in _hashes(validation))
 
 
 def check_alike(train: Samples, other: Samples) -> None:
-    """Refuse sets whose first inputs differ in shape, in kind of number or in preparation.
+    """Raise DataError if the first inputs differ in shape, number type or preparation.
 
-    A model would take many of these and say nothing that counts: pixels in 0 … 255 and in 0 … 1,
-    images of another size, means that only one set subtracts.
+    A model accepts many such inputs, but its outputs mean nothing: pixels in 0 … 255 and in 0 … 1,
+    images of two sizes, means that only one set subtracts.
     """
-    told = [_form(samples) for samples in (train, other)]
+    forms = [_describe_inputs(samples) for samples in (train, other)]
     problems = [
         f"{what} {ours} in {train.name}, {theirs} here"
-        for what, ours, theirs in zip(("inputs are", "prepared as"), *told, strict=True)
+        for what, ours, theirs in zip(("inputs are", "prepared as"), *forms, strict=True)
         if ours != theirs
     ]
     raise_all(DataError, problems, where=other.name)
 
 
-def _form(samples: Samples) -> tuple[str, str]:
-    """Shape and kind of the first input, and how it is prepared."""
+def _describe_inputs(samples: Samples) -> tuple[str, str]:
+    """Shape and number type of the first input, and its preparation."""
     batch = samples.inputs.batch(np.arange(1))
     parts = batch if isinstance(batch, dict) else {"": batch}
     kinds = {k: "float" if x.is_floating_point() else str(x.dtype)[6:] for k, x in parts.items()}
@@ -76,7 +82,7 @@ def _form(samples: Samples) -> tuple[str, str]:
 
 
 def _hashes(samples: Samples) -> Iterator[bytes]:
-    for positions in samples.batches(CHUNK):
+    for positions in samples.batches(CHUNK_SIZE):
         batch = samples.inputs.batch(positions)
         parts = batch if isinstance(batch, dict) else {"": batch}
         columns = [

@@ -1,4 +1,7 @@
-"""Parquet files, in the Hugging Face Hub's layout or plain."""
+"""Parquet files, plain or in the layout of the Hugging Face Hub.
+
+This module imports pyarrow: import it where it is used.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from expunge.data.audio import is_sound
-from expunge.data.images import RESIDENT_BYTES, Encoded
-from expunge.data.rows import Rows, require_file
-from expunge.data.samples import Inputs, TensorInputs
+from expunge.data.encoded import MAX_BYTES_IN_MEMORY, Encoded, is_audio
+from expunge.data.inputs import Inputs, TensorInputs
+from expunge.data.paths import require_file
+from expunge.data.rows import Rows
 from expunge.errors import DataError, did_you_mean, format_ids
 
 if TYPE_CHECKING:
@@ -28,36 +31,41 @@ _UNREADABLE = (pa.ArrowException, OSError)
 
 
 def parquet_rows(path: Path, config: DataConfig) -> Rows:
-    """A Parquet file: columns of inputs, labels and, if named, ids.
+    """Read the columns of inputs, labels and, if named, ids of a Parquet file.
 
-    The type of the input column decides: a struct ``{bytes, path}`` or binary is encoded images or
-    sound, as the Hub's feature says or else the first bytes do; a list of numbers is features
-    (``float32[d]``). Class names come from the Hub's ``ClassLabel``.
+    A struct ``{bytes, path}`` or binary holds encoded images or audio: the Hub's feature type
+    decides, else the first bytes. A list of numbers holds features (``float32[d]``). Class names
+    are those of the Hub's ``ClassLabel``.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged or empty, lacks a column, or a column has another type or nulls.
     """
-    schema, n = _opened(path)
+    schema, n = _read_schema(path)
     if n == 0:
         raise DataError("no samples: the file has no rows", where=str(path))
-    # A label that comes from elsewhere need not be here as well.
+    # If the labels are in another file, this one needs no label column.
     named = [config.input, config.id, config.label if config.labels is None else None]
     _require_columns(schema, [name for name in named if name is not None], path)
     ids = np.arange(n) if config.id is None else read_column(path, config.id)
     labels = np.zeros(n, dtype=np.int64)
     if config.labels is None:
         labels = read_column(path, config.label, ids=ids)
-    inputs, sound = _inputs(path, schema, config.input, ids)
+    inputs, is_audio_column = _inputs(path, schema, config.input, ids)
     return Rows(
         ids=ids,
         labels=labels,
         inputs=inputs,
-        names=class_names(path, config.label),
+        class_names=class_names(path, config.label),
         has_explicit_ids=config.id is not None,
-        sound=sound,
+        is_audio=is_audio_column,
     )
 
 
 def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.ndarray:
-    """A column of integers, floats or strings; a null is an error that names the ids."""
-    _require_columns(_opened(path)[0], [name], path)
+    """Read a column of integers, floats or strings; a DataError names the ids of nulls."""
+    _require_columns(_read_schema(path)[0], [name], path)
     column = _read(path, [name]).column(0)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -78,8 +86,8 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
 
 
 def read_values(path: Path, name: str) -> np.ndarray:
-    """A column of truth values, ``bool[n]``, or of lists of numbers, ``float[n, k]``."""
-    _require_columns(_opened(path)[0], [name], path)
+    """Read a column of truth values ``bool[n]``, or of lists of numbers ``float64[n, k]``."""
+    _require_columns(_read_schema(path)[0], [name], path)
     column = _read(path, [name]).column(0)
     if not column.null_count and pa.types.is_boolean(column.type):
         return column.to_numpy()
@@ -99,17 +107,17 @@ def read_values(path: Path, name: str) -> np.ndarray:
 
 def column_names(path: Path) -> list[str]:
     """The names of the columns, in their order."""
-    return list(_opened(path)[0].names)
+    return list(_read_schema(path)[0].names)
 
 
 def class_names(path: Path, name: str) -> tuple[str, ...]:
     """The class names of the Hub's ``ClassLabel`` metadata; () if there is none."""
-    names = _feature(_opened(path)[0], name).get("names", ())
+    names = _hub_feature(_read_schema(path)[0], name).get("names", ())
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 class EncodedColumn:
-    """Images or clips in a Parquet column, read by row group; the latest groups are kept."""
+    """Images or clips of a Parquet column, read by row group; the last groups stay in memory."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
@@ -117,7 +125,7 @@ class EncodedColumn:
         groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *(g.num_rows for g in groups)])
         largest = max((g.total_byte_size for g in groups), default=1)
-        self._keep = max(1, RESIDENT_BYTES // max(largest, 1))
+        self._max_groups = max(1, MAX_BYTES_IN_MEMORY // max(largest, 1))
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -140,12 +148,12 @@ class EncodedColumn:
                 if pa.types.is_struct(column.type):
                     column = pc.struct_field(column, "bytes")
                 self._groups[g] = column.combine_chunks()
-                while len(self._groups) > self._keep:
+                while len(self._groups) > self._max_groups:
                     self._groups.popitem(last=False)
             return self._groups[g]
 
 
-def _opened(path: Path) -> tuple[Any, int]:
+def _read_schema(path: Path) -> tuple[Any, int]:
     """The schema and the number of rows."""
     require_file(path)
     try:
@@ -178,7 +186,7 @@ def _require_columns(schema: Any, names: list[str], path: Path) -> None:
             )
 
 
-def _feature(schema: Any, name: str) -> dict[str, Any]:
+def _hub_feature(schema: Any, name: str) -> dict[str, Any]:
     """The Hub's description of a column; empty if there is none."""
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -189,29 +197,29 @@ def _feature(schema: Any, name: str) -> dict[str, Any]:
 
 
 def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> tuple[Encoded | Inputs, bool]:
-    """The column, and whether it is encoded sound."""
+    """The column, and whether it is encoded audio."""
     kind = schema.field(name).type
-    feature = _feature(schema, name).get("_type", "Value")
+    feature = _hub_feature(schema, name).get("_type", "Value")
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if pa.types.is_struct(kind):
         is_bytes = any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     if is_bytes and feature in ("Image", "Audio", "Value"):
         column = EncodedColumn(path, name)
         known = feature != "Value"
-        return column, feature == "Audio" if known else is_sound(column, len(ids))
+        return column, feature == "Audio" if known else is_audio(column, len(ids))
     if _is_vector(kind):
         return TensorInputs(read_features(path, name, ids)), False
     raise DataError(
         f"column '{name}' holds {feature if is_bytes else kind}, expected images or "
-        "sound (bytes, or a struct with bytes) or lists of numbers",
+        "audio (bytes, or a struct with bytes) or lists of numbers",
         where=str(path),
         fix="name the input column",
     )
 
 
 def read_features(path: Path, name: str, ids: np.ndarray | None = None) -> torch.Tensor:
-    """``float32[n, d]`` from a column of lists of numbers; ids name the rows in messages."""
-    schema, n = _opened(path)
+    """Read a column of lists of numbers, ``float32[n, d]``; ids name the rows in messages."""
+    schema, n = _read_schema(path)
     _require_columns(schema, [name], path)
     ids = np.arange(n) if ids is None else ids
     column = _read(path, [name]).column(0)
@@ -223,22 +231,22 @@ def read_features(path: Path, name: str, ids: np.ndarray | None = None) -> torch
     if len(lengths) == 0:
         return torch.empty(0, 0)
     null = np.isnan(lengths.astype(float))
-    usual = int(np.bincount(lengths[~null].astype(int)).argmax()) if not null.all() else 0
-    odd = null | (lengths != usual)
-    if odd.any() or usual == 0:
+    width = int(np.bincount(lengths[~null].astype(int)).argmax()) if not null.all() else 0
+    different = null | (lengths != width)
+    if different.any() or width == 0:
         raise DataError(
-            f"column '{name}' must hold {usual or 'one or more'} numbers in every row: "
-            f"ids {format_ids(ids[odd] if odd.any() else ids)}",
+            f"column '{name}' must hold {width or 'one or more'} numbers in every row: "
+            f"ids {format_ids(ids[different] if different.any() else ids)}",
             where=str(path),
         )
     flat = pc.list_flatten(column)
     if flat.null_count:
-        at = np.flatnonzero(pc.is_null(flat).to_numpy(zero_copy_only=False)) // usual
+        at = np.flatnonzero(pc.is_null(flat).to_numpy(zero_copy_only=False)) // width
         raise DataError(
             f"column '{name}' holds nulls: ids {format_ids(ids[np.unique(at)])}", where=str(path)
         )
     values = flat.to_numpy().astype(np.float32)
-    return torch.from_numpy(values.reshape(len(ids), usual))
+    return torch.from_numpy(values.reshape(len(ids), width))
 
 
 def _is_vector(kind: Any) -> bool:

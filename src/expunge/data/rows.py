@@ -1,75 +1,75 @@
-"""What a source yields, not yet decoded, and how it becomes Samples."""
+"""What a source returns, not yet decoded, and its conversion to `Samples`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from expunge.data import audio
-from expunge.data.images import Encoded, Mode, decode
-from expunge.data.labels import encode
-from expunge.data.samples import Inputs, Prepare, Samples, TensorInputs
-from expunge.data.views import view as view_named
-from expunge.errors import ConfigError, DataError
+from expunge.data.encoded import Encoded, EncodedSlice
+from expunge.data.inputs import Inputs, TensorInputs
+from expunge.data.labels import encode_labels
+from expunge.data.preparation import Preparation
+from expunge.data.samples import Samples, View
+from expunge.data.views import view as named_view
+from expunge.errors import ConfigError, DataError, check_range
+
+if TYPE_CHECKING:
+    from expunge.data.images import Mode
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of a source, in its order.
 
-    labels: ``int[n]`` (class indices), ``str[n]`` (class names) or float. names: the class names
-    that the source states, () if it states none. inputs: encoded images or clips, or ready inputs.
-    has_explicit_ids: whether the ids came with the data. sound: whether what is encoded is sound.
-    root: the folder that the ids are paths in, resolved; "" if they are none.
+    Parameters
+    ----------
+    ids
+        ``int64[n]`` or ``str[n]``.
+    labels
+        ``int[n]`` (class indices), ``str[n]`` (class names) or float.
+    inputs
+        Encoded images or clips, or decoded inputs.
+    class_names
+        The class names that the source states; empty if it states none.
+    has_explicit_ids
+        Whether the ids came with the data.
+    is_audio
+        Whether the encoded inputs are audio.
+    id_root
+        The folder, resolved, that the ids are paths in; empty if they are no paths.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     inputs: Encoded | Inputs
-    names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     has_explicit_ids: bool = False
-    sound: bool = False
-    root: str = ""
+    is_audio: bool = False
+    id_root: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-class SomeRows:
-    """The encoded images or clips from one position on, ``n`` of them."""
-
-    def __init__(self, encoded: Encoded, start: int, n: int) -> None:
-        self._encoded, self._start, self._n = encoded, start, n
-
-    def __len__(self) -> int:
-        return self._n
-
-    def read(self, position: int) -> bytes | None:
-        return self._encoded.read(self._start + position)
-
-    def content(self) -> str:
-        return self._encoded.content() + (f" from {self._start}" if self._start else "")
-
-
-def some_rows(rows: Rows, start: int, n: int | None) -> Rows:
-    """``n`` rows from a position on; all that are left if there are no more, or n is None."""
+def slice_rows(rows: Rows, start: int, n: int | None) -> Rows:
+    """Take ``n`` rows from a position on, or all remaining ones if n is None or larger."""
     stop = len(rows) if n is None else min(start + n, len(rows))
     if start >= len(rows):
-        raise DataError(f"{start} of {len(rows)} rows are skipped: none is left")
+        raise DataError(f"skip_rows is {start}, but there are {len(rows)} rows: none is left")
     if (start, stop) == (0, len(rows)):
         return rows
     inputs: Encoded | Inputs
     if isinstance(rows.inputs, TensorInputs):
         inputs = TensorInputs(rows.inputs.tensor[start:stop])
     elif isinstance(rows.inputs, Inputs):
-        raise DataError("some rows of inputs that are not resident cannot be taken")
+        raise DataError("cannot select rows of inputs that are read on demand")
     else:
-        inputs = SomeRows(rows.inputs, start, stop - start)
+        inputs = EncodedSlice(rows.inputs, start, stop - start)
     return replace(rows, ids=rows.ids[start:stop], labels=rows.labels[start:stop], inputs=inputs)
 
 
@@ -81,7 +81,7 @@ def to_samples(
     std: Sequence[float] = (),
     mode: Mode | None = None,
     size: int | None = None,
-    rate: int | None = None,
+    sample_rate: int | None = None,
     seconds: float | None = None,
     view: str = "none",
     name: str = "data",
@@ -89,116 +89,88 @@ def to_samples(
 ) -> Samples:
     """Map the labels to class indices, decode the inputs, and check everything.
 
-    Clips that cannot be used are left out, see `audio.decode`; images that cannot are an error.
-    ``where`` names the source in messages (the path, say).
+    Clips that cannot be used are skipped, see `audio.decode_clips`; images that cannot be used are
+    an error. ``where`` is what messages call the source: its path, for example. For the other
+    settings see `DataConfig`.
     """
     where = where or name
     if len(rows) == 0:
         raise DataError("no samples", where=where, fix="check the path and the selection")
-    labels, names = encode(rows.labels, rows.ids, names=rows.names, classes=classes, where=where)
-    if rows.sound and not isinstance(rows.inputs, Inputs):
-        _refuse(where, "the inputs are sound", mode=mode, size=size)
-        ready = _clips(rows.inputs, rows.ids, labels, names, rate, seconds, where)
-        inputs, kept, rate, skipped = ready
+    labels, names = encode_labels(
+        rows.labels, rows.ids, names=rows.class_names, classes=classes, where=where
+    )
+    kept, skipped = np.arange(len(rows)), dict[int | str, str]()
+    if isinstance(rows.inputs, Inputs):
+        inputs = rows.inputs
+        _check_image_settings(inputs, mode, size, where)
+        _check_audio_settings(inputs, sample_rate, seconds, where)
+    elif rows.is_audio:
+        _check_unset(where, "the inputs are audio", {"mode": mode, "size": size})
+        clips = audio.decode_clips(
+            rows.inputs,
+            rows.ids,
+            **_silence(labels, names),
+            sample_rate=sample_rate,
+            seconds=seconds,
+            where=where,
+        )
+        inputs, kept, sample_rate, skipped = clips
     else:
-        inputs, kept, skipped = _ready(rows, mode, size, where), np.arange(len(rows)), {}
-        _check_sound(inputs, rate, seconds, where)
-    try:
-        augment = view_named(view)
-    except ConfigError as error:
-        raise DataError(error.what, where=name, fix=error.fix) from error
+        from expunge.data.images import decode_images
+
+        inputs = decode_images(rows.inputs, rows.ids, mode=mode, size=size, where=where)
+        _check_audio_settings(inputs, sample_rate, seconds, where)
     samples = Samples(
         ids=rows.ids[kept],
         labels=labels[kept],
         classes=names,
         inputs=inputs,
-        prepare=Prepare(tuple(map(float, mean)), tuple(map(float, std))),
-        view=augment,
+        prepare=Preparation(tuple(map(float, mean)), tuple(map(float, std))),
+        view=_view(view, name),
         has_explicit_ids=rows.has_explicit_ids,
         name=name,
-        sample_rate=rate,
+        sample_rate=sample_rate,
         skipped=skipped,
-        id_root=rows.root,
+        id_root=rows.id_root,
     )
-    if mean or std or augment is not None:
+    if mean or std or samples.view is not None:
         _check_preparation(samples, where)
     return samples
 
 
-def require_inside(folder: Path, text: str) -> Path:
-    """The file of this relative path; ValueError if it lies outside the folder.
-
-    An absolute path, a path that climbs out by ``..`` and a link that leads out are outside.
-    """
-    if not text or Path(text).is_absolute() or "\0" in text:
-        raise ValueError(text)
-    path = Path(os.path.realpath(folder / text))
-    if not path.is_relative_to(os.path.realpath(folder)):
-        raise ValueError(text)
-    return path
+def _view(view: str, name: str) -> View | None:
+    try:
+        return named_view(view)
+    except ConfigError as error:
+        raise DataError(error.what, where=name, fix=error.fix) from error
 
 
-def require_file(path: Path) -> Path:
-    """The path, if a file is there."""
-    if path.is_dir():
-        raise DataError("expected a file, found a directory", where=str(path))
-    return _existing(path)
-
-
-def require_folder(path: Path) -> Path:
-    """The path, if a folder is there."""
-    if path.is_file():
-        raise DataError("expected a folder, found a file", where=str(path))
-    return _existing(path)
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(
-            "no such file or folder",
-            where=str(path),
-            fix="check the spelling; in a spec, relative paths start at the spec file's folder",
-        )
-    return path
-
-
-def _clips(
-    encoded: Encoded,
-    ids: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    rate: int | None,
-    seconds: float | None,
-    where: str,
-) -> audio.Clips:
+def _silence(labels: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Which clips may be silent, and the class of every clip; -1 for a label that is no index."""
+    silent = [i for i, name in enumerate(names) if audio.is_silence_class(name)]
     # A label that is no class index is an error that Samples raises.
     known = np.isin(labels, np.arange(len(names)))
-    quiet = [i for i, name in enumerate(names) if audio.means_silence(name)]
-    return audio.decode(
-        encoded,
-        ids,
-        silent=np.isin(labels, quiet),
-        groups=np.where(known, labels, -1).astype(np.int64),
-        rate=rate,
-        seconds=seconds,
-        where=where,
-    )
+    return {
+        "silent": np.isin(labels, silent),
+        "groups": np.where(known, labels, -1).astype(np.int64),
+    }
 
 
-def _check_sound(inputs: Inputs, rate: int | None, seconds: float | None, where: str) -> None:
-    """What is not encoded cannot be cut or resampled; it has a rate if it is ``[n, samples]``."""
-    _refuse(where, "the inputs are not encoded sound", seconds=seconds)
-    if rate is None:
+def _check_audio_settings(
+    inputs: Inputs, sample_rate: int | None, seconds: float | None, where: str
+) -> None:
+    """Only encoded audio can be cut or resampled; decoded audio ``[n, samples]`` has a rate."""
+    _check_unset(where, "the inputs are not encoded audio", {"seconds": seconds})
+    if sample_rate is None:
         return
     example = inputs.batch(np.arange(1))
     if not isinstance(example, torch.Tensor) or example.dim() != 2:
-        _refuse(where, "the inputs are not sound", rate=rate)
-    low, high = audio.RATES
-    if not low <= rate <= high:
-        raise DataError(f"rate must lie in {low}…{high} Hz, not {rate}", where=where)
+        _check_unset(where, "the inputs are not audio", {"sample_rate": sample_rate})
+    low, high = audio.SAMPLE_RATES
+    check_range(DataError, {"sample_rate": (sample_rate, f"[{low}, {high}]")}, where=where)
 
 
-def _refuse(where: str, why: str, **settings: object) -> None:
+def _check_unset(where: str, why: str, settings: Mapping[str, object]) -> None:
     given = [name for name, value in settings.items() if value is not None]
     if given:
         raise DataError(
@@ -206,12 +178,11 @@ def _refuse(where: str, why: str, **settings: object) -> None:
         )
 
 
-def _ready(rows: Rows, mode: Mode | None, size: int | None, where: str) -> Inputs:
-    if not isinstance(rows.inputs, Inputs):
-        return decode(rows.inputs, rows.ids, mode=mode, size=size, where=where)
+def _check_image_settings(inputs: Inputs, mode: Mode | None, size: int | None, where: str) -> None:
+    """Decoded inputs must have the mode and the size asked for already."""
     if mode is None and size is None:
-        return rows.inputs
-    example = rows.inputs.batch(np.arange(1))
+        return
+    example = inputs.batch(np.arange(1))
     shape = tuple(example.shape[1:]) if isinstance(example, torch.Tensor) else ()
     fits = len(shape) == 3 and (mode is None or shape[0] == (1 if mode == "L" else 3))
     if not fits or (size is not None and shape[1:] != (size, size)):
@@ -220,10 +191,10 @@ def _ready(rows: Rows, mode: Mode | None, size: int | None, where: str) -> Input
             where=where,
             fix="leave out size and mode, or convert the arrays",
         )
-    return rows.inputs
 
 
 def _check_preparation(samples: Samples, where: str) -> None:
+    """Mean and standard deviation must fit the channels, and the view the inputs."""
     mean, std = samples.prepare.mean, samples.prepare.std
     example = samples.inputs.batch(np.arange(1))
     if not isinstance(example, torch.Tensor):

@@ -1,9 +1,7 @@
-"""What a spec file says about one data set, and how it is read."""
+"""The settings of one data set, and reading it."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,25 +11,37 @@ import numpy as np
 
 from expunge._core.registry import NoMetadata, Registry
 from expunge.data.arrays import npz_rows
-from expunge.data.audio import RATES
+from expunge.data.audio import SAMPLE_RATES
 from expunge.data.cifar import BATCHES, cifar_rows, human_labels
 from expunge.data.folder import class_folders, folder_rows
-from expunge.data.labels import encode, join
-from expunge.data.manifest import manifest_rows, read_table, require_columns, table_column
-from expunge.data.parquet import class_names, parquet_rows, read_column, read_values
-from expunge.data.rows import Rows, require_file, some_rows, to_samples
+from expunge.data.labels import encode_labels, join_by_id
+from expunge.data.manifest import check_columns, manifest_rows, read_table, table_column
+from expunge.data.paths import require_file, resolve_path
+from expunge.data.rows import Rows, slice_rows, to_samples
 from expunge.data.samples import Samples
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, DataError, raise_all, range_problems
 
-LONGEST = 3600  # seconds of a clip
+MAX_SECONDS = 3600  # of a clip
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Labels that lie in a second file.
+    """A column of a second file, joined by id.
 
-    path: a Parquet, CSV or JSONL file, whose ``column`` is joined by ``id``; or CIFAR-10N's
-    ``CIFAR-10_human.pt``, whose ``column`` (``random_label1``, say) is joined by position.
+    Parameters
+    ----------
+    path
+        A Parquet, CSV or JSONL file; or CIFAR-10N's ``CIFAR-10_human.pt``, whose columns
+        (``random_label1``, for example) are joined by position.
+    column
+        The column with the values.
+    id
+        The column with the ids.
+
+    Examples
+    --------
+    >>> LabelFile("labels.csv", column="human").id
+    'id'
     """
 
     path: str
@@ -41,21 +51,61 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """One data set, for training or for validation.
+    """The settings of one data set, as in a spec file; `read` reads it.
 
-    path: the file or folder; ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
-    source: parquet, folder, manifest, arrays or cifar10; "" guesses from the path.
-    input, label, id: column names; without ``id`` the ids are row numbers.
-    labels: labels from a second file. probs: class probabilities from elsewhere, by name, and
-    trusted: whether a sample is known to be right; each a list or truth column of a Parquet file,
-    joined by id, see `Samples`. classes: class names, in order.
-    mean, std: by channel, in units of the input scaled to [0, 1].
-    size: resize images to size × size; without it all must agree. mode: convert images to RGB or L.
-    rate: resample sound to that many Hz; without it clips of another rate than most are left out.
-    seconds: cut or pad sound to that length; without it all clips must be equally long.
-    view: the augmentation, see `expunge.data.views`. skip: leave out the
-    first rows; rows: read so many only.
-    split: train or test, for the CIFAR-10 folder; a spec's validation set reads test by default.
+    Parameters
+    ----------
+    path
+        The file or folder. ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
+    source
+        ``"parquet"``, ``"folder"``, ``"manifest"``, ``"arrays"`` or ``"cifar10"``; empty: the path
+        decides.
+    input, label, id
+        The names of the columns. Without ``id`` the ids are row numbers.
+    labels
+        Labels of a second file, used instead of the column ``label``.
+    external_probs
+        Class probabilities of other models by name, each a column of lists of ``c`` numbers in a
+        Parquet file, joined by id. See `Samples`.
+    trusted
+        Whether each sample is known to be right: a truth column of a Parquet file, joined by id.
+    classes
+        The class names, in order.
+    mean, std
+        One number a channel, or one for all, in units of the scaled input; ``std`` above 0.
+    size
+        Resize images to ``size × size`` pixels, 1 or more. Without it all must have one size.
+    mode
+        Convert images to ``"RGB"`` or ``"L"`` (grey). Without it all must have one of these modes.
+    sample_rate
+        Resample audio to this rate in Hz, 1,000 to 384,000. Without it clips of another rate than
+        most are skipped.
+    seconds
+        Cut or pad audio to this length, up to 3,600. Without it all clips must have one length.
+    view
+        The name of a random view (augmentation), see `expunge.data.view`.
+    skip_rows
+        Skip this many rows at the start, 0 or more.
+    max_rows
+        Read at most this many rows, 1 or more.
+    split
+        ``"train"`` or ``"test"``: of the CIFAR-10 folder. In a spec, the validation set has
+        ``"test"`` by default.
+
+    Raises
+    ------
+    ConfigError
+        With all values that are out of range.
+
+    Examples
+    --------
+    >>> DataConfig("train.parquet", max_rows=1000).view
+    'none'
+    >>> DataConfig("train.parquet", max_rows=0, split="all")
+    Traceback (most recent call last):
+    expunge.errors.ConfigError: data: 2 problems
+      1. max_rows must be 1 or more, not 0
+      2. split must be 'train' or 'test', not 'all'
     """
 
     path: str
@@ -64,52 +114,56 @@ class DataConfig:
     label: str = "label"
     id: str | None = None
     labels: LabelFile | None = None
-    probs: dict[str, LabelFile] = field(default_factory=dict)
+    external_probs: dict[str, LabelFile] = field(default_factory=dict)
     trusted: LabelFile | None = None
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     size: int | None = None
     mode: Literal["RGB", "L"] | None = None
-    rate: int | None = None
+    sample_rate: int | None = None
     seconds: float | None = None
     view: str = "none"
-    skip: int = 0
-    rows: int | None = None
+    skip_rows: int = 0
+    max_rows: int | None = None
     split: Literal["train", "test"] = "train"
 
     def __post_init__(self) -> None:
-        problems = []
-        for name, value in (("size", self.size), ("rows", self.rows)):
-            if value is not None and value < 1:
-                problems.append(f"{name} must be 1 or more, not {value}")
-        low, high = RATES
-        if self.rate is not None and not low <= self.rate <= high:
-            problems.append(f"rate must lie in {low}…{high} Hz, not {self.rate}")
-        if self.seconds is not None and not 0 < self.seconds <= LONGEST:
-            problems.append(f"seconds must be above 0 and at most {LONGEST}, not {self.seconds}")
-        if self.skip < 0:
-            problems.append(f"skip must not be negative: {self.skip}")
+        low, high = SAMPLE_RATES
+        problems = range_problems(
+            {
+                "size": (self.size, "[1, inf)"),
+                "max_rows": (self.max_rows, "[1, inf)"),
+                "skip_rows": (self.skip_rows, "[0, inf)"),
+                "sample_rate": (self.sample_rate, f"[{low}, {high}]"),
+                "seconds": (self.seconds, f"(0, {MAX_SECONDS}]"),
+                "std": (min(self.std, default=None), "(0, inf)"),
+            }
+        )
         if self.mode not in (None, "RGB", "L"):
             problems.append(f"mode must be 'RGB' or 'L', not '{self.mode}'")
         if self.split not in BATCHES:
             problems.append(f"split must be 'train' or 'test', not '{self.split}'")
         if len(self.mean) != len(self.std):
             problems.append(f"mean has {len(self.mean)} numbers and std {len(self.std)}")
-        if any(not s > 0 for s in self.std):
-            problems.append("std must be above 0")
-        if problems:
-            raise ConfigError("; ".join(problems))
+        raise_all(ConfigError, problems, where="data")
 
 
 Source = Callable[[Path, DataConfig], Rows]
 
 sources: Registry[Source, NoMetadata] = Registry("source", NoMetadata)
-sources.register("parquet")(parquet_rows)
 sources.register("folder")(folder_rows)
 sources.register("manifest")(manifest_rows)
 sources.register("arrays")(npz_rows)
 sources.register("cifar10")(cifar_rows)
+
+
+@sources.register("parquet")
+def parquet_source(path: Path, config: DataConfig) -> Rows:
+    """Read a Parquet file, see `parquet.parquet_rows`."""
+    from expunge.data.parquet import parquet_rows
+
+    return parquet_rows(path, config)
 
 
 def read(
@@ -119,27 +173,56 @@ def read(
     classes: Sequence[str] | None = None,
     name: str = "train",
 ) -> Samples:
-    """Read one data set.
+    """Read one data set from a file or folder.
 
-    folder: what relative paths start at (the spec file's folder); a relative path out of an
-    environment variable starts at the working directory. classes: the classes that the result shall
-    have, in that order (the training set's, when the validation set is read); labels are translated
-    by name where the file orders them differently. name: how messages call the set.
+    Parameters
+    ----------
+    config
+        What to read.
+    folder
+        What relative paths start at: the folder of the spec file. A path that begins with an
+        environment variable starts at the working directory.
+    classes
+        The classes of the result, in order: those of the training set when the validation set is
+        read. Labels are translated by name if the file orders them differently.
+    name
+        How messages call the data set.
 
-    Images (as uint8) and sound (as int16) are decoded once and kept if they take less than 4 GiB,
-    else read when they are asked for. Cost: one pass over the data; 50,000 small images take a few
-    seconds, 4,000 one-second clips two.
+    Returns
+    -------
+    Samples
+        In the order of the file. Clips that cannot be used are in ``skipped``; see
+        `audio.decode_clips`.
 
-    Clips that cannot be used are left out and named in ``skipped``, see `audio.decode`. Raises
-    DataError, with all images or ids concerned, for anything else that cannot be read or cannot be
-    right. Nothing is ever written.
+    Raises
+    ------
+    DataError
+        If anything else cannot be read or used; it names all images or ids concerned.
+    ConfigError
+        If there is no such source.
+
+    Notes
+    -----
+    Images (as ``uint8``) and audio (as ``int16``) are decoded once and kept in memory if they take
+    less than 4 GiB; otherwise they are decoded on demand. Cost: one pass over the data; a few
+    seconds for 50,000 small images, two for 4,000 clips of one second. Nothing is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = Path(folder) / "train.jsonl"
+    ...     _ = table.write_text('{"x": [0, 1], "y": "cat"}\\n{"x": [1, 0], "y": "dog"}')
+    ...     samples = read(DataConfig("train.jsonl", input="x", label="y"), folder=Path(folder))
+    >>> samples.classes, samples.labels.tolist()
+    (('cat', 'dog'), [0, 1])
     """
     path = resolve_path(config.path, folder)
-    kind = config.source or _guess(path)
-    rows = sources.get(kind)(path, config)
+    source = config.source or _guess_source(path)
+    rows = sources.get(source)(path, config)
     if config.labels is not None:
-        rows = _relabelled(rows, config.labels, folder)
-    rows = some_rows(rows, config.skip, config.rows)
+        rows = _with_labels(rows, config.labels, folder)
+    rows = slice_rows(rows, config.skip_rows, config.max_rows)
     samples = to_samples(
         rows,
         classes=tuple(classes or config.classes),
@@ -147,69 +230,42 @@ def read(
         std=config.std,
         mode=config.mode,
         size=config.size,
-        rate=config.rate,
+        sample_rate=config.sample_rate,
         seconds=config.seconds,
         view=config.view,
         name=name,
         where=f"{name} ({path})",
     )
-    if not config.probs and config.trusted is None:
+    if not config.external_probs and config.trusted is None:
         return samples
-    probs = {k: _joined(samples, file, folder) for k, file in config.probs.items()}
-    trusted = _joined(samples, config.trusted, folder) if config.trusted else None
+    probs = {k: _read_joined(samples, f, folder) for k, f in config.external_probs.items()}
+    trusted = _read_joined(samples, config.trusted, folder) if config.trusted else None
     return replace(samples, external_probs=probs, trusted=trusted)
 
 
-def _joined(samples: Samples, file: LabelFile, folder: Path) -> np.ndarray:
+def _read_joined(samples: Samples, file: LabelFile, folder: Path) -> np.ndarray:
     """A column of truth values, or of lists of numbers, for the samples' ids."""
+    from expunge.data.parquet import read_column, read_values
+
     path = require_file(resolve_path(file.path, folder))
     values = read_values(path, file.column)
-    return join(samples.ids, read_column(path, file.id), values, where=str(path))
+    return join_by_id(samples.ids, read_column(path, file.id), values, where=str(path))
 
 
-def other_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samples:
-    """The samples with the labels of a second file, as class indices of the samples' classes."""
+def replace_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samples:
+    """Replace the labels by those of a second file, as indices of the samples' classes."""
     rows = Rows(
         samples.ids, samples.labels, samples.inputs, samples.classes, samples.has_explicit_ids
     )
-    rows = _relabelled(rows, labels, folder)
+    rows = _with_labels(rows, labels, folder)
     where = f"{labels.path}, column '{labels.column}'"
-    values, _ = encode(
-        rows.labels, rows.ids, names=rows.names, classes=samples.classes, where=where
+    values, _ = encode_labels(
+        rows.labels, rows.ids, names=rows.class_names, classes=samples.classes, where=where
     )
     return replace(samples, labels=values)
 
 
-def resolve_path(text: str, folder: Path) -> Path:
-    """The path that a setting means: variables expanded, relative to the folder.
-
-    >>> resolve_path("a/b", Path("/spec")).as_posix()
-    '/spec/a/b'
-    """
-    from_environment = False
-
-    def expand(match: re.Match[str]) -> str:
-        nonlocal from_environment
-        variable, default = match["name"], match["default"]
-        value = os.environ.get(variable, "")
-        if value:
-            from_environment |= match.start() == 0
-            return value
-        if default is None:
-            raise DataError(
-                f"the environment variable {variable} is not set",
-                where=text,
-                fix=f"set it, or write ${{{variable}:-default}}",
-            )
-        return default
-
-    expanded = re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", expand, text)
-    if not expanded or "\0" in expanded:
-        raise DataError(f"{text!r} is no path")
-    return (Path.cwd() if from_environment else folder) / expanded
-
-
-def _guess(path: Path) -> str:
+def _guess_source(path: Path) -> str:
     suffixes = {".parquet": "parquet", ".csv": "manifest", ".jsonl": "manifest", ".npz": "arrays"}
     if path.suffix.lower() in suffixes:
         return suffixes[path.suffix.lower()]
@@ -219,19 +275,19 @@ def _guess(path: Path) -> str:
         if class_folders(path):
             return "folder"
         raise DataError(
-            "neither class folders nor CIFAR-10 batches are in this folder",
+            "this folder has neither class folders nor CIFAR-10 batches",
             where=str(path),
             fix="expected one sub-folder a class, with the images or clips in it",
         )
     require_file(path)
     raise DataError(
-        "the kind of this file cannot be told from its name",
+        "the suffix of this file does not determine its source",
         where=str(path),
         fix=f"set source to one of: {', '.join(sources.names())}",
     )
 
 
-def _relabelled(rows: Rows, labels: LabelFile, folder: Path) -> Rows:
+def _with_labels(rows: Rows, labels: LabelFile, folder: Path) -> Rows:
     """The rows with the labels of the second file."""
     path = require_file(resolve_path(labels.path, folder))
     names: tuple[str, ...] = ()
@@ -246,21 +302,25 @@ def _relabelled(rows: Rows, labels: LabelFile, folder: Path) -> Rows:
             )
         return replace(rows, labels=values)
     if suffix == ".parquet":
+        from expunge.data.parquet import class_names, read_column
+
         other_ids = read_column(path, labels.id)
         values = read_column(path, labels.column, ids=other_ids)
         names = class_names(path, labels.column)
     elif suffix in (".csv", ".jsonl"):
         table = read_table(path)
-        require_columns(table, [labels.id, labels.column], path)
+        check_columns(table, [labels.id, labels.column], path)
         lines = np.arange(1, len(table[labels.id]) + 1)
         other_ids = table_column(table, labels.id, lines, path)
         values = table_column(table, labels.column, other_ids, path)
     else:
         raise DataError(
-            "a label file is .parquet, .csv, .jsonl or CIFAR-10_human.pt", where=str(path)
+            f"unsupported file type '{suffix}'; expected .parquet, .csv, .jsonl or "
+            "CIFAR-10_human.pt",
+            where=str(path),
         )
     return replace(
         rows,
-        labels=join(rows.ids, other_ids, values, where=str(path)),
-        names=names or rows.names,
+        labels=join_by_id(rows.ids, other_ids, values, where=str(path)),
+        class_names=names or rows.class_names,
     )

@@ -1,4 +1,4 @@
-"""Named random views (augmentations) of whole batches of prepared images or sound."""
+"""Named random views (augmentations) of batches of prepared images or audio."""
 
 from __future__ import annotations
 
@@ -20,14 +20,30 @@ views.register("speech-background")(audio_views.speech_background)
 
 
 def view(name: str) -> View | None:
-    """The view of that name, or None for ``"none"``.
+    """Look up a view by its name; ``"none"`` gives None.
 
-    A view maps ``float[b, C, H, W]`` (sound: ``float[b, samples]``) and a CPU generator to a tensor
+    A view maps ``float[b, c, h, w]`` (audio: ``float[b, samples]``) and a CPU generator to a tensor
     of the same shape, dtype and device. The same generator state gives the same view; the input is
-    left as it was.
+    not changed.
 
-    Raises ConfigError for an unknown name.
+    Parameters
+    ----------
+    name
+        Images: ``"crop"``, ``"flip"``, ``"crop-flip"``. Audio: ``"shift"``, ``"speed"``,
+        ``"gain"``, ``"background"``, ``"speech"``, ``"speech-background"``. Or ``"none"``.
 
+    Returns
+    -------
+    View or None
+        None for ``"none"``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+
+    Examples
+    --------
     >>> view("none") is None
     True
     >>> x = torch.arange(8.0).view(1, 1, 2, 4)
@@ -40,43 +56,103 @@ def view(name: str) -> View | None:
 
 @views.register("none")
 def none(x: Tensor, generator: torch.Generator) -> Tensor:
-    """The images as they are."""
+    """Return the inputs unchanged."""
     return x
 
 
 @views.register("crop")
 def crop(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Reflect-pad by a few pixels and crop back at an offset of each sample's own."""
-    rows, columns = _shifted(x, generator)
-    return _pick(x, rows, columns)
+    """Shift each image by a few pixels and fill the border by reflection.
+
+    The offset is uniform in ``[−p, p]`` for rows and for columns, with ``p`` = 4 pixels for sides
+    of 32 or more, 2 from 16 on, else 1.
+
+    Parameters
+    ----------
+    x
+        ``float[b, c, h, w]``, prepared images. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.arange(8.0).view(1, 1, 2, 4)
+    >>> crop(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 1, 2, 4])
+    """
+    rows, columns = _crop_indices(x, generator)
+    return _gather_pixels(x, rows, columns)
 
 
 @views.register("flip")
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability one half."""
-    _require_images(x)
+    """Mirror each image left to right with probability 1/2.
+
+    Parameters
+    ----------
+    x
+        ``float[b, c, h, w]``, prepared images. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.arange(8.0).view(1, 1, 2, 4)
+    >>> flip(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 1, 2, 4])
+    """
+    _check_images(x)
     b, _, h, w = x.shape
-    return _pick(
-        x, torch.arange(h).expand(b, h), _mirrored(torch.arange(w).expand(b, w), generator)
+    return _gather_pixels(
+        x, torch.arange(h).expand(b, h), _flip_indices(torch.arange(w).expand(b, w), generator)
     )
 
 
 @views.register("crop-flip")
 def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """``crop``, then ``flip``: the usual augmentation of small natural images."""
-    rows, columns = _shifted(x, generator)
-    return _pick(x, rows, _mirrored(columns, generator))
+    """Apply `crop`, then `flip`: the standard augmentation of small natural images.
+
+    Parameters
+    ----------
+    x
+        ``float[b, c, h, w]``, prepared images. It is not changed.
+    generator
+        A CPU generator; equal states give equal views.
+
+    Returns
+    -------
+    Tensor
+        The same shape, dtype and device.
+
+    Examples
+    --------
+    >>> x = torch.arange(8.0).view(1, 1, 2, 4)
+    >>> crop_flip(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 1, 2, 4])
+    """
+    rows, columns = _crop_indices(x, generator)
+    return _gather_pixels(x, rows, _flip_indices(columns, generator))
 
 
 def _padding(side: int) -> int:
-    """Pixels to pad a side of this length with: 4 from 32 on, 1 below 16, else 2."""
+    """The largest offset along a side of this length, in pixels."""
     wanted = 4 if side >= 32 else 2 if side >= 16 else 1
     return min(wanted, side - 1)  # a reflection needs more pixels than it mirrors
 
 
-def _shifted(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Row and column indices ``[b, H]`` and ``[b, W]`` of the crops, reflected into the image."""
-    _require_images(x)
+def _crop_indices(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Row and column indices ``[b, h]`` and ``[b, w]`` of the crops, reflected into the image."""
+    _check_images(x)
     sides = []
     for side in x.shape[2:]:
         pad = _padding(side)
@@ -86,23 +162,23 @@ def _shifted(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return sides[0], sides[1]
 
 
-def _pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``x[i, :, rows[i]][:, :, columns[i]]`` for every i, by one gather over flat pixels."""
+def _gather_pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Compute ``x[i, :, rows[i]][:, :, columns[i]]`` for every i, in one gather."""
     b, c, h, w = x.shape
     index = rows.to(x.device)[:, :, None] * w + columns.to(x.device)[:, None, :]
     flat = x.reshape(b, c, h * w)
     return flat.gather(2, index.view(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
 
 
-def _mirrored(columns: Tensor, generator: torch.Generator) -> Tensor:
-    """The column indices ``[b, W]``, each row reversed with probability one half."""
+def _flip_indices(columns: Tensor, generator: torch.Generator) -> Tensor:
+    """The column indices ``[b, w]``, each row reversed with probability 1/2."""
     coins = torch.randint(0, 2, (len(columns), 1), generator=generator).bool()
     return torch.where(coins, columns.flip(1), columns)
 
 
-def _require_images(x: Tensor) -> None:
+def _check_images(x: Tensor) -> None:
     if x.dim() != 4:
         raise DataError(
             f"this view is for images of shape [b, C, H, W], not {tuple(x.shape)}",
-            fix="set view to 'none', or to 'speech' for sound",
+            fix="set view to 'none', or to 'speech' for audio",
         )

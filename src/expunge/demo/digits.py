@@ -15,8 +15,7 @@ from torch import nn
 from expunge import pipeline
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
-from expunge.data import Samples, from_arrays
-from expunge.data.samples import TensorInputs
+from expunge.data import Samples, TensorInputs, from_arrays
 from expunge.demo.noise import GroundTruth, LabelNoise, NoisyDataset, gaussian_inputs, wrong_labels
 from expunge.models.zoo import convnet
 from expunge.records import RepairResult

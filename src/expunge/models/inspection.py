@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.rng import temp_seed
-from expunge.data.samples import Batch, Samples
+from expunge.data import Batch, Samples
 from expunge.errors import ModelError, did_you_mean, format_ids, raise_all
 
 # What a model's forward raises when it meets something that it does not take.

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
-from expunge.data.samples import Batch, Samples
+from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError
 from expunge.models.inspection import (
     device_of,

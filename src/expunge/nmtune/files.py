@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data.parquet import read_features
-from expunge.data.rows import require_file
+from expunge.data.paths import require_file
 from expunge.data.sources import DataConfig, read
 from expunge.errors import DataError, did_you_mean
 from expunge.nmtune.spectra import checked

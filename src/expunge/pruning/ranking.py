@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from expunge._core.distributed import all_reduce_sum, shard
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
-from expunge.data.samples import Samples
+from expunge.data import Samples
 from expunge.detection.signals import against_rival, gradients_at, runner_up
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.inspection import (

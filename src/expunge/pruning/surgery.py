@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from expunge.data.samples import Batch
+from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, did_you_mean, format_ids, raise_all
 from expunge.models.inspection import FORWARD_ERRORS, WEIGHT_LAYERS, device_of, logits_of, to_device
 from expunge.records import PrunePlan, Size

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from expunge.data.samples import Samples
+from expunge.data import Samples
 from expunge.errors import DataError, format_ids
 from expunge.models.audio import LogMel
 from expunge.records import Fit, Metric, NeuronRanking, Partition, PrunePlan, RepairResult

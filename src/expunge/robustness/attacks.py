@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
-from expunge.data.samples import Batch, Prepare, Samples
+from expunge.data import Batch, Preparation, Samples
 from expunge.errors import ConfigError, DataError, extra_required, format_ids
 from expunge.models.inspection import eval_mode, logits_of, on_device
 from expunge.storage.onnx import Whole
@@ -285,7 +285,7 @@ def robustness(
                 places.enter_context(on_device(attacked, device))
         for number, rows in enumerate(cuts):
             stored = samples.inputs.batch(rows)
-            x = Prepare()(stored.to(device)) if isinstance(stored, Tensor) else stored
+            x = Preparation()(stored.to(device)) if isinstance(stored, Tensor) else stored
             x, y = _as_pixels(x, samples.name), torch.from_numpy(samples.labels[rows]).to(device)
             tries = _Tries(whole, other, x, y, steps, restarts, queries, seed + number)
             for key, count in tries.counts(sorted(epsilons)).items():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from expunge.data.samples import Batch
+from expunge.data import Batch
 from expunge.errors import ConfigError, ModelError, did_you_mean, format_ids, raise_all
 from expunge.robustness import moments as rules
 from expunge.robustness.moments import Moments

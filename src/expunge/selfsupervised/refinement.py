@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
-from expunge.data import Samples
-from expunge.data.samples import View
+from expunge.data import Samples, View
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError
 from expunge.models.inspection import check_model, find_head, module_named

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from expunge._core.distributed import single_process
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed, torch_generator
-from expunge.data import Samples
-from expunge.data.samples import Batch, Prepare, tensor_of
+from expunge.data import Batch, Preparation, Samples, require_tensor
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.models.inspection import (
     capture_outputs,
@@ -73,7 +72,7 @@ class SimCLRAugmentation:
     grey: float = 0.2
     blur: float = 0.0
     scale: float = 1.0
-    prepare: Prepare = field(default_factory=Prepare)
+    prepare: Preparation = field(default_factory=Preparation)
 
     def __post_init__(self) -> None:
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
@@ -251,7 +250,7 @@ def _contrasted(
     """The loop itself."""
     what = "simclr"
     device = single_process(what, fix="start one process").device
-    samples = samples.resident(device)
+    samples = samples.to_device(device)
     model = copy.deepcopy(model).to(device)
     if fitting(config, model, samples) != config:
         raise ModelError(
@@ -274,7 +273,7 @@ def _contrasted(
             for step, rows in enumerate(np.split(order, cuts), start=epoch * batches):
                 set_learning_rate(optimizer, tuning, (step + 0.5) / total)
                 draw = torch_generator(seed, what, step)
-                x = tensor_of(samples.batch(rows, device=device), what)
+                x = require_tensor(samples.batch(rows, device=device), what)
                 both = torch.cat([view(x, draw), view(x, draw)])
                 with autocast(config.precision, device):
                     z = learner(to_channels_last(both))
@@ -293,7 +292,7 @@ def _contrasted(
 
 def fitting(config: SimclrConfig, model: nn.Module, samples: Samples) -> SimclrConfig:
     """The settings, with a scale of 1 for a network that takes images of one size alone."""
-    view, x = _view(config, samples), tensor_of(samples.example(), "simclr")
+    view, x = _view(config, samples), require_tensor(samples.example(), "simclr")
     try:
         with eval_mode(model), torch.no_grad():
             logits_of(model, view(x, torch_generator(0, "simclr")).to(device_of(model)))
@@ -316,7 +315,7 @@ def extract_features(
     DataError where they are not one row of finite numbers a sample.
     """
     device = Accelerator().device
-    samples = samples.resident(device)
+    samples = samples.to_device(device)
     module = encoder if isinstance(encoder, nn.Module) else nn.Identity()
     function = encoder
     if isinstance(encoder, nn.Module) and not isinstance(encoder, Body):
@@ -324,7 +323,7 @@ def extract_features(
     parts = []
     with on_device(module, device), eval_mode(module), torch.no_grad():
         for rows in samples.batches(batch_size):
-            x = tensor_of(samples.batch(rows, device=device), "encode")
+            x = require_tensor(samples.batch(rows, device=device), "encode")
             parts.append(function(x).float().cpu().numpy())
             progress("encode", int(rows[-1]) + 1, len(samples))
     features = np.concatenate(parts)
@@ -338,7 +337,7 @@ def _learner(model: nn.Module, samples: Samples, config: SimclrConfig, seed: int
     device = device_of(model)
     body = Body(model, samples.batch(np.arange(min(2, len(samples))), device=device))
     with eval_mode(body), torch.no_grad():
-        width = body(tensor_of(samples.batch(np.arange(1), device=device), "simclr")).shape[1]
+        width = body(require_tensor(samples.batch(np.arange(1), device=device), "simclr")).shape[1]
     with temp_seed(seed, "projection"):
         head = nn.Sequential(
             nn.Linear(width, config.hidden, bias=False),

@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from expunge import specs
 from expunge._core.rng import torch_generator
 from expunge.config import build
-from expunge.data import Samples, as_samples
-from expunge.data.arrays import native
-from expunge.data.samples import Batch, Prepare
+from expunge.data import Batch, Preparation, Samples, as_samples
+from expunge.data.arrays import to_cpu_tensor
 from expunge.errors import ConfigError, DataError, ModelError, RunError, format_ids
 from expunge.models.inspection import eval_mode, logits_of
 from expunge.pruning import surgery
@@ -44,7 +43,7 @@ from expunge.storage.weights import fit_weights, read_weights, save_weights
 
 SCHEMA = 1
 MANIFEST, WEIGHTS, GRAPH = "manifest.json", "model.safetensors", "model.onnx"
-# What stored integers are multiplied by, see `Prepare`.
+# What stored integers are multiplied by, see `Preparation`.
 SCALES = {"uint8": 1 / 255, "int16": 1 / 32768}
 # Inputs as they are stored, one for all or by the names of the model's arguments.
 Stored = np.ndarray | Tensor | Mapping[str, np.ndarray | Tensor]
@@ -341,7 +340,7 @@ def _prepared(stored: Stored, manifest: Manifest) -> Batch:
             where="input",
             fix="x[None] makes a batch of one sample" if one else "give inputs as they were stored",
         )
-    return Prepare(manifest.mean, manifest.std)(x)
+    return Preparation(manifest.mean, manifest.std)(x)
 
 
 def _tensor(x: object, where: str) -> Tensor:
@@ -350,7 +349,7 @@ def _tensor(x: object, where: str) -> Tensor:
     if not isinstance(x, np.ndarray):
         raise DataError(f"got a {type(x).__name__}, expected an array or a tensor", where=where)
     try:
-        return native(x)
+        return to_cpu_tensor(x)
     except TypeError as error:
         raise DataError(
             f"got dtype {x.dtype}, expected floats, uint8 or signed integers", where=where

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.data import Samples
-from expunge.data.samples import Prepare
+from expunge.data import Preparation, Samples
 from expunge.errors import ModelError, extra_required, format_ids
 from expunge.models.inspection import eval_mode, logits_of
 
@@ -43,7 +42,7 @@ class Parity:
 class Whole(nn.Module):
     """From scaled inputs, ``float[b, …]``, to logits: the preparation and the model."""
 
-    def __init__(self, model: nn.Module, prepare: Prepare) -> None:
+    def __init__(self, model: nn.Module, prepare: Preparation) -> None:
         super().__init__()
         self.model, self._prepare = model, prepare
 
@@ -124,7 +123,7 @@ def _scaled(samples: Samples, positions: np.ndarray) -> Tensor:
             where="export",
             fix="export without ONNX",
         )
-    return Prepare()(stored)
+    return Preparation()(stored)
 
 
 def _session(file: Path) -> InferenceSession:

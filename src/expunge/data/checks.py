@@ -1,0 +1,68 @@
+"""What can be wrong with the arrays of `Samples`, in words; all problems go into one error."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expunge.errors import format_ids
+
+
+def label_problems(
+    labels: np.ndarray, ids: np.ndarray, n_classes: int, *, is_subset: bool
+) -> list[str]:
+    """Labels must be finite integers in ``[0, n_classes)``, of two classes unless a subset."""
+    if labels.ndim != 1:
+        return [f"labels must be one number a sample, not an array of shape {labels.shape}"]
+    if labels.dtype.kind == "f":
+        bad = ~np.isfinite(labels)
+        if bad.any():
+            return [
+                f"labels are NaN or infinite: ids {format_ids(ids[: len(bad)][bad[: len(ids)]])}"
+            ]
+        if (labels != np.round(labels)).any():
+            return ["labels must be integers; got fractions"]
+    elif labels.dtype.kind not in "iu":
+        return [f"labels must be integers, not {labels.dtype}"]
+    problems = []
+    if n_classes < 2:
+        problems.append(f"{n_classes} class(es): a classifier needs two or more")
+    outside = (labels < 0) | (labels >= n_classes)
+    if outside.any():
+        problems.append(
+            f"labels outside 0…{n_classes - 1}: {format_ids(np.unique(labels[outside]))} "
+            f"(ids {format_ids(ids[: len(outside)][outside[: len(ids)]])})"
+        )
+    elif len(labels) and len(np.unique(labels)) < 2 and not is_subset:
+        problems.append("all samples have the same label: a classifier needs two or more")
+    return problems
+
+
+def probability_problems(
+    p: np.ndarray, name: str, ids: np.ndarray, shape: tuple[int, int]
+) -> list[str]:
+    """Rows must be distributions over the classes."""
+    if p.shape != shape:
+        return [f"probabilities '{name}' have shape {p.shape}, expected {shape}"]
+    bad = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1.0, atol=1e-3))
+    if bad.any():
+        return [
+            f"probabilities '{name}' are negative or do not sum to 1: ids {format_ids(ids[bad])}"
+        ]
+    return []
+
+
+def feature_problems(values: np.ndarray, name: str, ids: np.ndarray) -> list[str]:
+    """Features must be finite, ``[n, d]``."""
+    if values.ndim != 2 or len(values) != len(ids) or not values.shape[1]:
+        return [f"features '{name}' have shape {values.shape}, expected ({len(ids)}, d)"]
+    bad = ~np.isfinite(values).all(axis=1)
+    return (
+        [f"features '{name}' are NaN or infinite: ids {format_ids(ids[bad])}"] if bad.any() else []
+    )
+
+
+def trusted_problems(trusted: np.ndarray | None, n: int) -> list[str]:
+    """Trusted must be ``bool[n]``, if it is given."""
+    if trusted is None or (trusted.shape, trusted.dtype) == ((n,), np.bool_):
+        return []
+    return [f"trusted must be {n} truth values, not {trusted.dtype}{trusted.shape}"]

@@ -1,0 +1,93 @@
+"""Encoded images and clips, as bytes by position, before they are decoded."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+# Decoded inputs of up to this size are kept in memory.
+MAX_BYTES_IN_MEMORY = 4 << 30
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".gif", ".bmp"),
+    *(".ppm", ".pgm", ".tif", ".tiff", ".webp"),
+)
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga")
+# Files of which the first bytes are read, to distinguish audio from images.
+_MAX_PROBED = 64
+
+
+class Encoded(Protocol):
+    """Encoded images or clips by position."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> bytes | None:
+        """Read the bytes of one file; None if none are stored."""
+        ...
+
+    def content(self) -> str:
+        """Hash all that can be read."""
+        ...
+
+
+class EncodedFiles:
+    """Images or clips in one file each."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, position: int) -> bytes | None:
+        return self._paths[position].read_bytes()
+
+    def content(self) -> str:
+        digest = hashlib.sha256()
+        for path in self._paths:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+class EncodedSlice:
+    """``n`` encoded images or clips from the position ``start`` on."""
+
+    def __init__(self, encoded: Encoded, start: int, n: int) -> None:
+        self._encoded, self._start, self._n = encoded, start, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, position: int) -> bytes | None:
+        return self._encoded.read(self._start + position)
+
+    def content(self) -> str:
+        return self._encoded.content() + (f" from {self._start}" if self._start else "")
+
+
+class InvalidFile(Exception):
+    """One image or clip that cannot be used; its message completes "images that …"."""
+
+
+def stored_bytes(encoded: Encoded, position: int) -> bytes:
+    """Read the bytes of one file; InvalidFile if there are none or they cannot be read."""
+    try:
+        data = encoded.read(position)
+    except OSError as error:
+        raise InvalidFile(f"cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise InvalidFile("hold no bytes")
+    return data
+
+
+def is_audio(encoded: Encoded, n: int) -> bool:
+    """Whether the first file that has bytes begins like a WAV, FLAC or OGG file."""
+    for i in range(min(n, _MAX_PROBED)):
+        try:
+            head = (encoded.read(i) or b"")[:12]
+        except OSError:
+            continue
+        if head:
+            return head[:4] in (b"fLaC", b"OggS") or head[:4] + head[8:] == b"RIFFWAVE"
+    return False

@@ -1,0 +1,109 @@
+"""Paths of files and folders: resolved, checked, and kept inside a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from expunge.errors import DataError, format_ids
+
+
+def resolve_path(text: str, folder: Path) -> Path:
+    """Expand variables in a path and resolve it against a folder.
+
+    Parameters
+    ----------
+    text
+        ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
+    folder
+        What a relative path starts at. One that begins with a variable that is set starts at the
+        working directory.
+
+    Raises
+    ------
+    DataError
+        If a variable without a default is not set, or the path is empty.
+
+    Examples
+    --------
+    >>> resolve_path("a/b", Path("/spec")).as_posix()
+    '/spec/a/b'
+    """
+    from_environment = False
+
+    def expand(match: re.Match[str]) -> str:
+        nonlocal from_environment
+        variable, default = match["name"], match["default"]
+        value = os.environ.get(variable, "")
+        if value:
+            from_environment |= match.start() == 0
+            return value
+        if default is None:
+            raise DataError(
+                f"the environment variable {variable} is not set",
+                where=text,
+                fix=f"set it, or write ${{{variable}:-default}}",
+            )
+        return default
+
+    expanded = re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", expand, text)
+    if not expanded or "\0" in expanded:
+        raise DataError(f"{text!r} is no path")
+    return (Path.cwd() if from_environment else folder) / expanded
+
+
+def require_inside(folder: Path, text: str) -> Path:
+    """Resolve a relative path; ValueError if it is outside the folder.
+
+    An absolute path, a path with ``..`` that leaves the folder and a link out of it are outside.
+    """
+    if not text or Path(text).is_absolute() or "\0" in text:
+        raise ValueError(text)
+    path = Path(os.path.realpath(folder / text))
+    if not path.is_relative_to(os.path.realpath(folder)):
+        raise ValueError(text)
+    return path
+
+
+def require_file(path: Path) -> Path:
+    """Return the path of a file; DataError if there is none."""
+    if path.is_dir():
+        raise DataError("expected a file, found a directory", where=str(path))
+    return _require_path(path)
+
+
+def require_folder(path: Path) -> Path:
+    """Return the path of a folder; DataError if there is none."""
+    if path.is_file():
+        raise DataError("expected a folder, found a file", where=str(path))
+    return _require_path(path)
+
+
+def _require_path(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(
+            "no such file or folder",
+            where=str(path),
+            fix="check the spelling; in a spec, relative paths start at the spec file's folder",
+        )
+    return path
+
+
+def resolve_inside(folder: Path, texts: list[str], ids: np.ndarray, *, where: str) -> list[Path]:
+    """Resolve many relative paths; one DataError names all that are outside the folder."""
+    paths, outside = [], []
+    for text, name in zip(texts, ids.tolist(), strict=True):
+        try:
+            paths.append(require_inside(folder, text))
+        except ValueError:
+            outside.append(f"{name} ({text[:80]!r})" if text != name else repr(text[:80]))
+    if outside:
+        raise DataError(
+            f"paths that lead outside this folder: {format_ids(outside)}",
+            where=where,
+            fix="use relative paths to files below the folder, no '..' and no links out of it",
+        )
+    return paths
