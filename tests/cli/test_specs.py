@@ -47,10 +47,12 @@ def test_a_spec_names_model_weights_data_and_settings(tmp_path):
 
 
 def test_what_data_says_holds_for_both_sets_and_each_can_say_otherwise(tmp_path):
-    path = write_spec(tmp_path, {"data": {"view": "crop", "rows": 50, "validation": {"rows": 20}}})
+    path = write_spec(
+        tmp_path, {"data": {"view": "crop", "max_rows": 50, "validation": {"max_rows": 20}}}
+    )
     spec = specs.load(path)
     assert spec.train_data.view == spec.validation_data.view == "crop"
-    assert (spec.train_data.rows, spec.validation_data.rows) == (50, 20)
+    assert (spec.train_data.max_rows, spec.validation_data.max_rows) == (50, 20)
 
 
 @pytest.mark.parametrize(

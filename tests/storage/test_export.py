@@ -285,7 +285,7 @@ def test_runs_that_are_not_finished_or_of_other_data_are_refused(finished, tmp_p
     spec, run, _ = finished
     with pytest.raises(RunError, match="holds no finished run"):
         cli.repair.exports.export_run(spec, tmp_path / "out", run=tmp_path)
-    other = write_spec(spec.parent, {"data": {"train": {"rows": 150}}}, name="other")
+    other = write_spec(spec.parent, {"data": {"train": {"max_rows": 150}}}, name="other")
     with pytest.raises(RunError, match="other training data than the spec names: ids, labels"):
         cli.repair.exports.export_run(other, tmp_path / "out", run=run)
     assert list(tmp_path.iterdir()) == []

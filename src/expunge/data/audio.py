@@ -210,7 +210,7 @@ def _decode_one(encoded: Encoded, i: int, rate: int, length: int) -> np.ndarray:
     if len(x) < wanted and (file.frames < UNKNOWN_LENGTH or len(x) == 0):
         raise InvalidFile(f"end after {len(x)} of {wanted} samples (truncated or damaged)")
     if exact and own == rate:
-        return x[:length, 0]
+        return np.asarray(x[:length, 0])
     mono = x[:, 0].astype(np.float32) / 32768 if exact else x.mean(axis=1)
     if not np.isfinite(mono).all():
         raise InvalidFile("hold NaN or infinity")
@@ -219,7 +219,7 @@ def _decode_one(encoded: Encoded, i: int, rate: int, length: int) -> np.ndarray:
         from scipy.signal import resample_poly
 
         mono = resample_poly(mono, up, down)
-    return np.round(32768 * mono[:length].clip(-1, 32767 / 32768)).astype(np.int16)
+    return np.asarray(np.round(32768 * mono[:length].clip(-1, 32767 / 32768)), dtype=np.int16)
 
 
 def _common_format(

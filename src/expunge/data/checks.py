@@ -63,6 +63,6 @@ def feature_problems(values: np.ndarray, name: str, ids: np.ndarray) -> list[str
 
 def trusted_problems(trusted: np.ndarray | None, n: int) -> list[str]:
     """Trusted must be ``bool[n]``, if it is given."""
-    if trusted is None or (trusted.shape, trusted.dtype) == ((n,), np.bool_):
+    if trusted is None or (trusted.shape == (n,) and trusted.dtype == np.bool_):
         return []
     return [f"trusted must be {n} truth values, not {trusted.dtype}{trusted.shape}"]

@@ -60,7 +60,7 @@ class TensorInputs:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.tensor.dtype}{tuple(self.tensor.shape)}".encode())
-        for part in self.tensor.split(4096):
+        for part in torch.split(self.tensor, 4096):
             digest.update(part.reshape(-1).view(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()
 

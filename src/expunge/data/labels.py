@@ -148,7 +148,8 @@ def join_by_id(
             where=where,
             fix="check that `id` names the matching column in both files",
         )
-    return values[first[at]]
+    found: np.ndarray = values[first[at]]
+    return found
 
 
 def _by_name(values: np.ndarray, ids: np.ndarray, known: tuple[str, ...], where: str) -> np.ndarray:

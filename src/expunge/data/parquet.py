@@ -81,7 +81,7 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.array(column.to_pylist(), dtype=str)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return column.to_numpy()
+        return np.asarray(column.to_numpy())
     raise DataError(f"column '{name}' holds {kind}, expected integers or strings", where=str(path))
 
 
@@ -90,7 +90,7 @@ def read_values(path: Path, name: str) -> np.ndarray:
     _require_columns(_read_schema(path)[0], [name], path)
     column = _read(path, [name]).column(0)
     if not column.null_count and pa.types.is_boolean(column.type):
-        return column.to_numpy()
+        return np.asarray(column.to_numpy())
     rows = column.to_pylist()
     try:
         values = np.array(rows, dtype=np.float64)
@@ -134,7 +134,8 @@ class EncodedColumn:
 
     def read(self, position: int) -> bytes | None:
         g = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self._group(g)[position - int(self._starts[g])].as_py()
+        value: bytes | None = self._group(g)[position - int(self._starts[g])].as_py()
+        return value
 
     def content(self) -> str:
         with self._path.open("rb") as file:

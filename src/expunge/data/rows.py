@@ -99,7 +99,8 @@ def to_samples(
     labels, names = encode_labels(
         rows.labels, rows.ids, names=rows.class_names, classes=classes, where=where
     )
-    kept, skipped = np.arange(len(rows)), dict[int | str, str]()
+    kept = np.arange(len(rows))
+    skipped: Mapping[int | str, str] = {}
     if isinstance(rows.inputs, Inputs):
         inputs = rows.inputs
         _check_image_settings(inputs, mode, size, where)
