@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expunge._core.distributed import gather_rows, shard_blocks
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import torch_generator
-from expunge.data.samples import Batch, Samples
+from expunge.data import Batch, Samples
 from expunge.errors import ModelError, format_ids
 from expunge.models.inspection import (
     WEIGHT_LAYERS,
@@ -72,7 +72,7 @@ def collect(
     """
     accelerator = Accelerator()
     check_fit(model, samples)
-    samples, example = samples.resident(accelerator.device), samples.example()
+    samples, example = samples.to_device(accelerator.device), samples.example()
     layout = inspect_layers(model, example)
     looks = views if samples.view is not None and isinstance(example, Tensor) else 0
     layer = attribution_layer or layout.head

@@ -18,8 +18,7 @@ from expunge._core.distributed import single_process
 from expunge._core.progress import Progress
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive, generator, temp_seed, torch_generator
-from expunge.data import Samples
-from expunge.data.samples import tensor_of
+from expunge.data import Samples, require_tensor
 from expunge.models.inspection import eval_mode, logits_of, reinitialise, to_channels_last
 from expunge.training.optimisation import (
     TuneConfig,
@@ -254,7 +253,7 @@ class _Training:
     ) -> None:
         self.what = what
         self.device = single_process(what, fix="leave the recipe out, or start one process").device
-        self.samples, self.seed = samples.resident(self.device), seed
+        self.samples, self.seed = samples.to_device(self.device), seed
         self.config = with_learning_rate(config, len(samples))
         self._model, self._progress = model, progress
         self._cuts = batch_boundaries(len(samples), choose_batch_size(config, len(samples)), 2)
@@ -269,7 +268,7 @@ class _Training:
 
     def inputs(self, rows: np.ndarray) -> Tensor:
         """Prepared inputs."""
-        return tensor_of(self.samples.batch(rows, device=self.device), self.what)
+        return require_tensor(self.samples.batch(rows, device=self.device), self.what)
 
     def batches(self, epoch: int) -> Iterator[_Step]:
         """All samples in random order."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from expunge._core.distributed import broadcast_decision, shard
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed, torch_generator
-from expunge.data.samples import Batch, Samples
+from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, format_ids
 from expunge.models.inspection import device_of, logits_of, to_channels_last
 from expunge.training.optimisation import (
@@ -104,7 +104,7 @@ def tune(
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     if config.compile:
         wrapped = torch.compile(wrapped)
-    samples = samples.resident(accelerator.device)
+    samples = samples.to_device(accelerator.device)
     _freeze_batch_norm(model)
     augment = config.augment and samples.view is not None
     first = restore(checkpoint, model, optimizer, accelerator)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from expunge._core.arrays import Floats, Ints
-from expunge.data.samples import Samples
+from expunge.data import Samples
 from expunge.errors import PartitionError, format_ids
 from expunge.records import Partition, align
 from expunge.training.optimisation import TuneConfig
