@@ -68,7 +68,7 @@ def test_check_names_what_is_left_out_and_that_is_no_problem(spec):
     notes: list[str] = []
     assert specs.check(spec, note=notes.append) == []
     assert notes == [
-        "training data, left out: samples that cannot be decoded (damaged, or no sound): "
+        "training data, left out: samples that cannot be decoded (damaged, or no audio): "
         "ids low/broken.wav"
     ]
 
