@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from expunge import stages
 from expunge.data import Samples, from_arrays
 from expunge.detection import signals
 from expunge.detection.detectors import needs_of
+from expunge.detection.needs import Need
 from expunge.models.inspection import inspect_layers, logits_of
 from expunge.models.zoo import resnet
 from expunge.pruning import ranking, surgery
@@ -85,7 +86,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     )
     for module in (signals, loop, ranking, simclr):
         monkeypatch.setattr(module, "Accelerator", lambda: accelerator)
-    monkeypatch.setattr(baselines, "alone", lambda *_, **__: accelerator)
+    monkeypatch.setattr(baselines, "single_process", lambda *_, **__: accelerator)
     monkeypatch.setattr(Tensor, "numpy", to_numpy)
     monkeypatch.setattr(FakeTensor, "__bool__", lambda _: True)
     monkeypatch.setattr(nn.Module, "_apply", apply)
@@ -108,7 +109,7 @@ def test_a_tensor_that_stays_behind_is_seen(scene):
 
 def test_signals_are_collected_on_one_device(scene):
     needs = needs_of(ScoreConfig().detectors)
-    more = frozenset({"attribution", "mass", "vectors", "head", "deep", "attributed"})
+    more = frozenset(get_args(Need))
     found = signals.collect(scene.model, scene.samples, needs=needs | more, views=2)
     assert found.logits.shape == (48, 4)
     assert at_home(scene.model)

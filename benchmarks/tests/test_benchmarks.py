@@ -284,7 +284,7 @@ def test_captum_agrees_with_the_closed_form_of_self_influence_but_for_the_bias(d
     model = cached_model(data, scene, setting, tmp_path).model
     case = BenchmarkCase(data, model, scene, setting, tmp_path, lambda *_: None)
     theirs = np.exp(peers.get("tracin")(case).score)
-    signals = collect(model, scene.train, needs=frozenset({"head"}), precision="float32")
+    signals = collect(model, scene.train, needs=frozenset({"head_input_norm"}), precision="float32")
     ours = detectors.get("self_influence")(signals).score ** 2
     h = signals.per_sample["head_input_norm"]
     assert_allclose(theirs, ours * h**2 / (h**2 + 1), rtol=1e-4, atol=1e-9)

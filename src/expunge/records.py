@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from expunge.detection.lda import loo_lda_posteriors
 from expunge.errors import DataError, ExpungeError, PruneError, format_ids
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ def align(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: what detectors share is cached for it
 class Signals:
     """What one pass over the data collects for the detectors.
 
@@ -104,12 +102,6 @@ class Signals:
     trusted: np.ndarray | None = None
     views: int = 0
     attribution_features: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    @cached_property
-    def loo_lda_posteriors(self) -> tuple[np.ndarray, ...]:
-        """What the features of each layer say of the class: ``float64[n, c]``, samples left out."""
-        classes = self.logits.shape[1]
-        return tuple(loo_lda_posteriors(f, self.labels, classes) for f in self.features.values())
 
     def __post_init__(self) -> None:
         n = len(self.ids)

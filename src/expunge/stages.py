@@ -22,8 +22,9 @@ from expunge._core.rng import subsample
 from expunge.config import build
 from expunge.data import Batch, Samples, as_samples
 from expunge.detection.detectors import detect, detectors, needs_of
-from expunge.detection.partitioners import fdr_threshold, partitioners
+from expunge.detection.partitioners import partitioners
 from expunge.detection.signals import collect
+from expunge.detection.thresholds import fdr_threshold
 from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.evaluation import metrics
 from expunge.models.inspection import inspect_layers

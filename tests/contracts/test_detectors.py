@@ -21,20 +21,13 @@ from sklearn.preprocessing import StandardScaler
 
 from expunge.data import from_arrays
 from expunge.demo.noise import gaussian_inputs, wrong_labels
-from expunge.detection.detectors import (
-    Detection,
-    _not_memorised,
-    augmented_margin,
-    detect,
-    detectors,
-    knn_disagreement,
-    label_margin,
-    needs_of,
-    neighbour_votes,
-    neighbours_mean,
-    opinion_pool,
-)
+from expunge.detection.detectors import Detection, detect, detectors, needs_of
+from expunge.detection.feature_detectors import knn_disagreement
+from expunge.detection.label_detectors import augmented_margin, label_margin
 from expunge.detection.lda import RIDGE, loo_lda_posteriors, loo_ridge_predictions
+from expunge.detection.memorisation import informative_sources
+from expunge.detection.neighbours import neighbour_mean, neighbour_votes
+from expunge.detection.opinion_pool import opinion_pool
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ExpungeError
 from expunge.models.zoo import convnet
@@ -236,7 +229,7 @@ def test_detectors_find_planted_faults_of_their_kind(planted, name):
 
 
 @pytest.mark.parametrize("name", ["augmented_margin", "knn_disagreement", "lda_margin"])
-def test_class_distributions_know_the_right_label_of_many_wrong_ones(planted, name):
+def test_class_distributions_hold_the_right_label_of_many_wrong_ones(planted, name):
     made, truth = planted
     wrong = truth["label"] & ~truth["input"]
     right = load_digits().target[:900][wrong]
@@ -391,19 +384,20 @@ def test_a_regression_leaves_each_sample_out_as_a_slow_loop_does():
     assert_allclose(loo_ridge_predictions(x, y), expected, rtol=1e-8)
 
 
-def test_the_doubt_of_neighbours_is_that_of_a_slow_loop():
+def test_the_mean_of_neighbours_is_that_of_a_slow_loop():
     rng = np.random.default_rng(0)
     x, values = rng.normal(size=(60, 4)) * [1, 10, 0.1, 3], rng.normal(size=60)
-    z, asked = x / x[:40].std(axis=0), np.arange(40)
+    z, reference_rows = x / x[:40].std(axis=0), np.arange(40)
     expected = []
     for i in range(60):
-        others = [j for j in asked if j != i]
+        others = [j for j in reference_rows if j != i]
         near = sorted(others, key=lambda j: float(((z[i] - z[j]) ** 2).sum()))[:7]
         expected.append(np.mean(values[near]))
-    assert_allclose(neighbours_mean(x, values, asked, 7, 8), expected, rtol=1e-9)
+    made = neighbour_mean(x, values, reference_rows, k=7, components=8)
+    assert_allclose(made, expected, rtol=1e-9)
 
 
-def test_bad_inputs_that_are_common_and_alike_are_foretold_to_be_doubtful():
+def test_bad_inputs_that_are_common_and_alike_share_their_uncertainty():
     rng = np.random.default_rng(0)
     n = 600
     labels, bad = rng.integers(0, 3, n), rng.random(n) < 0.5
@@ -450,7 +444,7 @@ def test_mass_is_compared_within_the_predicted_class_and_points_at_doubt(sign):
     logits = np.eye(3)[predicted] * np.where(bad, 1.0, 5.0)[:, None]
     # Classes differ in their mass far more than bad samples do.
     log_mass = 10 * predicted + sign * 2 * bad + 0.1 * rng.standard_normal(n)
-    columns = {**signals(n, 3).columns, "attribution_mass": np.exp(log_mass)}
+    columns = {**signals(n, 3).per_sample, "attribution_mass": np.exp(log_mass)}
     s = signals(n, 3, logits=logits, per_sample=columns)
     score = detectors.get("attribution_mass")(s).score
     assert roc_auc_score(bad, score) > 0.99
@@ -496,7 +490,7 @@ def test_layers_that_memorised_the_labels_do_not_suggest_labels():
         assert roc_auc_score(wrong, made.values[name]) > 0.95
 
 
-def test_views_of_a_network_that_memorised_have_no_say():
+def test_views_of_a_network_that_memorised_are_no_class_probabilities():
     views = signals().augmented_probs
     agreeing = np.eye(4)[signals().labels] * 9.0
     assert (views.argmax(axis=1) == signals().labels).mean() < 0.8
@@ -570,8 +564,8 @@ def test_detect_names_scores_and_kinds_and_takes_options():
     assert made.kinds == {"loss": "label", "knn_disagreement": "label"}
     alone = knn_disagreement(s, k=3)
     assert (made.values["knn_disagreement"] == alone.score).all()
-    trusted = _not_memorised(list(alone.class_probs), s)
-    assert_allclose(made.class_probs, opinion_pool(trusted, s.labels), rtol=1e-5)
+    informative = informative_sources(alone.class_probs, s)
+    assert_allclose(made.class_probs, opinion_pool(informative, s.labels), rtol=1e-5)
     assert (made.ids == s.ids).all()
 
 
@@ -592,8 +586,8 @@ def test_detect_says_how_often_model_and_views_agree_with_the_labels():
     ("name", "missing", "change"),
     [
         ("augmented_margin", "views", {"augmented_probs": None}),
-        ("attribution_clusters", "vectors", {"attributions": None}),
-        ("self_influence", "head", {"per_sample": {}}),
+        ("attribution_clusters", "attributions", {"attributions": None}),
+        ("self_influence", "head_input_norm", {"per_sample": {}}),
     ],
 )
 def test_signals_without_what_a_detector_needs_are_refused(name, missing, change):
@@ -613,7 +607,7 @@ def test_wrong_names_and_options_are_refused():
 
 def test_needs_are_those_of_all_named_detectors():
     assert needs_of(("loss",)) == frozenset()
-    assert needs_of(("self_influence", "augmented_loss", "loss")) == {"head", "views"}
+    assert needs_of(("self_influence", "augmented_loss", "loss")) == {"head_input_norm", "views"}
     with pytest.raises(ConfigError, match="no detector is called"):
         needs_of(("nothing_like_it",))
 

@@ -9,14 +9,11 @@ from numpy.testing import assert_allclose
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from expunge.detection.partitioners import (
-    ashman,
-    fdr_threshold,
-    mixture,
-    partitioners,
-    posterior,
-    with_input_faults,
-)
+from expunge.detection.gaussian_mixture import noisy_posterior
+from expunge.detection.lda import ashman_d
+from expunge.detection.mixture_partitioner import mixture
+from expunge.detection.partitioners import partitioners, with_input_faults
+from expunge.detection.thresholds import fdr_threshold
 from expunge.errors import ConfigError
 from expunge.records import Component, Scores
 
@@ -333,14 +330,14 @@ def test_options_that_make_no_sense_are_refused(option, value):
 
 
 def test_ashman_is_the_distance_in_pooled_deviations():
-    assert float(ashman(3.0, 1.0, 0.0, 1.0)) == pytest.approx(3.0)
-    assert float(ashman(0.0, 3.0, 10.0, 4.0)) == pytest.approx(np.sqrt(2) * 10 / 5)
+    assert float(ashman_d(3.0, 1.0, 0.0, 1.0)) == pytest.approx(3.0)
+    assert float(ashman_d(0.0, 3.0, 10.0, 4.0)) == pytest.approx(np.sqrt(2) * 10 / 5)
 
 
 def test_a_posterior_agrees_with_the_formula_between_the_means_and_never_turns():
     parts = (Component(0.7, 0.0, 2.0, False), Component(0.3, 4.0, 0.5, True))
     e = np.linspace(-20, 20, 401)
-    made = posterior(e, parts)
+    made = noisy_posterior(e, parts)
     inside = (e >= 0) & (e <= 4)
     clean, noisy = 0.7 * norm.pdf(e, 0, 2), 0.3 * norm.pdf(e, 4, 0.5)
     raw = (noisy / (clean + noisy))[inside]
@@ -349,9 +346,9 @@ def test_a_posterior_agrees_with_the_formula_between_the_means_and_never_turns()
     assert_allclose(made[e > 4], made[e <= 4].max())
     # Between two noisy components the clean one would come back.
     more = (Component(0.5, 0.0, 3.0, False), parts[1], Component(0.2, 12.0, 0.5, True))
-    assert (np.diff(posterior(e, more)) >= 0).all()
-    assert not posterior(e, parts[:1]).any()
-    assert posterior(e, parts[1:]).all()
+    assert (np.diff(noisy_posterior(e, more)) >= 0).all()
+    assert not noisy_posterior(e, parts[:1]).any()
+    assert noisy_posterior(e, parts[1:]).all()
 
 
 def test_given_posteriors_are_probabilities_and_the_largest_counts():

@@ -10,8 +10,11 @@ from numpy.testing import assert_allclose
 from scipy.optimize import approx_fprime
 from scipy.special import softmax
 
-from expunge.detection.noise_model import _Problem, fit, include_model_probs, transition_corrected
-from expunge.detection.partitioners import fdr_threshold, noise_model
+from expunge.detection.noise_likelihood import NoiseLikelihood
+from expunge.detection.noise_model import fit_noise_model, include_model_probs
+from expunge.detection.noise_model_partitioner import noise_model
+from expunge.detection.thresholds import fdr_threshold
+from expunge.detection.transition import transition_corrected
 from expunge.records import Scores
 
 N, C = 4000, 4
@@ -33,12 +36,12 @@ def symmetric(rate):
 def test_slopes_agree_with_differences():
     rng = np.random.default_rng(0)
     logs = np.log(rng.dirichlet(np.ones(C), (3, 50)))
-    problem = _Problem(logs, rng.integers(0, C, 50), rng.random(50) < 0.2)
+    problem = NoiseLikelihood(logs, rng.integers(0, C, 50), rng.random(50) < 0.2)
     x = 0.3 * rng.standard_normal(3 + C + C * C)
     x[:3] = np.abs(x[:3])
-    value, slope = problem.loss_and_slope(x)
+    value, slope = problem.loss_and_gradient(x)
     assert_allclose(
-        slope, approx_fprime(x, lambda v: problem.loss_and_slope(v)[0], 1e-7), atol=1e-5
+        slope, approx_fprime(x, lambda v: problem.loss_and_gradient(v)[0], 1e-7), atol=1e-5
     )
     assert np.isfinite(value)
 
@@ -48,8 +51,8 @@ def test_a_planted_transition_is_found_again(kind):
     pair = 0.7 * np.eye(C) + 0.3 * np.roll(np.eye(C), 1, axis=1)
     transition = symmetric(0.3) if kind == "symmetric" else pair
     sources, right, given = planted(transition, sharp=4.0)
-    model = fit(sources, given, seed=0)
-    assert model.noisy
+    model = fit_noise_model(sources, given, seed=0)
+    assert model.has_noise
     assert abs(model.rate - (given != right).mean()) < 0.04
     assert_allclose(model.transition, transition, atol=0.08)
     q = model.posterior(sources, given)
@@ -64,20 +67,20 @@ def test_classes_that_come_in_turns_are_all_seen():
     sure = 0.5 + 0.5 * rng.random(n)
     guess = np.where(rng.random(n) < sure, right, 1 - right)
     q = np.where(np.eye(2, dtype=bool)[guess], sure[:, None], 1 - sure[:, None])
-    model = fit(q[None], given, seed=0)
-    assert model.noisy
+    model = fit_noise_model(q[None], given, seed=0)
+    assert model.has_noise
     assert abs(model.rate - 0.22) < 0.02
 
 
 def test_right_labels_are_found_to_be_right_however_hard_the_samples_are():
     sources, _, given = planted(np.eye(C), sharp=1.0)
-    assert not fit(sources, given, seed=0).noisy
+    assert not fit_noise_model(sources, given, seed=0).has_noise
 
 
-def test_a_source_that_knows_the_given_labels_by_heart_is_not_the_reference():
+def test_a_source_that_has_memorised_the_labels_is_not_the_reference():
     sources, right, given = planted(symmetric(0.3), sharp=4.0)
-    heart = 0.98 * np.eye(C)[given] + 0.005
-    model = fit(np.concatenate([heart[None], sources]), given, seed=0)
+    memorised = 0.98 * np.eye(C)[given] + 0.005
+    model = fit_noise_model(np.concatenate([memorised[None], sources]), given, seed=0)
     assert model.sources[0] == 1
     assert abs(model.rate - (given != right).mean()) < 0.04
 
@@ -103,43 +106,42 @@ def test_hard_samples_are_no_wrong_labels_where_a_stronger_source_explains_them(
     guess = np.where(rng.random(N) < 0.3, rng.integers(0, C, N), right)
     weak = softmax(rng.uniform(0, 8, (N, 1)) * np.eye(C)[guess], axis=1)
     both = np.concatenate([weak[None], strong])
-    assert fit(weak[None], given, seed=0).noisy
-    assert not fit(both, given, seed=0, n_model_sources=1).noisy
+    assert fit_noise_model(weak[None], given, seed=0).has_noise
+    assert not fit_noise_model(both, given, seed=0, n_model_sources=1).has_noise
 
 
-def test_what_a_leaning_source_explains_away_is_taken_back():
+def test_the_label_bias_restores_the_rate_that_a_biased_source_hides():
     honest, right, given = planted(symmetric(0.3), sharp=4.0)
-    leaning = honest * np.exp(1.5 * np.eye(C)[given])
-    leaning /= leaning.sum(axis=2, keepdims=True)
-    both = np.concatenate([honest, leaning])
-    model = fit(both, given, seed=0, n_model_sources=1)
-    assert model.noisy
+    biased = honest * np.exp(1.5 * np.eye(C)[given])
+    biased /= biased.sum(axis=2, keepdims=True)
+    both = np.concatenate([honest, biased])
+    model = fit_noise_model(both, given, seed=0, n_model_sources=1)
+    assert model.has_noise
     assert model.sources == (0, 1)
-    assert model.leak > 0
+    assert model.label_bias > 0
     p = 1 - model.posterior(both, given)[np.arange(N), given]
     assert abs(p.mean() - (given != right).mean()) < 0.04
 
 
-def test_a_network_that_foretells_pair_flips_is_heard_unmixed():
+def test_predictions_of_pair_flips_are_corrected_for_the_transition():
     transition = 0.6 * np.eye(C) + 0.4 * np.roll(np.eye(C), 1, axis=1)
     honest, right, given = planted(transition, sharp=4.0)
-    n_model_sources, everyone = honest @ transition, np.ones(N, dtype=bool)
-    stack = include_model_probs(honest[:0], n_model_sources, given, everyone)
-    assert_allclose(stack[0], transition_corrected(n_model_sources[0]))
+    model_probs, everyone = honest @ transition, np.ones(N, dtype=bool)
+    stack = include_model_probs(honest[:0], model_probs, given, everyone)
+    assert_allclose(stack[0], transition_corrected(model_probs[0]))
     assert (stack[0].argmax(axis=1) == right).mean() > (
-        n_model_sources[0].argmax(axis=1) == right
+        model_probs[0].argmax(axis=1) == right
     ).mean()
-    q = fit(stack, given, seed=0, n_model_sources=1).posterior(stack, given)
+    q = fit_noise_model(stack, given, seed=0, n_model_sources=1).posterior(stack, given)
     assert (q.argmax(axis=1) == right).mean() > 0.9
 
 
-def test_scattered_wrong_labels_leave_a_networks_word_as_it_is():
+def test_predictions_are_not_corrected_if_wrong_labels_scatter():
     transition = symmetric(0.3)
     honest, _, given = planted(transition, sharp=4.0)
-    n_model_sources = honest @ transition
+    model_probs = honest @ transition
     assert (
-        include_model_probs(honest, n_model_sources, given, np.ones(N, dtype=bool))[1]
-        == n_model_sources[0]
+        include_model_probs(honest, model_probs, given, np.ones(N, dtype=bool))[1] == model_probs[0]
     ).all()
 
 
@@ -147,7 +149,7 @@ def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
     sources, _, given = planted(np.eye(C), sharp=1.0)
     p = (
         1
-        - fit(sources, given, seed=0, n_model_sources=0).posterior(sources, given)[
+        - fit_noise_model(sources, given, seed=0, n_model_sources=0).posterior(sources, given)[
             np.arange(N), given
         ]
     )
@@ -155,8 +157,8 @@ def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
     assert np.corrcoef(p, sources[0][np.arange(N), given])[0, 1] < -0.2
 
 
-def test_out_of_sample_probabilities_are_heard_although_the_network_memorised():
-    """What the layers know little of is known elsewhere; the network's own word is no evidence."""
+def test_out_of_sample_probabilities_are_used_although_the_network_memorised():
+    """The layers carry little information; the model's own predictions carry none."""
     honest, right, given = planted(symmetric(0.3), sharp=4.0)
     vague = honest**0.05 / (honest**0.05).sum(axis=2, keepdims=True)
     scores = Scores(

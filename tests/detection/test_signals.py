@@ -13,14 +13,8 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from expunge.data import LazyInputs, Samples, from_arrays
-from expunge.detection.signals import (
-    against_rival,
-    attribute,
-    default_feature_layers,
-    gradient_closed,
-    pooled,
-    runner_up,
-)
+from expunge.detection.gradients import attribute, gradient_closed, label_direction, runner_up
+from expunge.detection.pooling import default_feature_layers, pool
 from expunge.detection.signals import collect as collect_signals
 from expunge.errors import ModelError
 from expunge.models.inspection import capture_outputs, inspect_layers
@@ -28,7 +22,9 @@ from expunge.models.zoo import convnet, mlp, resnet
 from models.test_inspection import InPlaceFunctions, SharedRelu, hooks_of
 from oracles_models import Mlp, ResidualNet, SignalNet, build, inputs
 
-ALL = frozenset({"attribution", "mass", "vectors", "head", "features", "views"})
+ALL = frozenset(
+    {"attribution", "attribution_mass", "attributions", "head_input_norm", "features", "views"}
+)
 # What "auto" chooses depends on the processor.
 collect = partial(collect_signals, precision="float32")
 
@@ -84,7 +80,7 @@ def test_closed_form_autograd_and_captum_agree_at_every_layer_of_the_tail(kind):
     assert layout.tail == tail
     given = torch.arange(20) % 3
     rival = runner_up(model(x).detach(), given)
-    direction = against_rival(given, rival, 3)
+    direction = label_direction(given, rival, 3)
     captum_gxa = {}
     for layer in tail[:-1]:
         h, gradient = attribute(model, x, direction, layers=(layer,))[layer]
@@ -116,7 +112,7 @@ def test_attribution_at_every_stage_agrees_with_captum():
     given = torch.from_numpy(data.labels.copy())
     logits = model(x).detach()
     rival, predicted = runner_up(logits, given), logits.argmax(dim=1)
-    made = collect(model, data, needs=frozenset({"deep", "attribution_features"}))
+    made = collect(model, data, needs=frozenset({"layerwise_attribution", "attribution_features"}))
     assert made.features == {}
     assert list(made.attribution_features) == ["2", "6", "10"]
     for stage in made.attribution_features:
@@ -126,7 +122,7 @@ def test_attribution_at_every_stage_agrees_with_captum():
         gxa = by_class[given, rows] - by_class[rival, rows]
         close(made.per_sample[f"attribution.{stage}"], gxa.flatten(1).sum(1))
         free = by_class[predicted, rows] - by_class.mean(dim=0)
-        close(made.attribution_features[stage], pooled(free, unit=1, columns=5))
+        close(made.attribution_features[stage], pool(free, unit=1, max_part_means=5))
 
 
 @pytest.mark.parametrize("layer", ["fc1", "fc2"])
@@ -136,7 +132,7 @@ def test_functions_in_place_and_shared_layers_do_not_mislead_the_attribution(kin
     x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     plain = nn.Sequential(model.fc1, nn.ReLU(), model.fc2, nn.ReLU(), model.head)
     at = {"fc1": "0", "fc2": "2"}[layer]
-    needs = frozenset({"attribution", "mass"})
+    needs = frozenset({"attribution", "attribution_mass"})
     made, expected = (
         collect(model, samples(x), needs=needs, attribution_layer=layer),
         collect(plain, samples(x), needs=needs, attribution_layer=at),
@@ -176,7 +172,12 @@ def test_mass_agrees_with_a_slow_loop_over_samples_and_classes(kind, layer, way)
         g = [torch.autograd.grad(z[c], found[name], retain_graph=True)[0] for c in range(3)]
         vectors.append((found[name] * torch.stack(g).max(dim=0).values).abs().flatten().detach())
         expected.append(float(vectors[-1].sum()))
-    made = collect(model, samples(x), needs=frozenset({"mass", "vectors"}), attribution_layer=layer)
+    made = collect(
+        model,
+        samples(x),
+        needs=frozenset({"attribution_mass", "attributions"}),
+        attribution_layer=layer,
+    )
     close(made.per_sample["attribution_mass"], np.array(expected))
     close(made.attributions, torch.stack(vectors).numpy())
 
@@ -185,7 +186,7 @@ def test_the_best_other_class_is_never_the_given_one():
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 1.0, 1.0], [0.0, 5.0, 5.0]])
     assert runner_up(logits, torch.tensor([0, 0, 0])).tolist() == [1, 1, 1]
     assert runner_up(logits, torch.tensor([2, 1, 1])).tolist() == [0, 0, 2]
-    direction = against_rival(torch.tensor([0]), torch.tensor([2]), 3)
+    direction = label_direction(torch.tensor([0]), torch.tensor([2]), 3)
     assert direction.tolist() == [[1.0, 0.0, -1.0]]
 
 
@@ -194,7 +195,7 @@ def test_the_best_other_class_is_never_the_given_one():
 
 def test_logits_and_the_norm_of_the_heads_input_are_the_models():
     model, x, _ = network("convnet")
-    made = collect(model, samples(x), needs=frozenset({"head"}))
+    made = collect(model, samples(x), needs=frozenset({"head_input_norm"}))
     close(made.logits, model(x))
     close(made.per_sample["head_input_norm"], model[:-1](x).detach().double().norm(dim=1).numpy())
     assert (made.features, made.augmented_probs, made.attributions) == ({}, None, None)
@@ -222,7 +223,7 @@ def test_images_are_pooled_over_space():
 @pytest.mark.parametrize(("units", "parts"), [(32, 4), (33, 2), (128, 2), (129, 1)])
 def test_wide_layers_are_pooled_in_fewer_parts(units, parts):
     y = torch.randn(2, units, 8, 8, generator=torch.Generator().manual_seed(0))
-    close(pooled(y, unit=1), by_parts(y, parts))
+    close(pool(y, unit=1), by_parts(y, parts))
 
 
 @pytest.mark.parametrize(("n", "parts"), [(256, 4), (255, 2), (64, 2), (63, 1)])
@@ -428,7 +429,7 @@ def test_without_a_head_a_layer_has_to_be_named():
     named = collect(model, data, needs=frozenset({"attribution"}), attribution_layer="hidden2")
     plain = build(Mlp)
     expected = collect(plain, data, needs=frozenset({"attribution"}), attribution_layer="hidden2")
-    close(named.columns["attribution"], expected.per_sample["attribution"] / 2)
+    close(named.per_sample["attribution"], expected.per_sample["attribution"] / 2)
     assert collect(model, data, needs=frozenset({"views"})).augmented_loss is not None
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from expunge._core.rng import temp_seed
 from expunge.data import from_arrays
-from expunge.detection.signals import collect, default_feature_layers
+from expunge.detection.pooling import default_feature_layers
+from expunge.detection.signals import collect
 from expunge.errors import PruneError
 from expunge.models.audio import LogMel
 from expunge.models.inspection import inspect_layers
@@ -109,7 +110,9 @@ def test_sound_has_signals_and_its_views_are_used():
     rng = np.random.default_rng(0)
     x = (3000 * rng.standard_normal((90, 1600))).astype(np.int16)
     samples = from_arrays(x, np.arange(90) % 3, rate=8000, view="speech")
-    needs = frozenset({"features", "views", "attribution", "deep", "mass"})
+    needs = frozenset(
+        {"features", "views", "attribution", "layerwise_attribution", "attribution_mass"}
+    )
     found = collect(small(), samples, needs=needs, views=2)
     assert found.views == 2
     assert found.logits.shape == (90, 3)

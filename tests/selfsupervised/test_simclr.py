@@ -16,7 +16,7 @@ from torch import nn
 
 from expunge._core.rng import temp_seed
 from expunge.data import Preparation
-from expunge.detection.detectors import neighbour_votes
+from expunge.detection.neighbours import neighbour_votes
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.models.zoo import convnet

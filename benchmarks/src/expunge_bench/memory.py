@@ -15,7 +15,8 @@ from expunge import stages
 from expunge._core.progress import Progress, silent
 from expunge.data import Samples
 from expunge.demo.noise import wrong_labels
-from expunge.detection.signals import COLUMNS, collect
+from expunge.detection.pooling import MAX_PART_MEANS
+from expunge.detection.signals import collect
 from expunge.recipes import ScoreConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.suites import ResultStore, Row, Table, timed
@@ -102,7 +103,7 @@ def _tensor(samples: Samples) -> Tensor:
 
 def _columns(cifar: Cifar) -> int:
     """Features a sample, over all stages."""
-    few = cifar.train.subset(np.arange(min(4 * COLUMNS, len(cifar.train))))
+    few = cifar.train.subset(np.arange(min(4 * MAX_PART_MEANS, len(cifar.train))))
     signals = collect(cifar.network(0), few, needs=frozenset({"features"}), views=0)
     return sum(f.shape[1] for f in signals.features.values())
 

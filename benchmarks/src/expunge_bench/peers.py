@@ -137,7 +137,7 @@ def rlap_published(case: BenchmarkCase) -> Verdict:
     the paper asks the truth too. A dead unit makes the covariance singular: then nothing is found.
     """
     train, truth = case.scene.train, case.scene.truth.noisy
-    signals = collect(case.model, train, needs=frozenset({"vectors"}))
+    signals = collect(case.model, train, needs=frozenset({"attributions"}))
     assert signals.attributions is not None
     scaled = StandardScaler().fit_transform(signals.attributions)
     try:

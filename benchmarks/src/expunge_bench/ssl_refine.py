@@ -16,7 +16,8 @@ from expunge._core.progress import Progress, silent
 from expunge._core.registry import NoMetadata, Registry
 from expunge.data import Samples
 from expunge.demo.noise import NoisyDataset
-from expunge.detection.detectors import detect, neighbour_votes
+from expunge.detection.detectors import detect
+from expunge.detection.neighbours import neighbour_votes
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, did_you_mean
 from expunge.selfsupervised.refinement import RefineConfig, Refined, finish, refine

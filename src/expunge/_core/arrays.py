@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
+# Floats of either width, where a function takes both.
+AnyFloats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 # Of a dtype that varies: ids (text or integers), stored inputs, user's columns.

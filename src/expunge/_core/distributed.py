@@ -1,4 +1,4 @@
-"""Work in one process or many: what each does, and how the results come together.
+"""Work in one process or many: each process's share, and how the results are combined.
 
 Everything goes through Accelerate, so that `accelerate launch` and `torchrun` need no change here.
 """
@@ -6,66 +6,96 @@ Everything goes through Accelerate, so that `accelerate launch` and `torchrun` n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 
+from expunge._core.arrays import Array, Ints
 from expunge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 T = TypeVar("T")
 
 
-def shard(rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
-    """This process's part of some rows: every ``world``-th."""
+def shard(rows: Ints, accelerator: Accelerator) -> Ints:
+    """Return this process's share of some rows: every ``num_processes``-th."""
     return rows[accelerator.process_index :: accelerator.num_processes]
 
 
-def shard_blocks(n: int, block: int, accelerator: Accelerator) -> np.ndarray:
-    """This process's part of ``n`` positions: every ``world``-th block of so many in a row."""
+def shard_blocks(n: int, block_size: int, accelerator: Accelerator) -> Ints:
+    """Return this process's share of ``0 … n − 1``: every ``num_processes``-th whole block."""
     return np.flatnonzero(
-        np.arange(n) // block % accelerator.num_processes == accelerator.process_index
+        np.arange(n) // block_size % accelerator.num_processes == accelerator.process_index
     )
 
 
-def gather_rows(
-    parts: dict[str, np.ndarray], positions: np.ndarray, n: int
-) -> dict[str, np.ndarray]:
-    """Rows from all processes in the order of their positions; every process gets all rows."""
+def gather_rows(parts: dict[str, Array], positions: Ints, n: int) -> dict[str, Array]:
+    """Combine the rows of all processes, ordered by position; every process gets all rows.
+
+    Parameters
+    ----------
+    parts
+        This process's rows by name, each ``[len(positions), …]``.
+    positions
+        Where these rows belong in the result.
+    n
+        The number of rows of all processes.
+    """
+    from accelerate.utils import gather_object
+
     gathered = gather_object([(positions, parts)])
-    merged = {}
+    merged: dict[str, Array] = {}
     for name, part in parts.items():
         merged[name] = np.empty((n, *part.shape[1:]), dtype=part.dtype)
-        for where, columns in gathered:
-            merged[name][where] = columns[name]
+        for rows, columns in gathered:
+            merged[name][rows] = columns[name]
     return merged
 
 
 def single_process(what: str, *, fix: str) -> Accelerator:
-    """The accelerator of work that is done in one process; ConfigError in one of many."""
+    """Return the accelerator of work that runs in one process.
+
+    Raises
+    ------
+    ConfigError
+        If there are several processes.
+    """
+    from accelerate import Accelerator
+
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
-        raise ConfigError("this training runs in one process only", where=what, fix=fix)
+        raise ConfigError(
+            f"this training runs in one process, not in {accelerator.num_processes}",
+            where=what,
+            fix=fix,
+        )
     return accelerator
 
 
 def all_reduce_sum(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """The sum of a tensor over all processes."""
-    return accelerator.reduce(tensor, reduction="sum") if accelerator.num_processes > 1 else tensor
+    """Sum a tensor over all processes."""
+    if accelerator.num_processes == 1:
+        return tensor
+    total: torch.Tensor = accelerator.reduce(tensor, reduction="sum")
+    return total
 
 
 def broadcast_decision(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """Decide in the main process and tell the others."""
+    """Decide in the main process and send the decision to the others."""
     if accelerator.num_processes == 1:
         return decide()
-    box = [decide() if accelerator.is_main_process else None]
-    return broadcast_object_list(box)[0]
+    from accelerate.utils import broadcast_object_list
+
+    box: list[T | None] = [decide() if accelerator.is_main_process else None]
+    decision: T = broadcast_object_list(box)[0]
+    return decision
 
 
 def shutdown() -> None:
-    """Let go of the other processes; one that just ends can be aborted by its own threads."""
+    """Leave the process group. A process that just ends can be aborted by its own threads."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -1,12 +1,12 @@
-"""How a long stage tells how far it is. The default says nothing; the command line draws bars."""
+"""How a long stage reports its progress. The default is silent; the command line draws bars."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# (what is being done, steps done, steps in all)
+# Called with what is being done, the steps done, and the number of steps.
 Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Say nothing."""
+    """Report nothing."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -30,17 +31,31 @@ class Registry(Generic[F, M]):
         What the functions are, for messages and for the entry-point group: ``"detector"``.
     metadata
         A dataclass. The keywords of `register` are its fields.
+    modules
+        Modules that register the built-in functions. They are imported when the registry is first
+        used, so that importing the registry stays cheap and the order of imports does not matter.
+
+    Examples
+    --------
+    >>> shapes = Registry("shape", NoMetadata)
+    >>> @shapes.register("line")
+    ... def line(x, *, slope=1.0):
+    ...     "A straight line."
+    ...     return slope * x
+    >>> shapes.names(), shapes.get("line")(2.0), list(shapes.options("line"))
+    (['line'], 2.0, ['slope'])
     """
 
-    def __init__(self, kind: str, metadata: type[M]) -> None:
+    def __init__(self, kind: str, metadata: type[M], modules: tuple[str, ...] = ()) -> None:
         self.kind = kind
+        self.modules = modules
         self._metadata_type = metadata
         self._items: dict[str, F] = {}
         self._metadata: dict[str, M] = {}
-        self._external_loaded = False
+        self._builtin_loaded = self._external_loaded = False
 
     def register(self, name: str, **metadata: Any) -> Callable[[F], F]:
-        """Decorator: ``@detectors.register("loss", kind="label")``.
+        """Register the decorated function: ``@detectors.register("loss", kind="label")``.
 
         Raises
         ------
@@ -53,6 +68,8 @@ class Registry(Generic[F, M]):
             raise ConfigError(f"{self.kind} '{name}': {error}") from error
 
         def add(function: F) -> F:
+            if getattr(function, "__module__", "") not in self.modules:
+                self._load_builtin()
             if name in self._items:
                 raise ConfigError(f"a {self.kind} named '{name}' is registered already")
             self._items[name] = function
@@ -62,13 +79,19 @@ class Registry(Generic[F, M]):
         return add
 
     def names(self) -> list[str]:
-        """All names, sorted."""
-        self._load_external()
+        """Return all names, sorted."""
+        self._load()
         return sorted(self._items)
 
     def get(self, name: str) -> F:
-        """The function of that name; an unknown name is an error with the closest match."""
-        self._load_external()
+        """Return the function of that name.
+
+        Raises
+        ------
+        ConfigError
+            If there is none. The message names the closest match.
+        """
+        self._load()
         if name not in self._items:
             raise ConfigError(
                 f"no {self.kind} is called '{name}'", fix=did_you_mean(name, self._items)
@@ -76,27 +99,42 @@ class Registry(Generic[F, M]):
         return self._items[name]
 
     def metadata(self, name: str) -> M:
-        """The metadata with which the function of that name was registered."""
+        """Return the metadata with which the function of that name was registered."""
         self.get(name)
         return self._metadata[name]
 
     def summary(self, name: str) -> str:
-        """First line of the function's docstring."""
+        """Return the first line of the function's docstring."""
         return (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
-        """Keyword-only parameters of the function: they are its configuration."""
+        """Return the keyword-only parameters of the function: they are its configuration."""
         parameters = inspect.signature(self.get(name)).parameters
         return {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
-    def check_options(self, name: str, given: dict[str, Any]) -> None:
-        """Refuse options that the function does not have."""
+    def check_options(self, name: str, given: Mapping[str, Any]) -> None:
+        """Raise ConfigError for an option that the function does not have."""
         known = self.options(name)
         for key in given:
             if key not in known:
                 raise ConfigError(
                     f"{self.kind} '{name}' has no option '{key}'", fix=did_you_mean(key, known)
                 )
+
+    def _load(self) -> None:
+        self._load_builtin()
+        self._load_external()
+
+    def _load_builtin(self) -> None:
+        if self._builtin_loaded:
+            return
+        self._builtin_loaded = True  # a module may use the registry while it is imported
+        try:
+            for module in self.modules:
+                import_module(module)
+        except BaseException:
+            self._builtin_loaded = False
+            raise
 
     def _load_external(self) -> None:
         if self._external_loaded:

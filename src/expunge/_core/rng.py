@@ -12,28 +12,61 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from expunge._core.arrays import Ints
+
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed that depends on the seed and on every name: SHA-256 of their text."""
+    """Derive a 63-bit seed from a seed and names: SHA-256 of their text.
+
+    Parameters
+    ----------
+    seed
+        Any integer.
+    *names
+        What the randomness is for. Another name, or another order, gives another seed.
+
+    Examples
+    --------
+    >>> derive(0)
+    3456079177858693020
+    >>> derive(0, "views", 1) == derive(0, "views", 2)
+    False
+    """
     text = "\x1f".join([str(int(seed)), *(str(n) for n in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
-    """An independent NumPy generator for this seed and these names."""
+    """Return an independent NumPy generator for this seed and these names."""
     return np.random.default_rng(derive(seed, *names))
 
 
-def subsample(rows: int | np.ndarray, most: int, seed: int, *names: str | int) -> np.ndarray:
-    """At most so many of the rows (of the first n, given a number), at random, in their order.
+def subsample(rows: int | Ints, max_rows: int, seed: int, *names: str | int) -> Ints:
+    """Draw at most ``max_rows`` rows without replacement, sorted.
 
-    Every k-th would miss classes whose samples come in turns.
+    Every k-th row would miss classes if the samples are ordered by class.
+
+    Parameters
+    ----------
+    rows
+        Row numbers, or their count n for the rows ``0 … n − 1``.
+    max_rows
+        The size of the subsample. All rows are returned if there are no more.
+    seed, *names
+        See `derive`.
+
+    Examples
+    --------
+    >>> subsample(3, 10, 0, "rows").tolist()
+    [0, 1, 2]
+    >>> len(subsample(100, 10, 0, "rows"))
+    10
     """
-    return np.sort(generator(seed, *names).permutation(rows)[:most])
+    return np.sort(generator(seed, *names).permutation(rows)[:max_rows])
 
 
 def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
-    """An independent torch generator for this seed and these names."""
+    """Return an independent torch generator for this seed and these names."""
     return torch.Generator(device=device).manual_seed(derive(seed, *names))
 
 
@@ -48,7 +81,10 @@ def temp_seed(seed: int, *names: str | int) -> Iterator[None]:
 
 @contextmanager
 def legacy_numpy(seed: int, *names: str | int) -> Iterator[None]:
-    """The same for NumPy's global generator, for packages that draw from it."""
+    """Seed NumPy's global generator inside the block, then restore it.
+
+    For packages that draw from the global generator.
+    """
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(derive(seed, *names) % 2**32)  # noqa: NPY002
     try:

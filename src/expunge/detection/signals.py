@@ -1,21 +1,36 @@
-"""One pass over the data that collects whatever the detectors asked for."""
+"""One pass over the data that collects what the detectors need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from expunge._core.arrays import AnyFloats, Array, Ints
 from expunge._core.distributed import gather_rows, shard_blocks
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import torch_generator
 from expunge.data import Batch, Samples
+from expunge.detection.gradients import (
+    attribute,
+    gradient_closed,
+    label_direction,
+    runner_up,
+    tail_behind,
+)
+from expunge.detection.needs import Need
+from expunge.detection.pooling import (
+    MAX_PART_MEANS,
+    default_feature_layers,
+    pool,
+    unit_dimension,
+)
 from expunge.errors import ModelError, format_ids
 from expunge.models.inspection import (
-    WEIGHT_LAYERS,
     ModelLayout,
     capture_outputs,
     check_fit,
@@ -29,21 +44,45 @@ from expunge.models.inspection import (
 from expunge.records import Signals
 from expunge.training.optimisation import Precision, autocast
 
-# Random views are drawn by blocks of so many samples, so that neither the batch size nor the number
+# Random views are drawn in blocks of so many samples, so that neither the batch size nor the number
 # of processes changes them.
-BLOCK = 64
-# Layers whose features are compared, unless they are named.
-STAGES = 6
-# An image's means are taken by parts, as long as a layer has at most so many of them, and at most a
-# quarter as many as there are samples: statistics of more columns than that know the samples.
-COLUMNS = 512
+BLOCK_SIZE = 64
+_AT_ONE_LAYER: frozenset[Need] = frozenset(
+    {"attribution", "attribution_mass", "attributions", "head_input_norm"}
+)
+_BY_GRADIENTS: frozenset[Need] = frozenset({"layerwise_attribution", "attribution_features"})
+
+
+@dataclass(frozen=True)
+class _PassConfig:
+    """What one pass collects, and at which layers."""
+
+    needs: frozenset[Need]
+    layout: ModelLayout
+    attribution_layer: str
+    feature_layers: tuple[str, ...]
+    n_views: int
+    max_part_means: int
+    precision: Precision
+    seed: int
+    device: torch.device
+
+    @property
+    def pooled_layers(self) -> tuple[str, ...]:
+        """The layers whose outputs are pooled as features."""
+        return self.feature_layers if "features" in self.needs else ()
+
+    @property
+    def has_views(self) -> bool:
+        """Whether random views are passed through the model."""
+        return self.n_views > 0 and bool(self.needs & {"features", "views"})
 
 
 def collect(
     model: nn.Module,
     samples: Samples,
     *,
-    needs: frozenset[str] = frozenset(),
+    needs: frozenset[Need] = frozenset(),
     attribution_layer: str = "",
     feature_layers: tuple[str, ...] = (),
     views: int = 6,
@@ -55,349 +94,299 @@ def collect(
 ) -> Signals:
     """Run the model once over the samples, in evaluation mode, and keep what is needed.
 
-    needs: any of ``"attribution"``, ``"mass"``, ``"vectors"``, ``"head"``, ``"features"``,
-    ``"views"``, and ``"deep"`` and ``"attribution_features"``, which cost a forward and a
-    backward pass each;
-    the logits always come.
-    Features that came with the samples stand beside the stages'.
-    layer: where the attribution is taken; the input of the head by default, where it has a closed
-    form and costs nothing. stages: layers whose outputs are pooled as features; found by default.
-    views: random views a sample; every view costs one more forward pass. Features are averaged
-    over them: a network that has memorised a sample knows it less well under other views. With 0,
-    or where the samples have no view, both are those of the plain pass.
+    Parameters
+    ----------
+    model
+        A network that returns logits ``[b, c]``. It is left as it was: modes, hooks, gradients,
+        device.
+    samples
+        The samples and their given labels. Features that came with them stand beside the layers'.
+    needs
+        What to collect beside logits, see `needs_of`. Each of ``"layerwise_attribution"`` and
+        ``"attribution_features"`` costs a forward and a backward pass.
+    attribution_layer
+        The layer of the attribution. By default the input of the head, where it has a closed form
+        and costs nothing.
+    feature_layers
+        Layers whose outputs are pooled as features; by default `default_feature_layers`.
+    views
+        Random views a sample, 0 or more; each costs a forward pass. Features and predictions are
+        averaged over them: a network that has memorised a sample is less certain of it under other
+        views. With 0, or for samples without a view, the plain pass is used.
+    batch_size
+        Samples a pass, 1 or more; rounded up to a multiple of 64. It does not change the result.
+    precision
+        ``"auto"``, ``"float32"`` or ``"bfloat16"``.
+    seed
+        For the views.
+    progress, what
+        See `Progress`; ``what`` names the pass.
 
-    Memory: ``n × (c + Σ d)`` floats, with d the features of each stage (see `pooled`).
-    Several processes share the samples and all get the whole result, ordered as the samples are.
-    The model is left as it was: modes, hooks, gradients, device.
+    Returns
+    -------
+    Signals
+        In the order of the samples, in every process.
+
+    Raises
+    ------
+    ModelError
+        If the model does not fit the samples, logits are NaN or infinite, no gradient reaches a
+        layer, or an attribution is needed and there is neither a head nor a named layer.
+
+    Notes
+    -----
+    Memory: ``n × (c + Σ d)`` floats, with d the features of each layer (see `pool`). Cost: one
+    forward pass, one more for each view, and a forward and a backward pass for each need that has
+    no closed form. Several processes share the samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from expunge.data import from_arrays
+    >>> from expunge.models.zoo import mlp
+    >>> x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    >>> samples = from_arrays(x, np.arange(8) % 2)
+    >>> model = mlp(inputs=3, classes=2, hidden=4)
+    >>> signals = collect(model, samples, needs=frozenset({"features"}))
+    >>> signals.logits.shape, {name: f.shape for name, f in signals.features.items()}
+    ((8, 2), {'2': (8, 4), '4': (8, 4)})
     """
     accelerator = Accelerator()
     check_fit(model, samples)
     samples, example = samples.to_device(accelerator.device), samples.example()
     layout = inspect_layers(model, example)
-    looks = views if samples.view is not None and isinstance(example, Tensor) else 0
-    layer = attribution_layer or layout.head
-    if needs & {"attribution", "mass", "vectors", "head"} and not layer:
+    config = _PassConfig(
+        needs=needs,
+        layout=layout,
+        attribution_layer=attribution_layer or layout.head,
+        feature_layers=feature_layers or default_feature_layers(layout),
+        n_views=views if samples.view is not None and isinstance(example, Tensor) else 0,
+        # Statistics of more columns than that would identify single samples.
+        max_part_means=min(MAX_PART_MEANS, len(samples) // 4),
+        precision=precision,
+        seed=seed,
+        device=accelerator.device,
+    )
+    if needs & _AT_ONE_LAYER and not config.attribution_layer:
         raise ModelError(
             "no linear layer makes the logits, so the last hidden layer is not known",
             where="score",
             fix="name a layer for the attribution",
         )
-    wanted = needs & {"features", "deep", "attribution_features"}
-    stages = (feature_layers or default_feature_layers(layout)) if wanted else ()
-    pooling = stages if "features" in needs else ()
-    columns = min(COLUMNS, len(samples) // 4)
-    mine = shard_blocks(len(samples), BLOCK, accelerator)
-    batch_size = -(-batch_size // BLOCK) * BLOCK
-    parts: dict[str, np.ndarray] = {}
+    positions = shard_blocks(len(samples), BLOCK_SIZE, accelerator)
+    batch_size = -(-batch_size // BLOCK_SIZE) * BLOCK_SIZE
+    parts: dict[str, Array] = {}
     done = 0
-    # A process without a share looks at one sample, to know the shape of what it has none of.
-    seen = mine if len(mine) else np.zeros(1, dtype=np.int64)
     with on_device(model, accelerator.device), eval_mode(model), torch.no_grad():
-        for at in samples.batches(batch_size, positions=seen):
-            x = to_channels_last(samples.batch(at, device=accelerator.device))
-            y = torch.from_numpy(samples.labels[at]).to(accelerator.device)
-            outputs = _one_batch(
-                model, x, y, needs, layout, layer, () if looks else pooling, precision, columns
-            )
-            if needs & {"deep", "attribution_features"}:
-                outputs |= _deep(model, x, y, outputs["logits"], needs, layout, stages, columns)
-            if looks and isinstance(x, Tensor) and needs & {"features", "views"}:
-                draws = [torch_generator(seed, "views", int(first)) for first in at[::BLOCK]]
-                shown = _shown(samples, x, looks, draws)
-                outputs |= _mean_look(model, shown, y, layout, pooling, precision, columns)
-            for name, output in outputs.items():
-                values = output.detach().float().cpu().numpy()
-                if name not in parts:  # once, for all batches
-                    parts[name] = np.empty((len(mine), *values.shape[1:]), dtype=values.dtype)
-                parts[name][done : done + len(at)] = values[: len(mine)]
-            done += len(at)
-            progress(what, done, len(mine))
+        for batch, outputs in _passes(model, samples, config, positions, batch_size):
+            _store(parts, outputs, rows=slice(done, done + len(batch)), n=len(positions))
+            done += len(batch)
+            progress(what, done, len(positions))
     if accelerator.num_processes > 1:
-        parts = gather_rows(parts, mine, len(samples))
+        parts = gather_rows(parts, positions, len(samples))
+    return _signals_of(samples, config, parts)
+
+
+def _passes(
+    model: nn.Module, samples: Samples, config: _PassConfig, positions: Ints, batch_size: int
+) -> Iterator[tuple[Ints, dict[str, Tensor]]]:
+    """Yield the positions of each batch and everything that its passes give."""
+    # A process without a share runs one sample, to learn the shapes of the arrays.
+    at_least_one = positions if len(positions) else np.zeros(1, dtype=np.int64)
+    for batch in samples.batches(batch_size, positions=at_least_one):
+        x = to_channels_last(samples.batch(batch, device=config.device))
+        y = torch.from_numpy(samples.labels[batch]).to(config.device)
+        outputs = _plain_pass(model, x, y, config)
+        if config.needs & _BY_GRADIENTS:
+            outputs |= _layerwise_attributions(model, x, y, outputs["logits"], config)
+        if config.has_views and isinstance(x, Tensor):
+            first = [int(position) for position in batch[::BLOCK_SIZE]]
+            outputs |= _augmented_pass(
+                model, _augmented_batches(samples, x, first, config), y, config
+            )
+        yield batch, outputs
+
+
+def _store(parts: dict[str, Array], outputs: dict[str, Tensor], *, rows: slice, n: int) -> None:
+    """Write a batch's outputs to the rows of the arrays of length n, which are made first."""
+    for name, output in outputs.items():
+        values = output.detach().float().cpu().numpy()
+        if name not in parts:
+            parts[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
+        parts[name][rows] = values[:n]
+
+
+def _signals_of(samples: Samples, config: _PassConfig, parts: dict[str, Array]) -> Signals:
     for values in parts.values():
         values.setflags(write=False)
+    features = _by_layer(parts, "feature")
+    if "features" in config.needs:
+        features.update(samples.features)
     return Signals(
         ids=samples.ids,
         labels=samples.labels,
-        logits=_checked(parts.pop("logits"), samples),
+        logits=_check_finite(parts.pop("logits"), samples),
         augmented_probs=parts.pop("augmented_probs", None),
         augmented_loss=parts.pop("augmented_loss", None),
         attributions=parts.pop("attributions", None),
         external_probs=samples.external_probs,
-        views=looks if needs & {"features", "views"} else 0,
+        views=config.n_views if config.has_views else 0,
         trusted=samples.trusted,
-        features=_table(parts, "feature") | (dict(samples.features) if "features" in needs else {}),
-        attribution_features=_table(parts, "attribution_features"),
+        features=features,
+        attribution_features=_by_layer(parts, "attribution_features"),
         per_sample={k: v.astype(np.float64) for k, v in parts.items() if v.ndim == 1},
     )
 
 
-def _table(parts: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """What a kind holds of every stage."""
+def _by_layer(parts: dict[str, Array], kind: str) -> dict[str, AnyFloats]:
+    """Return the arrays ``<kind>.<layer>`` by layer."""
     return {k.removeprefix(f"{kind}."): v for k, v in parts.items() if k.startswith(f"{kind}.")}
 
 
-def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
-    """At most `STAGES` layers, evenly over the depth, with the last: early ones memorise least.
-
-    A layer inside a block stands back: the block's output says more. A block is a stage that holds
-    stages which hold none themselves; what holds blocks is no block.
-    """
-    inside = {
-        s: [t for t in layout.feature_layers if t.startswith(f"{s}.")]
-        for s in layout.feature_layers
-    }
-    blocks = [
-        s for s in layout.feature_layers if inside[s] and not any(inside[t] for t in inside[s])
-    ]
-    whole = [s for s in layout.feature_layers if not any(s in inside[b] for b in blocks)]
-    n = len(whole)
-    wanted = np.unique(np.linspace(n - 1, 0, min(n, STAGES)).round().astype(int))
-    return tuple(whole[i] for i in wanted)
-
-
-def pooled(output: Tensor, *, unit: int, columns: int = COLUMNS) -> Tensor:
-    """Means and standard deviations over space or time; unit: the dimension of size d.
-
-    ``[b, …, d, …] → [b, 2 d]``. Of images ``[b, d, h, w]`` the means are taken by parts, 4 × 4 or
-    2 × 2 of them, where these are no more than ``columns``: ``[b, 16 d + d]`` or ``[b, 4 d + d]``.
-    Where something is, and how much it varies, tells more than the mean alone.
-    """
-    over = tuple(k for k in range(1, output.dim()) if k != unit)
-    if not over or all(output.shape[k] == 1 for k in over):
-        return output.flatten(1)
-    x = output.float()
-    mean = parts = x.mean(dim=over)
-    variance = x.square().mean(dim=over) - mean.square()
-    # What rounding leaves of a constant is no spread.
-    spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()
-    if output.dim() == 4 and unit == 1:
-        side = min(output.shape[2:])
-        counts = (g for g in (4, 2) if g <= side and g * g * output.shape[1] <= columns)
-        parts = nn.functional.adaptive_avg_pool2d(x, next(counts, 1)).flatten(1)
-    return torch.cat([parts, spread], dim=1)
-
-
-def unit_dimension(stage: nn.Module, chains: list[nn.Module], output: Tensor) -> int:
-    """The dimension of a stage's units: 1 behind convolutions, else the last.
-
-    chains: the weight layers whose chain ends at the stage; for a block, those that it holds count.
-    """
-    layers = chains or [m for m in stage.modules() if isinstance(m, WEIGHT_LAYERS)]
-    convolved = [not isinstance(m, nn.Linear) for m in layers]
-    if output.dim() == 3:
-        convolved = [isinstance(m, nn.Conv1d) for m in layers[-1:]]
-    return 1 if any(convolved) else output.dim() - 1
-
-
-def attribute(
-    model: nn.Module, batch: Batch, direction: Tensor, *, layers: tuple[str, ...]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Activation h of each layer, and the gradient there of ``Σ_c direction_c · z_c``, by autograd.
-
-    direction: ``float[b, c]``; ``e_given − e_rival`` makes ``h · gradient`` the label-conditional
-    attribution. Both results have the shape of the layer's output. Exact for any network; costs a
-    forward and a backward pass, down to the first of the layers.
-    """
-    with torch.enable_grad(), capture_outputs(model, layers, differentiable=True) as found:
-        gradients = gradients_at((logits_of(model, batch) * direction).sum(), found)
-    return {k: (found[k].detach(), gradients[k]) for k in layers}
-
-
-def gradients_at(total: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient of a sum at each output; ModelError where the model keeps none."""
-    found: Sequence[Tensor | None] = [None] * len(outputs)
-    if total.requires_grad:
-        found = torch.autograd.grad(total, list(outputs.values()), allow_unused=True)
-    gradients = {n: g for n, g in zip(outputs, found, strict=True) if g is not None}
-    lost = [name for name in outputs if name not in gradients]
-    if lost:
-        raise ModelError(
-            f"no gradient reaches {format_ids(lost)}",
-            fix="take torch.no_grad and detach out of the model's forward, or name other layers",
-        )
-    return gradients
-
-
-def gradient_closed(
-    model: nn.Module, activation: Tensor, direction: Tensor, *, tail: tuple[str, ...]
-) -> Tensor:
-    """The same gradient where only linear and ReLU layers (the tail) follow: no autograd.
-
-    With ``h_k`` the input of each tail layer, ``g ← g W`` through a linear layer and
-    ``g ← g ⊙ 1[h_k > 0]`` through ReLU, backwards from the direction.
-    """
-    layers = [module_named(model, name) for name in tail]
-    inputs, h = [], activation
-    for module in layers:
-        inputs.append(h)
-        h = module(h)
-    gradient = direction
-    for module, x in zip(reversed(layers), reversed(inputs), strict=True):
-        if isinstance(module, nn.Linear):
-            gradient = gradient @ module.weight
-        elif isinstance(module, nn.ReLU):
-            gradient = gradient * (x > 0)
-    return gradient
-
-
-def against_rival(given: Tensor, rival: Tensor, classes: int) -> Tensor:
-    """``e_given − e_rival``, ``float[b, c]``: the direction of label-conditional attribution."""
-    one_hot = nn.functional.one_hot
-    return (one_hot(given, classes) - one_hot(rival, classes)).float()
-
-
-def runner_up(logits: Tensor, given: Tensor) -> Tensor:
-    """The class with the largest logit besides the given one; ties go to the lower class."""
-    return logits.scatter(1, given[:, None], -torch.inf).argmax(dim=1)
-
-
-def _one_batch(
-    model: nn.Module,
-    x: Batch,
-    y: Tensor,
-    needs: frozenset[str],
-    layout: ModelLayout,
-    layer: str,
-    stages: tuple[str, ...],
-    precision: Precision,
-    columns: int,
-) -> dict[str, Tensor]:
-    """Everything that the plain pass gives; only a layer with no closed form needs gradients."""
-    tail = _tail_behind(layout, layer)
-    names = (*stages, layer) if tail and layer != layout.head else stages
+def _plain_pass(model: nn.Module, x: Batch, y: Tensor, config: _PassConfig) -> dict[str, Tensor]:
+    """Return what one forward pass gives; only a layer with no closed form needs gradients."""
+    layout, layer, needs = config.layout, config.attribution_layer, config.needs
+    # Features come from the views if there are any.
+    layers = () if config.n_views else config.pooled_layers
+    tail = tail_behind(layout, layer)
+    names = (*layers, layer) if tail and layer != layout.head else layers
     with (
-        capture_outputs(model, names, inputs_of=layout.head) as found,
-        autocast(precision, y.device),
+        capture_outputs(model, names, inputs_of=layout.head) as captured,
+        autocast(config.precision, y.device),
     ):
         logits = logits_of(model, x).float()
-    out = {"logits": logits, **_features(model, layout, stages, found, columns)}
+    out = {"logits": logits, **_pooled(model, layers, captured, config)}
     if "views" in needs:
-        out |= _judgement(logits, y)
-    if "head" in needs:
-        out["head_input_norm"] = found["input"].float().flatten(1).norm(dim=1)
-    if not needs & {"attribution", "mass", "vectors"}:
-        return out
-
-    def at(direction: Tensor) -> tuple[Tensor, Tensor]:
-        if not tail:
-            return attribute(model, x, direction, layers=(layer,))[layer]
-        h = found["input" if layer == layout.head else layer].float()
-        return h, gradient_closed(model, h, direction, tail=tail)
-
-    c = logits.shape[1]
-    if "attribution" in needs:
-        h, gradient = at(against_rival(y, runner_up(logits, y), c))
-        out["attribution"] = (h * gradient).flatten(1).sum(dim=1)
-    if needs & {"mass", "vectors"}:
-        if layer == layout.head:  # the gradient of logit k is row k of the weight
-            h = found["input"].float()
-            weight: Tensor = module_named(model, layer).weight  # type: ignore[assignment]
-            strongest = weight.max(dim=0).values
-        else:
-            strongest = torch.full((), -torch.inf, device=y.device)
-            for k in range(c):
-                h, gradient = at(nn.functional.one_hot(torch.full_like(y, k), c).float())
-                strongest = torch.maximum(strongest, gradient)
-        unsigned = (h * strongest).abs().flatten(1)
-        out["attribution_mass"] = unsigned.sum(dim=1)
-        if "vectors" in needs:
-            out["attributions"] = unsigned
+        out |= _probs_and_loss(logits, y)
+    if "head_input_norm" in needs:
+        out["head_input_norm"] = captured["input"].float().flatten(1).norm(dim=1)
+    if needs & {"attribution", "attribution_mass", "attributions"}:
+        activation = captured.get("input" if layer == layout.head else layer) if tail else None
+        out |= _attribution_at_layer(model, x, y, logits, activation=activation, config=config)
     return out
 
 
-def _deep(
+def _attribution_at_layer(
     model: nn.Module,
     x: Batch,
     y: Tensor,
     logits: Tensor,
-    needs: frozenset[str],
-    layout: ModelLayout,
-    stages: tuple[str, ...],
-    columns: int,
+    *,
+    activation: Tensor | None,
+    config: _PassConfig,
 ) -> dict[str, Tensor]:
-    """Gradient × activation at every stage: for the given label, summed; for the predicted, pooled.
+    """Return the attribution at one layer: for the given label, and label-free.
 
-    The latter is label-free: what speaks for the class with the largest logit against the mean.
+    activation: the layer's, if linear and ReLU layers alone follow it; None needs autograd.
     """
-    out, c = {}, logits.shape[1]
-    if "deep" in needs:
-        direction = against_rival(y, runner_up(logits, y), c)
-        for name, (h, gradient) in attribute(model, x, direction, layers=stages).items():
-            out[f"attribution.{name}"] = (h * gradient).flatten(1).sum(dim=1)
-    if "attribution_features" in needs:
-        direction = nn.functional.one_hot(logits.argmax(dim=1), c) - 1 / c
-        parts = attribute(model, x, direction, layers=stages)
-        weighted = {name: h * gradient for name, (h, gradient) in parts.items()}
-        out |= _features(model, layout, stages, weighted, columns, "attribution_features")
+    layer, tail = config.attribution_layer, tail_behind(config.layout, config.attribution_layer)
+    c = logits.shape[1]
+
+    def activation_and_gradient(direction: Tensor) -> tuple[Tensor, Tensor]:
+        if activation is None:
+            return attribute(model, x, direction, layers=(layer,))[layer]
+        h = activation.float()
+        return h, gradient_closed(model, h, direction, tail=tail)
+
+    out = {}
+    if "attribution" in config.needs:
+        h, gradient = activation_and_gradient(label_direction(y, runner_up(logits, y), c))
+        out["attribution"] = (h * gradient).flatten(1).sum(dim=1)
+    if config.needs & {"attribution_mass", "attributions"}:
+        if layer == config.layout.head:  # the gradient of logit k is row k of the weight
+            assert activation is not None
+            h = activation.float()
+            weight = module_named(model, layer).weight
+            assert isinstance(weight, Tensor)
+            largest = weight.max(dim=0).values
+        else:
+            largest = torch.full((), -torch.inf, device=y.device)
+            for k in range(c):
+                one_hot = nn.functional.one_hot(torch.full_like(y, k), c).float()
+                h, gradient = activation_and_gradient(one_hot)
+                largest = torch.maximum(largest, gradient)
+        label_free = (h * largest).abs().flatten(1)
+        out["attribution_mass"] = label_free.sum(dim=1)
+        if "attributions" in config.needs:
+            out["attributions"] = label_free
     return out
 
 
-def _tail_behind(layout: ModelLayout, layer: str) -> tuple[str, ...]:
-    """The linear and ReLU layers that alone stand between a layer's activation and the logits.
+def _layerwise_attributions(
+    model: nn.Module, x: Batch, y: Tensor, logits: Tensor, config: _PassConfig
+) -> dict[str, Tensor]:
+    """Return gradient × activation at every feature layer.
 
-    The head stands for its own input, so that its tail is itself; () if there are other operations.
+    Of the given label against the runner-up, summed; of the predicted class against the mean of
+    all, pooled. The latter is label-free.
     """
-    if layer and layer == layout.head:
-        return (layer,)
-    return layout.tail[layout.tail.index(layer) + 1 :] if layer in layout.tail else ()
+    out, c, layers = {}, logits.shape[1], config.feature_layers
+    if "layerwise_attribution" in config.needs:
+        direction = label_direction(y, runner_up(logits, y), c)
+        for name, (h, gradient) in attribute(model, x, direction, layers=layers).items():
+            out[f"attribution.{name}"] = (h * gradient).flatten(1).sum(dim=1)
+    if "attribution_features" in config.needs:
+        direction = nn.functional.one_hot(logits.argmax(dim=1), c) - 1 / c
+        parts = attribute(model, x, direction, layers=layers)
+        products = {name: h * gradient for name, (h, gradient) in parts.items()}
+        out |= _pooled(model, layers, products, config, kind="attribution_features")
+    return out
 
 
-def _shown(
-    samples: Samples, x: Tensor, views: int, draws: list[torch.Generator]
+def _augmented_batches(
+    samples: Samples, x: Tensor, first_positions: list[int], config: _PassConfig
 ) -> Iterator[Batch]:
-    """Random views of a batch, one after the other."""
+    """Yield random views of a batch; each block of samples has its own generator."""
     assert samples.view is not None
-    for _ in range(views):
-        blocks = zip(x.split(BLOCK), draws, strict=True)
+    generators = [torch_generator(config.seed, "views", first) for first in first_positions]
+    for _ in range(config.n_views):
+        blocks = zip(torch.split(x, BLOCK_SIZE), generators, strict=True)
         yield to_channels_last(torch.cat([samples.view(block, draw) for block, draw in blocks]))
 
 
-def _mean_look(
-    model: nn.Module,
-    shown: Iterator[Batch],
-    y: Tensor,
-    layout: ModelLayout,
-    stages: tuple[str, ...],
-    precision: Precision,
-    columns: int,
+def _augmented_pass(
+    model: nn.Module, batches: Iterator[Batch], y: Tensor, config: _PassConfig
 ) -> dict[str, Tensor]:
-    """Means over views of a batch: class probabilities, loss, features of the stages."""
+    """Return means over views of a batch: class probabilities, loss, features of the layers."""
+    layers = config.pooled_layers
     sums: dict[str, Tensor] = {}
     count = 0
-    for x in shown:
-        with capture_outputs(model, stages) as found, autocast(precision, y.device):
+    for x in batches:
+        with capture_outputs(model, layers) as captured, autocast(config.precision, y.device):
             logits = logits_of(model, x).float()
-        values = _judgement(logits, y) | _features(model, layout, stages, found, columns)
+        values = _probs_and_loss(logits, y) | _pooled(model, layers, captured, config)
         sums = {k: v + sums[k] if sums else v for k, v in values.items()}
         count += 1
     return {k: v / count for k, v in sums.items()}
 
 
-def _judgement(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Class probabilities, and the cross-entropy of the given label."""
+def _probs_and_loss(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return class probabilities, and the cross-entropy of the given label."""
     loss = nn.functional.cross_entropy(logits, y, reduction="none")
     return {"augmented_probs": logits.softmax(dim=1), "augmented_loss": loss}
 
 
-def _features(
+def _pooled(
     model: nn.Module,
-    layout: ModelLayout,
-    stages: tuple[str, ...],
-    found: dict[str, Tensor],
-    columns: int,
+    layers: tuple[str, ...],
+    outputs: dict[str, Tensor],
+    config: _PassConfig,
+    *,
     kind: str = "feature",
 ) -> dict[str, Tensor]:
-    """The stages' outputs, pooled."""
+    """Return the layers' outputs, pooled, as ``<kind>.<layer>``."""
     features = {}
-    for name in stages:
-        chains = [module_named(model, k) for k, end in layout.readouts.items() if end == name]
-        unit = unit_dimension(module_named(model, name), chains, found[name])
-        features[f"{kind}.{name}"] = pooled(found[name], unit=unit, columns=columns).float()
+    for name in layers:
+        chains = [
+            module_named(model, k) for k, end in config.layout.readouts.items() if end == name
+        ]
+        unit = unit_dimension(module_named(model, name), chains, outputs[name])
+        pooled = pool(outputs[name], unit=unit, max_part_means=config.max_part_means)
+        features[f"{kind}.{name}"] = pooled.float()
     return features
 
 
-def _checked(logits: np.ndarray, samples: Samples) -> np.ndarray:
+def _check_finite(logits: AnyFloats, samples: Samples) -> AnyFloats:
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise ModelError(

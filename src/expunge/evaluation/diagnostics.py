@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from expunge.detection.detectors import MEMORISED
+from expunge.detection.memorisation import MEMORISATION_GAP
 from expunge.records import Baseline, Evaluation, Flag, Partition, PrunePlan, Scores
 from expunge.reporting.formatting import counted, percent, signed_gain, span
 
@@ -43,7 +43,7 @@ def find_flags(
 def memorised(scores: Scores) -> tuple[Flag, ...]:
     """The model fits the given labels far better than it does under views that it never saw."""
     model, views = scores.agreement.get("plain"), scores.agreement.get("augmented")
-    if model is None or views is None or model - views <= MEMORISED:
+    if model is None or views is None or model - views <= MEMORISATION_GAP:
         return ()
     sentence = (
         f"The model predicts {percent(model)} of the given labels, and {percent(views)} under "
