@@ -102,7 +102,7 @@ class PruneConfig:
     mode ``"remove"`` makes the network smaller; ``"mask"`` silences the units reversibly.
     """
 
-    method: str = "ranked"
+    method: str = "top-effect"
     fraction: float | None = None
     count: int | None = None
     scope: Literal["layer", "global"] = "layer"

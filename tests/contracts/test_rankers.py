@@ -12,11 +12,10 @@ from scipy.stats import norm
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from expunge._core.progress import silent
 from expunge.data import from_arrays
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.models.zoo import convnet, mlp
-from expunge.pruning.ranking import Moments, _moments, rank_units, rankers
+from expunge.pruning.ranking import RegressionSums, collect_sums, rank_units, rankers
 from expunge.records import Partition
 from models.test_inspection import SharedRelu, hooks_of
 from oracles_models import SignalNet, build
@@ -89,7 +88,7 @@ def same(a, b, **tolerance):
     assert_allclose([a[k] for k in keys], [b[k] for k in keys], **tolerance)
 
 
-def materialised(model, data, split, layer, uses):
+def materialised(model, data, split, layer, regressors):
     """One row a sample, computed sample by sample: what the streaming sums stand for."""
     probe = {"0": "2", "4": "6", "9": "10"} if len(model) > 6 else {"1": "2", "3": "4"}
     rows = []
@@ -102,10 +101,12 @@ def materialised(model, data, split, layer, uses):
             s = max((c for c in range(CLASSES) if c != y), key=lambda c: float(z[c].detach()))
         (g,) = torch.autograd.grad(z[y] - z[s], h)
         values = (
-            (h * g if uses == "attribution" else h).detach()[0].flatten(1 if h.dim() > 2 else 0)
+            (h * g if regressors == "attribution" else h)
+            .detach()[0]
+            .flatten(1 if h.dim() > 2 else 0)
         )
         if h.dim() > 2:
-            values = values.sum(dim=1) if uses == "attribution" else values.mean(dim=1)
+            values = values.sum(dim=1) if regressors == "attribution" else values.mean(dim=1)
         rows.append(values.double().numpy())
     return np.array(rows)
 
@@ -169,10 +170,10 @@ def test_the_model_and_the_random_state_are_left_as_found(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("badness", [0.0, 0.1, 0.3, 1.0])
-def test_badness_that_does_not_vary_is_carried_by_no_unit(name, badness):
+@pytest.mark.parametrize("noise_probability", [0.0, 0.1, 0.3, 1.0])
+def test_a_noise_probability_that_does_not_vary_is_carried_by_no_unit(name, noise_probability):
     model, data, _, layers = planted()
-    made = rank(model, data, partition(data, np.full(len(data), badness)), layers, name)
+    made = rank(model, data, partition(data, np.full(len(data), noise_probability)), layers, name)
     if name != "magnitude":
         assert not made.effect.any()
     if name in RIDGES:
@@ -207,7 +208,7 @@ def test_dead_units_and_copies_of_units_do_no_harm(name):
 
 
 def planted_carrier(seed=0):
-    """One hidden unit is active for bad samples only, and speaks for their given, wrong label."""
+    """One hidden unit is active for bad samples only; it contributes to their wrong label."""
     rng = np.random.default_rng(seed)
     n, unit = 400, 5
     bad = rng.random(n) < 0.3
@@ -323,19 +324,19 @@ def test_published_weights_agree_with_least_squares(kind):
         assert not got[~alive].any()
 
 
-def moments_of(x, y, weight_norm=None):
+def sums_of(x, y, weight_norm=None):
     norms = np.ones(x.shape[1]) if weight_norm is None else weight_norm
-    return Moments(len(x), x.sum(0), y.sum(), y @ y, x.T @ y, x.T @ x, norms)
+    return RegressionSums(len(x), x.sum(0), y.sum(), y @ y, x.T @ y, x.T @ x, norms)
 
 
 @pytest.mark.parametrize("factor", [1e-8, 1e-3, 1e6])
 @pytest.mark.parametrize("name", RIDGES)
-def test_the_scale_of_units_and_badness_does_not_matter(name, factor):
+def test_the_scale_of_units_and_of_the_noise_probability_does_not_matter(name, factor):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 5)) + 2
     y = x @ [1.0, 0.5, 0, 0, 0] + rng.standard_normal(200)
-    made = rankers.get(name)(moments_of(x, y))
-    for scaled in (moments_of(x * factor, y), moments_of(x, y * factor)):
+    made = rankers.get(name)(sums_of(x, y))
+    for scaled in (sums_of(x * factor, y), sums_of(x, y * factor)):
         other = rankers.get(name)(scaled)
         assert_allclose(other.effect, made.effect, rtol=1e-6)
         assert_allclose(other.p_value, made.p_value, rtol=1e-5)
@@ -346,18 +347,18 @@ def test_p_values_of_units_without_effect_are_uniform():
     p = []
     for _ in range(60):
         x, y = rng.standard_normal((100, 5)), rng.standard_normal(100)
-        p.extend(rankers.get("attribution-ridge")(moments_of(x, y)).p_value)
+        p.extend(rankers.get("attribution-ridge")(sums_of(x, y)).p_value)
     assert_allclose(np.quantile(p, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.08)
 
 
-@pytest.mark.parametrize("uses", ["attribution", "activation"])
-def test_streamed_sums_are_those_of_all_rows_at_once(uses):
+@pytest.mark.parametrize("regressors", ["attribution", "activation"])
+def test_streamed_sums_are_those_of_all_rows_at_once(regressors):
     model, data, split, layers = planted("convnet")
-    sums = _moments(model, data, split, layers, uses, 7, silent)
+    sums = collect_sums(model, data, split, layers=layers, regressors=regressors, batch_size=7)
     y = split.p_noisy
     for layer in layers:
-        x = materialised(model, data, split, layer, uses)
-        whole, got = moments_of(x, y), sums[layer]
+        x = materialised(model, data, split, layer, regressors)
+        whole, got = sums_of(x, y), sums[layer]
         assert got.n == 120
         for name in ("x", "y", "yy", "xy", "xx"):
             expected = getattr(whole, name)
@@ -369,8 +370,9 @@ def test_memory_does_not_grow_with_the_number_of_samples():
     held = []
     for n in (30, 120):
         data = samples(x[:n])
-        sums = _moments(
-            model, data, partition(data, np.linspace(0, 1, n)), layers, "attribution", 16, silent
+        split = partition(data, np.linspace(0, 1, n))
+        sums = collect_sums(
+            model, data, split, layers=layers, regressors="attribution", batch_size=16
         )
         held.append({k: {f: np.shape(v) for f, v in vars(m).items()} for k, m in sums.items()})
     assert held[0] == held[1]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.errors import PruneError
-from expunge.pruning.selection import pruners, random, ranked
+from expunge.pruning.selection import pruners, random_units, top_effect
 from expunge.records import Budget, NeuronRanking, PrunePlan
 
 
@@ -37,16 +37,16 @@ def run(name: str, ranking: NeuronRanking, budget: Budget, seed: int = 0, **opti
 
 
 def test_the_units_with_the_largest_effect_go():
-    plan = ranked(TWO, Budget(fraction=0.5), seed=0)
+    plan = top_effect(TWO, Budget(fraction=0.5), seed=0)
     assert plan.units == {"a": (1, 4), "b": (0, 2)}
     assert (plan.requested, plan.granted, plan.reasons) == (4, 4, ())
-    assert ranked(TWO, Budget(count=1), seed=0).units == {"a": (1,), "b": (2,)}
+    assert top_effect(TWO, Budget(count=1), seed=0).units == {"a": (1,), "b": (2,)}
 
 
 def test_a_global_budget_compares_all_layers():
-    plan = ranked(TWO, Budget(count=4, scope="global"), seed=0)
+    plan = top_effect(TWO, Budget(count=4, scope="global"), seed=0)
     assert plan.units == {"a": (1,), "b": (0, 2, 3)}
-    assert ranked(TWO, Budget(fraction=0.25, scope="global"), seed=0).units == {"b": (0, 2)}
+    assert top_effect(TWO, Budget(fraction=0.25, scope="global"), seed=0).units == {"b": (0, 2)}
 
 
 @pytest.mark.parametrize("n", [1, 3, 7, 10, 30, 100])
@@ -58,16 +58,18 @@ def test_the_number_of_units_is_the_exact_floor(n, percent):
         budget = Budget(fraction=percent / 100, scope=scope, max_layer_fraction=0.99)
         if wanted and n == 1:
             continue
-        plan = ranked(ranking, budget, seed=0)
+        plan = top_effect(ranking, budget, seed=0)
         assert plan.requested == wanted
         assert plan.granted == min(wanted, n - 1)
 
 
 def test_a_third_of_three_is_one():
-    assert ranked(ranking_of({"a": [1.0, 2.0, 3.0]}), Budget(fraction=1 / 3), seed=0).granted == 1
+    assert (
+        top_effect(ranking_of({"a": [1.0, 2.0, 3.0]}), Budget(fraction=1 / 3), seed=0).granted == 1
+    )
 
 
-@pytest.mark.parametrize("name", ["ranked", "random"])
+@pytest.mark.parametrize("name", ["top-effect", "random"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_asking_for_nothing_gives_an_empty_plan(name, scope):
     for budget in (Budget(count=0, scope=scope), Budget(fraction=0.05, scope=scope)):
@@ -75,48 +77,48 @@ def test_asking_for_nothing_gives_an_empty_plan(name, scope):
         assert (dict(plan.units), plan.requested, plan.reasons) == ({}, 0, ())
 
 
-@pytest.mark.parametrize("name", ["ranked", "random"])
-def test_asking_for_everything_leaves_what_the_cap_keeps_and_says_so(name):
+@pytest.mark.parametrize("name", ["top-effect", "random"])
+def test_asking_for_everything_leaves_what_max_layer_fraction_keeps_and_says_so(name):
     for scope in ("layer", "global"):
         plan = run(name, TWO, Budget(fraction=1.0, scope=scope, max_layer_fraction=0.6))
         assert plan.requested == 9
         assert {layer: len(units) for layer, units in plan.units.items()} == {"a": 3, "b": 2}
-        assert "layer 'a': 3 of 5 units at most (cap 0.6" in plan.reasons[0]
-        assert "layer 'b': 2 of 4" in plan.reasons[1]
+        assert "layer 'a': at most 3 of 5 units (max_layer_fraction 0.6," in plan.reasons[0]
+        assert "layer 'b': at most 2 of 4" in plan.reasons[1]
     assert run(name, TWO, Budget(count=99, max_layer_fraction=0.99)).granted == 4 + 3
 
 
 def test_one_unit_always_stays():
-    plan = ranked(
+    plan = top_effect(
         ranking_of({"a": [1.0, 1.0]}), Budget(fraction=1.0, max_layer_fraction=1 - 1e-9), seed=0
     )
     assert plan.units == {"a": (0,)}
     with pytest.raises(
-        PruneError, match=r"1 units were to be cut.*layer 'a': 0 of 1 units at most"
+        PruneError, match=r"1 units were to be cut.*layer 'a': at most 0 of 1 units"
     ):
-        ranked(ranking_of({"a": [1.0]}), Budget(fraction=1.0), seed=0)
+        top_effect(ranking_of({"a": [1.0]}), Budget(fraction=1.0), seed=0)
 
 
 def test_ties_go_by_layer_and_unit():
     tied = ranking_of({"b": [1.0] * 4, "a": [1.0] * 4})
-    assert ranked(tied, Budget(fraction=0.5), seed=0).units == {"a": (0, 1), "b": (0, 1)}
-    assert ranked(tied, Budget(count=5, scope="global"), seed=0).units == {
+    assert top_effect(tied, Budget(fraction=0.5), seed=0).units == {"a": (0, 1), "b": (0, 1)}
+    assert top_effect(tied, Budget(count=5, scope="global"), seed=0).units == {
         "a": (0, 1, 2),
         "b": (0, 1),
     }
 
 
 def test_coupled_layers_lose_the_units_with_the_largest_summed_effect():
-    plan = ranked(COUPLED, Budget(fraction=0.5), seed=0)
+    plan = top_effect(COUPLED, Budget(fraction=0.5), seed=0)
     assert plan.units == {"a": (0, 1), "b": (0, 1), "c": (0,)}
     assert (plan.requested, plan.granted) == (5, 5)
 
 
 def test_a_shared_unit_counts_once_for_each_layer_and_never_exceeds_the_budget():
-    plan = ranked(COUPLED, Budget(count=3, scope="global"), seed=0)
+    plan = top_effect(COUPLED, Budget(count=3, scope="global"), seed=0)
     assert plan.units == {"a": (1,), "b": (1,), "c": (0,)}
     only_shared = ranking_of({"a": [1.0] * 4, "b": [1.0] * 4}, {"a": "a", "b": "a"})
-    plan = ranked(only_shared, Budget(count=3, scope="global"), seed=0)
+    plan = top_effect(only_shared, Budget(count=3, scope="global"), seed=0)
     assert (plan.requested, plan.granted) == (3, 2)
     assert plan.reasons == ("shared units go from all their layers at once, and 1 were left",)
 
@@ -124,17 +126,17 @@ def test_a_shared_unit_counts_once_for_each_layer_and_never_exceeds_the_budget()
 def test_coupled_layers_must_rank_the_same_units():
     uneven = ranking_of({"a": [1.0, 2.0], "b": [1.0]}, {"a": "a", "b": "a"})
     with pytest.raises(PruneError, match=r"'a' and 'b' share their units.*\(2 and 1\)"):
-        ranked(uneven, Budget(count=1), seed=0)
+        top_effect(uneven, Budget(count=1), seed=0)
 
 
-@pytest.mark.parametrize("name", ["ranked", "random"])
+@pytest.mark.parametrize("name", ["top-effect", "random"])
 def test_only_positive_leaves_units_without_an_effect(name):
     mixed = ranking_of({"a": [1.0, -1.0, 0.0, 2.0], "b": [-1.0, -2.0, -3.0, -4.0]})
     plan = run(name, mixed, Budget(fraction=0.75), only_positive=True)
     assert (plan.requested, plan.granted) == (6, 2)
-    assert plan.reasons == ("only units with an effect above zero may go",)
-    assert run("ranked", mixed, Budget(fraction=0.5), only_positive=True).units == {"a": (0, 3)}
-    assert run("ranked", mixed, Budget(fraction=0.75)).granted == 6
+    assert plan.reasons == ("only units with an effect above zero are cut",)
+    assert run("top-effect", mixed, Budget(fraction=0.5), only_positive=True).units == {"a": (0, 3)}
+    assert run("top-effect", mixed, Budget(fraction=0.75)).granted == 6
     nothing = ranking_of({"a": [0.0, 0.0]})
     with pytest.raises(PruneError, match="only units with an effect above zero"):
         run(name, nothing, Budget(count=1), only_positive=True)
@@ -142,26 +144,26 @@ def test_only_positive_leaves_units_without_an_effect(name):
 
 def test_units_asked_of_an_empty_ranking_are_an_error():
     empty = ranking_of({})
-    assert ranked(empty, Budget(fraction=0.5), seed=0).granted == 0
+    assert top_effect(empty, Budget(fraction=0.5), seed=0).granted == 0
     with pytest.raises(PruneError, match="the ranking lists no units"):
-        ranked(empty, Budget(count=2, scope="global"), seed=0)
+        top_effect(empty, Budget(count=2, scope="global"), seed=0)
 
 
 def test_random_units_depend_on_the_seed_and_the_layer_only():
     ranking = ranking_of({"a": list(range(50)), "b": list(range(50)), "c": [1.0] * 50})
     budget = Budget(fraction=0.5)
-    first = random(ranking, budget, seed=1)
-    assert first == random(ranking, budget, seed=1)
-    assert first.units != random(ranking, budget, seed=2).units
+    first = random_units(ranking, budget, seed=1)
+    assert first == random_units(ranking, budget, seed=1)
+    assert first.units != random_units(ranking, budget, seed=2).units
     assert first.units["a"] != first.units["b"]
     reversed_effects = ranking_of({"a": list(range(50))[::-1], "b": [0.0] * 50})
-    other = random(reversed_effects, budget, seed=1)
+    other = random_units(reversed_effects, budget, seed=1)
     assert other.units["a"] == first.units["a"]
 
 
 def test_random_units_are_drawn_evenly():
     ranking = ranking_of({"a": [9.0, 8.0, 1.0, 0.0]})
-    drawn = [random(ranking, Budget(count=1), seed=s).units["a"][0] for s in range(400)]
+    drawn = [random_units(ranking, Budget(count=1), seed=s).units["a"][0] for s in range(400)]
     assert all(70 <= drawn.count(u) <= 130 for u in range(4))
 
 
@@ -222,7 +224,7 @@ def test_every_plan_keeps_its_budget_and_explains_what_it_did_not_grant(case):
 def test_no_unit_stays_that_has_a_larger_effect_than_one_of_its_layer_that_goes(case):
     ranking, budget, options = case
     try:
-        plan = ranked(ranking, budget, seed=0, **options)
+        plan = top_effect(ranking, budget, seed=0, **options)
     except PruneError:
         return
     effects: dict[str, dict[int, float]] = {}

@@ -1,26 +1,25 @@
-"""Which neurons carry the noise: regress badness on what each unit does, sample by sample.
+"""Which units carry the noise: regress the noise probability of a sample on what each unit does.
 
-The pass over the data keeps sums only (`Moments`), so memory does not depend on the number of
-samples. Rankers turn these sums into effects; they are pure functions and plug-ins.
+The pass over the data keeps sums only (`RegressionSums`), so memory does not depend on the number
+of samples. Rankers turn these sums into effects; they are pure functions and plug-ins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from scipy.stats import false_discovery_control, norm
 from torch import Tensor, nn
 
+from expunge._core.arrays import Array, Floats
 from expunge._core.distributed import all_reduce_sum, shard
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
-from expunge.data import Samples
-from expunge.detection.gradients import gradients_at, label_direction, runner_up
+from expunge.data.samples import Batch, Samples
+from expunge.detection.signals import against_rival, gradients_at, runner_up
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.inspection import (
     capture_outputs,
@@ -32,44 +31,74 @@ from expunge.models.inspection import (
 )
 from expunge.records import NeuronRanking, Partition, align
 
-Uses = Literal["attribution", "activation", "weights"]
+Regressors = Literal["attribution", "activation", "weights"]
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Sums over the samples of one layer's regressors x (``u`` units) and of the badness y.
+class RegressionSums:
+    """Sums over the samples of one layer's regressors x and of the noise probability y.
 
-    Sums of x (``[u]``), y, y², x·y (``[u]``) and x xᵀ (``[u, u]``), float64, and n; weight_norm:
-    the L2 norm of each unit's incoming weights (``[u]``).
+    Parameters
+    ----------
+    n
+        Number of samples.
+    x
+        ``Σ x``, ``float64[u]`` for a layer of u units.
+    y
+        ``Σ y``.
+    yy
+        ``Σ y²``.
+    xy
+        ``Σ x y``, ``float64[u]``.
+    xx
+        ``Σ x xᵀ``, ``float64[u, u]``.
+    weight_norm
+        L2 norm of each unit's incoming weights, ``float64[u]``.
     """
 
     n: int
-    x: np.ndarray
+    x: Floats
     y: float
     yy: float
-    xy: np.ndarray
-    xx: np.ndarray
-    weight_norm: np.ndarray
+    xy: Floats
+    xx: Floats
+    weight_norm: Floats
 
 
 @dataclass(frozen=True)
 class Effects:
-    """A ranker's answer for one layer: effect, standard error and p-value of each unit, and R².
+    """What a ranker finds for the u units of one layer.
 
-    stderr and p_value are NaN where the ranker has none.
+    Parameters
+    ----------
+    effect
+        The larger, the more noise the unit carries; ``float64[u]``, finite.
+    stderr
+        Standard error of the effect; NaN if the ranker has none.
+    p_value
+        One-sided p-value of ``effect ≤ 0`` in [0, 1]; NaN if the ranker has none.
+    r_squared
+        R² of the noise probability on all units of the layer; NaN if the ranker fits nothing.
     """
 
-    effect: np.ndarray
-    stderr: np.ndarray
-    p_value: np.ndarray
-    explained: float = float("nan")
+    effect: Floats
+    stderr: Floats
+    p_value: Floats
+    r_squared: float = float("nan")
 
 
 @dataclass(frozen=True)
 class RankerInfo:
-    """The metadata of a ranker: what its regressors are."""
+    """The metadata of a ranker.
 
-    uses: Uses = "attribution"
+    Parameters
+    ----------
+    regressors
+        What the sums are made of: ``"attribution"`` (one backward pass), ``"activation"`` (forward
+        only) or ``"weights"`` (no pass over the data; the sums are empty).
+    """
+
+    regressors: Regressors = "attribution"
 
 
 rankers: Registry[Callable[..., Effects], RankerInfo] = Registry("ranker", RankerInfo)
@@ -87,92 +116,245 @@ def rank_units(
     progress: Progress = silent,
     **options: object,
 ) -> NeuronRanking:
-    """Rank the units of these layers by how much noise they carry.
+    """Rank the units of some layers by how much noise they carry.
 
-    groups: for coupled layers, the layer that stands for all; see `surgery.groups`.
-    Cost: one pass (and for attributions one backward pass to the first of the layers), and for each
-    layer of u units an eigendecomposition, O(u³).
+    Parameters
+    ----------
+    model
+        Left as it was.
+    samples, partition
+        Matched by id; every sample needs a row of the partition.
+    method
+        Name of a ranker.
+    layers
+        Names of hidden layers of units.
+    groups
+        For layers that share their units, the first of them; see `surgery.groups`.
+    batch_size
+        Samples of one pass; at least 1.
+    progress
+        Called after each batch.
+    **options
+        Options of the ranker.
+
+    Returns
+    -------
+    NeuronRanking
+        All units of all layers, the largest effect first. q-values are Benjamini–Hochberg over all
+        units together.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown method or option.
+    ModelError
+        For a name that is not a hidden layer of units.
+    DataError
+        For a sample without a row in the partition.
+
+    Notes
+    -----
+    Cost: one pass over the samples (and for attributions one backward pass to the first of the
+    layers), and for each layer of u units an eigendecomposition, O(u³). Memory: O(u²).
     """
     rankers.check_options(method, options)
-    sums = _moments(
-        model, samples, partition, layers, rankers.metadata(method).uses, batch_size, progress
+    sums = collect_sums(
+        model,
+        samples,
+        partition,
+        layers=layers,
+        regressors=rankers.metadata(method).regressors,
+        batch_size=batch_size,
+        progress=progress,
     )
-    effects = {layer: rankers.get(method)(moments, **options) for layer, moments in sums.items()}
-    p_values = np.concatenate([e.p_value for e in effects.values()])
-    known = np.isfinite(p_values)
-    q = np.full(len(p_values), np.nan)
-    if known.any():
-        q[known] = false_discovery_control(p_values[known])
+    effects = {name: rankers.get(method)(values, **options) for name, values in sums.items()}
     return NeuronRanking(
         layer=np.concatenate([np.full(len(e.effect), name) for name, e in effects.items()]),
         unit=np.concatenate([np.arange(len(e.effect)) for e in effects.values()]),
         effect=np.concatenate([e.effect for e in effects.values()]),
         stderr=np.concatenate([e.stderr for e in effects.values()]),
-        q_value=q,
+        q_value=_benjamini_hochberg(np.concatenate([e.p_value for e in effects.values()])),
         groups={layer: groups.get(layer, layer) for layer in layers},
-        explained={n: e.explained for n, e in effects.items() if np.isfinite(e.explained)},
+        explained={n: e.r_squared for n, e in effects.items() if np.isfinite(e.r_squared)},
     )
 
 
-@rankers.register("attribution-ridge", uses="attribution")
-def attribution_ridge(moments: Moments) -> Effects:
-    """Standardised ridge regression of badness on label-conditional attributions, signed.
+def _benjamini_hochberg(p_values: Floats) -> Floats:
+    """Adjusted p-values; NaN stays NaN and does not count."""
+    from scipy.stats import false_discovery_control
 
-    x_j = Σ_space h_j ∂(z_given − z_suggested)/∂h_j: what unit j contributes to the given label. The
-    penalty minimises the generalised cross-validation error (doi 10.1080/00401706.1979.10489751).
-    With R the correlations of x, r those with y: ``β = (R + λI)⁻¹ r``,
-    ``cov β = σ²/n (R + λI)⁻¹ R (R + λI)⁻¹``; p-values are one-sided (β > 0, normal).
+    known = np.isfinite(p_values)
+    q_values = np.full(len(p_values), np.nan)
+    if known.any():
+        q_values[known] = false_discovery_control(p_values[known])
+    return q_values
+
+
+@rankers.register("attribution-ridge", regressors="attribution")
+def attribution_ridge(sums: RegressionSums) -> Effects:
+    """Standardised ridge regression of the noise probability on attributions to the given label.
+
+    ``x_j = Σ_space h_j ∂(z_given − z_suggested)/∂h_j`` is what unit j contributes to the given
+    label; where no other label is suggested, the runner-up takes its place. With R the correlations
+    of x and r those of x with y: ``β = (R + λI)⁻¹ r`` and
+    ``cov β = σ²/n (R + λI)⁻¹ R (R + λI)⁻¹``. λ is one of 21 values from 1e-4 to 10 and minimises
+    the generalised cross-validation error.
+
+    Parameters
+    ----------
+    sums
+        Of one layer of u units.
+
+    Returns
+    -------
+    Effects
+        β (signed), its standard error, and one-sided p-values of ``β > 0`` from the normal
+        distribution. Units that do not vary have effect 0 and p-value 1.
+
+    Notes
+    -----
+    Cost: an eigendecomposition, O(u³). The p-values treat y as given; they do not include the
+    uncertainty of the partition. A noise probability that does not vary gives all units effect 0.
+
+    References
+    ----------
+    Golub, Heath, Wahba (1979), doi 10.1080/00401706.1979.10489751.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((100, 3))
+    >>> y = x[:, 1] + 0.1 * rng.standard_normal(100)
+    >>> sums = RegressionSums(100, x.sum(0), y.sum(), y @ y, x.T @ y, x.T @ x, np.ones(3))
+    >>> int(attribution_ridge(sums).effect.argmax())
+    1
     """
-    return _ridge(moments)
+    return _ridge(sums)
 
 
-@rankers.register("activation-ridge", uses="activation")
-def activation_ridge(moments: Moments) -> Effects:
-    """The same regression on activations (mean over space): sees faulty inputs, not labels."""
-    return _ridge(moments)
+@rankers.register("activation-ridge", regressors="activation")
+def activation_ridge(sums: RegressionSums) -> Effects:
+    """Standardised ridge regression of the noise probability on activations (mean over space).
 
+    As `attribution_ridge` with ``x_j = mean_space h_j``. It finds units that respond to corrupted
+    inputs; wrong labels of clean inputs do not show in activations.
 
-@rankers.register("activation-ols", uses="activation")
-def activation_ols(moments: Moments) -> Effects:
-    """Absolute weights of ordinary least squares on activations, as published (arXiv 2506.11615).
+    Parameters
+    ----------
+    sums
+        Of one layer of u units.
 
-    Neither standardised nor signed: units that vary little, and units that speak for clean
-    samples, rank high too. Singular directions (dead units) get no weight.
+    Returns
+    -------
+    Effects
+        β (signed), standard errors and one-sided p-values.
+
+    Notes
+    -----
+    Cost: an eigendecomposition, O(u³); the pass over the data needs no gradient.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).standard_normal((100, 3))
+    >>> y = x[:, 2]
+    >>> sums = RegressionSums(100, x.sum(0), y.sum(), y @ y, x.T @ y, x.T @ x, np.ones(3))
+    >>> bool(activation_ridge(sums).p_value[2] < 1e-6)
+    True
     """
-    scale, correlations, r, deviation = _standardise(moments)
+    return _ridge(sums)
+
+
+@rankers.register("activation-ols", regressors="activation")
+def activation_ols(sums: RegressionSums) -> Effects:
+    """Absolute weights of ordinary least squares on activations, as published.
+
+    ``|β|`` with ``β = argmin ‖y − β₀ − X β‖²``, neither standardised nor signed.
+
+    Parameters
+    ----------
+    sums
+        Of one layer of u units.
+
+    Returns
+    -------
+    Effects
+        Without standard errors and p-values. Singular directions (units that do not vary) get no
+        weight.
+
+    Notes
+    -----
+    Cost: a pseudo-inverse, O(u³). Units that vary little, and units that are active for clean
+    samples, rank high too; use a ridge to tell them apart.
+
+    References
+    ----------
+    RLAP, arXiv 2506.11615.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).standard_normal((100, 2))
+    >>> y = -3 * x[:, 0]
+    >>> sums = RegressionSums(100, x.sum(0), y.sum(), y @ y, x.T @ y, x.T @ x, np.ones(2))
+    >>> activation_ols(sums).effect.round(6).tolist()
+    [3.0, 0.0]
+    """
+    scale, correlations, r, scale_y = _standardise(sums)
     beta = np.linalg.pinv(correlations, rcond=1e-10, hermitian=True) @ r
-    raw = np.divide(beta * deviation, scale, where=scale > 0, out=np.zeros_like(beta))
-    nothing = np.full(len(raw), np.nan)
-    return Effects(np.abs(raw), nothing, nothing, float(beta @ r))
+    raw = np.divide(beta * scale_y, scale, where=scale > 0, out=np.zeros_like(beta))
+    unknown = np.full(len(raw), np.nan)
+    return Effects(np.abs(raw), unknown, unknown, float(beta @ r))
 
 
-@rankers.register("magnitude", uses="weights")
-def magnitude(moments: Moments) -> Effects:
-    """Units with the smallest incoming weights first (L2 norm): the usual magnitude criterion."""
-    nothing = np.full(len(moments.weight_norm), np.nan)
-    return Effects(-moments.weight_norm, nothing, nothing)
+@rankers.register("magnitude", regressors="weights")
+def magnitude(sums: RegressionSums) -> Effects:
+    """Units with the smallest incoming weights first: ``−‖w_j‖₂``, the magnitude criterion.
+
+    Parameters
+    ----------
+    sums
+        Of one layer of u units; only ``weight_norm`` is used.
+
+    Returns
+    -------
+    Effects
+        Without standard errors and p-values.
+
+    Notes
+    -----
+    Cost: none; there is no pass over the data. It ignores the noise: a baseline.
+
+    References
+    ----------
+    Li et al., arXiv 1608.08710 (with the L1 norm).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> none = np.zeros(0)
+    >>> sums = RegressionSums(0, none, 0.0, 0.0, none, none, np.array([2.0, 0.5]))
+    >>> magnitude(sums).effect.tolist()
+    [-2.0, -0.5]
+    """
+    unknown = np.full(len(sums.weight_norm), np.nan)
+    return Effects(-sums.weight_norm, unknown, unknown)
 
 
-def _ridge(moments: Moments) -> Effects:
-    scale, correlations, r, deviation = _standardise(moments)
-    if deviation == 0:
+def _ridge(sums: RegressionSums) -> Effects:
+    scale, correlations, r, scale_y = _standardise(sums)
+    if scale_y == 0:
         zero = np.zeros(len(scale))
         return Effects(zero, zero, np.ones(len(scale)), 0.0)
+    from scipy.stats import norm
+
     values, vectors = np.linalg.eigh(correlations)
     values = np.maximum(values, 0.0)
-    along = vectors.T @ r
-    best = None
-    for penalty in np.logspace(-4, 1, 21):
-        shrunk = along / (values + penalty)
-        residual = max(1 - 2 * shrunk @ along + shrunk**2 @ values, 1e-12)
-        freedom = (values / (values + penalty)).sum()
-        error = residual / max(1 - freedom / moments.n, 1e-3) ** 2
-        if best is None or error < best[0]:
-            best = (error, penalty, residual, freedom)
-    assert best is not None
-    _, penalty, residual, freedom = best
-    beta = vectors @ (along / (values + penalty))
-    noise = residual / max(moments.n - 1 - freedom, 1.0)
+    projected = vectors.T @ r
+    penalty, residual, freedom = _best_penalty(values, projected, sums.n)
+    beta = vectors @ (projected / (values + penalty))
+    noise = residual / max(sums.n - 1 - freedom, 1.0)
     variance = noise * (vectors**2 @ (values / (values + penalty) ** 2))
     stderr = np.sqrt(variance)
     beta[scale == 0], stderr[scale == 0] = 0.0, 0.0
@@ -180,112 +362,174 @@ def _ridge(moments: Moments) -> Effects:
     return Effects(beta, stderr, norm.sf(z), 1 - residual)
 
 
-def _standardise(moments: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Deviations of x, their correlations, correlations with y, deviation of y.
+def _best_penalty(values: Floats, projected: Floats, n: int) -> tuple[float, float, float]:
+    """The penalty with the least generalised cross-validation error.
 
-    A constant column (a dead unit) correlates with nothing.
+    Returns it with the mean squared residual and the degrees of freedom of the fit.
     """
-    n = moments.n
-    mean, mean_y = moments.x / n, moments.y / n
-    covariance = moments.xx / n - np.outer(mean, mean)
-    scale = _deviation(covariance.diagonal(), moments.xx.diagonal() / n)
-    deviation = float(_deviation(moments.yy / n - mean_y**2, moments.yy / n))
+    best = (float("inf"), 0.0, 0.0, 0.0)
+    for penalty in np.logspace(-4, 1, 21):
+        shrunk = projected / (values + penalty)
+        residual = max(1 - 2 * shrunk @ projected + shrunk**2 @ values, 1e-12)
+        freedom = (values / (values + penalty)).sum()
+        error = residual / max(1 - freedom / n, 1e-3) ** 2
+        if error < best[0]:
+            best = (error, penalty, residual, freedom)
+    return best[1:]
+
+
+class _Standardised(NamedTuple):
+    scale: Floats  # standard deviations of x
+    correlations: Floats  # of x
+    r: Floats  # correlations of x with y
+    scale_y: float
+
+
+def _standardise(sums: RegressionSums) -> _Standardised:
+    """Correlations from sums. A constant column (a dead unit) correlates with nothing."""
+    n = sums.n
+    mean, mean_y = sums.x / n, sums.y / n
+    covariance = sums.xx / n - np.outer(mean, mean)
+    scale = _deviation(covariance.diagonal(), sums.xx.diagonal() / n)
+    scale_y = float(_deviation(np.array(sums.yy / n - mean_y**2), np.array(sums.yy / n)))
     inverse = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
     correlations = covariance * np.outer(inverse, inverse)
-    r = (moments.xy / n - mean * mean_y) * inverse
-    return scale, correlations, r / deviation if deviation > 0 else np.zeros_like(r), deviation
+    r = (sums.xy / n - mean * mean_y) * inverse
+    return _Standardised(
+        scale, correlations, r / scale_y if scale_y > 0 else np.zeros_like(r), scale_y
+    )
 
 
-def _deviation(variance: np.ndarray | float, square: np.ndarray | float) -> np.ndarray:
-    """Root of a variance; 0 where it is but the rounding error of the mean square."""
-    return np.sqrt(np.where(variance > 1e-12 * np.asarray(square), variance, 0.0))
+def _deviation(variance: Floats, mean_square: Floats) -> Floats:
+    """Root of a variance; 0 where the variance is only the rounding error of the mean square."""
+    return np.sqrt(np.where(variance > 1e-12 * mean_square, variance, 0.0))
 
 
-def _moments(
+def collect_sums(
     model: nn.Module,
     samples: Samples,
     partition: Partition,
+    *,
     layers: tuple[str, ...],
-    uses: Uses,
+    regressors: Regressors,
     batch_size: int,
-    progress: Progress,
-) -> dict[str, Moments]:
-    """One pass that sums up every layer's regressors."""
-    accelerator = Accelerator()
-    readouts = inspect_layers(model, samples.example()).readouts
-    for layer in layers:
-        if layer not in readouts:
-            raise ModelError(
-                f"'{layer}' is no hidden layer of units", fix=did_you_mean(layer, readouts)
-            )
+    progress: Progress = silent,
+) -> dict[str, RegressionSums]:
+    """Add up every layer's regressors in one pass; every process gets the sums of all.
+
+    Raises
+    ------
+    ModelError
+        For a name that is not a hidden layer of units.
+    DataError
+        For a sample without a row in the partition.
+    """
+    readouts = _readouts(model, samples, layers)
     norms = {n: _weight_norm(module_named(model, n)) for n in layers}
-    if uses == "weights":
+    if regressors == "weights":
         empty = np.zeros(0)
-        return {n: Moments(0, empty, 0.0, 0.0, empty, empty, norms[n]) for n in layers}
+        return {n: RegressionSums(0, empty, 0.0, 0.0, empty, empty, norms[n]) for n in layers}
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
     at = align(partition.ids, samples.ids)
-    badness, suggested = partition.p_noisy[at], partition.suggested_label[at]
-    mine = shard(np.arange(len(samples)), accelerator)
-    sums: dict[str, Tensor] = {}
+    columns = samples.labels, partition.suggested_label[at]
+    own = shard(np.arange(len(samples)), accelerator)
+    total: dict[str, Tensor] = {}
     # Sums are in float64, which Apple's GPUs do not have.
-    summed = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
+    sum_device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device
     with on_device(model, accelerator.device), eval_mode(model):
-        for done, rows in enumerate(samples.batches(batch_size, positions=mine), 1):
+        for done, rows in enumerate(samples.batches(batch_size, positions=own), 1):
             x = samples.batch(rows, device=accelerator.device)
-            given = torch.from_numpy(samples.labels[rows]).to(accelerator.device)
-            other = torch.from_numpy(suggested[rows]).to(accelerator.device)
-            y = torch.from_numpy(badness[rows]).to(summed)
-            units = _regressors(model, x, given, other, {n: readouts[n] for n in layers}, uses)
+            y = torch.from_numpy(partition.p_noisy[at[rows]]).to(sum_device)
+            if regressors == "attribution":
+                given, suggested = (
+                    torch.from_numpy(c[rows]).to(accelerator.device) for c in columns
+                )
+                units = _attributions(model, x, readouts, given=given, suggested=suggested)
+            else:
+                units = _activations(model, x, readouts)
             for name, values in units.items():
-                # One product gives all sums: of (x, y, 1) with itself.
-                x_y_1 = values.to(summed).double(), y[:, None], torch.ones_like(y)[:, None]
-                extended = torch.cat(x_y_1, 1)
-                sums[name] = sums.get(name, 0) + extended.T @ extended
-            progress("rank", min(done * batch_size, len(mine)), len(mine))
-    return {
-        n: _unpack(all_reduce_sum(s, accelerator).cpu().numpy(), norms[n]) for n, s in sums.items()
-    }
+                product = _product_sums(values.to(sum_device).double(), y)
+                total[name] = total.get(name, 0) + product
+            progress("rank", min(done * batch_size, len(own)), len(own))
+    arrays = {n: all_reduce_sum(s, accelerator).cpu().numpy() for n, s in total.items()}
+    return {n: _split_sums(s, norms[n]) for n, s in arrays.items()}
 
 
-def _regressors(
+def _product_sums(x: Tensor, y: Tensor) -> Tensor:
+    """All sums at once: the product of (x, y, 1) with itself, ``float64[u + 2, u + 2]``."""
+    extended = torch.cat((x, y[:, None], torch.ones_like(y)[:, None]), 1)
+    return extended.T @ extended
+
+
+def _readouts(model: nn.Module, samples: Samples, layers: tuple[str, ...]) -> dict[str, str]:
+    """For each layer, the layer whose output shows its units."""
+    known = inspect_layers(model, samples.example()).readouts
+    for layer in layers:
+        if layer not in known:
+            raise ModelError(
+                f"'{layer}' is no hidden layer of units", fix=did_you_mean(layer, known)
+            )
+    return {layer: known[layer] for layer in layers}
+
+
+def _attributions(
     model: nn.Module,
-    x: Tensor | dict[str, Tensor],
+    x: Batch,
+    readouts: dict[str, str],
+    *,
     given: Tensor,
     suggested: Tensor,
-    readouts: dict[str, str],
-    uses: Uses,
 ) -> dict[str, Tensor]:
-    """``[b, u]`` for every layer: attributions (summed over space) or activations (averaged)."""
+    """Contributions to the given label less its rival, ``[b, u]`` by layer, summed over space."""
     names = tuple(dict.fromkeys(readouts.values()))
     with torch.enable_grad(), capture_outputs(model, names, differentiable=True) as found:
         logits = logits_of(model, x)
-        if uses == "attribution":
-            rival = torch.where(suggested != given, suggested, runner_up(logits, given))
-            direction = label_direction(given, rival, logits.shape[1])
-            gradients = gradients_at((logits * direction).sum(), found)
-            values = {n: (gradients[n] * found[n]).detach() for n in names}
-        else:
-            values = {n: found[n].detach() for n in names}
+        rival = torch.where(suggested != given, suggested, runner_up(logits, given))
+        direction = against_rival(given, rival, logits.shape[1])
+        gradients = gradients_at((logits * direction).sum(), found)
+        values = {n: (gradients[n] * found[n]).detach() for n in names}
+    return _by_unit(model, values, readouts, torch.sum)
+
+
+def _activations(model: nn.Module, x: Batch, readouts: dict[str, str]) -> dict[str, Tensor]:
+    """Activations, ``[b, u]`` by layer, averaged over space."""
+    names = tuple(dict.fromkeys(readouts.values()))
+    with torch.enable_grad(), capture_outputs(model, names, differentiable=True) as found:
+        logits_of(model, x)
+        values = {n: found[n].detach() for n in names}
+    return _by_unit(model, values, readouts, torch.mean)
+
+
+def _by_unit(
+    model: nn.Module,
+    values: dict[str, Tensor],
+    readouts: dict[str, str],
+    reduce: Callable[..., Tensor],
+) -> dict[str, Tensor]:
     reduced = {}
-    for layer, probe in readouts.items():
-        over = _space(module_named(model, layer), values[probe])
-        v = values[probe]
-        reduced[layer] = (v.sum(over) if uses == "attribution" else v.mean(over)) if over else v
+    for layer, readout in readouts.items():
+        v = values[readout]
+        dims = _spatial_dims(module_named(model, layer), v)
+        reduced[layer] = reduce(v, dims) if dims else v
     return reduced
 
 
-def _space(layer: nn.Module, values: Tensor) -> tuple[int, ...]:
-    """Dimensions besides batch and unit."""
+def _spatial_dims(layer: nn.Module, values: Tensor) -> tuple[int, ...]:
+    """All dimensions but those of the batch and of the units."""
     unit = values.dim() - 1 if isinstance(layer, nn.Linear) else 1
     return tuple(d for d in range(1, values.dim()) if d != unit)
 
 
-def _weight_norm(layer: nn.Module) -> np.ndarray:
+def _weight_norm(layer: nn.Module) -> Floats:
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight.detach().double().flatten(1).norm(dim=1).cpu().numpy()
+    norms: Array = weight.detach().double().flatten(1).norm(dim=1).cpu().numpy()
+    return norms
 
 
-def _unpack(sums: np.ndarray, weight_norm: np.ndarray) -> Moments:
-    return Moments(
+def _split_sums(sums: Floats, weight_norm: Floats) -> RegressionSums:
+    return RegressionSums(
         n=round(float(sums[-1, -1])),
         x=sums[:-2, -1],
         y=float(sums[-2, -1]),
