@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_pruning
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -19,7 +20,7 @@ from expunge.errors import ModelError, PruneError
 from expunge.pruning import surgery
 from expunge.pruning.surgery import groups, mask, norms, prunable, prune, rebuild, size
 from expunge.records import PrunePlan, Size
-from expunge.storage.weights import load_weights, save_weights
+from expunge.storage.weights import fit_weights, load_weights, save_weights
 from oracles_models import (
     CLASSES,
     ConcatNet,
@@ -283,8 +284,8 @@ def tied() -> Net:
 
 
 UNCUTTABLE = {
-    "softmax over the units": (lambda: net(between=lambda x: x.softmax(1)), "meet others"),
-    "length normalisation": (lambda: net(between=F.normalize), "meet others"),
+    "softmax over the units": (lambda: net(between=lambda x: x.softmax(1)), "reach the output"),
+    "length normalisation": (lambda: net(between=F.normalize), "reach the output"),
     "shuffled": (
         lambda: net(between=lambda x: x.view(-1, 2, 4).transpose(1, 2).flatten(1)),
         "torch-pruning",
@@ -390,7 +391,7 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_way_out(monkeypatch):
     def fails(*args, **kwargs):
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr(surgery.tp.DependencyGraph, "build_dependency", fails)
+    monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", fails)
     model, x = build(Mlp), inputs(Mlp)
     for call in (lambda: prune(model, plan_of(hidden1=(0,)), x), lambda: prunable(model, x)):
         with pytest.raises(PruneError, match="cannot trace the model: IndexError") as caught:
@@ -629,7 +630,7 @@ def test_weights_of_a_wrapped_model_get_a_hint(tmp_path):
             load_weights(build(Mlp), tmp_path / "w.pt")
     other = {**wrapped, "net.inner.extra": torch.zeros(2)}
     with pytest.raises(ModelError, match="unexpected: net") as caught:
-        surgery.fit_weights(build(Mlp), other)
+        fit_weights(build(Mlp), other)
     assert "re-save" not in str(caught.value)
 
 
@@ -654,6 +655,6 @@ def test_tied_weights_are_saved_and_loaded(tmp_path):
     assert_close(dict(other.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
     assert other.reused.weight is other.first.weight
     state = load_file(tmp_path / "w.safetensors")
-    surgery.fit_weights(other, {k: v for k, v in state.items() if k != "reused.weight"})
+    fit_weights(other, {k: v for k, v in state.items() if k != "reused.weight"})
     with pytest.raises(ModelError, match=r"ties 'reused.weight' to 'first.weight'"):
-        surgery.fit_weights(other, state | {"reused.weight": torch.zeros(5, 6)})
+        fit_weights(other, state | {"reused.weight": torch.zeros(5, 6)})

@@ -1,0 +1,218 @@
+"""What has to be cut together with a unit, by torch-pruning's dependency graph, and whether it can.
+
+torch-pruning (Fang et al., DepGraph, arXiv 2301.12900) names the parameters that depend on a unit.
+It treats every operation that it does not know as element-wise, so its groups are verified: with
+the consumers masked, a perturbation of the cut units must not change the model's output.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from expunge.data.samples import Batch
+from expunge.errors import ModelError, PruneError, format_ids
+from expunge.models.inspection import FORWARD_ERRORS, WEIGHT_LAYERS, device_of, logits_of, to_device
+from expunge.pruning.layer_units import Units, is_depthwise, n_units
+from expunge.pruning.masks import perturb_units, zero_inputs
+
+if TYPE_CHECKING:
+    import torch_pruning as tp
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+PASSTHROUGH = (*NORMS, nn.PReLU, nn.Parameter)  # what may lie between units and their consumers
+MASK_HINT = 'mask the units instead of cutting them: mode = "mask"'
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# The parameters that are cut together: {(module, side): (torch-pruning's dependency, indices)}.
+Members: TypeAlias = dict[Any, tuple[Any, set[int]]]
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A copy of a model in evaluation mode, all parameters trainable, with its dependency graph.
+
+    parameters: names of the parameters by ``id``.
+    """
+
+    model: nn.Module
+    graph: tp.DependencyGraph
+    example: Batch
+    parameters: dict[int, str]
+
+
+def trace(model: nn.Module, example: Batch) -> TracedModel:
+    """Copy a model and build its dependency graph.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be copied or does not run on the example.
+    PruneError
+        If torch-pruning cannot trace it.
+    """
+    import torch_pruning as tp
+
+    work = copy_without_hooks(model).eval().requires_grad_(True)
+    example = to_device(example, device_of(work))
+    run(work, example)  # the model's own errors first
+    graph = tp.DependencyGraph()
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            graph.build_dependency(work, example, forward_fn=logits_of, verbose=False)
+    except FORWARD_ERRORS as error:
+        raise PruneError(
+            f"torch-pruning cannot trace the model: {type(error).__name__}: {error}", fix=MASK_HINT
+        ) from error
+    return TracedModel(work, graph, example, {id(p): n for n, p in work.named_parameters()})
+
+
+def run(model: nn.Module, example: Batch) -> Tensor:
+    """The logits of an example; ModelError if the model does not run on it."""
+    example = to_device(example, device_of(model))
+    try:
+        with torch.no_grad():
+            return logits_of(model, example)
+    except FORWARD_ERRORS as error:
+        raise ModelError(
+            f"the model does not run on the example: {type(error).__name__}: {error}",
+            fix="give one batch as the model takes it",
+        ) from error
+
+
+def copy_without_hooks(model: nn.Module) -> nn.Module:
+    """A deep copy without hooks: those of the caller (or of a mask) must not run here."""
+    try:
+        work = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"the model cannot be copied: {error}",
+            fix="remove hooks and re-parametrisations such as torch.nn.utils.weight_norm",
+        ) from error
+    for module in work.modules():
+        for kind in _HOOKS:
+            getattr(module, kind).clear()
+    return work
+
+
+def group_members(traced: TracedModel, units: Units) -> Members:
+    """All parameters that are cut with these units, with original indices.
+
+    Every group is computed on the uncut graph and the indices are united, so that each tensor is
+    cut once.
+    """
+    merged: Members = {}
+    for name, wanted in units.items():
+        layer = traced.model.get_submodule(name)
+        side = traced.graph.get_pruner_of_module(layer).prune_out_channels
+        for dep, idxs in traced.graph.get_pruning_group(layer, side, wanted):
+            key = (id(dep.target.module), dep.handler)
+            merged.setdefault(key, (dep, set()))[1].update(idxs)
+    return merged
+
+
+def split_sides(members: Mapping[Any, tuple[Any, set[int]]]) -> tuple[Units, Units]:
+    """Layers that are cut at their output (producers) and at their input (consumers), by name."""
+    producers: Units = {}
+    consumers: Units = {}
+    for dep, idxs in members.values():
+        module = dep.target.module
+        if isinstance(module, nn.Linear | _ConvNd) and not is_depthwise(module):
+            side = producers if _is_producer(dep) else consumers
+            side[dep.target._name] = sorted(idxs)
+    return producers, consumers
+
+
+def _is_producer(dep: Any) -> bool:
+    return bool(dep.handler.__name__ == "prune_out_channels")
+
+
+def has_influence(traced: TracedModel, producers: Units, consumers: Units) -> bool:
+    """Whether the units change the output although the channels of all consumers are zero."""
+    with zero_inputs(traced.model, consumers):
+        reference = run(traced.model, traced.example)
+        with perturb_units(traced.model, producers):
+            perturbed = run(traced.model, traced.example)
+    return not torch.allclose(reference, perturbed, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def sample_units(width: int) -> list[int]:
+    """Some units, irregularly (squares), so that units tied to each other by any shift show."""
+    return [i * i for i in range(isqrt(width) + 1) if i * i < width - 1]
+
+
+def why_not_prunable(traced: TracedModel, name: str) -> str:
+    """Why the layer's output units cannot be cut; empty if they can."""
+    layer = traced.model.get_submodule(name)
+    width = n_units(layer)
+    if layer not in traced.graph.module2node:
+        return "it takes no part in the forward pass"
+    if width < 2:
+        return "it has a single unit"
+    sample = sample_units(width)
+    try:
+        members = group_members(traced, {name: sample})
+        tied = _tied_parameters(traced.model)
+        for dep, idxs in members.values():
+            if why := _unsupported_member(dep, sorted(idxs) == sample, width, tied):
+                return why
+        influence = has_influence(traced, *split_sides(members))
+    except FORWARD_ERRORS as error:
+        return _why_no_group(traced.model, error)
+    except PruneError as error:
+        return f"torch-pruning finds a wrong group for it ({error.what})"
+    return "its units reach the output on a path that torch-pruning misses" if influence else ""
+
+
+def _why_no_group(model: nn.Module, error: Exception) -> str:
+    modules = model.named_modules()
+    recurrent = [f"'{k}' ({type(m).__name__})" for k, m in modules if isinstance(m, nn.RNNBase)]
+    if recurrent:
+        return f"its units go into {format_ids(recurrent)}, which is recurrent and cannot be cut"
+    return f"torch-pruning finds no group for it ({type(error).__name__}: {error})"
+
+
+def _unsupported_member(dep: Any, same: bool, width: int, tied: set[int]) -> str:
+    """Why a member of a layer's group forbids the cut; empty if it does not.
+
+    same: whether its indices are those of the layer. width: of the layer. tied: parameters.
+    """
+    import torch_pruning as tp
+
+    module, name = dep.target.module, dep.target._name
+    is_layer = isinstance(module, nn.Linear | _ConvNd)
+    is_consumer = is_layer and not is_depthwise(module) and not _is_producer(dep)
+    if not dep.target.outputs and not is_consumer:
+        return "it makes the logits"
+    if not is_layer:
+        known = isinstance(module, PASSTHROUGH) or type(module).__module__ == tp.ops.__name__
+        is_supported = known or not list(module.parameters())
+        return "" if is_supported else f"its units go into '{name}' ({type(module).__name__})"
+    if isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module):
+        return f"'{name}' is a grouped convolution"
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        return f"'{name}' is re-parametrised"
+    if any(id(p) in tied for p in module.parameters()):
+        return f"'{name}' shares its weights with another layer"
+    if is_consumer or is_depthwise(module):
+        return ""
+    index_for_index = same and isinstance(module, WEIGHT_LAYERS) and n_units(module) == width
+    return "" if index_for_index else f"its units are tied to several units of '{name}'"
+
+
+def _tied_parameters(model: nn.Module) -> set[int]:
+    """``id`` of every parameter that more than one module holds."""
+    seen: set[int] = set()
+    tied: set[int] = set()
+    for parameter in (p for m in model.modules() for p in m._parameters.values() if p is not None):
+        (tied if id(parameter) in seen else seen).add(id(parameter))
+    return tied

@@ -1,0 +1,80 @@
+"""The layers of a model that have units, and a plan's units checked against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from expunge.errors import PruneError, did_you_mean, format_ids, raise_all
+from expunge.models.inspection import WEIGHT_LAYERS
+from expunge.records import PrunePlan
+
+Units: TypeAlias = dict[str, list[int]]  # sorted indices by layer name
+
+
+def unit_layers(model: nn.Module) -> list[str]:
+    """Names of the linear and convolution layers, without depthwise convolutions."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, WEIGHT_LAYERS) and not is_depthwise(module)
+    ]
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a module is a convolution whose every output channel reads one input channel."""
+    return (
+        isinstance(module, _ConvNd)
+        and 1 < module.groups == module.in_channels == module.out_channels
+    )
+
+
+def n_units(layer: nn.Module) -> int:
+    """Number of output units of a linear or convolution layer."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def unknown_layers(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """A message for each name that is not a layer of units."""
+    known, modules = unit_layers(model), dict(model.named_modules())
+    return [
+        f"'{name}' ({type(modules[name]).__name__}) has no units to cut: Linear, Conv1d and Conv2d "
+        "layers have, and depthwise convolutions follow what they read"
+        if name in modules
+        else f"the model has no layer '{name}': {did_you_mean(name, known)}"
+        for name in names
+        if name not in known
+    ]
+
+
+def planned_units(model: nn.Module, plan: PrunePlan) -> Units:
+    """The plan's units by layer, sorted and without repetition.
+
+    Raises
+    ------
+    PruneError
+        Naming every unknown layer, or every unit out of range.
+    """
+    problems = unknown_layers(model, plan.units)
+    units = {name: sorted({int(u) for u in idxs}) for name, idxs in plan.units.items() if idxs}
+    for name in units if not problems else ():
+        n = n_units(model.get_submodule(name))
+        wrong = [u for u in units[name] if not 0 <= u < n]
+        if wrong:
+            problems.append(f"layer '{name}' has units 0 to {n - 1}, not {format_ids(wrong)}")
+    raise_all(PruneError, problems, where="plan")
+    return units
+
+
+def check_not_emptied(model: nn.Module, units: Units) -> None:
+    """Raise PruneError if a layer would lose all its units."""
+    empty = [name for name in units if len(units[name]) >= n_units(model.get_submodule(name))]
+    if empty:
+        raise PruneError(
+            f"no unit would be left in {format_ids(empty)}",
+            where="plan",
+            fix="cut fewer units; coupled layers lose the union of their units",
+        )
