@@ -70,7 +70,7 @@ def make_evaluation(
     )
 
 
-def make_control(accuracy: float, gain: float, half: float = 0.04) -> Baseline:
+def make_baseline(accuracy: float, gain: float, half: float = 0.04) -> Baseline:
     difference = Metric(gain, gain - half, gain + half, 100)
     return Baseline(make_evaluation(accuracy), 4.5, Size(9000, 80_000), difference)
 
@@ -112,8 +112,8 @@ def make_result(**changes: Any) -> RepairResult:
         after=make_evaluation(0.85),
         gain=Metric(0.25, 0.18, 0.31, 100),
         baselines={
-            "random-units": make_control(0.75, 0.1),
-            "finetune-only": make_control(0.8, 0.05, 0.06),
+            "random-units": make_baseline(0.75, 0.1),
+            "finetune-only": make_baseline(0.8, 0.05, 0.06),
         },
         size_before=Size(12_000, 100_000),
         size_after=Size(9_000, 80_000),

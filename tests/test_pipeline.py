@@ -214,7 +214,7 @@ def test_a_certificate_is_given_where_all_flagged_samples_have_one_label():
     data, split = noisy(), plain().partition
     bad = np.where(data.labels == data.labels[0], 1.0, 0.0)
     split = replace(split, p_noisy=bad, p_label_fault=bad, p_input_fault=np.zeros(len(bad)))
-    found = expunge.certify(memorised(), memorised(), data, split, clean())
+    found = expunge.audit(memorised(), memorised(), data, split, clean())
     assert found.samples == split.flagged.sum() == (data.labels == data.labels[0]).sum()
     assert found.predicted[0] == found.predicted[1]
     assert found.churn == 0
@@ -230,14 +230,14 @@ def test_a_model_with_next_to_no_noise_is_left_alone_and_the_controls_show_why()
     control = result.baselines["finetune-only"].model
     assert not torch.equal(control[-1].weight, result.model[-1].weight)
     assert expunge.report(result).startswith("# ")
-    assert "Leave alone: 0 of 400 training samples" in expunge.report(result)
+    assert "Decision: skip, because 0 of 400 training samples" in expunge.report(result)
 
 
 def test_a_partition_that_leaves_nothing_of_a_class_leaves_the_model_alone():
     overrides = {**FAST, "partition": {"threshold": 0.0}, "tune": {"targets": "filter"}}
     result = repaired(overrides=overrides, controls=("finetune-only", "finetune-all-labels"))
     assert result.decision.action == "skip"
-    assert "nothing is left to learn" in result.decision.reason
+    assert "every sample of" in result.decision.reason
     assert_same_weights(result.model, memorised())
     assert list(result.baselines) == [
         "finetune-all-labels"
@@ -267,7 +267,9 @@ def test_a_repair_that_does_harm_is_rolled_back(tmp_path):
     assert_same_weights(result.model, memorised())
     assert result.plan is None
     assert result.size_after == result.size_before
-    assert "Leave alone: the repair would change accuracy by −" in expunge.report(result)
+    assert "Decision: revert, because the repair would change accuracy by −" in expunge.report(
+        result
+    )
     told = json.loads((tmp_path / "result.json").read_text())["decision"]
     assert told["action"] == "revert"
     assert told["gain"]["value"] == result.decision.gain.value
@@ -540,7 +542,7 @@ def test_what_a_repair_cuts_where_it_is_left_open_depends_on_what_was_learned_by
     assert "has not learned wrong labels by heart" in expunge.report(prune_skipped_reason)
     for control in prune_skipped_reason.baselines.values():  # the repair itself
         assert_same_weights(control.model, prune_skipped_reason.model)
-    assert "random-control-as-good" not in {flag.code for flag in prune_skipped_reason.flags}
+    assert "random-baseline-as-good" not in {flag.code for flag in prune_skipped_reason.flags}
     cut = plain().plan
     monkeypatch.setattr(cached_stages, "memorised_wrong_labels", lambda *_: True)
     assert repaired(overrides=OPEN).plan == cut
@@ -1024,7 +1026,7 @@ def test_where_nobody_asked_for_a_cut_that_is_not_possible_the_repair_goes_on(hi
     assert result.plan is None
     assert result.size_after == result.size_before
     why = "less than one unit" if hidden else "no hidden layer"
-    assert "Nothing was cut: this network cannot be:" in expunge.report(result)
+    assert "Pruning skipped: this network cannot be:" in expunge.report(result)
     assert why in result.prune_skipped_reason
     cut = {**OPEN, "prune": {"fraction": 0.2}}
     with pytest.raises((ModelError, PruneError), match=why):

@@ -3,7 +3,7 @@
 from expunge.data import Samples, from_arrays, from_dataset
 from expunge.errors import ExpungeError
 from expunge.pipeline import forget, repair
-from expunge.reporting.markdown import markdown as report
+from expunge.reporting.markdown import render_markdown as report
 from expunge.stages import (
     audit,
     average_checkpoint_probs,

@@ -14,7 +14,11 @@ from expunge.data import shared_inputs
 from expunge.evaluation import diagnostics, metrics
 from expunge.pruning import surgery
 from expunge.records import Baseline, Decision, RepairResult, Scores
-from expunge.reporting import html, markdown
+from expunge.reporting.html import render_html
+from expunge.reporting.markdown import render_markdown
+from expunge.reporting.media import clips_for, images_for
+from expunge.reporting.summary import summarise
+from expunge.reporting.tables import MAX_SHOWN, top_suspects
 from expunge.stages import audit, evaluate, example_batch
 from expunge.storage.cached_stages import RepairContext, RepairOutcome
 from expunge.storage.run_folder import Run
@@ -71,12 +75,12 @@ def measure(
         size_after=surgery.size(fixed.model, example),
         seconds=seconds,
         flags=diagnostics.find_flags(
-            fixed.partition,
-            fixed.plan,
-            before,
-            after,
-            controls,
-            shared,
+            partition=fixed.partition,
+            plan=fixed.plan,
+            before=before,
+            after=after,
+            baselines=controls,
+            shared_inputs=shared,
             extra=diagnostics.memorised(scores),
         ),
         run=str(run.folder) if run.folder else "",
@@ -96,12 +100,12 @@ def _quarantined(job: RepairContext) -> dict[str, Mapping[Any, str]]:
 
 def write(job: RepairContext, run: Run, result: RepairResult) -> None:
     """The files for people and programs: the model, the partition, the result and the reports."""
-    suspects = result.partition.ids[markdown.top_suspects(result.partition, markdown.MAX_SHOWN)]
-    images = html.images_for(job.train, suspects.tolist())
-    clips = html.clips_for(job.train, suspects.tolist())
+    suspects = result.partition.ids[top_suspects(result.partition, MAX_SHOWN)]
+    images = images_for(job.train, suspects.tolist())
+    clips = clips_for(job.train, suspects.tolist())
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
     run.write("model.safetensors", lambda p: save_weights(result.model, p, {"plan": plan}))
     run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
-    run.write("report.html", html.html(result, images=images, clips=clips))
-    run.write("report.md", markdown.markdown(result))
-    run.write("result.json", json.dumps(markdown.summary(result), indent=2) + "\n")
+    run.write("report.html", render_html(result, images=images, clips=clips))
+    run.write("report.md", render_markdown(result))
+    run.write("result.json", json.dumps(summarise(result), indent=2) + "\n")

@@ -27,6 +27,7 @@ from expunge.detection.signals import collect
 from expunge.detection.thresholds import fdr_threshold
 from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.evaluation import metrics
+from expunge.evaluation.audit import audit as audit
 from expunge.models.inspection import inspect_layers
 from expunge.pruning import surgery
 from expunge.pruning.ranking import rank_units
@@ -40,8 +41,6 @@ from expunge.records import (
     Partition,
     PrunePlan,
     Scores,
-    UnlearningAudit,
-    align,
 )
 from expunge.storage.weights import fit_weights, load_weights
 from expunge.training import loop
@@ -53,8 +52,6 @@ T = TypeVar("T")
 Data = Any
 # Share of bad inputs from which held-out samples are looked at for them too.
 _BAD_INPUTS = 0.01
-# Samples of each sort that a certificate asks about.
-_ASKED = 5_000
 
 
 def score(
@@ -256,49 +253,6 @@ def clean_input_probability(model: nn.Module, data: Data, split: Partition) -> n
     )
     scores = score(model, samples, detectors=own, views=0)
     return 1.0 - partition(scores, method="mixture").p_input_fault
-
-
-def audit(
-    before: nn.Module,
-    after: nn.Module,
-    data: Data,
-    split: Partition,
-    unseen: Data | None = None,
-    *,
-    seed: int = 0,
-) -> UnlearningAudit | None:
-    """What is left of the flagged samples in a repaired model; None if nothing is flagged.
-
-    unseen: held-out samples, to tell memory from skill. At most 5,000 samples of each sort are
-    asked about, drawn by the seed. Cost: two plain passes over these.
-    """
-    samples = as_samples(data)
-    flagged = split.flagged[align(split.ids, samples.ids)]
-    if not flagged.any():
-        return None
-
-    def said(of: Samples, rows: np.ndarray, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Labels of some rows, and what the two models say of these: probabilities."""
-        few = of.subset(subsample(rows, _ASKED, seed, what))
-        logits = (collect(m, few, what="certify").logits for m in (before, after))
-        return few.labels, [softmax(z.astype(np.float64), axis=1) for z in logits]
-
-    labels, bad = said(samples, np.flatnonzero(flagged), "flagged")
-    predicted = [float((p.argmax(axis=1) == labels).mean()) for p in bad]
-    drift, membership = 0.0, None
-    if not flagged.all():
-        _, (old, new) = said(samples, np.flatnonzero(~flagged), "kept")
-        drift = float((old.argmax(axis=1) != new.argmax(axis=1)).mean())
-    if unseen is not None:
-        others = as_samples(unseen)
-        _, new_to = said(others, np.arange(len(others)), "unseen")
-        membership = [metrics.confidence_auroc(a, b) for a, b in zip(bad, new_to, strict=True)]
-    return UnlearningAudit(
-        samples=min(int(flagged.sum()), _ASKED),
-        predicted=(predicted[0], predicted[1]),
-        membership_auroc=(membership[0], membership[1]) if membership else None,
-        churn=drift,
-    )
 
 
 def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) -> nn.Module:

@@ -19,7 +19,7 @@ from expunge.demo import digits as demos
 from expunge.models.zoo import convnet
 from expunge.records import Flag
 from oracles_digits import contents, noisy
-from oracles_results import make_control, make_result
+from oracles_results import make_baseline, make_result
 from oracles_specs import save_npz, write_spec
 
 
@@ -102,7 +102,7 @@ def test_the_demo_prints_a_table_and_where_the_report_lies(call):
 def test_nothing_of_a_result_is_cut_where_there_is_no_terminal(capsys):
     name = "a-control-with-a-name-that-is-longer-than-the-names-of-ours"
     flag = Flag("some-code", "A sentence that goes on for longer than eighty columns. " * 3 + "So.")
-    result = make_result(baselines={name: make_control(0.7, -0.189)}, flags=(flag,))
+    result = make_result(baselines={name: make_baseline(0.7, -0.189)}, flags=(flag,))
     cli.repair._print_result(result)
     said = capsys.readouterr().out
     for part in (name, "parameters", "70.0 (65.0–75.0)", "-18.9 (-22.9…-14.9)", flag.message):
@@ -169,14 +169,14 @@ def test_the_json_has_the_keys_that_others_rely_on(call, tmp_path):
 
 
 def test_only_strict_turns_red_flags_into_exit_code_3(call, tmp_path, monkeypatch):
-    flag = Flag("random-control-as-good", "It was no worse.")
+    flag = Flag("random-baseline-as-good", "It was no worse.")
     repair, spec = pipeline.repair, write_spec(tmp_path)
     for flags, strict, code in (((flag,), True, 3), ((flag,), False, 0), ((), True, 0)):
         found = partial(lambda *a, flags, **k: replace(repair(*a, **k), flags=flags), flags=flags)
         monkeypatch.setattr(pipeline, "repair", found)
         said = call("repair", spec, *(["--strict"] if strict else []))
         assert said.code == code
-        assert ("random-control-as-good" in said.out) == bool(flags)
+        assert ("random-baseline-as-good" in said.out) == bool(flags)
 
 
 def test_the_stages_are_commands_that_repair_goes_on_from(call, tmp_path):

@@ -159,9 +159,13 @@ def test_a_repair_is_begun_only_where_it_can_help():
     labels = np.repeat(np.arange(CLASSES), 25)
     names = tuple("abcd")
     p = np.zeros(100)
-    assert "too few" in decision.reason_to_skip(partition(labels, p, labels), Recipe(), names)
+    assert "fewer than the 2.0%" in decision.reason_to_skip(
+        partition(labels, p, labels), Recipe(), names
+    )
     p[:2] = 1.0
     assert decision.reason_to_skip(partition(labels, p, labels), Recipe(), names) == ""
     p[25:50] = 1.0
     kept = recipes.get("rounds")(Recipe(rounds=RoundsConfig(targets="filter")))
-    assert "learn b from" in decision.reason_to_skip(partition(labels, p, labels), kept, names)
+    assert "every sample of b was flagged" in decision.reason_to_skip(
+        partition(labels, p, labels), kept, names
+    )

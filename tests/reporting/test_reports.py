@@ -19,9 +19,21 @@ from expunge.data import LazyInputs, Samples, TensorInputs
 from expunge.errors import DataError
 from expunge.evaluation import diagnostics
 from expunge.records import Decision, Flag, Metric, NeuronRanking, PrunePlan, UnlearningAudit
-from expunge.reporting import charts, formatting, html, markdown
+from expunge.reporting import charts, formatting, html, media
+from expunge.reporting.html import render_html
+from expunge.reporting.markdown import render_markdown
+from expunge.reporting.media import Clip, clips_for, images_for
+from expunge.reporting.summary import summarise
+from expunge.reporting.tables import (
+    MAX_CLASSES,
+    class_rows,
+    headline,
+    outcomes,
+    skipped_lines,
+    top_suspects,
+)
 from oracles_results import (
-    make_control,
+    make_baseline,
     make_evaluation,
     make_fit,
     make_partition,
@@ -105,27 +117,27 @@ def variant(request):
 
 
 def test_summary_survives_json_unchanged(variant):
-    said = markdown.summary(variant)
-    assert json.loads(json.dumps(said, allow_nan=False)) == said
+    found = summarise(variant)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_summary_has_the_promised_keys_and_numbers():
     result = make_result(flags=(Flag("clean-accuracy-fell", "It fell."),))
-    said = markdown.summary(result)
-    assert said["before"]["accuracy"] == {"value": 0.6, "low": 0.55, "high": 0.65, "n": 100}
-    assert said["after"]["accuracy"]["value"] == 0.85
-    assert said["gain"] == {"value": 0.25, "low": 0.18, "high": 0.31, "n": 100}
-    control = said["baselines"]["random-units"]
+    found = summarise(result)
+    assert found["before"]["accuracy"] == {"value": 0.6, "low": 0.55, "high": 0.65, "n": 100}
+    assert found["after"]["accuracy"]["value"] == 0.85
+    assert found["gain"] == {"value": 0.25, "low": 0.18, "high": 0.31, "n": 100}
+    control = found["baselines"]["random-units"]
     assert (control["accuracy"]["value"], control["seconds"], control["parameters"]) == (
         0.75,
         4.5,
         9000,
     )
     assert control["gain"]["value"] == 0.1
-    assert said["partition"]["flagged"] == result.partition.flagged.sum()
-    assert said["partition"]["n"] == 200
-    assert said["partition"]["noise_rate"] == {"value": 0.3, "low": 0.25, "high": 0.35}
-    assert said["pruning"] == {
+    assert found["partition"]["flagged"] == result.partition.flagged.sum()
+    assert found["partition"]["n"] == 200
+    assert found["partition"]["noise_rate"] == {"value": 0.3, "low": 0.25, "high": 0.35}
+    assert found["pruning"] == {
         "requested": 5,
         "granted": 5,
         "parameters_before": 12_000,
@@ -133,9 +145,9 @@ def test_summary_has_the_promised_keys_and_numbers():
         "macs_before": 100_000,
         "macs_after": 80_000,
     }
-    assert said["seconds"]["score"] == 3.21
-    assert said["flags"] == [{"code": "clean-accuracy-fell", "sentence": "It fell."}]
-    assert (said["recipe"], said["seed"], said["run"]) == ("default", 3, "runs/first")
+    assert found["seconds"]["score"] == 3.21
+    assert found["flags"] == [{"code": "clean-accuracy-fell", "message": "It fell."}]
+    assert (found["recipe"], found["seed"], found["run"]) == ("default", 3, "runs/first")
 
 
 def test_summary_of_numpy_numbers_is_plain_python():
@@ -147,16 +159,16 @@ def test_summary_of_numpy_numbers_is_plain_python():
         seed=np.int64(3),
         partition=make_partition(noise_rate=rate),
     )
-    said = json.loads(json.dumps(markdown.summary(result)))
-    assert said["gain"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 9}
-    assert said["partition"]["noise_rate"]["value"] == 0.25
+    found = json.loads(json.dumps(summarise(result)))
+    assert found["gain"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 9}
+    assert found["partition"]["noise_rate"]["value"] == 0.25
 
 
 def test_summary_has_null_where_there_is_no_validation_set():
-    said = markdown.summary(bare_result())
-    assert said["before"] is said["after"] is said["gain"] is None
-    assert said["baselines"] == {}
-    assert (said["pruning"]["requested"], said["pruning"]["granted"]) == (0, 0)
+    found = summarise(bare_result())
+    assert found["before"] is found["after"] is found["gain"] is None
+    assert found["baselines"] == {}
+    assert (found["pruning"]["requested"], found["pruning"]["granted"]) == (0, 0)
 
 
 # Words
@@ -193,99 +205,99 @@ def test_numbers_are_written_with_sensible_digits(call, text):
     [
         (Metric(0.25, 0.18, 0.31, 100), "Accuracy rose from 60.0% to 85.0%: +25.0 points (+18.0"),
         (Metric(-0.1, -0.2, -0.05, 100), "Accuracy fell from"),
-        (Metric(0.01, -0.02, 0.04, 100), "No certain change"),
+        (Metric(0.01, -0.02, 0.04, 100), "No significant change"),
         (None, "Accuracy went from"),
     ],
 )
-def test_verdict_follows_the_interval_of_the_gain(gain, begins):
-    assert markdown.verdict(make_result(gain=gain)).startswith(begins)
+def test_the_headline_follows_the_interval_of_the_gain(gain, begins):
+    assert headline(make_result(gain=gain)).startswith(begins)
 
 
-def test_verdict_without_a_validation_set_claims_no_improvement():
-    assert "not known" in markdown.verdict(bare_result())
+def test_the_headline_without_a_validation_set_claims_no_improvement():
+    assert "not known" in headline(bare_result())
 
 
 def test_time_of_the_repair_leaves_out_the_comparison():
-    repaired = markdown.outcomes(make_result())[1]
+    repaired = outcomes(make_result())[1]
     assert repaired.seconds == pytest.approx(3.21 + 0.4 + 64.0)
 
 
 def test_class_rows_count_every_sample_once():
     result = make_result()
-    rows = markdown.class_rows(result)
+    rows = class_rows(result)
     assert sum(row.n for row in rows) == 200
     assert sum(row.flagged for row in rows) == result.partition.flagged.sum()
     assert [row.name for row in rows] == list(result.classes)
 
 
 def test_many_classes_are_cut_to_those_with_the_largest_flagged_share():
-    c = markdown.CLASSES + 10
+    c = MAX_CLASSES + 10
     labels = np.arange(200) % c
     p = np.where(labels == c - 1, 0.9, 0.1)
     partition = make_partition(labels=labels, p_noisy=p, suggested_label=labels)
     result = make_result(partition=partition, classes=tuple(f"k{i}" for i in range(c)))
-    names = [row.name for row in markdown.class_rows(result)]
-    assert len(names) == markdown.CLASSES
+    names = [row.name for row in class_rows(result)]
+    assert len(names) == MAX_CLASSES
     assert names[-1] == f"k{c - 1}"
-    assert "10 classes with a smaller flagged share" in markdown.markdown(result)
-    assert "10 classes with a smaller flagged share" in html.html(result)
+    assert "10 classes with a smaller flagged share" in render_markdown(result)
+    assert "10 classes with a smaller flagged share" in render_html(result)
 
 
 # Order of suspects
 
 
-def test_worst_agrees_with_a_sort_of_tuples():
+def test_suspects_agree_with_a_sort_of_tuples():
     p = np.round(np.random.default_rng(0).random(200), 1)
     evidence = {"label_evidence": np.round(np.random.default_rng(1).random(200), 1)}
     ids = np.random.default_rng(2).permutation(200)
     partition = make_partition(p_noisy=p, evidence=evidence, ids=ids, fits=())
     slow = sorted(range(200), key=lambda i: (-p[i], -evidence["label_evidence"][i], ids[i]))
-    assert markdown.top_suspects(partition, 200).tolist() == slow
-    assert markdown.top_suspects(partition, 7).tolist() == slow[:7]
+    assert top_suspects(partition, 200).tolist() == slow
+    assert top_suspects(partition, 7).tolist() == slow[:7]
 
 
-def test_worst_of_ties_is_sorted_by_id_and_worst_of_none_is_empty():
+def test_tied_suspects_are_sorted_by_id_and_no_suspects_are_empty():
     tied = make_partition(p_noisy=np.full(200, 0.7), evidence={}, ids=np.arange(200)[::-1])
-    assert markdown.top_suspects(tied, 3).tolist() == [199, 198, 197]
-    assert len(markdown.top_suspects(tied, 0)) == 0
-    assert len(markdown.top_suspects(tied, 999)) == 200
+    assert top_suspects(tied, 3).tolist() == [199, 198, 197]
+    assert len(top_suspects(tied, 0)) == 0
+    assert len(top_suspects(tied, 999)) == 200
 
 
 # Markdown
 
 
-def test_the_certificate_is_told_with_both_ends():
+def test_the_unlearning_audit_is_reported_before_and_after():
     found = UnlearningAudit(
         samples=40, predicted=(1.0, 0.125), membership_auroc=(0.9, 0.52), churn=0.03
     )
-    text = markdown.markdown(make_result(audit=found))
-    assert "still predicted: 100.0% before, 12.5% after (40 samples)" in text
-    assert "with probability 0.90 before, 0.52 after" in text
-    assert "predicted otherwise than before: 3.0%" in text
-    assert "nothing to unlearn" in markdown.markdown(make_result())
-    assert markdown.summary(make_result(audit=found))["audit"]["churn"] == 0.03
+    text = render_markdown(make_result(audit=found))
+    assert "that the model reproduces: 100.0% before, 12.5% after (40 samples)" in text
+    assert "unseen samples: 0.90 before, 0.52 after" in text
+    assert "prediction churn on the kept samples: 3.0%" in text
+    assert "nothing to unlearn" in render_markdown(make_result())
+    assert summarise(make_result(audit=found))["audit"]["churn"] == 0.03
 
 
 def test_markdown_puts_flags_first():
-    text = markdown.markdown(make_result(flags=(Flag("some-code", "Some evidence."),)))
+    text = render_markdown(make_result(flags=(Flag("some-code", "Some evidence."),)))
     headings = re.findall(r"^## (.+)$", text, re.M)
     assert headings == [
-        *("Red flags", "Result", "Partition", "Pruning", "Unlearned", "Classes", "Time")
+        *("Red flags", "Result", "Partition", "Pruning", "Unlearning audit", "Classes", "Time")
     ]
     assert "- **some-code**: Some evidence." in section(text, "Red flags")
 
 
-def test_a_verdict_in_markdown_escapes_the_names_of_classes():
-    kept = Decision("skip", f"nothing is left to learn {HOSTILE} from")
-    for verdict in (kept, replace(kept, word="retrain")):
-        text = markdown.markdown(make_result(decision=verdict))
+def test_a_decision_in_markdown_escapes_the_names_of_classes():
+    kept = Decision("skip", f"every sample of {HOSTILE} was flagged")
+    for decision in (kept, replace(kept, action="retrain")):
+        text = render_markdown(make_result(decision=decision))
         assert "<script" not in text
-        assert "left to learn &lt;script&gt;" in text
+        assert "every sample of &lt;script&gt;" in text
 
 
 def test_markdown_tables_keep_their_columns_under_any_name(variant):
     hostile = replace(variant, classes=(HOSTILE, *variant.classes[1:]), recipe=HOSTILE, run=HOSTILE)
-    text = markdown.markdown(hostile)
+    text = render_markdown(hostile)
     assert "<script" not in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
@@ -293,7 +305,7 @@ def test_markdown_tables_keep_their_columns_under_any_name(variant):
 
 
 def test_markdown_result_table_has_every_model_with_its_interval():
-    table = section(markdown.markdown(make_result()), "Result")
+    table = section(render_markdown(make_result()), "Result")
     assert re.search(
         r"\| noisy model \| 60.0% \| 55.0% to 65.0% \| \+25.0 .* \| – \| 12,000", table
     )
@@ -302,7 +314,7 @@ def test_markdown_result_table_has_every_model_with_its_interval():
 
 
 def test_every_variant_has_markdown_without_missing_values(variant):
-    text = markdown.markdown(variant)
+    text = render_markdown(variant)
     assert "nan" not in text.lower()
     assert "None" not in text
 
@@ -312,7 +324,7 @@ def test_every_variant_has_markdown_without_missing_values(variant):
 
 def test_page_is_well_formed_and_fetches_nothing(variant):
     ids = variant.partition.ids.tolist()
-    text = html.html(variant, images=digits(ids))
+    text = render_html(variant, images=digits(ids))
     page = Page(text)
     assert page.open == []
     assert not page.named("script")
@@ -340,7 +352,7 @@ def test_page_escapes_every_name_of_the_user():
         ),
         plan=PrunePlan({HOSTILE: (1,)}, requested=2, reasons=(HOSTILE,)),
         classes=(HOSTILE, "b", "c", "d"),
-        baselines={HOSTILE: make_control(0.7, 0.1)},
+        baselines={HOSTILE: make_baseline(0.7, 0.1)},
         seconds={HOSTILE: 1.0},
         flags=(Flag(HOSTILE, HOSTILE),),
         config={HOSTILE: HOSTILE},
@@ -348,7 +360,7 @@ def test_page_escapes_every_name_of_the_user():
         run=HOSTILE,
     )
     for images in (None, digits(ids.tolist())):
-        text = html.html(result, images=images)
+        text = render_html(result, images=images)
         assert "<script" not in text
         assert 'alert("x")' not in text
         assert "&lt;script&gt;" in text
@@ -356,28 +368,28 @@ def test_page_escapes_every_name_of_the_user():
 
 
 def test_page_opens_with_flags_or_says_that_there_are_none():
-    flagged = html.html(make_result(flags=(Flag("some-code", "Some evidence."),)))
+    flagged = render_html(make_result(flags=(Flag("some-code", "Some evidence."),)))
     assert flagged.index("Some evidence.") < flagged.index("<section")
     assert "No red flags." not in flagged
-    assert "No red flags." in html.html(make_result())
+    assert "No red flags." in render_html(make_result())
 
 
-def test_gallery_shows_the_flagged_only_worst_first():
+def test_the_gallery_shows_only_flagged_samples_most_suspicious_first():
     result = make_result()
     partition = result.partition
-    page = Page(html.html(result, images=digits(partition.ids.tolist())))
+    page = Page(render_html(result, images=digits(partition.ids.tolist())))
     shown = [int(image["alt"].split()[-1]) for image in page.named("img")]
-    expected = partition.ids[markdown.top_suspects(partition, min(48, partition.flagged.sum()))]
+    expected = partition.ids[top_suspects(partition, min(48, partition.flagged.sum()))]
     assert shown == expected.tolist()
     assert set(shown) <= set(partition.ids[partition.flagged].tolist())
 
 
-def test_suspects_without_pictures_are_listed():
+def test_suspects_without_images_are_listed():
     result = make_result()
-    text = html.html(result)
+    text = render_html(result)
     assert not Page(text).named("img")
-    assert str(result.partition.ids[markdown.top_suspects(result.partition, 1)[0]]) in text
-    assert "No sample was flagged." in html.html(
+    assert str(result.partition.ids[top_suspects(result.partition, 1)[0]]) in text
+    assert "No sample was flagged." in render_html(
         make_result(partition=make_partition(threshold=1.0))
     )
 
@@ -407,7 +419,7 @@ def test_ranking_without_errors_has_dashes_and_no_whiskers():
     row = html._neurons(ranking, None)[0]
     assert row["stderr"] == "–"
     assert "whisker" not in row["bar"]
-    assert Page(html.html(make_result(ranking=ranking))).open == []
+    assert Page(render_html(make_result(ranking=ranking))).open == []
 
 
 # Charts
@@ -449,17 +461,17 @@ def samples_of(tensor, **changes) -> Samples:
 
 def test_grey_and_colour_images_are_read_by_id():
     grey = torch.arange(4 * 64, dtype=torch.uint8).view(4, 1, 8, 8)
-    images = html.images_for(samples_of(grey), [13, 10])
+    images = images_for(samples_of(grey), [13, 10])
     assert list(images) == [13, 10]
     assert_array_equal(images[13], grey[3, 0].numpy())
     colour = torch.randint(0, 255, (4, 3, 6, 5), dtype=torch.uint8)
-    image = html.images_for(samples_of(colour), [11])[11]
+    image = images_for(samples_of(colour), [11])[11]
     assert_array_equal(image, colour[1].permute(1, 2, 0).numpy())
 
 
 def test_floating_images_are_scaled_one_by_one():
     x = torch.randn(4, 1, 8, 8) * torch.tensor([1.0, 10.0, 0.1, 0.0]).view(4, 1, 1, 1)
-    images = html.images_for(samples_of(x), [10, 11, 12, 13])
+    images = images_for(samples_of(x), [10, 11, 12, 13])
     for i in (10, 11, 12):
         assert (images[i].min(), images[i].max()) == (0, 255)
     assert images[13].max() == 0
@@ -469,30 +481,30 @@ def test_floating_images_are_scaled_one_by_one():
 def test_images_for_text_ids():
     ids = np.array(["a.png", "b.png"])
     x = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    assert list(html.images_for(samples_of(x, ids=ids), np.array(["b.png"]))) == ["b.png"]
+    assert list(images_for(samples_of(x, ids=ids), np.array(["b.png"]))) == ["b.png"]
 
 
 @pytest.mark.parametrize("shape", [(4, 16), (4, 2, 8, 8), (4, 1, 1, 30), (4, 8, 8)])
 def test_inputs_that_are_not_images_have_no_pictures(shape):
-    assert html.images_for(samples_of(torch.zeros(shape)), [10]) == {}
+    assert images_for(samples_of(torch.zeros(shape)), [10]) == {}
 
 
 def test_integer_tokens_and_dict_inputs_have_no_pictures():
     tokens = torch.zeros(4, 1, 8, 8, dtype=torch.int64)
-    assert html.images_for(samples_of(tokens), [10]) == {}
+    assert images_for(samples_of(tokens), [10]) == {}
     rows = LazyInputs(4, lambda i: {"ids": torch.zeros(5, dtype=torch.int64)}, "hash")
-    assert html.images_for(samples_of(tokens, inputs=rows), [10]) == {}
+    assert images_for(samples_of(tokens, inputs=rows), [10]) == {}
 
 
 def test_no_ids_give_no_pictures_and_unknown_ids_are_named():
     images = samples_of(torch.zeros(4, 1, 8, 8))
-    assert html.images_for(images, []) == {}
+    assert images_for(images, []) == {}
     with pytest.raises(DataError, match="no samples with the ids 99"):
-        html.images_for(images, [10, 99])
+        images_for(images, [10, 99])
 
 
 def test_large_pictures_are_shrunk():
-    small, large = (charts.data_uri(np.zeros((s, s, 3), np.uint8)) for s in (8, 900))
+    small, large = (media.data_uri(np.zeros((s, s, 3), np.uint8)) for s in (8, 900))
     assert small.startswith("data:image/png;base64,")
     assert len(large) < 2000
 
@@ -506,7 +518,7 @@ def codes(**changes) -> list[str]:
         "plan": PrunePlan({"head.0": (1, 2)}, requested=2),
         "before": make_evaluation(0.6),
         "after": make_evaluation(0.85),
-        "baselines": {"random-units": make_control(0.7, 0.15)},
+        "baselines": {"random-units": make_baseline(0.7, 0.15)},
     }
     return [flag.code for flag in diagnostics.find_flags(**healthy | changes)]
 
@@ -519,6 +531,7 @@ def one_class(share: float, flagged: int = 20) -> dict:
     return {"partition": make_partition(labels=labels, p_noisy=p)}
 
 
+NOTHING = {"partition": None, "plan": None, "before": None, "after": None, "baselines": {}}
 PLANTED = {
     "mixture-not-separated": {
         "partition": make_partition(fits=(make_fit(separation=1.49), make_fit("input")))
@@ -526,8 +539,8 @@ PLANTED = {
     "one-component-fits-better": {
         "partition": make_partition(fits=(make_fit(bic={1: 10.0, 2: 14.0, 3: 20.0}),))
     },
-    "random-control-as-good": {
-        "baselines": {"random-units": make_control(0.84, 0.01)},
+    "random-baseline-as-good": {
+        "baselines": {"random-units": make_baseline(0.84, 0.01)},
         "plan": PrunePlan({"a": (1,)}, 1),
     },
     "granted-less-than-requested": {"plan": PrunePlan({"a": (1,)}, 3, ("a: cap reached",))},
@@ -539,7 +552,7 @@ PLANTED = {
 
 def test_a_healthy_repair_has_no_flags():
     assert codes() == []
-    assert diagnostics.find_flags(None, None, None, None, {}) == ()
+    assert diagnostics.find_flags(**NOTHING) == ()
 
 
 @pytest.mark.parametrize("code", PLANTED)
@@ -557,12 +570,12 @@ def test_each_flag_fires_alone_on_its_planted_case(code):
             )
         },
         {"partition": make_partition(fits=(make_fit(bic={1: 10.0}),))},
-        {"baselines": {"random-units": make_control(0.84, 0.01)}, "plan": None},
+        {"baselines": {"random-units": make_baseline(0.84, 0.01)}, "plan": None},
         {
-            "baselines": {"random-units": make_control(0.84, 0.05)},
+            "baselines": {"random-units": make_baseline(0.84, 0.05)},
             "plan": PrunePlan({"a": (1,)}, 1),
         },
-        {"baselines": {"finetune-only": make_control(0.9, -0.05)}},
+        {"baselines": {"finetune-only": make_baseline(0.9, -0.05)}},
         {"after": make_evaluation(0.56)},
         {"after": None},
         one_class(0.85),
@@ -579,7 +592,7 @@ def test_flags_are_silent_just_beside_their_rule(near):
 
 
 def test_sentences_hold_the_numbers():
-    said = {
+    found = {
         flag.code: flag.message
         for planted in PLANTED.values()
         for flag in diagnostics.find_flags(
@@ -588,29 +601,31 @@ def test_sentences_hold_the_numbers():
             | planted
         )
     }
-    assert set(said) == set(PLANTED)
-    assert "1.49 standard deviations" in said["mixture-not-separated"]
-    assert "label evidence by 4.0" in said["one-component-fits-better"]
-    assert "+1.0 (−3.0 to +5.0) points" in said["random-control-as-good"]
-    assert said["granted-less-than-requested"] == "1 of 3 units were cut: a: cap reached."
-    assert "share 1 input:" in said["validation-overlaps-training"]
-    assert "60.0% (55.0% to 65.0%) to 54.0%" in said["clean-accuracy-fell"]
-    assert "18 of 20 flagged samples (90.0%)" in said["flagged-set-is-one-class"]
-    assert "label 2" in said["flagged-set-is-one-class"]
+    assert set(found) == set(PLANTED)
+    assert "1.49 standard deviations" in found["mixture-not-separated"]
+    assert "label evidence by 4.0" in found["one-component-fits-better"]
+    assert "+1.0 (−3.0 to +5.0) points" in found["random-baseline-as-good"]
+    assert (
+        found["granted-less-than-requested"] == "1 of 3 requested units were cut: a: cap reached."
+    )
+    assert "share 1 input:" in found["validation-overlaps-training"]
+    assert "60.0% (55.0% to 65.0%) to 54.0%" in found["clean-accuracy-fell"]
+    assert "18 of 20 flagged samples (90.0%)" in found["flagged-set-is-one-class"]
+    assert "label 2" in found["flagged-set-is-one-class"]
 
 
 def test_flags_from_elsewhere_come_first():
     extra = Flag("model-memorised-its-labels", "It fits 99.8% of the given labels.")
-    found = diagnostics.find_flags(None, None, None, None, {}, shared_inputs=2, extra=(extra,))
+    found = diagnostics.find_flags(**NOTHING, shared_inputs=2, extra=(extra,))
     assert [flag.code for flag in found] == [extra.code, "validation-overlaps-training"]
 
 
 @pytest.mark.parametrize(
     ("agreement", "raised"),
     [
-        ({"model": 1.0, "views": 0.58}, True),
-        ({"model": 0.6, "views": 0.58}, False),
-        ({"model": 1.0}, False),
+        ({"plain": 1.0, "augmented": 0.58}, True),
+        ({"plain": 0.6, "augmented": 0.58}, False),
+        ({"plain": 1.0}, False),
         ({}, False),
     ],
 )
@@ -619,22 +634,22 @@ def test_a_model_that_fits_labels_but_not_views_has_memorised(agreement, raised)
     found = diagnostics.memorised(scores)
     assert [flag.code for flag in found] == ["model-memorised-its-labels"] * raised
     if raised:
-        assert "100.0% of the given labels, and 58.0% under random views" in found[0].message
+        assert "100.0% of the given labels, but only 58.0% under augmentation" in found[0].message
 
 
 # Sound
 
 
-def clip_of(samples: int = 1600, rate: int = 16_000) -> html.Clip:
+def clip_of(samples: int = 1600, rate: int = 16_000) -> Clip:
     t = np.arange(samples) / rate
-    return html.Clip(np.round(9000 * np.sin(2 * np.pi * 440 * t)).astype(np.int16), rate)
+    return Clip(np.round(9000 * np.sin(2 * np.pi * 440 * t)).astype(np.int16), rate)
 
 
 def test_suspects_with_sound_have_a_player_that_plays_it():
     result = make_result()
-    suspects = result.partition.ids[markdown.top_suspects(result.partition, 3)].tolist()
+    suspects = result.partition.ids[top_suspects(result.partition, 3)].tolist()
     clips = {name: clip_of(800 + i) for i, name in enumerate(suspects)}
-    text = html.html(result, clips=clips)
+    text = render_html(result, clips=clips)
     page = Page(text)
     assert page.open == []
     played = re.findall(r'<audio [^>]*src="data:audio/wav;base64,([^"]+)"', text)
@@ -642,7 +657,7 @@ def test_suspects_with_sound_have_a_player_that_plays_it():
     with wave.open(io.BytesIO(base64.b64decode(played[1]))) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16_000, 1, 2)
         sound = np.frombuffer(file.readframes(10_000), dtype="<i2")
-    assert_array_equal(sound, clips[suspects[1]].sound)
+    assert_array_equal(sound, clips[suspects[1]].audio)
     assert text.count('class="wave"') == 3
     assert text.count('alt="spectrogram of sample') == 3
 
@@ -652,7 +667,7 @@ def heights(svg: str) -> list[float]:
 
 
 def test_a_waveform_touches_both_ends_of_its_peak():
-    drawn = heights(charts.waveform(clip_of().sound))
+    drawn = heights(charts.waveform(clip_of().audio))
     assert (min(drawn), max(drawn)) == (0.0, 40.0)
     assert set(heights(charts.waveform(np.zeros(100, dtype=np.int16)))) == {20.0}
     assert heights(charts.waveform(np.zeros(0, dtype=np.int16))) == [20.0, 20.0]
@@ -661,47 +676,47 @@ def test_a_waveform_touches_both_ends_of_its_peak():
 def test_a_spectrogram_is_bright_where_it_is_loud_and_low_tones_are_at_its_foot():
     values = np.zeros((20, 30))
     values[2] = 5.0
-    image = charts.heat(values)
+    image = media.heat(values)
     assert (image.shape, image.dtype) == ((20, 30, 3), np.uint8)
-    assert_array_equal(image[17], np.broadcast_to(charts.HEAT[-1], (30, 3)))
-    assert_array_equal(image[2], np.broadcast_to(charts.HEAT[0], (30, 3)))
-    assert_array_equal(charts.heat(np.ones((2, 2))), np.broadcast_to(charts.HEAT[0], (2, 2, 3)))
+    assert_array_equal(image[17], np.broadcast_to(media.HEAT[-1], (30, 3)))
+    assert_array_equal(image[2], np.broadcast_to(media.HEAT[0], (30, 3)))
+    assert_array_equal(media.heat(np.ones((2, 2))), np.broadcast_to(media.HEAT[0], (2, 2, 3)))
 
 
 def test_clips_come_by_id_cut_to_four_seconds_and_16_khz():
     sound = torch.arange(-100, 100, dtype=torch.int16).repeat(4, 1)
-    clips = html.clips_for(samples_of(sound, rate=8000), [13, 10])
+    clips = clips_for(samples_of(sound, sample_rate=8000), [13, 10])
     assert list(clips) == [13, 10]
-    assert clips[10].rate == 8000
-    assert_array_equal(clips[10].sound, sound[0].numpy())
-    long = html.clips_for(samples_of(sound.repeat(1, 40), rate=1000), [10])[10]
-    assert len(long.sound) == 4000
-    fast = html.clips_for(samples_of(torch.zeros(4, 48_000), rate=48_000), [10])[10]
-    assert (len(fast.sound), fast.rate) == (16_000, 16_000)
-    loud = html.clips_for(samples_of(torch.tensor([[0.5, -1.0, 3.0]] * 4), rate=8000), [11])
-    assert loud[11].sound.tolist() == [16384, -32768, 32767]
+    assert clips[10].sample_rate == 8000
+    assert_array_equal(clips[10].audio, sound[0].numpy())
+    long = clips_for(samples_of(sound.repeat(1, 40), sample_rate=1000), [10])[10]
+    assert len(long.audio) == 4000
+    fast = clips_for(samples_of(torch.zeros(4, 48_000), sample_rate=48_000), [10])[10]
+    assert (len(fast.audio), fast.sample_rate) == (16_000, 16_000)
+    loud = clips_for(samples_of(torch.tensor([[0.5, -1.0, 3.0]] * 4), sample_rate=8000), [11])
+    assert loud[11].audio.tolist() == [16384, -32768, 32767]
 
 
 def test_inputs_that_are_not_sound_have_no_clips():
-    assert html.clips_for(samples_of(torch.zeros(4, 20)), [10]) == {}
-    assert html.clips_for(samples_of(torch.zeros(4, 1, 8, 8), rate=8000), [10]) == {}
-    assert html.clips_for(samples_of(torch.zeros(4, 20).long(), rate=8000), [10]) == {}
+    assert clips_for(samples_of(torch.zeros(4, 20)), [10]) == {}
+    assert clips_for(samples_of(torch.zeros(4, 1, 8, 8), sample_rate=8000), [10]) == {}
+    assert clips_for(samples_of(torch.zeros(4, 20).long(), sample_rate=8000), [10]) == {}
     with pytest.raises(DataError, match="no samples with the ids 99"):
-        html.clips_for(samples_of(torch.zeros(4, 20), rate=8000), [99])
+        clips_for(samples_of(torch.zeros(4, 20), sample_rate=8000), [99])
 
 
-def test_what_was_quarantined_stands_in_every_report():
+def test_skipped_samples_are_in_every_report():
     found = {"training data": {7: "are silent", 9: "are silent", "<b>": "hold no bytes"}}
     result = make_result(skipped=found)
     lines = [
-        "training data, left out: samples that are silent: ids 7, 9",
-        "training data, left out: samples that hold no bytes: ids <b>",
+        "training data, skipped: samples that are silent: ids 7, 9",
+        "training data, skipped: samples that hold no bytes: ids <b>",
     ]
-    assert markdown.quarantine(result) == lines
-    assert markdown.summary(result)["skipped"]["training data"]["7"] == "are silent"
-    assert lines[0] in markdown.markdown(result)
-    assert "&lt;b&gt;" in markdown.markdown(result)
-    text = html.html(result)
+    assert skipped_lines(result) == lines
+    assert summarise(result)["skipped"]["training data"]["7"] == "are silent"
+    assert lines[0] in render_markdown(result)
+    assert "&lt;b&gt;" in render_markdown(result)
+    text = render_html(result)
     assert lines[0] in text
     assert "ids &lt;b&gt;" in text
-    assert "Quarantine" not in html.html(make_result()) + markdown.markdown(make_result())
+    assert "Skipped samples" not in render_html(make_result()) + render_markdown(make_result())

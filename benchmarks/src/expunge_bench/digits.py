@@ -17,7 +17,7 @@ from expunge.demo import digits as demos
 from expunge.demo.digits import TRAINING, Kind, demo
 from expunge.demo.noise import LabelNoise, NoisyDataset
 from expunge.errors import DataError
-from expunge.reporting import markdown
+from expunge.reporting.tables import outcomes
 from expunge.training.loop import TuneConfig
 from expunge_bench.fields import Setting
 from expunge_bench.suites import Table, distinct, mean
@@ -88,7 +88,7 @@ def bench(
                     **{name: truth.get(name) for name in ("auroc", "f1", "best_f1")},
                     "suggested_accuracy": truth["suggested_accuracy"],
                 }
-                for row in markdown.outcomes(result):
+                for row in outcomes(result):
                     assert row.accuracy is not None
                     measured = {"model": row.name, "accuracy": row.accuracy.value}
                     size = {"seconds": row.seconds, "parameters": row.parameters}

@@ -22,7 +22,7 @@ from expunge.models import inspection
 from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
 from expunge.records import Evaluation, Partition, RepairResult
-from expunge.reporting.markdown import repair_seconds
+from expunge.reporting.summary import repair_seconds
 from expunge.storage import cached_stages
 from expunge.training.optimisation import TuneConfig, with_learning_rate
 from expunge_bench.fields import BenchmarkDataset, Setting, cached_model

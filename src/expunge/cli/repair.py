@@ -26,7 +26,8 @@ from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import recipes
 from expunge.records import Metric, RepairResult
-from expunge.reporting import markdown
+from expunge.reporting.summary import summarise, summarise_stages
+from expunge.reporting.tables import headline, outcomes, unlearning_lines
 from expunge.storage import export as exports
 
 REGISTRIES: dict[str, Registry[Any, Any]] = {
@@ -84,7 +85,7 @@ def demo(
             progress=show,
         )
     if as_json:
-        print_json(markdown.summary(result))
+        print_json(summarise(result))
     else:
         _print_result(result)
     if "auroc" in truth:
@@ -140,7 +141,7 @@ def repair(
             **job.settings,
         )
     if as_json:
-        print_json(markdown.summary(result))
+        print_json(summarise(result))
     else:
         _print_result(result)
     _exit(result, strict)
@@ -179,10 +180,10 @@ def forget(
         )
         result = pipeline.forget(job.model, job.train, named, job.validation, **job.settings)
     if as_json:
-        print_json(markdown.summary(result))
+        print_json(summarise(result))
     else:
         _print_result(result)
-        for line in markdown.unlearning_lines(result):
+        for line in unlearning_lines(result):
             typer.echo(f"- {line}")
     _exit(result, strict)
 
@@ -224,7 +225,7 @@ def _stage(name: str, says: str) -> Callable[..., None]:
                 until=name,  # type: ignore[arg-type]
                 **job.settings,
             )
-        facts = markdown.stage_summary(made.scores, made.partition, made.ranking, made.plan)
+        facts = summarise_stages(made.scores, made.partition, made.ranking, made.plan)
         facts["run"] = str(job.settings["out"])
         if as_json:
             print_json(facts)
@@ -338,10 +339,10 @@ def _print_result(result: RepairResult) -> None:
             f"⚑ {flag.code}: {flag.message}", style="yellow", highlight=False, markup=False
         )
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
-    for head in ("model", "accuracy %", "repair ahead by", "seconds", "parameters"):
+    for head in ("model", "accuracy %", "Δ repair − this (pp)", "seconds", "parameters"):
         left = head == "model"
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
-    for row in markdown.outcomes(result):
+    for row in outcomes(result):
         accuracy, gain = row.accuracy, row.gain
         table.add_row(
             row.name,
@@ -351,7 +352,7 @@ def _print_result(result: RepairResult) -> None:
             f"{row.parameters:,}",
         )
     console.print(table)
-    typer.echo(markdown.verdict(result))
+    typer.echo(headline(result))
     if result.run:
         typer.echo(f"report: {Path(result.run) / 'report.html'}")
 

@@ -1,4 +1,4 @@
-"""Red flags: what could make a repair's numbers untrue, each with its evidence in a sentence."""
+"""Red flags: what could make a repair's numbers untrue, each with its evidence."""
 
 from __future__ import annotations
 
@@ -11,22 +11,47 @@ from expunge.records import Baseline, Evaluation, Flag, Partition, PrunePlan, Sc
 from expunge.reporting.formatting import counted, percent, signed_gain, span
 
 MIN_SEPARATION = 1.5  # pooled standard deviations between clean and noisy components
-ONE_CLASS_SHARE = 0.9  # of the flagged samples
-ONE_CLASS_COUNT = 10  # flagged samples, fewer say nothing
+MIN_ONE_CLASS_FRACTION = 0.9  # of the flagged samples
+MIN_FLAGGED = 10  # for a statement about the classes of flagged samples
 
 
 def find_flags(
+    *,
     partition: Partition | None,
     plan: PrunePlan | None,
     before: Evaluation | None,
     after: Evaluation | None,
-    controls: Mapping[str, Baseline],
+    baselines: Mapping[str, Baseline],
     shared_inputs: int = 0,
     extra: tuple[Flag, ...] = (),
 ) -> tuple[Flag, ...]:
-    """Every reason to doubt the numbers, each with its evidence.
+    """Find every reason to doubt the numbers of a repair.
 
-    shared_inputs: validation inputs that are also training inputs. extra: flags raised elsewhere.
+    Parameters
+    ----------
+    partition
+        Checked for components that overlap, for no noise at all, and for one-sided classes.
+    plan
+        None if nothing was cut.
+    before, after
+        Of the same validation samples; None without them.
+    baselines
+        ``random-units`` is checked if something was cut.
+    shared_inputs
+        Number of validation inputs that are also training inputs.
+    extra
+        Flags raised elsewhere; they come first.
+
+    Returns
+    -------
+    tuple of Flag
+        Empty if there is no reason.
+
+    Examples
+    --------
+    >>> none = dict.fromkeys(("partition", "plan", "before", "after"))
+    >>> find_flags(**none, baselines={}, shared_inputs=3)[0].code
+    'validation-overlaps-training'
     """
     return (
         *extra,
@@ -36,21 +61,32 @@ def find_flags(
         *_granted_less_than_requested(plan),
         *_validation_overlaps_training(shared_inputs),
         *_clean_accuracy_fell(before, after),
-        *(_random_control_as_good(controls) if plan is not None else ()),
+        *(_random_baseline_as_good(baselines) if plan is not None else ()),
     )
 
 
 def memorised(scores: Scores) -> tuple[Flag, ...]:
-    """The model fits the given labels far better than it does under views that it never saw."""
-    model, views = scores.agreement.get("plain"), scores.agreement.get("augmented")
-    if model is None or views is None or model - views <= MEMORISATION_GAP:
+    """A flag if the model fits the given labels far better than it does under augmentation.
+
+    Parameters
+    ----------
+    scores
+        With ``agreement`` of the plain and of the augmented pass.
+
+    Returns
+    -------
+    tuple of Flag
+        One flag or none.
+    """
+    plain, augmented = scores.agreement.get("plain"), scores.agreement.get("augmented")
+    if plain is None or augmented is None or plain - augmented <= MEMORISED:
         return ()
-    sentence = (
-        f"The model predicts {percent(model)} of the given labels, and {percent(views)} under "
-        "random views of the same inputs: it has learned labels by heart, so its last layers and "
-        "its own confidence are no evidence, and earlier layers decide."
+    message = (
+        f"The model predicts {percent(plain)} of the given labels, but only {percent(augmented)} "
+        "under augmentation: it has memorised its labels. Its confidence is not informative, and "
+        "early-layer features are used instead."
     )
-    return (Flag("model-memorised-its-labels", sentence),)
+    return (Flag("model-memorised-its-labels", message),)
 
 
 def _mixture_not_separated(partition: Partition) -> Iterator[Flag]:
@@ -58,38 +94,39 @@ def _mixture_not_separated(partition: Partition) -> Iterator[Flag]:
         if any(c.noisy for c in fit.components) and fit.separation < MIN_SEPARATION:
             yield Flag(
                 "mixture-not-separated",
-                f"In the {fit.kind} evidence the noisy and the clean component lie "
+                f"In the {fit.kind} evidence the noisy and the clean component are "
                 f"{fit.separation:.2f} standard deviations apart, less than {MIN_SEPARATION}: many "
                 "samples could belong to either.",
             )
 
 
 def _one_component_fits_better(partition: Partition) -> Iterator[Flag]:
-    """Only if it is so for every kind of evidence: clean inputs say nothing about labels."""
-    lead = []
+    """Only if it does for every kind of evidence: clean inputs say nothing about labels."""
+    margins = []
     for fit in partition.fits:
         others = [bic for k, bic in fit.bic.items() if k != 1]
         if not others or min(others) < fit.bic[1]:
             return
-        lead.append(f"{fit.kind} evidence by {min(others) - fit.bic[1]:.1f}")
-    if lead:
+        margins.append(f"{fit.kind} evidence by {min(others) - fit.bic[1]:.1f}")
+    if margins:
         yield Flag(
             "one-component-fits-better",
-            f"One component has a lower BIC than several ({', '.join(lead)}): there may be no "
-            "noise here.",
+            f"A single component has a lower BIC than several ({', '.join(margins)}): there may be "
+            "no noise in these data.",
         )
 
 
 def _flagged_set_is_one_class(partition: Partition) -> Iterator[Flag]:
-    given = partition.labels[partition.flagged]
-    if len(given) < ONE_CLASS_COUNT or len(np.unique(partition.labels)) < 3:
+    labels = partition.labels[partition.flagged]
+    if len(labels) < MIN_FLAGGED or len(np.unique(partition.labels)) < 3:
         return
-    label, most = max(zip(*np.unique(given, return_counts=True), strict=True), key=lambda x: x[1])
-    if most >= ONE_CLASS_SHARE * len(given):
+    label, count = max(zip(*np.unique(labels, return_counts=True), strict=True), key=lambda x: x[1])
+    if count >= MIN_ONE_CLASS_FRACTION * len(labels):
+        share = percent(count / len(labels))
         yield Flag(
             "flagged-set-is-one-class",
-            f"{most:,} of {len(given):,} flagged samples ({percent(most / len(given))}) have the "
-            f"given label {label}: this may be a rare or hard class and not noise.",
+            f"{count:,} of {len(labels):,} flagged samples ({share}) have the given label {label}: "
+            "this may be a rare or hard class instead of noise.",
         )
 
 
@@ -98,7 +135,7 @@ def _granted_less_than_requested(plan: PrunePlan | None) -> Iterator[Flag]:
         why = f": {'; '.join(plan.reasons)}" if plan.reasons else ""
         yield Flag(
             "granted-less-than-requested",
-            f"{plan.granted:,} of {plan.requested:,} units were cut{why}.",
+            f"{plan.granted:,} of {plan.requested:,} requested units were cut{why}.",
         )
 
 
@@ -106,13 +143,13 @@ def _validation_overlaps_training(shared_inputs: int) -> Iterator[Flag]:
     if shared_inputs > 0:
         yield Flag(
             "validation-overlaps-training",
-            f"Training and validation share {counted(shared_inputs, 'input')}: the accuracies are "
-            "too high for what is new to the model.",
+            f"Training and validation share {counted(shared_inputs, 'input')}: the accuracies "
+            "overestimate performance on new data.",
         )
 
 
 def _clean_accuracy_fell(before: Evaluation | None, after: Evaluation | None) -> Iterator[Flag]:
-    """Below the interval of the accuracy before."""
+    """If the accuracy is below the interval of the accuracy before."""
     if before is None or after is None:
         return
     old, new = before.accuracy, after.accuracy
@@ -124,11 +161,11 @@ def _clean_accuracy_fell(before: Evaluation | None, after: Evaluation | None) ->
         )
 
 
-def _random_control_as_good(controls: Mapping[str, Baseline]) -> Iterator[Flag]:
-    control = controls.get("random-units")
-    if control is not None and control.gain.low <= 0:
+def _random_baseline_as_good(baselines: Mapping[str, Baseline]) -> Iterator[Flag]:
+    baseline = baselines.get("random-units")
+    if baseline is not None and baseline.gain.low <= 0:
         yield Flag(
-            "random-control-as-good",
-            f"Cutting random units does as well: the repaired model is ahead by only "
-            f"{signed_gain(control.gain)} points, so the choice of units is not what helped.",
+            "random-baseline-as-good",
+            "Cutting random units does as well: the repaired model is better by only "
+            f"{signed_gain(baseline.gain)} points, so the choice of units did not help.",
         )

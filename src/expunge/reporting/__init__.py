@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a repair reports: JSON (`summary`), Markdown and one self-contained HTML page."""

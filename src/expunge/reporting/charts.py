@@ -1,4 +1,4 @@
-"""Small pictures as inline SVG and PNG: fixed text size at every width, colours from CSS classes.
+"""Small charts as inline SVG: fixed text size at every width, colours from CSS classes.
 
 Positions along the page are percentages, heights are pixels. Curves live in a nested SVG that is
 stretched; text and axes do not. Everything drawn is numbers: names stay in the page, where they are
@@ -7,25 +7,16 @@ escaped.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import wave
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
-from torch import Tensor
 
 HEIGHT = 168  # of a histogram's plot area, in pixels
 POINTS = 240  # of a curve
 COLUMNS = 120  # of a waveform
-THUMBNAIL = 160  # longest side of an embedded image, in pixels
-MIN_SIDE = 4  # a smaller "image" is a table of features
 
-# From quiet to loud, for people of all colour vision.
-HEAT = np.array([(8, 12, 38), (42, 58, 120), (32, 126, 140), (122, 190, 110), (248, 228, 96)])
 # Of lines, two each: whole and dashed.
 LINES = ("#2a3a78", "#c2571a", "#207e8c", "#8a3ffc", "#7abe6e")
 
@@ -284,38 +275,6 @@ def _pc(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
-def pixels(image: Tensor | np.ndarray) -> np.ndarray | None:
-    """``uint8`` H×W or H×W×3 of what looks like an image, else None.
-
-    A tensor is ``[C, H, W]`` with C = 1 or 3, ``uint8`` or floating (then scaled from its smallest
-    to its largest value); an array is H×W or H×W×3 and ``uint8``.
-    """
-    if isinstance(image, np.ndarray):
-        right_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
-        return image if image.dtype == np.uint8 and right_shape else None
-    if image.dim() != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < MIN_SIDE:
-        return None
-    array = image.detach().cpu()
-    if array.is_floating_point():
-        array = array.float()
-        low, high = float(array.min()), float(array.max())
-        array = (array - low).div_(max(high - low, 1e-12)).mul_(255).round_().byte()
-    values = array.numpy()
-    if values.dtype != np.uint8:
-        return None
-    return np.ascontiguousarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
-
-
-def data_uri(image: np.ndarray) -> str:
-    """A PNG as a ``data:`` URI, at most 160 pixels on its longest side."""
-    picture = Image.fromarray(image)
-    if max(picture.size) > THUMBNAIL:
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def waveform(clip: np.ndarray) -> Markup:
     """The lowest and highest value of ``int16`` sound over time, scaled to its own peak."""
     parts = np.array_split(clip.astype(np.float64), min(COLUMNS, max(len(clip), 1)))
@@ -329,26 +288,3 @@ def waveform(clip: np.ndarray) -> Markup:
         '<svg class="wave" height="40" viewBox="0 0 1000 40" preserveAspectRatio="none" '
         'aria-hidden="true"><path d="M{}Z"/></svg>'
     ).format(outline)
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """``uint8[H, W, 3]`` of any numbers ``[H, W]``, dark where they are low; row 0 is at the foot.
-
-    The colours span the values from their 5th percentile to the largest.
-    """
-    low, high = float(np.quantile(values, 0.05)), float(values.max())
-    share = ((values[::-1] - low) / max(high - low, 1e-12)).clip(0, 1)
-    stops = np.linspace(0, 1, len(HEAT))
-    colours = [np.interp(share, stops, HEAT[:, k]) for k in range(3)]
-    return np.stack(colours, axis=2).round().astype(np.uint8)
-
-
-def wav_uri(clip: np.ndarray, rate: int) -> str:
-    """``int16[n]`` sound as a 16-bit WAV in a ``data:`` URI."""
-    buffer = io.BytesIO()
-    with wave.Wave_write(buffer) as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(clip.astype("<i2").tobytes())
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from scipy.signal import resample_poly
 from torch import Tensor
 
-from expunge.data import Samples
-from expunge.errors import DataError, format_ids
+from expunge._core.arrays import Array
 from expunge.models.audio import LogMel
 from expunge.records import Fit, Metric, NeuronRanking, Partition, PrunePlan, RepairResult
 from expunge.reporting import charts
@@ -29,44 +26,50 @@ from expunge.reporting.formatting import (
     q_value,
     signed_gain,
 )
-from expunge.reporting.markdown import (
+from expunge.reporting.media import Clip, data_uri, heat, pixels, wav_uri
+from expunge.reporting.summary import repair_seconds
+from expunge.reporting.tables import (
     MAX_SHOWN,
     class_rows,
+    headline,
     kind_of_evidence,
     layer_rows,
     outcomes,
-    prune_skipped_reason,
-    quarantine,
-    repair_seconds,
+    pruning_skipped,
+    skipped_lines,
     top_suspects,
     unlearning_lines,
-    verdict,
 )
 
-UNITS = 30  # neurons shown
-PLAYED, PLAYED_RATE = 4, 16_000  # seconds and Hz of an embedded clip, at most
-MATRIX = 20  # classes of the suggested-label matrix
+MAX_UNITS = 30  # shown
+MAX_MATRIX_CLASSES = 20  # of the suggested-label matrix
 
 
-class Clip(NamedTuple):
-    """Sound to be played: ``int16[n]``, and its rate in Hz."""
-
-    sound: np.ndarray
-    rate: int
-
-
-def html(
+def render_html(
     result: RepairResult,
     *,
-    images: Mapping[Any, Tensor | np.ndarray] | None = None,
+    images: Mapping[Any, Tensor | Array] | None = None,
     clips: Mapping[Any, Clip] | None = None,
 ) -> str:
-    """The report as one self-contained page.
+    """Render the report of a repair as one self-contained page.
 
-    images: pictures by sample id (see `images_for`) for the gallery of suspects. clips: sound (see
-    `clips_for`), which gets a player, a waveform and a spectrogram; suspects with neither are
-    listed.
+    Parameters
+    ----------
+    result
+        Of a repair.
+    images
+        Images by sample id, for the gallery of the most suspicious samples; see `media.images_for`.
+    clips
+        Audio by sample id, shown with a player, a waveform and a spectrogram; see
+        `media.clips_for`. Samples with neither are listed in a table.
+
+    Returns
+    -------
+    str
+        It loads nothing from elsewhere; names from the user are escaped.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     page = Environment(
         loader=PackageLoader("expunge.reporting"),
         autoescape=True,
@@ -79,19 +82,19 @@ def html(
     page.filters["gain"] = signed_gain
     return page.get_template("report.html.j2").render(
         result=result,
-        verdict=verdict(result),
+        headline=headline(result),
         tiles=_tiles(result),
         outcomes=outcomes(result),
         metrics=_other_metrics(result),
         evidence=_evidence(result.partition),
         p_noisy=_p_noisy(result.partition),
         suspects=_suspects(result, images or {}, clips or {}),
-        quarantine=quarantine(result),
+        skipped=skipped_lines(result),
         matrix=_matrix(result),
         neurons=_neurons(result.ranking, result.plan),
         layers=layer_rows(result.ranking, result.plan),
-        prune_skipped_reason=prune_skipped_reason(result),
-        unlearned=unlearning_lines(result),
+        pruning_skipped=pruning_skipped(result),
+        audit=unlearning_lines(result),
         per_class=class_rows(result),
         config=json.dumps(dict(result.config), indent=2, default=str, ensure_ascii=False),
         version=version("expunge"),
@@ -108,15 +111,15 @@ def _tiles(result: RepairResult) -> list[tuple[str, str, str]]:
     repair = repair_seconds(result)
     return [
         ("Flagged", f"{flagged:,}", f"of {n:,} samples ({percent(flagged / max(n, 1))})"),
-        ("Estimated noise", percent(value), f"{percent(low)} to {percent(high)}"),
-        ("Units cut", f"{plan.granted:,}" if plan else "0", _requested(plan)),
+        ("Estimated noise rate", percent(value), f"{percent(low)} to {percent(high)}"),
+        ("Units pruned", f"{plan.granted:,}" if plan else "0", _requested(plan)),
         ("Parameters", f"{after:,}", f"{change(before, after)} from {before:,}"),
-        ("Repair time", duration(repair), "without the controls"),
+        ("Repair time", duration(repair), "without the baselines"),
     ]
 
 
 def _requested(plan: PrunePlan | None) -> str:
-    return f"of {plan.requested:,} requested" if plan else "nothing was to be cut"
+    return f"of {plan.requested:,} requested" if plan else "none requested"
 
 
 def _other_metrics(result: RepairResult) -> list[tuple[str, Metric, Metric | None]]:
@@ -142,9 +145,7 @@ def _evidence(partition: Partition) -> list[dict[str, Any]]:
     ]
 
 
-def _evidence_plot(
-    kind: str, values: np.ndarray, flagged: np.ndarray, fit: Fit | None
-) -> dict[str, Any]:
+def _evidence_plot(kind: str, values: Array, flagged: Array, fit: Fit | None) -> dict[str, Any]:
     low, high = _limits(values)
     bins = int(np.clip(np.sqrt(len(values)), 8, 48))
     per_bin = len(values) * (high - low) / bins
@@ -167,7 +168,7 @@ def _evidence_plot(
     return {"plot": plot, "beyond": int(((values < low) | (values > high)).sum())}
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
+def _limits(values: Array) -> tuple[float, float]:
     """The axis: all but half a percent at either end, and a little room."""
     low, high = (float(q) for q in np.quantile(values, (0.005, 0.995)))
     room = 0.04 * (high - low) or 0.5
@@ -196,20 +197,20 @@ def _p_noisy(partition: Partition) -> str:
 
 def _suspects(
     result: RepairResult,
-    images: Mapping[Any, Tensor | np.ndarray],
+    images: Mapping[Any, Tensor | Array],
     clips: Mapping[Any, Clip],
 ) -> list[dict[str, Any]]:
-    """The worst flagged samples, with a picture or a player where there is one."""
+    """The most suspicious flagged samples, with an image or a player if there is one."""
     p, names = result.partition, result.classes
     rows = []
     for i in top_suspects(p, min(MAX_SHOWN, int(p.flagged.sum()))):
         name: Hashable = p.ids[i].item()
-        image = charts.pixels(images[name]) if name in images else None
+        image = pixels(images[name]) if name in images else None
         rows.append(
             {
                 "id": name,
                 "clip": _player(clips[name]) if name in clips else None,
-                "image": None if image is None else charts.data_uri(image),
+                "image": None if image is None else data_uri(image),
                 "pixelated": image is not None and max(image.shape[:2]) <= 64,
                 "given": names[p.labels[i]],
                 "suggested": names[p.suggested_label[i]],
@@ -222,13 +223,13 @@ def _suspects(
 
 
 def _player(clip: Clip) -> dict[str, Any]:
-    """What is heard and seen of a clip."""
-    x = torch.from_numpy(clip.sound.astype(np.float32) / 32768)[None]
-    mels = LogMel(rate=clip.rate, unit="decibel", floor=1e-8)(x)[0, 0].numpy()
+    """The audio, spectrogram and waveform of a clip."""
+    x = torch.from_numpy(clip.audio.astype(np.float32) / 32768)[None]
+    mels = LogMel(rate=clip.sample_rate, unit="decibel", floor=1e-8)(x)[0, 0].numpy()
     return {
-        "sound": charts.wav_uri(clip.sound, clip.rate),
-        "picture": charts.data_uri(charts.heat(mels)),
-        "wave": charts.waveform(clip.sound),
+        "audio": wav_uri(clip),
+        "spectrogram": data_uri(heat(mels)),
+        "waveform": charts.waveform(clip.audio),
     }
 
 
@@ -239,7 +240,7 @@ def _matrix(result: RepairResult) -> dict[str, Any] | None:
         return None
     given, suggested = p.labels[p.flagged], p.suggested_label[p.flagged]
     involved = np.bincount(given, minlength=c) + np.bincount(suggested, minlength=c)
-    shown = np.sort(np.argsort(-involved, kind="stable")[:MATRIX])
+    shown = np.sort(np.argsort(-involved, kind="stable")[:MAX_MATRIX_CLASSES])
     place = np.full(c, -1)
     place[shown] = np.arange(len(shown))
     rows, columns = place[given], place[suggested]
@@ -258,7 +259,7 @@ def _neurons(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[dict
     """The first units of the ranking, with bars on one common axis."""
     if ranking is None or not len(ranking.unit):
         return []
-    k = min(UNITS, len(ranking.unit))
+    k = min(MAX_UNITS, len(ranking.unit))
     effect = ranking.effect[:k]
     error = np.nan_to_num(ranking.stderr[:k])
     low = min(0.0, float((effect - error).min()))
@@ -275,7 +276,7 @@ def _neurons(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[dict
         bar = charts.bar(
             -low / width,
             (effect[i] - low) / width,
-            "noisy" if gone else "control",
+            "noisy" if gone else "baseline",
             whisker=ends if error[i] > 0 else None,
         )
         numbers = {
@@ -285,63 +286,3 @@ def _neurons(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[dict
         }
         rows.append({"layer": layer, "unit": unit, "cut": gone, "bar": bar, **numbers})
     return rows
-
-
-def images_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, np.ndarray]:
-    """``uint8`` pictures (H×W or H×W×3) of these samples, by id; empty if they are not images.
-
-    Images are stored inputs of shape ``[C, H, W]`` with C = 1 or 3, ``uint8`` or floating (each
-    scaled from its smallest to its largest value). Raises DataError for ids that are not there.
-    """
-    drawn = {name: charts.pixels(x) for name, x in _stored(samples, ids).items()}
-    return {name: image for name, image in drawn.items() if image is not None}
-
-
-def clips_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Clip]:
-    """The sound of these samples, by id; empty if they are not sound ``[samples]`` of a known rate.
-
-    At most the first 4 seconds, and not more than 16 kHz: the page is to be small. Floating sound
-    is clipped to [−1, 1). Raises DataError for ids that are not there.
-    """
-    if samples.sample_rate is None:
-        return {}
-    found = _stored(samples, ids)
-    if not all(_is_sound(x) for x in found.values()):
-        return {}
-    return {
-        name: _played(x[: PLAYED * samples.sample_rate], samples.sample_rate)
-        for name, x in found.items()
-    }
-
-
-def _is_sound(x: Tensor) -> bool:
-    return x.dim() == 1 and (x.dtype == torch.int16 or x.is_floating_point())
-
-
-def _played(x: Tensor, rate: int) -> Clip:
-    scale = 1.0 if x.dtype == torch.int16 else 32768.0
-    sound = x.cpu().double().mul(scale).numpy()
-    if rate > PLAYED_RATE:
-        common = math.gcd(rate, PLAYED_RATE)
-        sound = resample_poly(sound, PLAYED_RATE // common, rate // common)
-        rate = PLAYED_RATE
-    return Clip(np.round(sound).clip(-32768, 32767).astype(np.int16), rate)
-
-
-def _stored(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Tensor]:
-    """The stored inputs of these samples, by id; empty if each is more than one tensor."""
-    position = {name: i for i, name in enumerate(samples.ids.tolist())}
-    wanted = list(ids)
-    unknown = [name for name in wanted if name not in position]
-    if unknown:
-        raise DataError(
-            f"no samples with the ids {format_ids(unknown)}",
-            where=samples.name,
-            fix="take what is shown from the data set that was partitioned",
-        )
-    if not wanted:
-        return {}
-    stored = samples.inputs.batch(np.array([position[name] for name in wanted]))
-    if isinstance(stored, dict):
-        return {}
-    return dict(zip(wanted, stored, strict=True))

@@ -1,0 +1,151 @@
+"""Images and clips of samples for the report, and their embedding in a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import wave
+from collections.abc import Hashable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge._core.arrays import Array
+from expunge.data.samples import Samples
+from expunge.errors import DataError, format_ids
+
+MAX_SIDE = 160  # of an embedded image, in pixels
+MIN_SIDE = 4  # a smaller "image" is a table of features
+MAX_SECONDS, MAX_SAMPLE_RATE = 4, 16_000  # of an embedded clip
+
+# From quiet to loud, for people of all colour vision.
+HEAT = np.array([(8, 12, 38), (42, 58, 120), (32, 126, 140), (122, 190, 110), (248, 228, 96)])
+
+
+class Clip(NamedTuple):
+    """Audio to be played: ``int16[n]``, and its sample rate in Hz."""
+
+    audio: Array
+    sample_rate: int
+
+
+def images_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Array]:
+    """``uint8`` images (H×W or H×W×3) of these samples, by id; empty if they are not images.
+
+    Images are stored inputs of shape ``[C, H, W]`` with C = 1 or 3, ``uint8`` or floating (each
+    scaled from its smallest to its largest value). Raises DataError for unknown ids.
+    """
+    drawn = {name: pixels(x) for name, x in _stored(samples, ids).items()}
+    return {name: image for name, image in drawn.items() if image is not None}
+
+
+def clips_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Clip]:
+    """The audio of these samples, by id; empty if they are not audio ``[samples]``.
+
+    The sample rate must be known. To keep the page small, clips have at most the first
+    `MAX_SECONDS` and are resampled to at most `MAX_SAMPLE_RATE`. Floating audio is clipped to [−1, 1). Raises DataError for unknown ids.
+    """
+    if samples.sample_rate is None:
+        return {}
+    found = _stored(samples, ids)
+    if not all(_is_audio(x) for x in found.values()):
+        return {}
+    return {
+        name: _shorten(x[: MAX_SECONDS * samples.sample_rate], samples.sample_rate)
+        for name, x in found.items()
+    }
+
+
+def _is_audio(x: Tensor) -> bool:
+    return x.dim() == 1 and (x.dtype == torch.int16 or x.is_floating_point())
+
+
+def _shorten(x: Tensor, sample_rate: int) -> Clip:
+    scale = 1.0 if x.dtype == torch.int16 else 32768.0
+    audio = x.cpu().double().mul(scale).numpy()
+    if sample_rate > MAX_SAMPLE_RATE:
+        common = math.gcd(sample_rate, MAX_SAMPLE_RATE)
+        from scipy.signal import resample_poly
+
+        audio = resample_poly(audio, MAX_SAMPLE_RATE // common, sample_rate // common)
+        sample_rate = MAX_SAMPLE_RATE
+    return Clip(np.round(audio).clip(-32768, 32767).astype(np.int16), sample_rate)
+
+
+def _stored(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Tensor]:
+    """The stored inputs of these samples, by id; empty if each is more than one tensor."""
+    position = {name: i for i, name in enumerate(samples.ids.tolist())}
+    wanted = list(ids)
+    unknown = [name for name in wanted if name not in position]
+    if unknown:
+        raise DataError(
+            f"no samples with the ids {format_ids(unknown)}",
+            where=samples.name,
+            fix="give the data set that was partitioned",
+        )
+    if not wanted:
+        return {}
+    stored = samples.inputs.batch(np.array([position[name] for name in wanted]))
+    if isinstance(stored, dict):
+        return {}
+    return dict(zip(wanted, stored, strict=True))
+
+
+def pixels(image: Tensor | Array) -> Array | None:
+    """``uint8`` H×W or H×W×3 of a value in the shape of an image, else None.
+
+    A tensor is ``[C, H, W]`` with C = 1 or 3, ``uint8`` or floating (then scaled from its smallest
+    to its largest value); an array is H×W or H×W×3 and ``uint8``.
+    """
+    if isinstance(image, np.ndarray):
+        right_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+        return image if image.dtype == np.uint8 and right_shape else None
+    if image.dim() != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < MIN_SIDE:
+        return None
+    array = image.detach().cpu()
+    if array.is_floating_point():
+        array = array.float()
+        low, high = float(array.min()), float(array.max())
+        array = (array - low).div_(max(high - low, 1e-12)).mul_(255).round_().byte()
+    values = array.numpy()
+    if values.dtype != np.uint8:
+        return None
+    return np.ascontiguousarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
+
+
+def data_uri(image: Array) -> str:
+    """An image as PNG in a ``data:`` URI, at most `MAX_SIDE` pixels on its longest side."""
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    if max(picture.size) > MAX_SIDE:
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def heat(values: Array) -> Array:
+    """Numbers ``[H, W]`` as colours ``uint8[H, W, 3]``, dark if low; row 0 is at the bottom.
+
+    The colours span the values from their 5th percentile to the largest.
+    """
+    low, high = float(np.quantile(values, 0.05)), float(values.max())
+    share = ((values[::-1] - low) / max(high - low, 1e-12)).clip(0, 1)
+    stops = np.linspace(0, 1, len(HEAT))
+    colours = [np.interp(share, stops, HEAT[:, k]) for k in range(3)]
+    return np.stack(colours, axis=2).round().astype(np.uint8)
+
+
+def wav_uri(clip: Clip) -> str:
+    """A clip as 16-bit WAV in a ``data:`` URI."""
+    buffer = io.BytesIO()
+    with wave.Wave_write(buffer) as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(clip.sample_rate)
+        file.writeframes(clip.audio.astype("<i2").tobytes())
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,176 @@
+"""The rows and sentences that the Markdown and the HTML report share."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from expunge._core.arrays import Ints
+from expunge.errors import group_by_reason
+from expunge.records import Metric, NeuronRanking, Partition, PrunePlan, RepairResult
+from expunge.reporting.formatting import counted, percent, points
+from expunge.reporting.summary import repair_seconds
+
+MAX_SHOWN = 48  # suspicious samples
+MAX_CLASSES = 50  # rows of the per-class table
+
+Role = Literal["noisy", "repaired", "baseline"]
+
+
+class Outcome(NamedTuple):
+    """A row of the result table; gain is repaired − this model, paired."""
+
+    name: str
+    role: Role
+    accuracy: Metric | None
+    gain: Metric | None
+    seconds: float | None
+    parameters: int
+
+
+class ClassRow(NamedTuple):
+    """Accuracy and flagged samples of a class."""
+
+    name: str
+    n: int
+    flagged: int
+    before: float | None
+    after: float | None
+
+
+class LayerRow(NamedTuple):
+    """Units of a layer and how many were cut; ``units`` is None without a ranking of the layer.
+
+    r_squared: R² of p_noisy on the layer's units.
+    """
+
+    name: str
+    units: int | None
+    cut: int
+    r_squared: float | None
+
+
+def headline(result: RepairResult) -> str:
+    """What the repair achieved and what was decided, in a sentence or two."""
+    action, reason = result.decision.action, result.decision.reason
+    if not result.decision.kept:
+        return f"Decision: {action}, because {reason}. The model is unchanged."
+    change = _describe_change(result)
+    if action == "retrain":
+        return f"Decision: retrain, because {reason}. {change}"
+    return f"{change} Decision: keep, because {reason}." if result.decision.gain else change
+
+
+def _describe_change(result: RepairResult) -> str:
+    before, after, gain = result.before, result.after, result.gain
+    if before is None or after is None:
+        flagged, n = int(result.partition.flagged.sum()), len(result.partition.ids)
+        return (
+            f"{flagged:,} of {n:,} training samples were flagged; without a validation set it is "
+            "not known whether the model is better."
+        )
+    change = f"from {percent(before.accuracy.value)} to {percent(after.accuracy.value)}"
+    if gain is None:
+        return f"Accuracy went {change}."
+    by = f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
+    if gain.low > 0:
+        return f"Accuracy rose {change}: {by}."
+    if gain.high < 0:
+        return f"Accuracy fell {change}: {by}."
+    return f"No significant change: accuracy went {change}, {by}."
+
+
+def outcomes(result: RepairResult) -> list[Outcome]:
+    """The noisy model, the repaired one and every baseline; nothing without a validation set."""
+    if result.before is None or result.after is None:
+        return []
+    repair = repair_seconds(result)
+    sizes = result.size_before.parameters, result.size_after.parameters
+    rows = [
+        Outcome("noisy model", "noisy", result.before.accuracy, result.gain, None, sizes[0]),
+        Outcome("repaired", "repaired", result.after.accuracy, None, repair, sizes[1]),
+    ]
+    for name, c in result.baselines.items():
+        size = c.size.parameters
+        rows.append(Outcome(name, "baseline", c.evaluation.accuracy, c.gain, c.seconds, size))
+    return rows
+
+
+def class_rows(result: RepairResult) -> list[ClassRow]:
+    """One row per class, in order; at most `MAX_CLASSES`, those with the largest flagged share."""
+    partition, c = result.partition, len(result.classes)
+    n = np.bincount(partition.labels, minlength=c)
+    flagged = np.bincount(partition.labels[partition.flagged], minlength=c)
+    share = flagged / np.maximum(n, 1)
+    shown = np.sort(np.argsort(-share, kind="stable")[:MAX_CLASSES])
+    before = result.before.per_class if result.before else {}
+    after = result.after.per_class if result.after else {}
+    names = [(int(i), result.classes[i]) for i in shown]
+    return [
+        ClassRow(name, int(n[i]), int(flagged[i]), before.get(name), after.get(name))
+        for i, name in names
+    ]
+
+
+def layer_rows(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[LayerRow]:
+    """One row for every layer that was ranked or cut."""
+    units = ranking.units_by_layer() if ranking else {}
+    r_squared = ranking.explained if ranking else {}
+    cut = plan.units if plan else {}
+    names = [*units, *(name for name in cut if name not in units)]
+    return [
+        LayerRow(name, units.get(name), len(cut.get(name, ())), r_squared.get(name))
+        for name in names
+    ]
+
+
+def unlearning_lines(result: RepairResult) -> list[str]:
+    """The unlearning audit, one line a measurement."""
+    audit = result.audit
+    if audit is None:
+        return ["Nothing was flagged, so there was nothing to unlearn."]
+    before, after = (percent(v) for v in audit.predicted)
+    lines = [
+        f"given labels of flagged samples that the model reproduces: {before} before, {after} "
+        f"after ({counted(audit.samples, 'sample')})"
+    ]
+    if audit.membership_auroc:
+        old, new = (f"{v:.2f}" for v in audit.membership_auroc)
+        lines.append(
+            f"membership AUROC, by the confidence on flagged and unseen samples: {old} before, "
+            f"{new} after (0.50: no trace)"
+        )
+    lines.append(f"prediction churn on the kept samples: {percent(audit.churn)}")
+    return lines
+
+
+def skipped_lines(result: RepairResult) -> list[str]:
+    """The samples that could not be used, one line per data set and reason."""
+    return [
+        f"{name}, skipped: {line}"
+        for name, reasons in result.skipped.items()
+        for line in group_by_reason("samples", reasons)
+    ]
+
+
+def pruning_skipped(result: RepairResult) -> str:
+    """A sentence for a repair that cut nothing, with the reason if there is one."""
+    reason = result.prune_skipped_reason
+    return f"Pruning skipped: {reason}." if reason else "Pruning skipped."
+
+
+def top_suspects(partition: Partition, k: int) -> Ints:
+    """Positions of the ``k`` most suspicious samples: by p_noisy, then evidence, then id."""
+    evidence = np.zeros(len(partition.ids))
+    fits = {fit.kind: fit for fit in partition.fits}
+    for name, values in partition.evidence.items():
+        fit = fits.get(kind_of_evidence(name))
+        centre, scale = (fit.centre, fit.scale) if fit else (0.0, 1.0)
+        evidence += (values - centre) / scale
+    return np.lexsort((partition.ids, -evidence, -partition.p_noisy))[: max(k, 0)]
+
+
+def kind_of_evidence(evidence: str) -> str:
+    """``"label_evidence"`` → ``"label"``."""
+    return evidence.removesuffix("_evidence")
