@@ -46,7 +46,8 @@ def clips_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Clip]
     """The audio of these samples, by id; empty if they are not audio ``[samples]``.
 
     The sample rate must be known. To keep the page small, clips have at most the first
-    `MAX_SECONDS` and are resampled to at most `MAX_SAMPLE_RATE`. Floating audio is clipped to [−1, 1). Raises DataError for unknown ids.
+    `MAX_SECONDS` and are resampled to at most `MAX_SAMPLE_RATE`. Floating audio is clipped to
+    [−1, 1). Raises DataError for unknown ids.
     """
     if samples.sample_rate is None:
         return {}
