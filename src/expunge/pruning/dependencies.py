@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from expunge.data.samples import Batch
+from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids
 from expunge.models.inspection import FORWARD_ERRORS, WEIGHT_LAYERS, device_of, logits_of, to_device
 from expunge.pruning.layer_units import Units, is_depthwise, n_units

@@ -18,7 +18,7 @@ from expunge._core.arrays import Array, Floats
 from expunge._core.distributed import all_reduce_sum, shard
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
-from expunge.data.samples import Batch, Samples
+from expunge.data import Batch, Samples
 from expunge.detection.signals import against_rival, gradients_at, runner_up
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.inspection import (

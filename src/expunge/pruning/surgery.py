@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from expunge.data.samples import Batch
+from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids, raise_all
 from expunge.pruning.dependencies import (
     MASK_HINT,

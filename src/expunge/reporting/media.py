@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expunge._core.arrays import Array
-from expunge.data.samples import Samples
+from expunge.data import Samples
 from expunge.errors import DataError, format_ids
 
 MAX_SIDE = 160  # of an embedded image, in pixels
