@@ -79,7 +79,7 @@ def memorised(scores: Scores) -> tuple[Flag, ...]:
         One flag or none.
     """
     plain, augmented = scores.agreement.get("plain"), scores.agreement.get("augmented")
-    if plain is None or augmented is None or plain - augmented <= MEMORISED:
+    if plain is None or augmented is None or plain - augmented <= MEMORISATION_GAP:
         return ()
     message = (
         f"The model predicts {percent(plain)} of the given labels, but only {percent(augmented)} "

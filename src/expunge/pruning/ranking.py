@@ -19,7 +19,7 @@ from expunge._core.distributed import all_reduce_sum, shard
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
 from expunge.data import Batch, Samples
-from expunge.detection.signals import against_rival, gradients_at, runner_up
+from expunge.detection.gradients import gradients_at, label_direction, runner_up
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.inspection import (
     capture_outputs,
@@ -487,7 +487,7 @@ def _attributions(
     with torch.enable_grad(), capture_outputs(model, names, differentiable=True) as found:
         logits = logits_of(model, x)
         rival = torch.where(suggested != given, suggested, runner_up(logits, given))
-        direction = against_rival(given, rival, logits.shape[1])
+        direction = label_direction(given, rival, logits.shape[1])
         gradients = gradients_at((logits * direction).sum(), found)
         values = {n: (gradients[n] * found[n]).detach() for n in names}
     return _by_unit(model, values, readouts, torch.sum)
