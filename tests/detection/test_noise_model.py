@@ -13,7 +13,6 @@ from scipy.special import softmax
 from expunge.detection.noise_likelihood import NoiseLikelihood
 from expunge.detection.noise_model import fit_noise_model, include_model_probs
 from expunge.detection.noise_model_partitioner import noise_model
-from expunge.detection.thresholds import fdr_threshold
 from expunge.detection.transition import transition_corrected
 from expunge.records import Scores
 
@@ -83,20 +82,6 @@ def test_a_source_that_has_memorised_the_labels_is_not_the_reference():
     model = fit_noise_model(np.concatenate([memorised[None], sources]), given, seed=0)
     assert model.sources[0] == 1
     assert abs(model.rate - (given != right).mean()) < 0.04
-
-
-def test_the_threshold_keeps_the_expected_share_of_clean_samples_as_counting_does():
-    rng = np.random.default_rng(0)
-    p = np.round(rng.random(200), 2)  # with ties
-    for fdr in (0.01, 0.05, 0.2):
-        threshold = fdr_threshold(p, fdr)
-        cuts = [t for t in np.unique([0.0, *p]) if (p > t).any() and (1 - p[p > t]).mean() <= fdr]
-        assert (p > threshold).sum() == max([(p > t).sum() for t in cuts], default=0)
-
-
-def test_where_nothing_is_sure_enough_nothing_is_flagged():
-    p = np.full(5, 0.6)
-    assert not (p > fdr_threshold(p, 0.05)).any()
 
 
 def test_hard_samples_are_no_wrong_labels_where_a_stronger_source_explains_them():

@@ -71,9 +71,9 @@ def gap_rule(separation: float) -> ComponentRule:
 
 
 def standardise(values: AnyFloats) -> Floats:
-    """Return values minus their median, over the deviation inside the 1st … 99th percentile.
+    """Limit values to their 1st … 99th percentile, subtract the median, divide by the deviation.
 
-    All 0 if the values do not vary there.
+    The deviation is that of the limited values. All 0 if they do not vary.
     """
     low, high = np.quantile(values, [0.01, 0.99])
     clipped = np.clip(values, low, high)
