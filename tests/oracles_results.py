@@ -29,7 +29,7 @@ CLASSES = ("zero", "one", "two", "three")
 def make_fit(kind: str = "label", **changes: Any) -> Fit:
     parts = (Component(0.7, -0.6, 0.4, False), Component(0.3, 1.6, 0.6, True))
     bic = {1: 900.0, 2: 640.5, 3: 652.25}
-    return replace(Fit(kind, parts, bic, separation=4.2, centre=2.0, scale=1.5), **changes)
+    return replace(Fit(kind, parts, bic, separation=4.2), **changes)
 
 
 def make_partition(

@@ -15,7 +15,7 @@ from oracles_digits import clean, memorised, noisy
 SPEC: dict[str, Any] = {
     "recipe": "default",
     "seed": 0,
-    "controls": ["nothing"],
+    "baselines": ["no-op"],
     "model": {
         "constructor": "expunge.models:mlp",
         "arguments": {"inputs": 64, "classes": 10, "hidden": 48},

@@ -39,7 +39,7 @@ Case = tuple[Callable[[Path], object], type[ExpungeError], str]
 
 
 def fixing(model: nn.Module | None = None, train: Any = None, **settings: Any) -> object:
-    settings = {"overrides": FAST, "controls": (), **settings}
+    settings = {"overrides": FAST, "baselines": (), **settings}
     validation = settings.pop("validation", None)
     return pipeline.repair(
         model if model is not None else memorised(),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from expunge import stages
+from expunge.config import ScoreConfig
 from expunge.data import Samples, from_arrays
 from expunge.detection import signals
 from expunge.detection.detectors import needs_of
@@ -26,7 +27,6 @@ from expunge.detection.needs import Need
 from expunge.models.inspection import inspect_layers, logits_of
 from expunge.models.zoo import resnet
 from expunge.pruning import ranking, surgery
-from expunge.recipes import ScoreConfig
 from expunge.records import Partition
 from expunge.selfsupervised import simclr
 from expunge.training import baselines, loop

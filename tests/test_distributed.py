@@ -59,7 +59,7 @@ def work(out: Path) -> None:
             "tune": {"epochs": 2, "batch_size": 25},
             "min_flagged_fraction": 0.0,
         },
-        "controls": ("random-units",),
+        "baselines": ("random-units",),
         "out": out / "run",
     }
     steps: list[str] = []
@@ -186,4 +186,4 @@ def test_one_run_folder_holds_one_whole_run(two):
         "end",
     ]
     found = json.loads((two / "run" / "result.json").read_text())
-    assert found["controls"]["random-units"]["accuracy"]["n"] == 101
+    assert found["baselines"]["random-units"]["accuracy"]["n"] == 101

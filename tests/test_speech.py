@@ -41,7 +41,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = {"classes": 3, "rate": RATE, "mels": 20, "widths": [8, 12, 12], "strides": [2, 1]}
     text = toml(
         {
-            "controls": ["finetune-only"],
+            "baselines": ["finetune-only"],
             "model": {"constructor": "expunge.models:kws", "arguments": network},
             "train": {"epochs": 6, "batch_size": 25, "lr": 0.1, "precision": "float32"},
             "data": {
@@ -66,7 +66,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_check_names_what_is_left_out_and_that_is_no_problem(spec):
     notes: list[str] = []
-    assert specs.check(spec, note=notes.append) == []
+    assert specs.check(spec, on_note=notes.append) == []
     assert notes == [
         "training data, left out: samples that cannot be decoded (damaged, or no audio): "
         "ids low/broken.wav"
@@ -82,8 +82,8 @@ def test_the_command_prints_what_is_left_out_and_ends_well(spec):
 
 
 def test_a_spec_repairs_a_network_for_words_from_files_to_the_report(spec, tmp_path):
-    job = specs.prepare(spec, out=tmp_path / "run")
-    result = pipeline.repair(job.model, job.train, job.validation, **job.settings)
+    job = specs.load_spec(spec, out=tmp_path / "run")
+    result = pipeline.repair(job.model, job.train, job.validation, **job.options)
     assert result.plan is not None
     assert result.plan.granted > 0
     assert result.size_after.parameters < result.size_before.parameters

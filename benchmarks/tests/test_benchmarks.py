@@ -14,12 +14,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy.stats import t
 
+from expunge import stages
 from expunge.demo.noise import GroundTruth, mild_inputs
 from expunge.detection.detectors import detectors
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.records import Partition
-from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, detect, memory, prune, published, repair
 from expunge_bench.digits import Digits
@@ -312,7 +312,7 @@ def test_more_images_than_there_are_are_moved_ones():
 def test_the_published_protocol_has_a_row_for_each_way(data, tmp_path, monkeypatch):
     # What a hundred images would let one find is not asked here.
     split = repair.true_partition(data.scene(Setting("gaussian", 0.5, n=100)))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
     protocol = published.on_images(data, epochs=2, width=4)
     rows = published.bench(protocol, n=100, out=tmp_path)
     names = ["L-FT", "F-FT", "F-FT, nothing cut", "retrain"]
@@ -345,7 +345,7 @@ def repaired(data, tmp_path_factory):
     """Two seeds of a small suite, with short schedules."""
     out = tmp_path_factory.mktemp("repair")
     settings = [Setting("human_random1", state="memorised", n=100, seed=s) for s in (0, 1)]
-    names = ("nothing", "finetune-only", "oracle-finetune", "oracle-retrain", "cleanlab-retrain")
+    names = ("no-op", "finetune-only", "oracle-finetune", "oracle-retrain", "cleanlab-retrain")
     short = TuneConfig(targets="all", epochs=12, lr=0.05, batch_size=10, augment=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "TRAINING", {"fresh": short, "memorised": short})
@@ -353,7 +353,7 @@ def repaired(data, tmp_path_factory):
         # twenty more would say to it.
         patch.setattr(cifar, "HELD_OUT", 0)
         split = repair.true_partition(data.scene(settings[0]))
-        patch.setattr(cached_stages, "partition", lambda scores, **_: split)
+        patch.setattr(stages, "partition", lambda *_, **__: split)
         rows = repair.bench(data, settings=settings, names=names, out=out)
     return out, settings, names, rows
 
@@ -368,8 +368,8 @@ def test_every_recipe_has_a_row_with_its_costs(repaired):
     )
     assert all(set(fields.split()) <= set(row) for row in rows)
     by_name = {r["recipe"]: r for r in rows if r["seed"] == 0}
-    assert by_name["nothing"]["seconds"] == 0 < by_name["default"]["seconds"]
-    assert by_name["default"]["parameters"] == by_name["nothing"]["parameters"]  # not by heart
+    assert by_name["no-op"]["seconds"] == 0 < by_name["default"]["seconds"]
+    assert by_name["default"]["parameters"] == by_name["no-op"]["parameters"]  # not by heart
     assert "| human_random1 | memorised | default | 2 |" in (out / "table.md").read_text()
 
 
@@ -381,10 +381,10 @@ def test_rows_of_a_repair_are_made_once(repaired, data, monkeypatch):
 
 def test_the_gap_is_the_share_of_the_way_from_noisy_to_oracle():
     key = {"data": "d", "n": 1, "noise": "x", "rate": 0.1, "state": "fresh", "seed": 0}
-    accuracy = {"nothing": 0.4, "oracle-retrain": 0.8, "default": 0.7}
+    accuracy = {"no-op": 0.4, "oracle-retrain": 0.8, "default": 0.7}
     rows = [{**key, "recipe": k, "accuracy": v} for k, v in accuracy.items()]
     gaps = {r["recipe"]: r["gap_recovered"] for r in repair.with_gaps(rows)}
-    assert gaps == {"nothing": 0, "oracle-retrain": 1, "default": pytest.approx(0.75)}
+    assert gaps == {"no-op": 0, "oracle-retrain": 1, "default": pytest.approx(0.75)}
     assert [r["gap_recovered"] for r in repair.with_gaps(rows[2:])] == [None]
 
 
@@ -413,7 +413,7 @@ def test_cuts_of_every_size_start_from_one_network_and_partition(data, tmp_path,
     monkeypatch.setattr(cifar, "HELD_OUT", 0)
     settings = [Setting("human_random1", state="memorised", n=100)]
     split = repair.true_partition(data.scene(settings[0]))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
     tuned = []
     monkeypatch.setattr(
         prune.stages, "tune", lambda model, _, given, **settings: tuned.append(given) or model
@@ -421,13 +421,13 @@ def test_cuts_of_every_size_start_from_one_network_and_partition(data, tmp_path,
     rows = prune.bench(data, settings=settings, fractions=(0.25, 0.5), out=tmp_path)
 
     assert [(r["ranking"], r["fraction"]) for r in rows] == [
-        ("nothing", 0.0),
+        ("no-op", 0.0),
         *((name, f) for f in (0.25, 0.5) for name in prune.RANKINGS),
     ]
     assert all((given.flagged == split.flagged).all() for given in tuned)
     assert len(tuned) == 7
     sizes = {(r["ranking"], r["fraction"]): r["parameters"] for r in rows}
-    whole, quarter, half = (sizes[k] for k in (("nothing", 0), ("default", 0.25), ("default", 0.5)))
+    whole, quarter, half = (sizes[k] for k in (("no-op", 0), ("default", 0.25), ("default", 0.5)))
     assert whole > quarter > half
     assert {sizes[name, 0.5] for name in prune.RANKINGS} == {half}
     assert len({r["accuracy"] for r in rows if r["fraction"] == 0.5}) > 1  # other units have gone

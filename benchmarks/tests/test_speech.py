@@ -11,10 +11,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from typer.testing import CliRunner
 
-from expunge import cli
+from expunge import cli, stages
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
-from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
 from expunge_bench import detect, folders, published, repair, speech
 from expunge_bench.cifar import Cifar
@@ -158,14 +157,14 @@ def test_detection_and_repair_have_rows_for_speech(data, tmp_path, monkeypatch, 
     assert [(r["data"], r["noise"], r["n"]) for r in rows] == [("speech", "both", 120)]
     # What so few clips would let one find is not asked here.
     split = repair.true_partition(data.scene(settings[0]))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
-    rows = repair.bench(data, settings=settings, names=("nothing",), out=tmp_path / "repair")
-    assert {r["recipe"] for r in rows} == {"nothing", "default"}
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
+    rows = repair.bench(data, settings=settings, names=("no-op",), out=tmp_path / "repair")
+    assert {r["recipe"] for r in rows} == {"no-op", "default"}
 
 
 def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypatch):
     split = repair.true_partition(data.published(n=100, seed=0))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
     said = CliRunner().invoke(
         cli.app,
         [

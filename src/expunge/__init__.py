@@ -1,25 +1,159 @@
-"""expunge repairs neural networks that were trained on noisy data."""
+"""expunge repairs neural networks that were trained on noisy data.
 
-from expunge.data import Samples, from_arrays, from_dataset
-from expunge.errors import ExpungeError
-from expunge.pipeline import forget, repair
-from expunge.reporting.markdown import render_markdown as report
-from expunge.stages import (
-    audit,
-    average_checkpoint_probs,
-    compare,
-    partition,
-    plan,
-    prune,
-    rank,
-    score,
-    tune,
-)
-from expunge.storage.export import export_model, load_exported_model
+The stages `score`, `partition`, `rank`, `plan`, `prune`, `tune` and `compare` do one step each;
+`repair` does them all, keeps what they made in a run folder, and decides by evidence.
+
+Names are imported at their first use, so that ``import expunge`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expunge.config import (
+        PartitionConfig,
+        PruneConfig,
+        RankConfig,
+        RepairOptions,
+        RoundsConfig,
+        ScoreConfig,
+    )
+    from expunge.data import DataConfig, DataLike, Samples, from_arrays, from_dataset
+    from expunge.errors import (
+        ConfigError,
+        DataError,
+        ExpungeError,
+        ModelError,
+        PartitionError,
+        PruneError,
+        RunError,
+    )
+    from expunge.pipeline import forget, repair
+    from expunge.recipes import Recipe
+    from expunge.records import (
+        Baseline,
+        Budget,
+        Decision,
+        Evaluation,
+        Flag,
+        Metric,
+        NeuronRanking,
+        Partition,
+        PrunePlan,
+        RepairResult,
+        Scores,
+        Signals,
+        UnlearningAudit,
+    )
+    from expunge.reporting.markdown import render_markdown as report
+    from expunge.saved_run import load_run
+    from expunge.stages import (
+        Comparison,
+        audit,
+        average_checkpoint_probs,
+        compare,
+        partition,
+        plan,
+        prune,
+        rank,
+        score,
+        tune,
+    )
+    from expunge.storage.export import ExportedModel, export_model, load_exported_model
+    from expunge.training.optimisation import TuneConfig
+
+# Where every public name is defined; "module:name" where it has another name there.
+_PUBLIC = {
+    "Baseline": "expunge.records",
+    "Budget": "expunge.records",
+    "Comparison": "expunge.stages",
+    "ConfigError": "expunge.errors",
+    "DataConfig": "expunge.data",
+    "DataError": "expunge.errors",
+    "DataLike": "expunge.data",
+    "Decision": "expunge.records",
+    "Evaluation": "expunge.records",
+    "ExportedModel": "expunge.storage.export",
+    "ExpungeError": "expunge.errors",
+    "Flag": "expunge.records",
+    "Metric": "expunge.records",
+    "ModelError": "expunge.errors",
+    "NeuronRanking": "expunge.records",
+    "Partition": "expunge.records",
+    "PartitionConfig": "expunge.config",
+    "PartitionError": "expunge.errors",
+    "PruneConfig": "expunge.config",
+    "PruneError": "expunge.errors",
+    "PrunePlan": "expunge.records",
+    "RankConfig": "expunge.config",
+    "Recipe": "expunge.recipes",
+    "RepairOptions": "expunge.config",
+    "RepairResult": "expunge.records",
+    "RoundsConfig": "expunge.config",
+    "RunError": "expunge.errors",
+    "Samples": "expunge.data",
+    "ScoreConfig": "expunge.config",
+    "Scores": "expunge.records",
+    "Signals": "expunge.records",
+    "TuneConfig": "expunge.training.optimisation",
+    "UnlearningAudit": "expunge.records",
+    "audit": "expunge.stages",
+    "average_checkpoint_probs": "expunge.stages",
+    "compare": "expunge.stages",
+    "export_model": "expunge.storage.export",
+    "forget": "expunge.pipeline",
+    "from_arrays": "expunge.data",
+    "from_dataset": "expunge.data",
+    "load_exported_model": "expunge.storage.export",
+    "load_run": "expunge.saved_run",
+    "partition": "expunge.stages",
+    "plan": "expunge.stages",
+    "prune": "expunge.stages",
+    "rank": "expunge.stages",
+    "repair": "expunge.pipeline",
+    "report": "expunge.reporting.markdown:render_markdown",
+    "score": "expunge.stages",
+    "tune": "expunge.stages",
+}
 
 __all__ = [
+    "Baseline",
+    "Budget",
+    "Comparison",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "DataLike",
+    "Decision",
+    "Evaluation",
+    "ExportedModel",
     "ExpungeError",
+    "Flag",
+    "Metric",
+    "ModelError",
+    "NeuronRanking",
+    "Partition",
+    "PartitionConfig",
+    "PartitionError",
+    "PruneConfig",
+    "PruneError",
+    "PrunePlan",
+    "RankConfig",
+    "Recipe",
+    "RepairOptions",
+    "RepairResult",
+    "RoundsConfig",
+    "RunError",
     "Samples",
+    "ScoreConfig",
+    "Scores",
+    "Signals",
+    "TuneConfig",
+    "UnlearningAudit",
+    "__version__",
     "audit",
     "average_checkpoint_probs",
     "compare",
@@ -28,6 +162,7 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "load_exported_model",
+    "load_run",
     "partition",
     "plan",
     "prune",
@@ -37,3 +172,30 @@ __all__ = [
     "score",
     "tune",
 ]
+
+try:
+    __version__ = version("expunge")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0.1.0"
+
+# Former names, for a message that helps.
+_RENAMED = {
+    "certify": "audit",
+    "load_exported": "load_exported_model",
+    "save_exported": "export_model",
+    "trajectory": "average_checkpoint_probs",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        module, _, other = _PUBLIC[name].partition(":")
+        found: object = getattr(import_module(module), other or name)
+        globals()[name] = found
+        return found
+    hint = f"; it is now called '{_RENAMED[name]}'" if name in _RENAMED else ""
+    raise AttributeError(f"module 'expunge' has no attribute '{name}'{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

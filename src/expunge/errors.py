@@ -62,9 +62,50 @@ def extra_required(package: str, extra: str) -> ConfigError:
     )
 
 
+# Former names of settings, values and plug-ins, and the names that they have now.
+RENAMED = {
+    "attributed_neighbours": "attribution_knn",
+    "cap": "max_layer_fraction",
+    "chunk": "chunk_size",
+    "class_distance": "lda_margin",
+    "controls": "baselines",
+    "data": "targets",
+    "enough": "min_flag_change",
+    "everything": "all",
+    "fresh": "overwrite",
+    "given_probs": "external_margin",
+    "kept": "filter",
+    "last": "last_n_layers",
+    "layer": "attribution_layer",
+    "least": "min_flagged_fraction",
+    "memorised": "overfit",
+    "most": "max_samples",
+    "neighbour_disagreement": "knn_disagreement",
+    "nothing": "no-op",
+    "probs": "external_probs",
+    "ranked": "top-effect",
+    "rate": "sample_rate",
+    "retrain-kept": "retrain-filtered",
+    "retrain-long": "retrain-filtered-3x",
+    "rounds": "iterative",
+    "search": "neighbour_search",
+    "shared_doubt": "local_uncertainty",
+    "smallest-weights": "magnitude",
+    "soft": "reweight",
+    "stage_attribution": "layerwise_attribution",
+    "stages": "feature_layers",
+    "sure": "min_relabel_confidence",
+    "tune-everything": "finetune-all-labels",
+    "view_loss": "augmented_loss",
+    "view_margin": "augmented_margin",
+}
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: the closest match, or the list of what there is."""
     known = sorted(choices)
+    if RENAMED.get(name) in known:
+        return f"it is now called '{RENAMED[name]}'"
     # A part of a longer name is as good a hint: 'rate' for 'sample_rate'.
     containing = [choice for choice in known if name in choice.split("_")]
     match = get_close_matches(name, known, n=1, cutoff=0.6) or containing[:1]

@@ -1,233 +1,219 @@
-"""The repair from top to bottom: score, partition, rank, plan, prune, tune, compare.
+"""The repair from top to bottom: score, partition, rank, plan, prune, tune, compare, decide.
 
-`repair` calls the stages one after the other, keeps what each made in a run folder, runs the
-controls from the same partition, and measures. The stages themselves are in `stages`, their
-results are kept by `jobs`, and what came of it is in `results`.
+`repair` runs the stages one after the other and keeps the result of each in a run folder. It runs
+the baselines from the same partition, decides by held-out labels whether to keep the repair, and
+measures. The stages themselves are in `stages`; `repair_context` says what they work on and how
+they are remembered; `results` measures and writes.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from expunge import results
+from expunge import results, stages
+from expunge._core.arrays import Array, Bools, Ints
 from expunge._core.progress import Progress, silent
-from expunge.config import digest
-from expunge.data import Samples, as_samples
+from expunge.config import DEFAULT_PRUNE_FRACTION, RepairKeywords, RepairOptions
+from expunge.data import DataLike, Samples, as_samples
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import with_input_faults
 from expunge.errors import DataError, ModelError, PruneError, format_ids
-from expunge.evaluation import decision
+from expunge.evaluation import decision as decisions
 from expunge.models.inspection import check_fit, check_model, reinitialise
-from expunge.recipes import DEFAULT_PRUNE_FRACTION, Recipe, recipes
-from expunge.records import Decision, NeuronRanking, Partition, PrunePlan, RepairResult, Scores
-from expunge.stages import Data, clean_input_probability, cut_model, predict
-from expunge.storage import cached_stages, serialization
-from expunge.storage.cached_stages import SHARED_STAGES, RepairContext, RepairOutcome
-from expunge.storage.run_folder import Artefact, Run, open_run
-from expunge.storage.weights import fit_weights, model_fingerprint
-from expunge.training import loop
-from expunge.training.loop import TuneConfig
-from expunge.training.targets import build_targets, classes_without_samples
+from expunge.recipes import Recipe, recipes
+from expunge.records import (
+    Decision,
+    NeuronRanking,
+    Partition,
+    PrunePlan,
+    RepairResult,
+    Scores,
+)
+from expunge.repair_context import (
+    RepairContext,
+    RepairOutcome,
+    cached_partition,
+    cached_plan,
+    cached_rank,
+    cached_score,
+    cached_tune,
+    validate_inputs,
+    weights_codec,
+)
+from expunge.storage import serialization
+from expunge.storage.cached_stages import Chain
+from expunge.storage.hashing import digest
+from expunge.storage.run_folder import open_run
+from expunge.storage.weights import model_fingerprint
+from expunge.training.optimisation import TuneConfig
+from expunge.training.targets import classes_without_samples
 
-# Why nothing is cut where the repair decides.
-_NO_NEED = (
-    "the model has not learned wrong labels by heart, and elsewhere a cut costs accuracy; set "
+_NOT_MEMORISED = (
+    "the model has not memorised wrong labels, and pruning other models costs accuracy; set "
     "prune.fraction for a smaller model"
 )
-CONTROLS = ("finetune-only", "random-units", "magnitude", "retrain-filtered")
+
+
+class Detected(NamedTuple):
+    """What every recipe starts from: scores, partition, and the stages that made them."""
+
+    scores: Scores
+    partition: Partition
+    chain: Chain
 
 
 def repair(
     model: nn.Module,
-    train: Data,
-    validation: Data | None = None,
+    train: DataLike,
+    validation: DataLike | None = None,
     *,
-    recipe: str = "default",
-    overrides: Mapping[str, object] | None = None,
-    held_out: Data | None = None,
-    controls: tuple[str, ...] = CONTROLS,
-    seed: int = 0,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    train_seconds: float | None = None,
-    progress: Progress = silent,
+    held_out: DataLike | None = None,
+    **options: Unpack[RepairKeywords],
 ) -> RepairResult:
     """Repair a model that was trained on noisy data.
 
-    model: any classifier; it is not changed. train: the data that it was trained on, noise and
-    all. validation: samples that measure the result and decide nothing. recipe: what to do;
-    overrides: single settings of it, ``{"tune": {"epochs": 3}}``. held_out: samples that the model
-    was not trained on, with labels of the same source as those of train, wrong ones among them:
-    where they speak against the repair it is rolled back, see `verdicts`. controls: recipes to
-    compare with, from the same partition; each takes its own tuning time, and none runs without
-    validation. out: the run folder; an interrupted repair goes on from it. fresh: discard what is
-    in it. train_seconds: what the training of the model took, if known, for the report.
+    Parameters
+    ----------
+    model
+        A classifier: a batch of inputs to logits ``float[b, c]``. It is never changed.
+    train
+        The data that it was trained on, noise and all: `Samples`, a pair ``(x, y)`` of arrays, or a
+        map-style data set.
+    validation
+        Samples that measure the result. They decide nothing.
+    held_out
+        Samples that the model was not trained on, with labels of the same source as those of
+        ``train``, wrong ones among them. If they contradict the repair, it is reverted.
+    **options
+        Fields of `RepairOptions`: ``recipe``, ``overrides``, ``baselines``, ``seed``, ``out``,
+        ``overwrite``, ``train_seconds``, ``progress``.
 
-    Returns the repaired model with the evidence for every decision.
+    Returns
+    -------
+    RepairResult
+        The repaired model with the evidence for every decision. ``result.decision.action`` is
+        ``"keep"``, ``"retrain"``, ``"skip"`` or ``"revert"``; after the last two the model is a
+        copy of the one given.
+
+    Raises
+    ------
+    ExpungeError
+        If model, data or options cannot be used. All that can be checked is checked before
+        anything is computed.
+
+    Notes
+    -----
+    Cost of the default recipe: four passes to score, six epochs on the kept samples, and the
+    baselines, each for as many epochs. An interrupted run resumes from ``out``; on a CPU it ends
+    with the same bits as an uninterrupted one.
     """
-    job = cached_stages.prepare(
-        model,
-        train,
-        validation,
-        held_out,
-        recipe=recipe,
-        overrides=overrides,
-        controls=controls,
-        seed=seed,
-        progress=progress,
-    )
-    with open_run(out, job.header, overwrite=overwrite, accelerator=job.accelerator) as run:
-        run.log("start", recipe=recipe, seed=seed)
-        return _finished(job, run, cached_stages.scored(job, run), train_seconds)
+    context = validate_inputs(model, train, validation, held_out, RepairOptions.of(options))
+    with _open(context) as run:
+        run.log("start", recipe=context.options.recipe, seed=context.seed)
+        scores, chain = cached_score(context, context.chain(run), context.recipe.score)
+        return _repair_from_scores(context, scores, chain)
 
 
 def forget(
     model: nn.Module,
-    train: Data,
-    ids: Iterable[Any],
-    validation: Data | None = None,
-    *,
-    recipe: str = "default",
-    overrides: Mapping[str, object] | None = None,
-    controls: tuple[str, ...] = CONTROLS,
-    seed: int = 0,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    progress: Progress = silent,
+    train: DataLike,
+    ids: Collection[Any] | Array,
+    validation: DataLike | None = None,
+    **options: Unpack[RepairKeywords],
 ) -> RepairResult:
-    """Unlearn samples that are named: a deletion request, a poisoned batch. See `repair`.
+    """Unlearn samples that are named: a deletion request, or a poisoned batch.
 
-    ids: of training samples. Nothing is looked for: these are bad, all others are good. The units
-    that hold them are cut and the rest is fine-tuned on all others; the result's certificate says
-    what is left of them, and that is not the same as never having seen them.
+    Nothing is detected: the named samples are bad, all others are good. The units that carry them
+    are pruned, and the rest is fine-tuned on all other samples. ``result.audit`` measures what is
+    left of them; that is not a proof that the model is as if it had never seen them.
 
-    Raises DataError if an id is not there, or if nothing would be left of a class to tune on.
+    Parameters
+    ----------
+    model, train, validation
+        See `repair`.
+    ids
+        Ids of training samples. Text stands for numbers too.
+    **options
+        See `repair`.
+
+    Raises
+    ------
+    DataError
+        If an id is not there, or if no sample of a class would be left to tune on.
     """
-    settings = dict(overrides or {})
-    tune: Mapping[str, object] = settings.get("tune", {})  # type: ignore[assignment]
+    given = RepairOptions.of(options)
+    settings = dict(given.overrides or {})
+    tune = settings.get("tune", {})
     settings |= {
         "partition": {"method": "posterior"},
         "tune": {**tune, "targets": "filter"},
         "rounds": {"epochs": ()},
     }
-    job = cached_stages.prepare(
-        model,
-        train,
-        validation,
-        recipe=recipe,
-        overrides=settings,
-        controls=controls,
-        seed=seed,
-        progress=progress,
-    )
-    named = _named(job.train, np.unique(np.asarray(list(ids))))
-    if job.recipe.tune.epochs:
-        _require_rest(job.train, named)
-    job = replace(job, asked=False, header={**job.header, "forget": digest(named.tolist())})
-
-    def compute() -> Artefact:
-        return serialization.store_scores(_all_or_nothing(job.train, named))
-
-    with open_run(out, job.header, overwrite=overwrite, accelerator=job.accelerator) as run:
-        run.log("start", recipe=recipe, seed=seed, forget=int(named.sum()))
-        key = {**job.key(run, job.recipe.score, ()), "forget": job.header["forget"]}
-        scores = serialization.load_scores(run.stage("1-score", key, compute))
-        return _finished(job, run, scores, None)
-
-
-def _named(samples: Samples, ids: np.ndarray) -> np.ndarray:
-    """``bool[n]``: whether a sample's id is among these; ids in text stand for numbers too."""
-    own = samples.ids
-    if "U" in (ids.dtype.kind, own.dtype.kind):
-        ids, own = ids.astype(str), own.astype(str)
-    strangers = np.setdiff1d(ids, own)
-    if len(strangers) or not len(ids):
-        what = (
-            f"no training sample has the id {format_ids(strangers)}"
-            if len(ids)
-            else "no id is named"
+    context = validate_inputs(model, train, validation, None, replace(given, overrides=settings))
+    named = _mask_of_ids(context.train, ids)
+    if context.recipe.tune.epochs:
+        _check_classes_remain(context.train, named)
+    deleted = digest(context.train.ids[named].tolist())
+    context = replace(context, may_decline=False, header={**context.header, "forget": deleted})
+    with _open(context) as run:
+        run.log("start", recipe=context.options.recipe, seed=context.seed, forget=int(named.sum()))
+        scores, chain = context.chain(run).stage(
+            "score",
+            context.recipe.score,
+            lambda _: _deletion_scores(context.train, named),
+            serialization.SCORES,
+            forget=deleted,
         )
-        raise DataError(what, where="forget", fix="name ids of the training samples")
-    return np.isin(own, ids)
+        return _repair_from_scores(context, scores, chain)
 
 
-def _require_rest(samples: Samples, named: np.ndarray) -> None:
-    """Refuse to forget all that there is of a class."""
-    lost = np.setdiff1d(samples.labels, samples.labels[~named])
-    if len(lost):
-        raise DataError(
-            f"nothing would be left of class {format_ids(samples.classes[c] for c in lost)}",
-            where="forget",
-            fix="a class is not forgotten whole this way: name fewer ids, or train a network "
-            "without the class",
-        )
-
-
-def _all_or_nothing(samples: Samples, named: np.ndarray) -> Scores:
-    """Scores that are certain: 1 for what is named, 0 for all else; no other label is suggested."""
-    return Scores(
-        ids=samples.ids,
-        labels=samples.labels,
-        values={"named": named.astype(np.float64)},
-        kinds={"named": "label"},
-        class_probs=np.eye(len(samples.classes))[samples.labels],
-    )
-
-
-class Stages(NamedTuple):
+class StageResults(NamedTuple):
     """What the stages up to the one asked for have made; None behind it."""
 
     scores: Scores
-    partition: Partition | None
-    ranking: NeuronRanking | None
-    plan: PrunePlan | None
+    partition: Partition | None = None
+    ranking: NeuronRanking | None = None
+    plan: PrunePlan | None = None
 
 
 def repair_until(
     model: nn.Module,
-    train: Data,
-    validation: Data | None = None,
+    train: DataLike,
+    validation: DataLike | None = None,
     *,
     until: Literal["score", "partition", "rank", "prune", "tune"],
-    recipe: str = "default",
-    overrides: Mapping[str, object] | None = None,
-    held_out: Data | None = None,
-    controls: tuple[str, ...] = CONTROLS,
-    seed: int = 0,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    progress: Progress = silent,
-) -> Stages:
-    """Do the first stages of a repair in its run folder; `repair` goes on from there."""
-    job = cached_stages.prepare(
-        model,
-        train,
-        validation,
-        held_out,
-        recipe=recipe,
-        overrides=overrides,
-        controls=controls,
-        seed=seed,
-        progress=progress,
-    )
-    with open_run(out, job.header, overwrite=overwrite, accelerator=job.accelerator) as run:
-        scores = cached_stages.scored(job, run)
+    held_out: DataLike | None = None,
+    **options: Unpack[RepairKeywords],
+) -> StageResults:
+    """Run the first stages of a repair in its run folder; `repair` resumes from there.
+
+    Parameters
+    ----------
+    until
+        The last stage that is run.
+    model, train, validation, held_out, **options
+        See `repair`.
+    """
+    context = validate_inputs(model, train, validation, held_out, RepairOptions.of(options))
+    with _open(context) as run:
+        scores, chain = cached_score(context, context.chain(run), context.recipe.score)
         if until == "score":
-            return Stages(scores, None, None, None)
-        split = cached_stages.partitioned(job, run, job.recipe.partition, scores)
+            return StageResults(scores)
+        split, chain = cached_partition(context, chain, context.recipe.partition, scores)
         if until == "partition":
-            return Stages(scores, split, None, None)
-        fixed = _carried_out(job, run, job.recipe, split, until=until)
-        return Stages(scores, split, fixed.ranking, fixed.plan)
+            return StageResults(scores, split)
+        start = Detected(scores, split, chain)
+        outcome = _run_recipe(context, context.recipe, start, until=until)
+        return StageResults(scores, split, outcome.ranking, outcome.plan)
 
 
 class Trained(NamedTuple):
@@ -239,7 +225,7 @@ class Trained(NamedTuple):
 
 def train(
     model: nn.Module,
-    data: Data,
+    data: DataLike,
     config: TuneConfig,
     *,
     seed: int = 0,
@@ -247,237 +233,300 @@ def train(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Trained:
-    """Train a copy of the model on all samples with the labels given, as a user would have.
+    """Train a copy of the model on all samples with the given labels, as a user would have.
 
-    out: a run folder of its own, from which an interrupted training goes on.
+    Parameters
+    ----------
+    model
+        An untrained classifier. It is left as it was.
+    data
+        The training data.
+    config
+        Settings of the training.
+    seed
+        Seed of order, views and dropout.
+    out
+        A run folder of its own, from which an interrupted training resumes.
+    overwrite
+        Discard what an earlier training left in the folder.
+    progress
+        Called as ``progress(what, done, total)``.
     """
     samples, seed = as_samples(data), int(seed)
     check_model(model)
     check_fit(model, samples)
-    accelerator = Accelerator()
     header = {
         "training": asdict(config),
         "seed": seed,
         "model": model_fingerprint(model),
         "train": samples.fingerprint(),
     }
-    with open_run(out, header, overwrite=overwrite, accelerator=accelerator) as run:
-
-        def compute() -> Artefact:
-            targets = build_targets(samples, None, config)
-            checkpoint = run.checkpoint("model", header)
-            trained = loop.tune(
-                model,
-                samples,
-                targets,
-                config,
-                seed=seed,
-                checkpoint=checkpoint,
-                progress=progress,
-                what="train",
-            )
-            return Artefact(tensors=trained.state_dict())
-
-        artefact = run.stage("model", header, compute)
-    trained = copy.deepcopy(model)
-    fit_weights(trained, artefact.tensors, where="train")
-    return Trained(trained.eval(), run.seconds["model"])
+    codec = weights_codec(model, "train")
+    with open_run(out, header, overwrite=overwrite, accelerator=Accelerator()) as run:
+        artefact = run.stage(
+            "model",
+            header,
+            lambda: codec.store(
+                stages.tune(
+                    model,
+                    samples,
+                    None,
+                    config,
+                    seed=seed,
+                    checkpoint=run.checkpoint("model", header),
+                    stream="train",
+                    progress=progress,
+                )
+            ),
+        )
+    return Trained(codec.load(artefact).eval(), run.seconds["model"])
 
 
-def _finished(
-    job: RepairContext, run: Run, scores: Scores, train_seconds: float | None
-) -> RepairResult:
-    """All that follows the scores."""
-    split = cached_stages.partitioned(job, run, job.recipe.partition, scores)
-    why_not = decision.reason_to_skip(split, job.recipe, job.train.classes) if job.asked else ""
-    fixed = _untouched(job, run, split) if why_not else _carried_out(job, run, job.recipe, split)
-    repaired = None if why_not else fixed
-    found = {name: _controlled(job, run, name, split, repaired) for name in job.controls}
-    others = {name: other for name, other in found.items() if other is not None}
-    verdict = Decision("skip", why_not) if why_not else _judged(job, run, fixed, others)
-    if not verdict.kept:
-        fixed = _untouched(job, run, fixed.partition)
-    result = results.measure(job, run, scores, fixed, others, verdict, train_seconds)
-    results.write(job, run, result)
+def _open(context: RepairContext) -> Any:
+    """Open the run folder of a repair."""
+    options = context.options
+    return open_run(
+        options.out,
+        context.header,
+        overwrite=options.overwrite,
+        accelerator=context.accelerator,
+    )
+
+
+def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) -> RepairResult:
+    """Everything that follows the scores."""
+    recipe, run = context.recipe, chain.run
+    split, chain = cached_partition(context, chain, recipe.partition, scores)
+    start = Detected(scores, split, chain)
+    reason = ""
+    if context.may_decline:
+        reason = decisions.reason_to_skip(split, recipe, context.train.classes)
+    repaired = None if reason else _run_recipe(context, recipe, start)
+    baselines = {
+        name: outcome
+        for name in context.baselines
+        if (outcome := _run_baseline(context, name, start, repaired)) is not None
+    }
+    started = time.perf_counter()
+    if repaired is None:
+        outcome, decision = _unchanged(context, start), Decision("skip", reason)
+    else:
+        outcome, decision = repaired, _decide(context, repaired, baselines)
+    seconds = results.seconds_by_stage([outcome.chain, *(b.chain for b in baselines.values())])
+    if context.held_out is not None and repaired is not None:
+        seconds["decide"] = time.perf_counter() - started
+    if not decision.kept:
+        outcome = _unchanged(context, start._replace(partition=outcome.partition))
+    result = results.measure(context, scores, outcome, baselines, decision, seconds)
+    results.write(context, run, result)
     run.log("end", flags=[flag.code for flag in result.flags])
     return result
 
 
-def _carried_out(
-    job: RepairContext,
-    run: Run,
-    recipe: Recipe,
-    split: Partition,
-    prefix: str = "",
-    until: str = "tune",
-    basis: Sequence[str] = SHARED_STAGES,
+def _run_recipe(
+    context: RepairContext, recipe: Recipe, start: Detected, *, until: str = "tune"
 ) -> RepairOutcome:
-    """Rank, plan, cut and tune as a recipe says, in as many rounds as it says.
-
-    The prefix is that of its stages' folders; the basis are the stages that made the partition.
-    """
-    read, model = list(basis), job.model
+    """Rank, plan, prune and tune as a recipe says, in as many rounds as it says."""
+    model = context.model
     if recipe.start == "scratch":
-        model = reinitialise(model, job.seed)
-    # A control that ranks as the repair itself does shares its ranking.
-    shared = recipe.rank == job.recipe.rank and basis == SHARED_STAGES
-    folders = f"{'' if shared else prefix}3-rank", f"{prefix}4-prune"
-    model, ranking, cut, prune_skipped_reason = _cut(
-        job, run, recipe, model, split, folders, until, read
-    )
+        model = reinitialise(model, context.seed)
+    outcome = _prune(context, recipe, start, model, until=until)
     if recipe.tune.epochs and until == "tune":
-        model = cached_stages.tuned(job, run, recipe, model, split, cut, f"{prefix}5-tune", read)
-        read.append(f"{prefix}5-tune")
-        more = recipe.rounds.epochs if recipe.start == "model" else ()
-        for number in range(len(more)):
-            at = job, run, recipe, number
-            split, model, settled = _again(*at, model, split, cut, prefix, read)
-            if settled:
+        model, chain = cached_tune(context, recipe, outcome)
+        outcome = replace(outcome, model=model, chain=chain)
+        n_rounds = len(recipe.rounds.epochs) if recipe.start == "model" else 0
+        for number in range(n_rounds):
+            outcome, is_last = _run_round(context, recipe, outcome, number)
+            if is_last:
                 break
-    if model is job.model:  # the caller's own: neither handed out nor put into another mode
-        model = copy.deepcopy(model)
-    seconds = sum(run.seconds[name] for name in read)
-    return RepairOutcome(model.eval(), split, ranking, cut, seconds, prune_skipped_reason)
+    if outcome.model is context.model:  # the caller's own is not handed out
+        outcome = replace(outcome, model=copy.deepcopy(outcome.model))
+    outcome.model.eval()
+    return outcome
 
 
-class _Cut(NamedTuple):
-    """A model, without units where a plan says so, and why not where the repair decided that."""
-
-    model: nn.Module
-    ranking: NeuronRanking | None = None
-    plan: PrunePlan | None = None
-    prune_skipped_reason: str = ""
-
-
-def _cut(
-    job: RepairContext,
-    run: Run,
-    recipe: Recipe,
-    model: nn.Module,
-    split: Partition,
-    folders: tuple[str, str],
-    until: str,
-    read: list[str],
-) -> _Cut:
-    """Rank, plan and cut, as far as a recipe says; where it leaves that open, see `PruneConfig`."""
+def _prune(
+    context: RepairContext, recipe: Recipe, start: Detected, model: nn.Module, *, until: str
+) -> RepairOutcome:
+    """Rank, plan and prune as a recipe says; where it leaves that open, see `PruneConfig`."""
     prune, ranking = recipe.prune, None
+    outcome = RepairOutcome(model, start.partition, start.chain)
     if prune.is_auto:
-        scores = serialization.load_scores(run.artefacts["1-score"])
-        if (
-            until == "tune"
-            and job.asked
-            and not cached_stages.memorised_wrong_labels(recipe, scores, split)
-        ):
-            return _Cut(model, prune_skipped_reason=_NO_NEED)
+        decides = until == "tune" and context.may_decline
+        if decides and not start.partition.memorised_wrong_labels:
+            return replace(outcome, prune_skipped_reason=_NOT_MEMORISED)
         prune = replace(prune, fraction=DEFAULT_PRUNE_FRACTION)
     if not prune.is_enabled:
-        return _Cut(model)
+        return outcome
     try:
-        ranking = cached_stages.ranked(job, run, recipe.rank, split, folders[0], read)
-        read.append(folders[0])
+        ranking, chain = _rank(context, recipe, start)
+        outcome = replace(outcome, ranking=ranking, chain=chain)
         if until == "rank":
-            return _Cut(model, ranking)
-        plan = cached_stages.planned(job, run, prune, ranking, folders[1], read)
-        smaller = cut_model(model, plan, job.train, prune.mode)
+            return outcome
+        plan, chain = cached_plan(context, chain, prune, ranking)
+        smaller = stages.cut_model(model, plan, context.train, prune.mode)
     except (ModelError, PruneError) as error:
         if until != "tune" or not recipe.prune.is_auto:
             raise
-        return _Cut(model, ranking, prune_skipped_reason=f"this network cannot be: {error.what}")
-    read.append(folders[1])
-    return _Cut(smaller, ranking, plan)
+        return replace(outcome, prune_skipped_reason=f"this network cannot be pruned: {error.what}")
+    return replace(outcome, model=smaller, plan=plan, chain=chain)
 
 
-def _untouched(job: RepairContext, run: Run, split: Partition) -> RepairOutcome:
-    """The model as it came."""
-    seconds = sum(run.seconds[name] for name in SHARED_STAGES)
-    return RepairOutcome(copy.deepcopy(job.model).eval(), split, None, None, seconds)
-
-
-def _judged(
-    job: RepairContext, run: Run, fixed: RepairOutcome, others: Mapping[str, RepairOutcome]
-) -> Decision:
-    """Whether to keep the repair, by what is held out."""
-    if not job.asked:
-        return Decision("keep", "these samples were to be unlearned, whatever it costs")
-    if job.held_out is None:
-        return Decision("keep", "no labels were held out that could speak against it")
-    started, held_out = time.perf_counter(), job.held_out
-
-    def predicted(model: nn.Module) -> np.ndarray:
-        return predict(model, held_out, progress=job.progress)
-
-    scratch = [name for name in others if recipes.get(name)(job.recipe).start == "scratch"]
-    verdict = decision.decide(
-        predicted(job.model),
-        decision.Candidate(predicted(fixed.model), fixed.seconds),
-        {n: decision.Candidate(predicted(others[n].model), others[n].seconds) for n in scratch},
-        decision.HeldOutLabels(
-            held_out.labels, clean_input_probability(job.model, held_out, fixed.partition)
-        ),
-        decision.transition(fixed.partition, len(job.train.classes)),
+def _rank(context: RepairContext, recipe: Recipe, start: Detected) -> tuple[NeuronRanking, Chain]:
+    """Rank the units; a baseline that ranks as the repair does shares its ranking."""
+    chain = start.chain
+    is_shared = recipe.rank == context.recipe.rank and all(not r.baseline for r in chain.records)
+    baseline = "" if is_shared else chain.baseline
+    ranking, ranked = cached_rank(
+        context, replace(chain, baseline=baseline), recipe.rank, start.partition
     )
-    run.seconds["judge"] = time.perf_counter() - started
-    return verdict
+    return ranking, replace(ranked, baseline=chain.baseline)
 
 
-def _again(
-    job: RepairContext,
-    run: Run,
-    recipe: Recipe,
-    number: int,
-    model: nn.Module,
-    before: Partition,
-    cut: PrunePlan | None,
-    prefix: str,
-    read: list[str],
-) -> tuple[Partition, nn.Module, bool]:
-    """One more round: what the repaired model sees in the labels, and what it learns of that.
+def _run_round(
+    context: RepairContext, recipe: Recipe, outcome: RepairOutcome, number: int
+) -> tuple[RepairOutcome, bool]:
+    """Score with the repaired model, and tune it on the new partition.
 
-    What the first look has said of inputs stands: bad ones, which the repaired model has not been
-    shown, are strange to it in another way than to the one that was. Where it sees next to nothing
-    new, it was the last look, and the rest is one tuning. Where it leaves nothing of a class, the
-    rounds are over, and the model is what it was.
+    Input-fault probabilities stay those of the first round, because the repaired model never
+    trained on the bad inputs. If fewer than ``min_flag_change`` of the flags change, this is the
+    last round and it gets all remaining epochs. If a class would have no sample left, the model
+    stays as it is and the rounds are over.
+
+    Returns the outcome, and whether this was the last round.
     """
-    rounds, folder = recipe.rounds, f"{prefix}rounds/{number + 2}/"
-    looked, split_name, tuned = (f"{folder}{n}" for n in ("1-score", "2-partition", "5-tune"))
-    own = tuple(n for n in recipe.score.detectors if detectors.metadata(n).kind == "label")
-    config = replace(recipe.score, views=rounds.views, detectors=own or recipe.score.detectors)
-    scores = cached_stages.scored(job, run, model, config, looked, read)
-    read.append(looked)
-    found = cached_stages.partitioned(job, run, recipe.partition, scores, split_name, read)
+    rounds, before = recipe.rounds, outcome.partition
+    chain = replace(outcome.chain, round=number + 2)
+    label_detectors = tuple(
+        name for name in recipe.score.detectors if detectors.metadata(name).kind == "label"
+    )
+    config = replace(
+        recipe.score,
+        views=rounds.views,
+        detectors=label_detectors or recipe.score.detectors,
+    )
+    scores, chain = cached_score(context, chain, config, outcome.model)
+    found, chain = cached_partition(context, chain, recipe.partition, scores)
     split = with_input_faults(found, before, fdr=recipe.partition.fdr)
-    read.append(split_name)
-    settled = bool((before.flagged != split.flagged).mean() < rounds.min_flag_change)
-    epochs = sum(rounds.epochs[number:]) if settled else rounds.epochs[number]
+    split = replace(split, memorised=before.memorised)
+    is_last = bool((before.flagged != split.flagged).mean() < rounds.min_flag_change)
+    epochs = sum(rounds.epochs[number:]) if is_last else rounds.epochs[number]
     tune = replace(recipe.tune, targets=rounds.targets, epochs=epochs)
     if len(classes_without_samples(split, tune)):
-        return before, model, True
-    model = cached_stages.tuned(
-        job, run, replace(recipe, tune=tune), model, split, cut, tuned, read
-    )
-    read.append(tuned)
-    return split, model, settled
+        return replace(outcome, chain=chain), True
+    outcome = replace(outcome, partition=split, chain=chain)
+    model, chain = cached_tune(context, replace(recipe, tune=tune), outcome)
+    return replace(outcome, model=model, chain=chain), is_last
 
 
-def _controlled(
-    job: RepairContext, run: Run, name: str, first: Partition, repaired: RepairOutcome | None
+def _run_baseline(
+    context: RepairContext, name: str, first: Detected, repaired: RepairOutcome | None
 ) -> RepairOutcome | None:
-    """A control: it starts from the first partition, or trains from scratch on the repair's last.
+    """Run a baseline from the first partition, or from scratch on the repair's last partition.
 
-    One that scores or partitions in another way makes its own. One that differs in what it cuts
-    alone is the repair itself where that cut nothing. None where nothing is left of a class for it
-    to learn from.
+    A baseline that scores or partitions in another way makes its own partition. One that differs
+    only in pruning equals the repair if nothing was pruned, and is not run again. None if a class
+    would have no sample left to learn from.
     """
-    recipe, prefix = recipes.get(name)(job.recipe), f"controls/{name}/"
-    same = replace(recipe, rank=job.recipe.rank, prune=job.recipe.prune) == job.recipe
+    recipe = recipes.get(name)(context.recipe)
+    same = replace(recipe, rank=context.recipe.rank, prune=context.recipe.prune) == context.recipe
     if repaired is not None and repaired.plan is None and same:
         return repaired
-    last = first if repaired is None else repaired.partition
-    split, read = (last if recipe.start == "scratch" else first), SHARED_STAGES
-    if (recipe.score, recipe.partition) != (job.recipe.score, job.recipe.partition):
-        read = tuple(f"{prefix}{stage}" for stage in SHARED_STAGES)
-        scores = cached_stages.scored(job, run, config=recipe.score, name=read[0])
-        split = cached_stages.partitioned(job, run, recipe.partition, scores, read[1], read[:1])
-    if len(classes_without_samples(split, recipe.tune)):
+    start = first._replace(chain=replace(first.chain, baseline=name))
+    if recipe.start == "scratch" and repaired is not None:
+        start = start._replace(partition=repaired.partition)
+    if (recipe.score, recipe.partition) != (context.recipe.score, context.recipe.partition):
+        scores, chain = cached_score(context, context.chain(first.chain.run, name), recipe.score)
+        split, chain = cached_partition(context, chain, recipe.partition, scores)
+        start = Detected(scores, split, chain)
+    if len(classes_without_samples(start.partition, recipe.tune)):
         return None
-    return _carried_out(job, run, recipe, split, prefix, basis=read)
+    return _run_recipe(context, recipe, start)
+
+
+def _unchanged(context: RepairContext, start: Detected) -> RepairOutcome:
+    """Return a copy of the model as it came."""
+    return RepairOutcome(copy.deepcopy(context.model).eval(), start.partition, start.chain)
+
+
+def _decide(
+    context: RepairContext, repaired: RepairOutcome, baselines: Mapping[str, RepairOutcome]
+) -> Decision:
+    """Decide by the held-out labels whether to keep the repair."""
+    held_out = context.held_out
+    if not context.may_decline:
+        return Decision("keep", "the samples were to be unlearned, at whatever cost in accuracy")
+    if held_out is None:
+        return Decision("keep", "no held-out labels were given that could contradict it")
+
+    def candidate(outcome: RepairOutcome) -> decisions.Candidate:
+        return decisions.Candidate(predict(outcome.model), outcome.chain.seconds)
+
+    def predict(model: nn.Module) -> Ints:
+        return stages.predict(model, held_out, progress=context.options.progress)
+
+    retrained = {
+        name: candidate(outcome)
+        for name, outcome in baselines.items()
+        if recipes.get(name)(context.recipe).start == "scratch"
+    }
+    clean = stages.clean_input_probability(context.model, held_out, repaired.partition)
+    return decisions.decide(
+        predict(context.model),
+        candidate(repaired),
+        retrained,
+        decisions.HeldOutLabels(held_out.labels, clean),
+        decisions.transition(repaired.partition, len(context.train.classes)),
+    )
+
+
+def _mask_of_ids(samples: Samples, ids: Collection[Any] | Array) -> Bools:
+    """Return which samples have one of these ids, ``bool[n]``; text stands for numbers too."""
+    if isinstance(ids, str) or not isinstance(ids, (Sequence, np.ndarray, set, frozenset)):
+        raise DataError(
+            f"expected a list or array of ids, got {type(ids).__name__}",
+            where="forget",
+            fix="give the ids of training samples: ids=[3, 17]",
+        )
+    wanted = np.unique(np.asarray(list(ids)))
+    if wanted.dtype == np.bool_:
+        raise DataError(
+            "expected ids of training samples, got truth values",
+            where="forget",
+            fix="for a mask over the samples, give ids=samples.ids[mask]",
+        )
+    own = samples.ids
+    if "U" in (wanted.dtype.kind, own.dtype.kind):
+        wanted, own = wanted.astype(str), own.astype(str)
+    unknown = np.setdiff1d(wanted, own)
+    if not len(wanted):
+        raise DataError("no id is given", where="forget", fix="give ids of training samples")
+    if len(unknown):
+        raise DataError(
+            f"no training sample has the id {format_ids(unknown)}",
+            where="forget",
+            fix="give ids of training samples",
+        )
+    return np.isin(own, wanted)
+
+
+def _check_classes_remain(samples: Samples, named: Bools) -> None:
+    """Refuse to forget all samples of a class."""
+    lost = np.setdiff1d(samples.labels, samples.labels[~named])
+    if len(lost):
+        raise DataError(
+            f"no sample of class {format_ids(samples.classes[c] for c in lost)} would be left",
+            where="forget",
+            fix="give fewer ids; to remove a whole class, train a network without it",
+        )
+
+
+def _deletion_scores(samples: Samples, named: Bools) -> Scores:
+    """Return certain scores: 1 for the named samples, 0 for all others; no label is suggested."""
+    return Scores(
+        ids=samples.ids,
+        labels=samples.labels,
+        values={"named": named.astype(np.float64)},
+        kinds={"named": "label"},
+        class_probs=np.eye(len(samples.classes))[samples.labels],
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
+from expunge.config import MIN_FLAGGED_FRACTION
 from expunge.errors import DataError, ExpungeError, PruneError, format_ids
 
 if TYPE_CHECKING:
@@ -212,8 +213,6 @@ class Fit:
     components: tuple[Component, ...]
     bic: Mapping[int, float]
     separation: float
-    centre: float = 0.0
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -225,6 +224,8 @@ class Partition:
     suggested_label: ``int64[n]``; the given label where no other is better supported.
     suggested_probability: ``float64[n]``, of the suggested label.
     noise_rate: (value, low, high), as fractions.
+    memorised: whether the model has memorised its labels: it reproduces far more of them on the
+    plain inputs than under random views. False where no views were made.
     """
 
     ids: np.ndarray
@@ -238,6 +239,7 @@ class Partition:
     noise_rate: tuple[float, float, float]
     fits: tuple[Fit, ...] = ()
     evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
+    memorised: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -269,6 +271,12 @@ class Partition:
     def kept(self) -> np.ndarray:
         """``bool[n]``: not flagged."""
         return ~self.flagged
+
+    @property
+    def memorised_wrong_labels(self) -> bool:
+        """Whether the model has memorised its labels and enough of these are wrong."""
+        wrong = float((self.p_label_fault > 0.5).mean())
+        return self.memorised and wrong >= MIN_FLAGGED_FRACTION
 
     def to_table(self) -> pa.Table:
         """``id, label, p_noisy, …``: what the run folder's ``partition.parquet`` holds."""
@@ -484,7 +492,7 @@ class Decision:
         return self.action in ("keep", "retrain") and (self.gain is None or self.gain.value > 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RepairResult:
     """Everything that a repair did; on disk it is the run folder.
 
@@ -514,3 +522,12 @@ class RepairResult:
     audit: UnlearningAudit | None = None
     skipped: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     prune_skipped_reason: str = ""
+
+    def __repr__(self) -> str:
+        flagged, n = int(self.partition.flagged.sum()), len(self.partition.ids)
+        lines = [f"decision {self.decision.action}: {self.decision.reason}"]
+        if self.before is not None and self.after is not None:
+            lines.append(f"accuracy {self.before.accuracy} → {self.after.accuracy}")
+        lines.append(f"flagged {flagged:,} of {n:,} training samples")
+        lines.append(f"report {self.run}/report.html" if self.run else "no run folder was kept")
+        return "\n  ".join([f"RepairResult (recipe {self.recipe}, seed {self.seed})", *lines])

@@ -1,111 +1,189 @@
-"""What a repair came to: measured, and written for people and programs."""
+"""What a repair came to: measured, written for people and programs, and read again."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data import shared_inputs
 from expunge.evaluation import diagnostics, metrics
+from expunge.evaluation.audit import audit
 from expunge.pruning import surgery
-from expunge.records import Baseline, Decision, RepairResult, Scores
+from expunge.records import (
+    Baseline,
+    Decision,
+    Evaluation,
+    RepairResult,
+    Scores,
+)
+from expunge.repair_context import RepairContext, RepairOutcome
 from expunge.reporting.html import render_html
 from expunge.reporting.markdown import render_markdown
 from expunge.reporting.media import clips_for, images_for
 from expunge.reporting.summary import summarise
 from expunge.reporting.tables import MAX_SHOWN, top_suspects
-from expunge.stages import audit, evaluate, example_batch
-from expunge.storage.cached_stages import RepairContext, RepairOutcome
+from expunge.stages import evaluate, example_batch
+from expunge.storage import serialization
+from expunge.storage.cached_stages import Chain, StageRecord
 from expunge.storage.run_folder import Run
 from expunge.storage.weights import save_weights
 
+T = TypeVar("T")
+
+
+# What `load_run` reads beside the stages: single fields, and which samples each model gets right.
+RECORD, EVALUATIONS = "record.json", "evaluation.parquet"
+
+
+def seconds_by_stage(chains: Iterable[Chain]) -> dict[str, float]:
+    """Sum the seconds of all stages behind some chains, each stage once.
+
+    Stages of baselines are summed under ``"baselines"``.
+    """
+    records: dict[str, StageRecord] = {r.folder: r for chain in chains for r in chain.records}
+    seconds: dict[str, float] = {}
+    for record in records.values():
+        name = "baselines" if record.baseline else record.stage
+        seconds[name] = seconds.get(name, 0.0) + record.seconds
+    return seconds
+
 
 def measure(
-    job: RepairContext,
-    run: Run,
+    context: RepairContext,
     scores: Scores,
-    fixed: RepairOutcome,
+    outcome: RepairOutcome,
     others: Mapping[str, RepairOutcome],
-    verdict: Decision,
-    train_seconds: float | None,
+    decision: Decision,
+    seconds: Mapping[str, float],
 ) -> RepairResult:
-    """Measure the repaired model and the controls, and look for reasons to doubt the numbers."""
-    example = example_batch(job.train)
+    """Measure the repaired model and the baselines, and look for reasons to doubt the numbers."""
+    started, seed, validation = time.perf_counter(), context.seed, context.validation
+    example, progress = example_batch(context.train), context.options.progress
     before = after = gain = None
-    controls = {}
-    started = time.perf_counter()
-    if job.validation is not None:
-        before = evaluate(job.model, job.validation, seed=job.seed, progress=job.progress)
-        after = evaluate(fixed.model, job.validation, seed=job.seed, progress=job.progress)
-        gain = metrics.paired_gain(after, before, seed=job.seed)
+    baselines = {}
+    if validation is not None:
+        before = evaluate(context.model, validation, seed=seed, progress=progress)
+        after = evaluate(outcome.model, validation, seed=seed, progress=progress)
+        gain = metrics.paired_gain(after, before, seed=seed)
         for name, other in others.items():
-            found = evaluate(other.model, job.validation, seed=job.seed, progress=job.progress)
-            difference = metrics.paired_gain(after, found, seed=job.seed)
-            size = surgery.size(other.model, example)
-            controls[name] = Baseline(found, other.seconds, size, difference, other.model)
-    certificate = audit(
-        job.model, fixed.model, job.train, fixed.partition, job.validation, seed=job.seed
+            found = evaluate(other.model, validation, seed=seed, progress=progress)
+            baselines[name] = Baseline(
+                found,
+                other.chain.seconds,
+                surgery.size(other.model, example),
+                metrics.paired_gain(after, found, seed=seed),
+                other.model,
+            )
+    split, plan = outcome.partition, outcome.plan
+    audited = audit(context.model, outcome.model, context.train, split, validation, seed=seed)
+    shared = shared_inputs(context.train, validation) if validation is not None else 0
+    memorised = diagnostics.memorised(scores)
+    flags = diagnostics.find_flags(
+        partition=split,
+        plan=plan,
+        before=before,
+        after=after,
+        baselines=baselines,
+        shared_inputs=shared,
+        extra=memorised,
     )
-    shared = shared_inputs(job.train, job.validation) if job.validation is not None else 0
-    seconds = {} if train_seconds is None else {"train": train_seconds}
-    for name, spent in run.seconds.items():
-        stage = "controls" if name.startswith("controls/") else name.rpartition("-")[2]
-        seconds[stage] = seconds.get(stage, 0.0) + spent
-    seconds.setdefault("controls", 0.0)
-    seconds["compare"] = time.perf_counter() - started
+    trained, run = context.options.train_seconds, outcome.chain.run
     return RepairResult(
-        model=fixed.model,
-        recipe=job.name,
-        seed=job.seed,
-        config=asdict(job.recipe),
+        model=outcome.model,
+        recipe=context.options.recipe,
+        seed=seed,
+        config=asdict(context.recipe),
         scores=scores,
-        partition=fixed.partition,
-        ranking=fixed.ranking,
-        plan=fixed.plan,
+        partition=split,
+        ranking=outcome.ranking,
+        plan=plan,
         before=before,
         after=after,
         gain=gain,
-        baselines=controls,
-        size_before=surgery.size(job.model, example),
-        size_after=surgery.size(fixed.model, example),
-        seconds=seconds,
-        flags=diagnostics.find_flags(
-            partition=fixed.partition,
-            plan=fixed.plan,
-            before=before,
-            after=after,
-            baselines=controls,
-            shared_inputs=shared,
-            extra=diagnostics.memorised(scores),
-        ),
+        baselines=baselines,
+        size_before=surgery.size(context.model, example),
+        size_after=surgery.size(outcome.model, example),
+        seconds={
+            **({} if trained is None else {"train": trained}),
+            **seconds,
+            "baselines": seconds.get("baselines", 0.0),
+            "compare": time.perf_counter() - started,
+        },
+        flags=flags,
         run=str(run.folder) if run.folder else "",
-        classes=job.train.classes,
-        decision=verdict,
-        audit=certificate,
-        skipped=_quarantined(job),
-        prune_skipped_reason=fixed.prune_skipped_reason,
+        classes=context.train.classes,
+        decision=decision,
+        audit=audited,
+        skipped=_skipped_samples(context),
+        prune_skipped_reason=outcome.prune_skipped_reason,
     )
 
 
-def _quarantined(job: RepairContext) -> dict[str, Mapping[Any, str]]:
-    """What was left out of the sets that the job was given."""
-    sets = {"training": job.train, "validation": job.validation, "held-out": job.held_out}
+def _skipped_samples(context: RepairContext) -> dict[str, Mapping[Any, str]]:
+    """The samples that could not be used, by data set."""
+    sets = {
+        "training": context.train,
+        "validation": context.validation,
+        "held-out": context.held_out,
+    }
     return {f"{k} data": s.skipped for k, s in sets.items() if s is not None and s.skipped}
 
 
-def write(job: RepairContext, run: Run, result: RepairResult) -> None:
-    """The files for people and programs: the model, the partition, the result and the reports."""
-    suspects = result.partition.ids[top_suspects(result.partition, MAX_SHOWN)]
-    images = images_for(job.train, suspects.tolist())
-    clips = clips_for(job.train, suspects.tolist())
+def write(context: RepairContext, run: Run, result: RepairResult) -> None:
+    """Write the files for people and programs: model, partition, result and reports."""
+    rows = top_suspects(result.partition, MAX_SHOWN)
+    suspects = result.partition.ids[rows].tolist()
+    images = images_for(context.train, suspects)
+    clips = clips_for(context.train, suspects)
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
     run.write("model.safetensors", lambda p: save_weights(result.model, p, {"plan": plan}))
     run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
     run.write("report.html", render_html(result, images=images, clips=clips))
     run.write("report.md", render_markdown(result))
+    run.write(EVALUATIONS, lambda p: pq.write_table(_evaluation_table(result), p))
+    run.write(RECORD, json.dumps(_record(result), indent=2, default=list) + "\n")
     run.write("result.json", json.dumps(summarise(result), indent=2) + "\n")
+
+
+def _record(result: RepairResult) -> dict[str, Any]:
+    """The fields of a result that neither its summary nor its stages hold."""
+    sizes = {"before": result.size_before, "after": result.size_after}
+    sizes |= {name: baseline.size for name, baseline in result.baselines.items()}
+    return {
+        "recipe": result.recipe,
+        "seed": result.seed,
+        "config": result.config,
+        "classes": result.classes,
+        "partition": serialization.PARTITION.store(result.partition).metadata,
+        "stages": {"rank": result.ranking is not None, "prune": result.plan is not None},
+        "evaluations": {
+            name: {
+                "metrics": {k: asdict(m) for k, m in e.metrics.items()},
+                "per_class": e.per_class,
+            }
+            for name, e in _evaluations(result).items()
+        },
+        "sizes": {name: asdict(size) for name, size in sizes.items()},
+        "prune_skipped_reason": result.prune_skipped_reason,
+    }
+
+
+def _evaluations(result: RepairResult) -> dict[str, Evaluation]:
+    """The evaluations by model."""
+    found = {"before": result.before, "after": result.after}
+    found |= {name: baseline.evaluation for name, baseline in result.baselines.items()}
+    return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+
+
+def _evaluation_table(result: RepairResult) -> pa.Table:
+    """One row a validation sample: its id, and whether each model predicts its label."""
+    found = _evaluations(result)
+    ids = found["before"].ids if found else np.empty(0, dtype=np.int64)
+    return pa.table({"id": ids, **{name: e.correct for name, e in found.items()}})

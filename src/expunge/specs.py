@@ -5,12 +5,8 @@ A spec names code (the model's constructor), which is imported: run specs that y
 
 from __future__ import annotations
 
-import importlib
-import sys
 import tomllib
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +17,7 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
-from expunge._core.rng import temp_seed
-from expunge.config import build
+from expunge.config import DEFAULT_BASELINES, RepairKeywords, build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
 from expunge.data.paths import resolve_path
 from expunge.detection.detectors import detectors
@@ -35,23 +30,18 @@ from expunge.errors import (
     group_by_reason,
     raise_all,
 )
-from expunge.models.inspection import (
-    FORWARD_ERRORS,
-    check_fit,
-    check_model,
-    inspect_layers,
-    module_named,
-)
+from expunge.models.constructors import construct
+from expunge.models.inspection import check_fit, check_model, inspect_layers, module_named
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.storage.run_folder import check_run_folder
 from expunge.storage.weights import load_weights
-from expunge.training.loop import TuneConfig
+from expunge.training.optimisation import TuneConfig
 
-SETS = ("train", "validation", "held_out")
+DATA_SETS = ("train", "validation", "held_out")
 # What a set says where neither it nor [data] does.
-OWN: dict[str, dict[str, Any]] = {"validation": {"split": "test"}}
+SET_DEFAULTS: dict[str, dict[str, Any]] = {"validation": {"split": "test"}}
 STAGES = ("score", "partition", "rank", "prune", "tune", "rounds")
 
 
@@ -81,7 +71,7 @@ class Spec:
     recipe: str = "default"
     seed: int = 0
     out: str = ""
-    controls: tuple[str, ...] = pipeline.CONTROLS
+    baselines: tuple[str, ...] = DEFAULT_BASELINES
     train: TuneConfig | None = None
     score: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +85,7 @@ class Spec:
         return {name: getattr(self, name) for name in STAGES if getattr(self, name)}
 
 
-def load(path: str | Path) -> Spec:
+def read_spec(path: str | Path) -> Spec:
     """Read a spec file; everything that is wrong with it is in one error."""
     return build(Spec, _values(Path(path)), where=str(path))
 
@@ -109,7 +99,7 @@ def _values(file: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"is not valid TOML: {error}", where=str(file)) from error
     data = values.pop("data", None)
-    raise_all(ConfigError, _foreign(data) if isinstance(data, dict) else [], where=str(file))
+    raise_all(ConfigError, _unknown_keys(data) if isinstance(data, dict) else [], where=str(file))
     if not isinstance(data, dict) or not isinstance(data.get("train"), dict):
         raise ConfigError(
             "the table [data.train] is missing",
@@ -117,24 +107,24 @@ def _values(file: Path) -> dict[str, Any]:
             fix='add [data.train] with path = "…"',
         )
     # What [data] says holds for all sets; each can say otherwise.
-    sets = {k: data.pop(k) for k in SETS if k in data}
-    values |= {f"{k}_data": {**OWN.get(k, {}), **data, **own} for k, own in sets.items()}
+    sets = {k: data.pop(k) for k in DATA_SETS if k in data}
+    values |= {f"{k}_data": {**SET_DEFAULTS.get(k, {}), **data, **own} for k, own in sets.items()}
     if isinstance(values.get("train"), dict):
         values["train"] = {"targets": "all", **values["train"]}
     return values
 
 
-def _foreign(data: dict[str, Any]) -> list[str]:
+def _unknown_keys(data: dict[str, Any]) -> list[str]:
     """What [data] holds that is neither a set nor a setting of one."""
     settings = [f.name for f in fields(DataConfig)]
     problems = []
     for key, value in data.items():
         table = isinstance(value, dict)
-        if key in SETS and not table:
+        if key in DATA_SETS and not table:
             problems.append(f"'data.{key}' must be a table, not {value!r}")
-        elif key not in (*SETS, *settings):
+        elif key not in (*DATA_SETS, *settings):
             problems.append(
-                f"unknown key 'data.{key}': {did_you_mean(key, SETS if table else settings)}"
+                f"unknown key 'data.{key}': {did_you_mean(key, DATA_SETS if table else settings)}"
             )
     return problems
 
@@ -160,34 +150,24 @@ def _others(spec: Spec) -> list[tuple[str, DataConfig | None]]:
 
 
 def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
-    """Call the constructor and load the weights, if the spec names any."""
-    constructor = _constructor(config.constructor, folder)
-    try:
-        with temp_seed(seed, "network"):
-            model = constructor(**config.arguments)
-    except (*FORWARD_ERRORS, ArithmeticError, ImportError, NameError, OSError) as error:
-        raise ModelError(
-            _told(error), where=config.constructor, fix="mend model.arguments, or the constructor"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"made a {type(model).__name__}, not a module", where=config.constructor)
+    """Call the constructor, and load the weights if the spec names any."""
+    model = construct(config.constructor, config.arguments, folder=folder, seed=seed)
     if config.weights:
         load_weights(model, resolve_path(config.weights, folder))
     return model
 
 
-class Job(NamedTuple):
-    """A spec made real; `settings` are the keyword arguments of `pipeline.repair`."""
+class LoadedSpec(NamedTuple):
+    """Model, data and options of a spec, ready for `expunge.repair`."""
 
     model: nn.Module
     train: Samples
     validation: Samples | None
     held_out: Samples | None
-    settings: dict[str, Any]
-    train_seconds: float | None
+    options: RepairKeywords
 
 
-def prepare(
+def load_spec(
     path: str | Path,
     *,
     out: str | Path | None = None,
@@ -197,13 +177,25 @@ def prepare(
     recipe: str | None = None,
     fdr: float | None = None,
     progress: Progress = silent,
-) -> Job:
-    """Read the data and make the model of a spec; train it first if it has no weights.
+) -> LoadedSpec:
+    """Read the data and build the model of a spec; train it first if it has no weights.
 
-    seed, recipe, fdr: instead of what the spec says (``partition.fdr`` for the last). trained: the
-    run folder whose training serves, if not this run's own.
+    Parameters
+    ----------
+    path
+        The spec file.
+    out
+        The run folder, instead of the spec's.
+    trained
+        The run folder whose trained model is used, instead of this run's own.
+    overwrite
+        Discard what the run folder holds.
+    seed, recipe, fdr
+        Instead of ``seed``, ``recipe`` and ``partition.fdr`` of the spec.
+    progress
+        Called as ``progress(what, done, total)``.
     """
-    spec, folder = load(path), Path(path).resolve().parent
+    spec, folder = read_spec(path), Path(path).resolve().parent
     if fdr is not None:
         spec = replace(spec, partition={**spec.partition, "fdr": fdr})
     seed = spec.seed if seed is None else seed
@@ -216,7 +208,7 @@ def prepare(
         )
     # What a repair would refuse is refused before a training.
     resolve(recipe or spec.recipe, spec.overrides())
-    for name in spec.controls:
+    for name in spec.baselines:
         recipes.get(name)
     train, validation, held_out = read_data(spec, folder)
     for other in (validation, held_out):
@@ -239,22 +231,23 @@ def prepare(
         files = [resolve_path(file, folder) for file in spec.model.checkpoints]
         seen = stages.average_checkpoint_probs(model, train, files, progress=progress)
         train = replace(train, external_probs={**train.external_probs, "trajectory": seen})
-    settings = {
+    options: RepairKeywords = {
         "recipe": recipe or spec.recipe,
         "overrides": spec.overrides(),
-        "controls": spec.controls,
+        "baselines": spec.baselines,
         "seed": seed,
         "out": target,
         "overwrite": overwrite,
+        "train_seconds": seconds,
         "progress": progress,
     }
-    return Job(model, train, validation, held_out, settings, seconds)
+    return LoadedSpec(model, train, validation, held_out, options)
 
 
-def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]:
+def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[str]:
     """All problems of a spec, found without training: settings, data, model, weights, layers.
 
-    note: called with what is no problem but worth knowing: which samples are left out, and why.
+    on_note: called with what is no problem but worth knowing: which samples are left out, and why.
     """
     problems: list[str] = []
 
@@ -270,10 +263,10 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
         return problems
     folder = Path(path).resolve().parent
     attempt(lambda: build(Spec, values, where=str(path)))
-    spec, unsound = _sound(values)
+    spec, invalid = _valid_parts(values)
     recipe = _checked_recipe(spec, attempt)
     train = model = None
-    if "train_data" not in unsound:
+    if "train_data" not in invalid:
         train = attempt(lambda: read(spec.train_data, folder=folder, name="training data"))
     sets = [train] if train is not None else []
     classes = train.classes if train else None
@@ -286,10 +279,10 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
                 attempt(partial(check_alike, train, other))
     for samples in sets:
         for line in group_by_reason("samples", samples.skipped):
-            note(f"{samples.name}, left out: {line}")
-    if not unsound & {"model", "train"} and not spec.model.weights and spec.train is None:
+            on_note(f"{samples.name}, left out: {line}")
+    if not invalid & {"model", "train"} and not spec.model.weights and spec.train is None:
         problems.append("the model has no weights, and there is no table [train]")
-    if "model" not in unsound:
+    if "model" not in invalid:
         model = attempt(lambda: build_model(spec.model, folder, spec.seed))
     if model is not None:
         attempt(lambda: check_model(model))
@@ -298,23 +291,23 @@ def check(path: str | Path, *, note: Callable[[str], object] = str) -> list[str]
     return problems
 
 
-def _sound(values: dict[str, Any]) -> tuple[Spec, set[str]]:
+def _valid_parts(values: dict[str, Any]) -> tuple[Spec, set[str]]:
     """A spec of the entries that are right by themselves, and the names of the others."""
     stub = {"model": {"constructor": ""}, "train_data": {"path": ""}}
-    sound, unsound = dict(stub), {name for name in stub if name not in values}
+    valid, invalid = dict(stub), {name for name in stub if name not in values}
     for name, value in values.items():
         try:
             build(Spec, {**stub, name: value}, where="")
-            sound[name] = value
+            valid[name] = value
         except ConfigError:
-            unsound.add(name)
-    return build(Spec, sound, where=""), unsound
+            invalid.add(name)
+    return build(Spec, valid, where=""), invalid
 
 
 def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> Recipe | None:
-    """The recipe, if it is sound; every name in it is looked up."""
+    """The recipe, if it is valid; every name in it is looked up."""
     known = attempt(lambda: recipes.get(spec.recipe)) is not None
-    for name in spec.controls:
+    for name in spec.baselines:
         attempt(lambda name=name: recipes.get(name))  # type: ignore[misc]
     recipe = attempt(lambda: resolve(spec.recipe if known else "default", spec.overrides()))
     if recipe is None:
@@ -343,45 +336,3 @@ def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> No
                 raise ModelError(
                     f"no layer of units: '{name}'", fix=did_you_mean(name, layout.readouts)
                 )
-
-
-def _constructor(name: str, folder: Path) -> Callable[..., Any]:
-    module_name, _, function = name.partition(":")
-    if not module_name or not function:
-        raise ConfigError(f"'{name}' names no constructor", fix='write "package.module:function"')
-    with _importable(folder):
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise ModelError(
-                f"cannot be imported: {error}",
-                where=module_name,
-                fix="install it, or mend the name",
-            ) from error
-        except (*FORWARD_ERRORS, ArithmeticError, NameError, OSError, SyntaxError) as error:
-            raise ModelError(
-                f"cannot be imported: {_told(error)}", where=module_name, fix="mend it"
-            ) from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        public = [n for n in vars(module) if not n.startswith("_")]
-        raise ModelError(
-            f"has no function '{function}'", where=module_name, fix=did_you_mean(function, public)
-        )
-    return found
-
-
-def _told(error: Exception) -> str:
-    """What was raised, and where."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let modules beside the spec file be imported."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

@@ -1,7 +1,8 @@
 """The stages of a repair, one function each: score, partition, rank, plan, prune, tune, compare.
 
-Each takes a model, data and the records of the stages before it, and returns a new record or model.
-Settings are keywords; what they mean stands at the dataclass that each docstring names.
+Every stage takes a model, data and the records of the stages before it. It returns a new record or
+a new model and changes nothing that it was given. Settings are a config, or keywords, or both: the
+keywords replace single settings of the config.
 """
 
 from __future__ import annotations
@@ -11,28 +12,40 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Unpack
 
 import numpy as np
 from scipy.special import softmax
 from torch import Tensor, nn
 
+from expunge._core.arrays import Floats, Floats32, Ints
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import subsample
-from expunge.config import build
-from expunge.data import Batch, Samples, as_samples
+from expunge.config import (
+    PartitionConfig,
+    PartitionKeywords,
+    PruneConfig,
+    PruneKeywords,
+    RankConfig,
+    RankKeywords,
+    ScoreConfig,
+    ScoreKeywords,
+    TuneKeywords,
+    merge,
+)
+from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.detection.detectors import detect, detectors, needs_of
 from expunge.detection.partitioners import partitioners
 from expunge.detection.signals import collect
 from expunge.detection.thresholds import fdr_threshold
 from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.evaluation import metrics
-from expunge.evaluation.audit import audit as audit
+from expunge.evaluation.audit import audit
+from expunge.evaluation.diagnostics import memorised
 from expunge.models.inspection import inspect_layers
 from expunge.pruning import surgery
 from expunge.pruning.ranking import rank_units
 from expunge.pruning.selection import pruners
-from expunge.recipes import PartitionConfig, PruneConfig, RankConfig, ScoreConfig
 from expunge.records import (
     Budget,
     Evaluation,
@@ -44,42 +57,99 @@ from expunge.records import (
 )
 from expunge.storage.weights import fit_weights, load_weights
 from expunge.training import loop
-from expunge.training.loop import TuneConfig
+from expunge.training.baselines import trainers
+from expunge.training.loop import Checkpoint
+from expunge.training.optimisation import (
+    DEFAULT_LR,
+    MEMORISED_LR,
+    SCRATCH_LR,
+    TuneConfig,
+    with_learning_rate,
+)
 from expunge.training.targets import build_targets
 
-T = TypeVar("T")
-# What a user brings: Samples, a pair of arrays (x, y), or a map-style data set.
-Data = Any
-# Share of bad inputs from which held-out samples are looked at for them too.
-_BAD_INPUTS = 0.01
+__all__ = [
+    "Comparison",
+    "audit",
+    "average_checkpoint_probs",
+    "compare",
+    "partition",
+    "plan",
+    "prune",
+    "rank",
+    "score",
+    "tune",
+]
+
+# Held-out inputs are scored too if more than this fraction of the training inputs is bad.
+_MIN_INPUT_FAULTS = 0.01
+# The random numbers of the tuning are derived from this name.
+_TUNE_STREAM = "5-tune"
 
 
 def score(
     model: nn.Module,
-    data: Data,
-    /,
+    data: DataLike,
+    config: ScoreConfig | None = None,
     *,
     seed: int = 0,
     progress: Progress = silent,
-    **settings: object,
+    **settings: Unpack[ScoreKeywords],
 ) -> Scores:
-    """How suspicious every sample is, by every detector. settings: see `ScoreConfig`.
+    """Score every sample with every detector: higher is more suspicious.
 
-    One pass over the data (and one more for each random view); the model is left as it was.
+    Parameters
+    ----------
+    model
+        A classifier: a batch of inputs to logits ``float[b, c]``. It is left as it was.
+    data
+        The training data, noise and all: `Samples`, a pair ``(x, y)`` of arrays, or a map-style
+        data set.
+    config
+        Settings, see `ScoreConfig`.
+    seed
+        Seed of the random views.
+    progress
+        Called as ``progress(what, done, total)``.
+    **settings
+        Single settings of `ScoreConfig`, which replace those of the config.
+
+    Returns
+    -------
+    Scores
+        One column ``float64[n]`` for every detector, and the class distributions that they used.
+
+    Raises
+    ------
+    ModelError
+        If the model does not accept the data, or its output is not finite.
+    ConfigError
+        For unknown detectors and settings.
+
+    Notes
+    -----
+    Cost: one forward pass, one more for every view, and a backward pass where a detector needs
+    attributions of hidden layers. Scores do not depend on batch size, order or number of processes
+    beyond rounding.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> y = (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> scores = score(model, (x, y), detectors=("loss",))
+    >>> scores.values["loss"].shape
+    (60,)
     """
-    samples, config = as_samples(data), _settings(ScoreConfig, settings)
-    # When more is there, more is used.
-    more = (
-        ("external_margin",)
-        if samples.external_probs and "external_margin" not in config.detectors
-        else ()
-    )
-    chosen = (*config.detectors, *more)
-    needs = needs_of(chosen)
+    samples, config = as_samples(data), merge(ScoreConfig, config, settings)
+    names = config.detectors
+    if samples.external_probs and "external_margin" not in names:
+        names = (*names, "external_margin")
     signals = collect(
         model,
         samples,
-        needs=needs,
+        needs=needs_of(names),
         attribution_layer=config.attribution_layer,
         feature_layers=config.feature_layers,
         views=config.views,
@@ -88,44 +158,102 @@ def score(
         seed=seed,
         progress=progress,
     )
-    return detect(signals, chosen, config.options)
+    return detect(signals, names, config.options)
 
 
 def average_checkpoint_probs(
     model: nn.Module,
-    data: Data,
+    data: DataLike,
     checkpoints: Iterable[str | Path | Mapping[str, Tensor]],
-    /,
     *,
     progress: Progress = silent,
-) -> np.ndarray:
-    """Class probabilities averaged over checkpoints of a training, ``float32[n, c]``.
+) -> Floats32:
+    """Average the class probabilities over checkpoints of a training.
 
-    A network learns the right labels first and wrong ones late (arXiv 2001.10528), so the mean
-    over the whole training says more than its end. checkpoints: weights of the model, as files or
-    state dictionaries. Hand the result to `score` as ``replace(samples,
-    external_probs={"trajectory": p})``.
-    One plain pass each; the model is left as it was.
+    A network learns right labels first and wrong ones late (arXiv 2001.10528), so the mean over a
+    training separates them better than its end.
+
+    Parameters
+    ----------
+    model
+        The architecture. It is left as it was.
+    data
+        The training data.
+    checkpoints
+        Weights of the model: files, or state dictionaries. One or more.
+    progress
+        Called as ``progress(what, done, total)``.
+
+    Returns
+    -------
+    ndarray
+        ``float32[n, c]``. Give it to `score` as
+        ``dataclasses.replace(samples, external_probs={"trajectory": p})``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no checkpoint.
+    ModelError
+        If weights do not fit the model.
+
+    Notes
+    -----
+    Cost: one forward pass for every checkpoint.
     """
-    samples, other, sums, count = as_samples(data), copy.deepcopy(model), 0.0, 0
+    samples, other, total, count = as_samples(data), copy.deepcopy(model), 0.0, 0
     for checkpoint in checkpoints:
         if isinstance(checkpoint, Mapping):
             fit_weights(other, checkpoint)
         else:
             load_weights(other, checkpoint)
         logits = collect(other, samples, progress=progress, what="trajectory").logits
-        sums, count = sums + softmax(logits.astype(np.float64), axis=1), count + 1
+        total, count = total + softmax(logits.astype(np.float64), axis=1), count + 1
     if not count:
         raise ConfigError("there is no checkpoint", where="trajectory", fix="name one or more")
-    return np.asarray(sums / count, dtype=np.float32)
+    return np.asarray(total / count, dtype=np.float32)
 
 
-def partition(scores: Scores, /, *, seed: int = 0, **settings: object) -> Partition:
-    """The probability that each sample is bad, and a label to suggest. See `PartitionConfig`."""
-    config = _settings(PartitionConfig, settings)
+def partition(
+    scores: Scores,
+    config: PartitionConfig | None = None,
+    *,
+    seed: int = 0,
+    **settings: Unpack[PartitionKeywords],
+) -> Partition:
+    """Estimate for every sample the probability that it is noisy, and suggest a label.
+
+    Parameters
+    ----------
+    scores
+        What `score` returned.
+    config
+        Settings, see `PartitionConfig`.
+    seed
+        Seed of the fits.
+    **settings
+        Single settings of `PartitionConfig`, which replace those of the config.
+
+    Returns
+    -------
+    Partition
+        ``p_noisy``, ``p_label_fault`` and ``p_input_fault`` in [0, 1], suggested labels, and the
+        noise rate with its interval.
+
+    Raises
+    ------
+    ConfigError
+        For unknown methods and settings.
+
+    Notes
+    -----
+    Cost: seconds for 50,000 samples; no pass over the data.
+    """
+    config = merge(PartitionConfig, config, settings)
     partitioners.check_options(config.method, config.options)
     method = partitioners.get(config.method)
     split = method(scores, seed=seed, threshold=config.threshold, **config.options)
+    split = replace(split, memorised=bool(memorised(scores)))
     if config.fdr is None:
         return split
     return replace(split, threshold=fdr_threshold(split.p_noisy, config.fdr))
@@ -133,25 +261,56 @@ def partition(scores: Scores, /, *, seed: int = 0, **settings: object) -> Partit
 
 def rank(
     model: nn.Module,
-    data: Data,
+    data: DataLike,
     split: Partition,
-    /,
+    config: RankConfig | None = None,
     *,
     seed: int = 0,
     progress: Progress = silent,
-    **settings: object,
+    **settings: Unpack[RankKeywords],
 ) -> NeuronRanking:
-    """Neurons by how much of the noise they carry. See `RankConfig`."""
-    samples, config = as_samples(data), _settings(RankConfig, settings)
+    """Rank units by how much of the noise they carry.
+
+    Parameters
+    ----------
+    model
+        The classifier. It is left as it was.
+    data
+        The training data.
+    split
+        What `partition` returned.
+    config
+        Settings, see `RankConfig`.
+    seed
+        Seed of the samples drawn.
+    progress
+        Called as ``progress(what, done, total)``.
+    **settings
+        Single settings of `RankConfig`, which replace those of the config.
+
+    Returns
+    -------
+    NeuronRanking
+        Every unit of the ranked layers with effect, standard error and q-value.
+
+    Raises
+    ------
+    ModelError
+        If the model has no layer whose units could be ranked.
+
+    Notes
+    -----
+    Cost: one forward and one backward pass over at most ``max_samples`` samples.
+    """
+    samples, config = as_samples(data), merge(RankConfig, config, settings)
     example = example_batch(samples)
-    # Where nothing can be removed, all hidden layers can still be masked.
-    able = surgery.prunable(model, example)
-    shared = Counter(surgery.groups(model, example, able).values())
-    own = [name for name in able if shared[name] == 1]
-    able = able or list(inspect_layers(model, example).readouts)
-    layers = config.layers or tuple(
-        able[-config.last_n_layers :] if config.last_n_layers else own or able
-    )
+    prunable = surgery.prunable(model, example)
+    n_layers_of = Counter(surgery.groups(model, example, prunable).values())
+    unshared = [name for name in prunable if n_layers_of[name] == 1]
+    # Where no unit can be removed, those of all hidden layers can still be masked.
+    prunable = prunable or list(inspect_layers(model, example).readouts)
+    last = config.last_n_layers
+    layers = config.layers or tuple(prunable[-last:] if last else unshared or prunable)
     if not layers:
         raise ModelError("the model has no hidden layer whose units could be ranked")
     if len(samples) > config.max_samples:
@@ -168,11 +327,41 @@ def rank(
     )
 
 
-def plan(ranking: NeuronRanking, /, *, seed: int = 0, **settings: object) -> PrunePlan:
-    """Which units to cut: ``plan(ranking, fraction=0.1)``; see `PruneConfig`. Cuts nothing yet."""
-    config = _settings(PruneConfig, settings)
+def plan(
+    ranking: NeuronRanking,
+    config: PruneConfig | None = None,
+    *,
+    seed: int = 0,
+    **settings: Unpack[PruneKeywords],
+) -> PrunePlan:
+    """Choose the units to prune: ``plan(ranking, fraction=0.1)``. Nothing is pruned yet.
+
+    Parameters
+    ----------
+    ranking
+        What `rank` returned.
+    config
+        Settings, see `PruneConfig`.
+    seed
+        Seed of pruners that draw.
+    **settings
+        Single settings of `PruneConfig`, which replace those of the config.
+
+    Returns
+    -------
+    PrunePlan
+        The units by layer, how many were requested, and why fewer are granted.
+
+    Raises
+    ------
+    ConfigError
+        If neither a fraction nor a count above 0 is given.
+    PruneError
+        If the fraction is less than one unit, or no unit can be pruned.
+    """
+    config = merge(PruneConfig, config, settings)
     if not config.is_enabled:
-        raise ConfigError("nothing to cut", fix="give prune a fraction or a count above 0")
+        raise ConfigError("nothing to prune", fix="give prune a fraction or a count above 0")
     budget = Budget(config.fraction, config.count, config.scope, config.max_layer_fraction)
     pruners.check_options(config.method, config.options)
     made = pruners.get(config.method)(ranking, budget, seed=seed, **config.options)
@@ -184,27 +373,121 @@ def plan(ranking: NeuronRanking, /, *, seed: int = 0, **settings: object) -> Pru
     return made
 
 
-def prune(model: nn.Module, plan: PrunePlan, data: Data) -> nn.Module:
-    """A new, physically smaller model without the planned units. data: to trace the model with."""
+def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
+    """Return a physically smaller model without the planned units.
+
+    Parameters
+    ----------
+    model
+        The classifier. It is left as it was.
+    plan
+        What `plan` returned.
+    data
+        Any data of the model, to trace it with.
+
+    Raises
+    ------
+    PruneError
+        If the model has no such units, or the smaller model does not compute the same function of
+        the remaining units.
+    """
     return surgery.prune(model, plan, as_samples(data).example())
 
 
 def tune(
     model: nn.Module,
-    data: Data,
+    data: DataLike,
     split: Partition | None = None,
-    /,
+    config: TuneConfig | None = None,
     *,
     seed: int = 0,
     layers: tuple[str, ...] = (),
+    from_scratch: bool = False,
+    trainer: str = "",
+    checkpoint: Checkpoint | None = None,
+    stream: str = _TUNE_STREAM,
     progress: Progress = silent,
-    **settings: object,
+    **settings: Unpack[TuneKeywords],
 ) -> nn.Module:
-    """A fine-tuned copy: ``tune(model, data, split, epochs=3)``. See `TuneConfig`."""
-    samples, config = as_samples(data), _settings(TuneConfig, settings)
-    targets = build_targets(samples, split, config)
-    layers = tuned_layers(model, samples, config, layers)
-    return loop.tune(model, samples, targets, config, seed=seed, layers=layers, progress=progress)
+    """Fine-tune a copy of the model: ``tune(model, data, split, epochs=3)``.
+
+    Parameters
+    ----------
+    model
+        The classifier. It is left as it was.
+    data
+        The training data.
+    split
+        What `partition` returned. None: all samples with the given labels.
+    config
+        Settings, see `TuneConfig`. A learning rate that is left out is chosen by `with_default_lr`.
+    seed
+        Seed of order, views and dropout.
+    layers
+        With ``scope="head"``, layers that are tuned beside the head: those that were pruned.
+    from_scratch
+        Whether the model is untrained, for the default learning rate.
+    trainer
+        A registered trainer to use instead, see `expunge.training.baselines`.
+    checkpoint
+        Where the state between epochs is kept.
+    stream
+        The name from which random numbers are derived.
+    progress
+        Called as ``progress(what, done, total)``.
+    **settings
+        Single settings of `TuneConfig`, which replace those of the config.
+
+    Returns
+    -------
+    nn.Module
+        The tuned copy, in evaluation mode.
+
+    Raises
+    ------
+    PartitionError
+        If the partition leaves no sample, or none of a class.
+    ModelError
+        If the loss is not finite.
+
+    Notes
+    -----
+    Cost: ``epochs`` forward and backward passes over the samples with a weight above 0.
+    """
+    samples, config = as_samples(data), merge(TuneConfig, config, settings)
+    config = with_default_lr(config, len(samples), split, from_scratch=from_scratch)
+    if trainer:
+        rate = split.noise_rate[0] if split is not None else 0.0
+        return trainers.get(trainer)(
+            model, samples, config, seed=seed, rate=rate, progress=progress, what=stream
+        )
+    return loop.tune(
+        model,
+        samples,
+        build_targets(samples, split, config),
+        config,
+        seed=seed,
+        layers=_tuned_layers(model, samples, config, layers),
+        checkpoint=checkpoint,
+        progress=progress,
+        what=stream,
+    )
+
+
+def with_default_lr(
+    config: TuneConfig, n: int, split: Partition | None, *, from_scratch: bool = False
+) -> TuneConfig:
+    """Fill in the learning rate, if the config has none, for n samples.
+
+    For batches of 128: 0.3 in the repair of a model that has memorised wrong labels, 0.2 from
+    scratch, else 0.1. For other batches it is scaled by ``√(batch_size / 128)``.
+    """
+    lr = DEFAULT_LR
+    if from_scratch:
+        lr = SCRATCH_LR
+    elif split is not None and split.memorised_wrong_labels:
+        lr = MEMORISED_LR
+    return with_learning_rate(config, n, lr)
 
 
 class Comparison(NamedTuple):
@@ -218,8 +501,27 @@ class Comparison(NamedTuple):
         return f"accuracy {self.before.accuracy} → {self.after.accuracy}, gain {self.gain}"
 
 
-def compare(before: nn.Module, after: nn.Module, data: Data, *, seed: int = 0) -> Comparison:
-    """Evaluate two models on held-out samples, with 95 % bootstrap intervals."""
+def compare(before: nn.Module, after: nn.Module, data: DataLike, *, seed: int = 0) -> Comparison:
+    """Evaluate two models on the same held-out samples, with 95 % bootstrap intervals.
+
+    Parameters
+    ----------
+    before, after
+        The classifiers. They are left as they were.
+    data
+        Held-out samples. Accuracy is measured against their labels.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Comparison
+        Both evaluations and the paired gain in accuracy.
+
+    Notes
+    -----
+    Cost: one forward pass for each model.
+    """
     samples = as_samples(data)
     first, second = (evaluate(m, samples, seed=seed) for m in (before, after))
     return Comparison(first, second, metrics.paired_gain(second, first, seed=seed))
@@ -228,35 +530,33 @@ def compare(before: nn.Module, after: nn.Module, data: Data, *, seed: int = 0) -
 def evaluate(
     model: nn.Module, samples: Samples, *, seed: int = 0, progress: Progress = silent
 ) -> Evaluation:
-    """How well a model does on labelled samples; see `metrics.evaluate`."""
+    """Measure a model on labelled samples; see `expunge.evaluation.metrics.evaluate`."""
     signals = collect(model, samples, progress=progress, what="evaluate")
     probs = softmax(signals.logits.astype(np.float64), axis=1)
     return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
 
 
-def predict(model: nn.Module, data: Data, *, progress: Progress = silent) -> np.ndarray:
-    """The class predicted for every sample, ``int64[n]``. One plain pass."""
+def predict(model: nn.Module, data: DataLike, *, progress: Progress = silent) -> Ints:
+    """Predict the class of every sample, ``int64[n]``, in one forward pass."""
     return collect(model, as_samples(data), progress=progress, what="predict").logits.argmax(axis=1)
 
 
-def clean_input_probability(model: nn.Module, data: Data, split: Partition) -> np.ndarray:
-    """``float64[n]``: the probability that each sample's input is sound.
+def clean_input_probability(model: nn.Module, data: DataLike, split: Partition) -> Floats:
+    """Estimate for every held-out sample the probability that its input is clean, ``float64[n]``.
 
-    Asked only where the training data have bad inputs, more than one in a hundred, by the
-    detectors of these (one plain pass); else all ones.
+    All ones unless more than one in a hundred training inputs is bad by the partition. Then the
+    input detectors score the held-out samples, in one forward pass.
     """
     samples = as_samples(data)
-    if float((split.p_input_fault > 0.5).mean()) < _BAD_INPUTS:
+    if float((split.p_input_fault > 0.5).mean()) < _MIN_INPUT_FAULTS:
         return np.ones(len(samples))
-    own = tuple(
-        name for name in ScoreConfig().detectors if detectors.metadata(name).kind == "input"
-    )
-    scores = score(model, samples, detectors=own, views=0)
+    names = tuple(n for n in ScoreConfig().detectors if detectors.metadata(n).kind == "input")
+    scores = score(model, samples, detectors=names, views=0)
     return 1.0 - partition(scores, method="mixture").p_input_fault
 
 
 def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) -> nn.Module:
-    """A copy of the model without the planned units: removed, or silenced by masks."""
+    """Return a copy of the model without the planned units: removed, or silenced by masks."""
     if mode == "remove":
         return surgery.prune(model, plan, example_batch(samples))
     masked = copy.deepcopy(model)
@@ -265,16 +565,16 @@ def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) ->
 
 
 def example_batch(samples: Samples) -> Batch:
-    """The first input, prepared: enough to trace a model, and quick."""
+    """Return the first input, prepared: a batch of one, enough to trace a model."""
     return samples.batch(np.arange(1))
 
 
-def tuned_layers(
+def _tuned_layers(
     model: nn.Module, samples: Samples, config: TuneConfig, layers: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """What L-FT trains: the head, and the layers that were cut with the norms behind them.
+    """The layers that L-FT trains: the head, and the pruned layers with the norms behind them.
 
-    A layer that learns in front of a norm that does not is unchecked, and can run away.
+    A layer that is trained in front of a norm that is not can diverge.
     """
     if config.scope == "all":
         return ()
@@ -282,7 +582,3 @@ def tuned_layers(
     head = inspect_layers(model, example).head
     behind = surgery.norms(model, example, layers) if layers else []
     return tuple(dict.fromkeys((*layers, *behind, *([head] if head else []))))
-
-
-def _settings(kind: type[T], values: Mapping[str, object]) -> T:
-    return build(kind, dict(values), where=kind.__name__)

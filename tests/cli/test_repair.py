@@ -16,6 +16,7 @@ import pytest
 from expunge import cli, pipeline
 from expunge._core.rng import temp_seed
 from expunge.demo import digits as demos
+from expunge.demo.noise import NoisyDataset
 from expunge.models.zoo import convnet
 from expunge.records import Flag
 from oracles_digits import contents, noisy
@@ -59,10 +60,10 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         with temp_seed(seed, "network"):
             return convnet(classes=10, channels=1, widths=(4, 8), hidden=16, convolutions=1)
 
-    def scene(**settings: object) -> demos.Scene:
+    def scene(**settings: object) -> NoisyDataset:
         made, rows = whole(**settings), np.arange(200)
         truth = made.truth
-        return demos.Scene(
+        return NoisyDataset(
             made.train.subset(rows),
             made.test.subset(rows),
             replace(
@@ -74,7 +75,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     whole = demos.scene
-    settings = {"controls": ("finetune-only",), "overrides": {"tune": {"epochs": 1}}}
+    settings = {"baselines": ("finetune-only",), "overrides": {"tune": {"epochs": 1}}}
     monkeypatch.setattr(demos, "TRAINING", replace(demos.TRAINING, epochs=3))
     monkeypatch.setattr(demos, "network", network)
     monkeypatch.setattr(demos, "scene", scene)
@@ -93,7 +94,7 @@ def test_the_demo_prints_a_table_and_where_the_report_lies(call):
     assert f"report: {folder}/report.html" in said.out
     for part in ("accuracy", "seconds", "parameters", "finetune-only"):
         assert part in said.out
-    assert "Against the truth" in said.out
+    assert "Against the true labels" in said.out
     assert {p.name for p in Path().iterdir()} == {"runs"}
     assert call("demo").code == 0  # read again
     assert call("demo", "--overwrite").code == 0
@@ -103,7 +104,7 @@ def test_nothing_of_a_result_is_cut_where_there_is_no_terminal(capsys):
     name = "a-control-with-a-name-that-is-longer-than-the-names-of-ours"
     flag = Flag("some-code", "A sentence that goes on for longer than eighty columns. " * 3 + "So.")
     result = make_result(baselines={name: make_baseline(0.7, -0.189)}, flags=(flag,))
-    cli.repair._print_result(result)
+    cli.results.print_result(result)
     said = capsys.readouterr().out
     for part in (name, "parameters", "70.0 (65.0–75.0)", "-18.9 (-22.9…-14.9)", flag.message):
         assert part in said
@@ -120,7 +121,7 @@ def test_the_demo_s_json_is_result_json_and_nothing_else(call, tmp_path):
     assert found == json.loads((tmp_path / "run" / "result.json").read_text())
     assert (found["recipe"], found["seed"]) == ("rlap", 3)
     assert found["seconds"]["train"] > 0
-    assert "Against the truth" in said.err
+    assert "Against the true labels" in said.err
 
 
 @pytest.mark.usefixtures("quick_demo")
@@ -154,7 +155,7 @@ def test_the_json_has_the_keys_that_others_rely_on(call, tmp_path):
     interval = {"value", "low", "high"}
     assert found["before"]["accuracy"].keys() == found["after"]["accuracy"].keys()
     assert found["after"]["accuracy"].keys() == interval | {"n"}
-    assert found["baselines"]["nothing"].keys() >= {"accuracy", "seconds"}
+    assert found["baselines"]["no-op"].keys() >= {"accuracy", "seconds"}
     assert found["partition"]["noise_rate"].keys() == interval
     assert isinstance(found["partition"]["flagged"], int)
     assert found["pruning"].keys() >= {
@@ -211,7 +212,7 @@ def test_check_lists_problems_and_ends_with_1(call, tmp_path):
     said = call("check", write_spec(tmp_path))
     assert said.code == 0
     assert "no problems" in said.out
-    bad = write_spec(tmp_path, {"recipe": "defualt", "controls": ["nothin"]}, name="bad")
+    bad = write_spec(tmp_path, {"recipe": "defualt", "baselines": ["no-oop"]}, name="bad")
     said = call("check", bad)
     assert said.code == 1
     assert said.out.count("✗") == 2
@@ -258,8 +259,9 @@ def test_list_names_everything_that_can_be_named(call):
     said = call("list")
     assert said.code == 0
     found = json.loads(call("list", "--json").out)
-    assert found.keys() == cli.repair.REGISTRIES.keys()
-    for kind, registry in cli.repair.REGISTRIES.items():
+    assert found.keys() == cli.results.REGISTRIES.keys()
+    for kind in cli.results.REGISTRIES:
+        registry = cli.results._registry(kind)
         assert list(found[kind]) == registry.names()
         for name, summary in found[kind].items():
             assert summary, (kind, name)

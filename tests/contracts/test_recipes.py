@@ -18,7 +18,7 @@ NAMES = recipes.names()
 
 
 def carried_out(name: str, **changes: object) -> RepairResult:
-    settings = {"recipe": name, "overrides": QUICK, "controls": (), "seed": 0}
+    settings = {"recipe": name, "overrides": QUICK, "baselines": (), "seed": 0}
     return pipeline.repair(memorised(), noisy(), clean(), **{**settings, **changes})
 
 
@@ -35,8 +35,8 @@ def test_it_works_as_the_recipe_of_a_repair_and_is_deterministic(name):
     assert result.plan is None or result.plan.granted > 0
 
 
-def test_as_controls_all_start_from_the_same_partition_and_cut_as_much():
-    result = carried_out("default", controls=tuple(NAMES))
+def test_as_baselines_all_start_from_the_same_partition_and_cut_as_much():
+    result = carried_out("default", baselines=tuple(NAMES))
     alone = carried_out("default")
     assert np.array_equal(result.partition.p_noisy, alone.partition.p_noisy)
     for name in NAMES:

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from expunge.config import RoundsConfig
 from expunge.evaluation import decision
 from expunge.evaluation.decision import Candidate, HeldOutLabels
-from expunge.recipes import Recipe, RoundsConfig, recipes
+from expunge.recipes import Recipe, recipes
 from expunge.records import Partition
 
 CLASSES = 4
@@ -165,7 +166,7 @@ def test_a_repair_is_begun_only_where_it_can_help():
     p[:2] = 1.0
     assert decision.reason_to_skip(partition(labels, p, labels), Recipe(), names) == ""
     p[25:50] = 1.0
-    kept = recipes.get("rounds")(Recipe(rounds=RoundsConfig(targets="filter")))
+    kept = recipes.get("iterative")(Recipe(rounds=RoundsConfig(targets="filter")))
     assert "every sample of b was flagged" in decision.reason_to_skip(
         partition(labels, p, labels), kept, names
     )

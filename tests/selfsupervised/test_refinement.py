@@ -270,7 +270,7 @@ def test_a_repair_by_refinement_is_one_of_the_recipes(monkeypatch):
     model = memorised()
     overrides = {"tune": {"epochs": 2, "batch_size": 32}, "score": {"detectors": ["margin"]}}
     result = pipeline.repair(
-        model, noisy(), clean(), recipe="ssl-refine", overrides=overrides, controls=()
+        model, noisy(), clean(), recipe="ssl-refine", overrides=overrides, baselines=()
     )
     assert same(seen[0][0], model)  # from the checkpoint, memorised or not
     assert seen[0][1].lr == 0.1

@@ -260,8 +260,8 @@ def finished(tmp_path_factory) -> tuple[Path, Path, nn.Module]:
     """A spec, the folder of its run, and the repaired model."""
     spec = write_spec(tmp_path_factory.mktemp("spec"))
     run = spec.parent / "run"
-    job = specs.prepare(spec, out=run)
-    result = pipeline.repair(job.model, job.train, job.validation, **job.settings)
+    job = specs.load_spec(spec, out=run)
+    result = pipeline.repair(job.model, job.train, job.validation, **job.options)
     assert result.plan is not None
     assert result.plan.granted > 0
     return spec, run, result.model

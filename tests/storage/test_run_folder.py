@@ -197,7 +197,7 @@ def test_a_damaged_run_file_is_one_of_our_errors(tmp_path, content):
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("stranger", ["thesis.tex", "1-score", "controls", ".git"])
+@pytest.mark.parametrize("stranger", ["thesis.tex", "1-score", "baselines", ".git"])
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path, stranger, overwrite):
     (tmp_path / stranger).write_text("mine")
     with (
@@ -217,7 +217,7 @@ def test_fresh_discards_what_a_run_made_and_nothing_else(tmp_path):
     for name in [*ours, *theirs]:
         (folder / name).write_text(name)
     (folder / "5-tune.partial").mkdir()
-    (folder / "controls").mkdir()
+    (folder / "baselines").mkdir()
     compute = Compute()
     with open_run(folder, {**HEADER, "seed": 9}, overwrite=True) as run:
         assert {p.name for p in folder.iterdir()} == {*theirs, "run.json", ".lock"}
@@ -245,9 +245,9 @@ def test_fresh_does_not_follow_links_out_of_the_folder(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x").write_text("mine")
     made(tmp_path / "run")
-    (tmp_path / "run" / "controls").symlink_to(tmp_path / "data")
+    (tmp_path / "run" / "baselines").symlink_to(tmp_path / "data")
     with open_run(tmp_path / "run", HEADER, overwrite=True):
-        assert not (tmp_path / "run" / "controls").exists()
+        assert not (tmp_path / "run" / "baselines").exists()
     assert (tmp_path / "data" / "x").read_text() == "mine"
 
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from expunge import stages
 from expunge._core.progress import Progress, silent
+from expunge.config import ScoreConfig
 from expunge.demo.noise import GroundTruth
 from expunge.detection.detectors import detectors
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, did_you_mean
 from expunge.evaluation import metrics
-from expunge.recipes import ScoreConfig
 from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
 from expunge_bench.peers import BenchmarkCase, Verdict, peers
 from expunge_bench.suites import ResultStore, Row, Table, distinct, mean, timed

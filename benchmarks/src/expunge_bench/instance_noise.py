@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator
 from expunge.data import Samples
+from expunge.detection.needs import Need
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError
 from expunge.storage.weights import fit_weights
@@ -144,7 +145,7 @@ class _Averages:
     def save(self, epoch: int, tensors: dict[str, Tensor]) -> None:
         state = {k.removeprefix("model."): v for k, v in tensors.items() if k[:6] == "model."}
         fit_weights(self.model, state, where="noise")
-        needs = frozenset({"views"})
+        needs: frozenset[Need] = frozenset({"views"})
         signals = collect(self.model, self.samples, needs=needs, views=1, seed=self.seed + epoch)
         assert signals.augmented_probs is not None
         self.total = self.total + signals.augmented_probs.astype(np.float64)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from expunge import stages
 from expunge._core.progress import Progress, silent
+from expunge.config import ScoreConfig
 from expunge.data import Samples
 from expunge.demo.noise import wrong_labels
 from expunge.detection.pooling import MAX_PART_MEANS
 from expunge.detection.signals import collect
-from expunge.recipes import ScoreConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.suites import ResultStore, Row, Table, timed
 

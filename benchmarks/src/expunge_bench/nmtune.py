@@ -18,7 +18,6 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed
-from expunge.config import digest
 from expunge.data import Samples, TensorInputs
 from expunge.demo.noise import wrong_labels
 from expunge.errors import ConfigError, DataError, did_you_mean
@@ -28,6 +27,7 @@ from expunge.nmtune.heads import NMTune
 from expunge.nmtune.objectives import PRESETS
 from expunge.nmtune.pages import page
 from expunge.nmtune.spectra import lsvr, singular_values, sve
+from expunge.storage.hashing import digest
 from expunge.text.encoders import Encoder, encoded
 from expunge.training.loop import TuneConfig
 from expunge_bench.cifar import Cifar

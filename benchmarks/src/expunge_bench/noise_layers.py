@@ -13,12 +13,13 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed
+from expunge.config import DEFAULT_PRUNE_FRACTION
 from expunge.data import Preparation, Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, did_you_mean
 from expunge.models.zoo import convnet
-from expunge.recipes import DEFAULT_PRUNE_FRACTION, Recipe
+from expunge.recipes import Recipe
 from expunge.reporting.charts import line_chart
 from expunge.robustness.attacks import FromPixels, adversarial, robustness
 from expunge.robustness.noise_layers import (

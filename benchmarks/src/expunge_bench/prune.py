@@ -16,8 +16,6 @@ from expunge.data import Samples
 from expunge.errors import ConfigError
 from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
-from expunge.storage import cached_stages
-from expunge.training.optimisation import with_learning_rate
 from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
 from expunge_bench.repair import WHOLE, images_per_second
 from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
@@ -66,16 +64,14 @@ def bench(
         )
         split = found.partition
         assert split is not None
-        rate = cached_stages.default_learning_rate(recipe, found.scores, split)
-        config = asdict(with_learning_rate(recipe.tune, len(scene.train), rate))
         for name, fraction in left:
             model = stages.tune(
                 _cut(noisy, scene.train, found, name, fraction, setting.seed),
                 scene.train,
                 split,
+                recipe.tune,
                 seed=setting.seed,
                 progress=progress,
-                **config,
             )
             size = surgery.size(model, stages.example_batch(scene.train))
             measured = stages.evaluate(model, scene.test, seed=setting.seed)
@@ -96,7 +92,7 @@ def bench(
 def _cut(
     model: nn.Module,
     train: Samples,
-    found: pipeline.Stages,
+    found: pipeline.StageResults,
     name: str,
     fraction: float,
     seed: int,

@@ -23,8 +23,7 @@ from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
 from expunge.records import Evaluation, Partition, RepairResult
 from expunge.reporting.summary import repair_seconds
-from expunge.storage import cached_stages
-from expunge.training.optimisation import TuneConfig, with_learning_rate
+from expunge.training.optimisation import TuneConfig
 from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
 from expunge_bench.peers import BenchmarkCase, peers
 from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
@@ -64,13 +63,9 @@ oracles_and_peers: Registry[Callable[[OracleInput], nn.Module], NoMetadata] = Re
 @oracles_and_peers.register("oracle-finetune")
 def oracle_finetune(given: OracleInput) -> nn.Module:
     """Oracle: the repair's own tuning on the truly clean samples."""
-    case, recipe, split = given.case, resolve(WHOLE), true_partition(given.case.scene)
-    train, rate = (
-        case.scene.train,
-        cached_stages.default_learning_rate(recipe, given.result.scores, split),
-    )
-    settings = asdict(with_learning_rate(replace(recipe.tune, targets="filter"), len(train), rate))
-    return stages.tune(case.model, train, split, seed=case.setting.seed, **settings)
+    case, config = given.case, replace(resolve(WHOLE).tune, targets="filter")
+    split = replace(true_partition(case.scene), memorised=given.result.partition.memorised)
+    return stages.tune(case.model, case.scene.train, split, config, seed=case.setting.seed)
 
 
 @oracles_and_peers.register(ORACLE)
@@ -137,7 +132,7 @@ def _measured(
         test,
         recipe=WHOLE,
         held_out=case.scene.held_out,
-        controls=controls,
+        baselines=controls,
         seed=setting.seed,
         out=case.out / "runs" / setting.name,
         train_seconds=train_seconds,

@@ -198,7 +198,7 @@ def _of_words(samples: Samples) -> np.ndarray:
     """``bool[n]``: whether the clip is of one of the ten words."""
     absent = [word for word in WORDS if word not in samples.classes]
     if absent:
-        raise DataError(f"no class is called: {', '.join_by_id(absent)}", where=samples.name)
+        raise DataError(f"no class is called: {', '.join(absent)}", where=samples.name)
     return np.isin(samples.labels, [samples.classes.index(word) for word in WORDS])
 
 

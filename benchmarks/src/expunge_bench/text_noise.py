@@ -16,9 +16,9 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator
-from expunge.config import digest
 from expunge.errors import ConfigError, DataError, did_you_mean
 from expunge.evaluation import metrics
+from expunge.storage.hashing import digest
 from expunge.text.characters import CharacterModel
 from expunge.text.encoders import Encoder, TokenStates
 from expunge.text.filters import HELD_OUT, SETTINGS, Kind, TextNoiseFilter, TextScores

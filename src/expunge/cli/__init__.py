@@ -13,7 +13,7 @@ from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import entry_points
 
 from expunge._core.distributed import shutdown
-from expunge.cli import nmtune, repair, text  # noqa: F401  (they add their commands to the application)
+from expunge.cli import nmtune, repair, results, text  # noqa: F401  (they add their commands to the application)
 from expunge.cli.terminal import app, err_console
 from expunge.errors import ExpungeError
 from expunge_bench import cli  # noqa: F401  (they add their commands to the application)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.config import digest
 from expunge.data.checks import (
     feature_problems,
     label_problems,
@@ -25,7 +24,7 @@ from expunge.data.checks import (
 from expunge.data.inputs import Batch, Inputs, SubsetInputs, TensorInputs, hash_array
 from expunge.data.preparation import Preparation
 from expunge.errors import DataError, format_ids, raise_all
-from expunge.storage.hashing import content_of
+from expunge.storage.hashing import content_of, digest
 
 # A random view (augmentation) of a batch of prepared inputs, drawn from a CPU generator.
 View: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]

@@ -15,6 +15,7 @@ from torch import nn
 from expunge import pipeline
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
+from expunge.config import DEFAULT_BASELINES
 from expunge.data import Samples, TensorInputs, from_arrays
 from expunge.demo.noise import GroundTruth, LabelNoise, NoisyDataset, gaussian_inputs, wrong_labels
 from expunge.models.zoo import convnet
@@ -24,7 +25,7 @@ from expunge.training.loop import TuneConfig
 
 Kind = Literal["labels", "inputs", "both"]
 
-CONTROLS = (*pipeline.CONTROLS, "retrain-filtered-3x")
+BASELINES = (*DEFAULT_BASELINES, "retrain-filtered-3x")
 # Trained until the labels are memorised, as one would a clean set: no augmentation, no early stop.
 TRAINING = TuneConfig(targets="all", epochs=40, lr=0.1, batch_size=64, augment=False)
 
@@ -89,7 +90,7 @@ def demo(
     seed: int = 0,
     out: str | Path | None = None,
     recipe: str = "default",
-    controls: tuple[str, ...] = CONTROLS,
+    baselines: tuple[str, ...] = BASELINES,
     overrides: dict[str, object] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -117,7 +118,7 @@ def demo(
         made.test,
         recipe=recipe,
         overrides=overrides,
-        controls=controls,
+        baselines=baselines,
         seed=seed,
         out=out,
         overwrite=overwrite,

@@ -152,9 +152,8 @@ def _evidence_plot(kind: str, values: Array, flagged: Array, fit: Fit | None) ->
     curves = []
     for part in fit.components if fit else ():
         x = np.linspace(low, high, charts.POINTS)
-        std = max(part.std * fit.scale, 1e-12) if fit else 1.0
-        mean = fit.centre + fit.scale * part.mean if fit else 0.0
-        density = np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+        std = max(part.std, 1e-12)
+        density = np.exp(-0.5 * ((x - part.mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
         role = "curve noisy-line" if part.noisy else "curve clean-line"
         curves.append((role, part.weight * per_bin * density))
     plot = charts.histogram(

@@ -163,11 +163,8 @@ def pruning_skipped(result: RepairResult) -> str:
 def top_suspects(partition: Partition, k: int) -> Ints:
     """Positions of the ``k`` most suspicious samples: by p_noisy, then evidence, then id."""
     evidence = np.zeros(len(partition.ids))
-    fits = {fit.kind: fit for fit in partition.fits}
-    for name, values in partition.evidence.items():
-        fit = fits.get(kind_of_evidence(name))
-        centre, scale = (fit.centre, fit.scale) if fit else (0.0, 1.0)
-        evidence += (values - centre) / scale
+    for values in partition.evidence.values():
+        evidence += values
     return np.lexsort((partition.ids, -evidence, -partition.p_noisy))[: max(k, 0)]
 
 

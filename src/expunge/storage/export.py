@@ -219,7 +219,7 @@ def export_run(
     run: the run folder; by default the one that ``expunge repair SPEC`` writes to. See
     `export_model`. Raises RunError if the run is not finished, or of other training data.
     """
-    said, place = specs.load(spec), Path(spec).resolve().parent
+    said, place = specs.read_spec(spec), Path(spec).resolve().parent
     run = specs.run_folder(said, spec) if run is None else Path(run)
     header, state, plan = _finished_run(run)
     train, validation, _ = specs.read_data(said, place)

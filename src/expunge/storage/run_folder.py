@@ -31,16 +31,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge._core.distributed import broadcast_decision
-from expunge.config import digest
 from expunge.errors import RunError, format_ids
+from expunge.storage.hashing import digest
+from expunge.storage.json_files import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 _STAGES = ("1-score", "2-partition", "3-rank", "4-prune", "5-tune", "model")
 # What a run makes in its folder; nothing else is ever deleted.
-_OURS = frozenset(
+_MANAGED_FILES = frozenset(
     {*_STAGES, *(f"{name}.partial" for name in _STAGES)}
-    | {"controls", "rounds", "log.jsonl", "result.json"}
-    | {"model.safetensors", "partition.parquet", "report.html", "report.md"}
+    | {"baselines", "controls", "rounds", "log.jsonl", "result.json"}
+    | {"model.safetensors", "partition.parquet", "evaluation.parquet", "record.json"}
+    | {"report.html", "report.md"}
 )
 _TEMPORARY = ".partial-"  # how files begin that are not yet whole
 
@@ -86,26 +88,26 @@ class Run:
 
     def _stage(self, name: str, key: Any, compute: Callable[[], Artefact]) -> Artefact:
         done = self.folder / name if self.folder else None
-        if done is not None and self._agreed((done / "stage.json").exists()):
-            note = _read_json(done / "stage.json")
+        if done is not None and self._broadcast((done / "stage.json").exists()):
+            note = read_json(done / "stage.json")
             _require_same(note.get("key"), key, f"{done}")
             self.seconds[name] = note["seconds"]
-            return _read_artefact(done)
+            return read_artefact(done)
         started = time.perf_counter()
         artefact = compute()
-        spent = time.perf_counter() - started + self._earlier(name)
+        spent = time.perf_counter() - started + self._elapsed_before(name)
         self.seconds[name] = spent
         if done is not None and self.writes:
             with wrap_io_errors(done):
                 _write_stage(done, artefact, {"key": key, "seconds": spent})
-                shutil.rmtree(self._partial(name), ignore_errors=True)
+                shutil.rmtree(self._checkpoint_dir(name), ignore_errors=True)
         return artefact
 
     def checkpoint(self, name: str, key: Mapping[str, Any]) -> EpochCheckpoint | None:
         """Where a stage can keep its state between epochs; gone once the stage is done."""
         if self.folder is None:
             return None
-        return EpochCheckpoint(self._partial(name), digest(dict(key)), self.writes)
+        return EpochCheckpoint(self._checkpoint_dir(name), digest(dict(key)), self.writes)
 
     def write(self, name: str, content: str | Callable[[Path], None]) -> None:
         """Write a file of the run in one rename: text, or a function that writes to a path."""
@@ -133,18 +135,18 @@ class Run:
         with wrap_io_errors(self.folder), (self.folder / "log.jsonl").open("a") as file:
             file.write(line + "\n")
 
-    def _agreed(self, answer: bool) -> bool:
+    def _broadcast(self, answer: bool) -> bool:
         """The main process's answer: the others must not look at a disk that it is writing to."""
         return broadcast_decision(self.accelerator, lambda: answer) if self.accelerator else answer
 
-    def _partial(self, name: str) -> Path:
+    def _checkpoint_dir(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.partial"
 
-    def _earlier(self, name: str) -> float:
+    def _elapsed_before(self, name: str) -> float:
         """Seconds that an interrupted attempt at this stage has spent already."""
-        note = self._partial(name) / "seconds.json" if self.folder else None
-        return float(_read_json(note)["before"]) if note is not None and note.exists() else 0.0
+        note = self._checkpoint_dir(name) / "seconds.json" if self.folder else None
+        return float(read_json(note)["before"]) if note is not None and note.exists() else 0.0
 
 
 class EpochCheckpoint:
@@ -228,7 +230,7 @@ def open_run(
                 fix="wait for it to end",
             ) from None
     try:
-        _claim(path, header, overwrite)
+        _write_header(path, header, overwrite)
         yield Run(path, accelerator)
     finally:
         lock.release()
@@ -240,7 +242,7 @@ def check_run_folder(folder: str | Path, *, overwrite: bool = False) -> None:
     if not path.is_dir():
         return
     if not (path / "run.json").exists():
-        _require_no_strangers(path)
+        _check_folder_is_ours(path)
     elif not overwrite and not (path / "0-train").exists():
         raise RunError(
             "this folder belongs to a run whose model was not trained in it",
@@ -249,14 +251,14 @@ def check_run_folder(folder: str | Path, *, overwrite: bool = False) -> None:
         )
 
 
-def _claim(path: Path, header: Mapping[str, Any], overwrite: bool) -> None:
+def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> None:
     """Check that the folder is empty or holds this very run; write run.json."""
     note = path / "run.json"
     header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
     if not note.exists():
-        _require_no_strangers(path)
+        _check_folder_is_ours(path)
     else:
-        found = _read_json(note)
+        found = read_json(note)
         if not {"schema", "versions"} <= {*found}:
             raise RunError(
                 "the folder holds other files: its run.json is of another program",
@@ -265,13 +267,14 @@ def _claim(path: Path, header: Mapping[str, Any], overwrite: bool) -> None:
             )
         found.pop("versions", None)
         if not overwrite:
+            _check_format(found, path)
             _require_same(found, header, str(path))
     with wrap_io_errors(path):
         for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
             _delete(left_over)
         if note.exists() and not overwrite:
             return
-        for name in _OURS if note.exists() else ():
+        for name in _MANAGED_FILES if note.exists() else ():
             _delete(path / name)
         text = json.dumps({**header, "versions": {"torch": torch.__version__}}, indent=2)
         temporary = path / f"{_TEMPORARY}run.json"
@@ -279,7 +282,17 @@ def _claim(path: Path, header: Mapping[str, Any], overwrite: bool) -> None:
         os.replace(temporary, note)
 
 
-def _require_no_strangers(path: Path) -> None:
+def _check_format(header: Mapping[str, Any], path: Path) -> None:
+    """Refuse a folder that another version of the run folder's format has made."""
+    if header["schema"] != SCHEMA:
+        raise RunError(
+            f"the folder holds a run of format {header['schema']}, this version reads {SCHEMA}",
+            where=str(path),
+            fix="choose another folder with --out, or discard the run with --overwrite",
+        )
+
+
+def _check_folder_is_ours(path: Path) -> None:
     """A folder without run.json holds a training at most (and what a killed process left)."""
     names = sorted(p.name for p in path.iterdir() if p.name not in (".lock", "0-train"))
     strangers = [name for name in names if not name.startswith(_TEMPORARY)]
@@ -344,36 +357,39 @@ def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> Non
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read_artefact(done: Path) -> Artefact:
+def read_artefact(done: Path) -> Artefact:
+    """Read what a finished stage left in its folder.
+
+    Raises
+    ------
+    RunError
+        If a file is missing or damaged.
+    """
     tensors = {}
     try:
         if (done / "tensors.safetensors").exists():
             with safe_open(done / "tensors.safetensors", framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tables = {p.stem: pq.read_table(p) for p in sorted(done.glob("*.parquet"))}
-    except (OSError, SafetensorError, pa.ArrowException) as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(
             f"cannot be read: {error}",
             where=str(done),
             fix="delete this folder; the stage is then done again",
         ) from error
-    return Artefact(_read_json(done / "stage.json")["metadata"], tables, tensors)
+    tables = {p.stem: read_table(p) for p in sorted(done.glob("*.parquet"))}
+    return Artefact(read_json(done / "stage.json")["metadata"], tables, tensors)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_table(file: Path) -> pa.Table:
+    """Read a Parquet file of a run; RunError if it is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
         raise RunError(
-            f"cannot be read: {error}", where=str(path), fix="choose another folder with --out"
+            f"cannot be read: {error}",
+            where=str(file.parent),
+            fix="delete this folder; the stage is then done again",
         ) from error
-    if not isinstance(found, dict):
-        raise RunError(
-            f"holds a {type(found).__name__}, not an object",
-            where=str(path),
-            fix="choose another folder with --out",
-        )
-    return found
 
 
 @contextmanager

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from expunge._core.arrays import Array
 from expunge.records import Component, Fit, NeuronRanking, Partition, PrunePlan, Scores
 from expunge.storage.run_folder import Artefact
+
+T = TypeVar("T")
+
+
+class Codec(NamedTuple, Generic[T]):
+    """How a record becomes an artefact of the run folder, and back."""
+
+    store: Callable[[T], Artefact]
+    load: Callable[[Artefact], T]
 
 
 def store_scores(scores: Scores) -> Artefact:
@@ -51,6 +63,7 @@ def store_partition(partition: Partition) -> Artefact:
         "noise_rate": partition.noise_rate,
         "fits": [asdict(fit) for fit in partition.fits],
         "evidence": list(partition.evidence),
+        "memorised": partition.memorised,
     }
     return Artefact(metadata=facts, tables={"partition": partition.to_table()})
 
@@ -76,6 +89,7 @@ def load_partition(artefact: Artefact) -> Partition:
         noise_rate=(value, low, high),
         fits=tuple(fits),
         evidence={name: columns[name] for name in facts["evidence"]},
+        memorised=facts["memorised"],
     )
 
 
@@ -104,6 +118,17 @@ def load_plan(artefact: Artefact) -> PrunePlan:
     return PrunePlan(units, artefact.metadata["requested"], tuple(artefact.metadata["reasons"]))
 
 
-def _columns(table: pa.Table) -> dict[str, np.ndarray]:
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
-    return {k: v.astype(str) if v.dtype.kind == "O" else v for k, v in columns.items()}
+def column(table: pa.Table, name: str) -> Array:
+    """A column of a table as an array; text becomes ``str``."""
+    values: Array = table[name].to_numpy(zero_copy_only=False)
+    return values.astype(str) if values.dtype.kind == "O" else values
+
+
+def _columns(table: pa.Table) -> dict[str, Array]:
+    return {name: column(table, name) for name in table.column_names}
+
+
+SCORES = Codec(store_scores, load_scores)
+PARTITION = Codec(store_partition, load_partition)
+RANKING = Codec(store_ranking, load_ranking)
+PLAN = Codec(store_plan, load_plan)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from expunge._core.arrays import Ints
+from expunge.config import Precision, TargetKind
 from expunge.errors import ConfigError, check_range
 
 # The peak learning rate where none is given, for batches of 128: by default, in a repair of a model
@@ -19,9 +20,6 @@ DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
 # The batch size where none is given lies between these, and gives an epoch at least so many steps
 # if it can.
 MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
-
-TargetKind = Literal["filter", "reweight", "relabel", "all"]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

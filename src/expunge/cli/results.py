@@ -1,0 +1,180 @@
+"""Commands that show what a repair has done: report, compare, export, list."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from expunge.cli.terminal import Json, app, print_json, whole_console
+from expunge.errors import RunError
+from expunge.storage.json_files import read_json
+
+if TYPE_CHECKING:
+    from expunge._core.registry import Registry
+    from expunge.records import Metric, RepairResult
+
+# Where the registry of every kind of plug-in is.
+REGISTRIES = {
+    "recipes": "expunge.recipes:recipes",
+    "detectors": "expunge.detection.detectors:detectors",
+    "partitions": "expunge.detection.partitioners:partitioners",
+    "rankers": "expunge.pruning.ranking:rankers",
+    "pruners": "expunge.pruning.selection:pruners",
+    "trainers": "expunge.training.baselines:trainers",
+    "sources": "expunge.data.sources:sources",
+    "views": "expunge.data.views:views",
+}
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
+) -> None:
+    """Print the report of a finished run, and where its HTML page is."""
+    result = _read_result(run)
+    if as_json:
+        print_json(result)
+        return
+    typer.echo((run / "report.md").read_text(encoding="utf-8"))
+    typer.echo(f"page: {run / 'report.html'}")
+
+
+@app.command()
+def export(
+    spec: Annotated[Path, typer.Argument(help="The spec file (TOML).")],
+    run: Annotated[
+        Path | None, typer.Option(help="The finished run folder. Default: that of the spec.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder. Default: exports/ and the spec's name.")
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write an ONNX file too, and compare it with the model.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(help="The largest difference of logits that the ONNX file may have.")
+    ] = 1e-3,
+    as_json: Json = False,
+) -> None:
+    """Write the repaired model for use: weights, a manifest that rebuilds it, and ONNX."""
+    from dataclasses import asdict
+
+    from expunge.storage import export as exports
+
+    folder = out or Path("exports") / spec.stem
+    found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
+    manifest = asdict(found.manifest)
+    if as_json:
+        print_json({"folder": str(folder), **manifest})
+        return
+    typer.echo(f"{folder}: {', '.join((*found.manifest.sha256, exports.MANIFEST))}")
+    if found.manifest.onnx is not None:
+        parity = found.manifest.onnx
+        typer.echo(
+            f"ONNX: logits differ by {parity.difference:.2g} at most on {parity.samples} samples, "
+            f"{parity.equal:.1%} of the predictions are equal"
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")], as_json: Json = False
+) -> None:
+    """Compare finished runs in one table."""
+    results = {str(run): _read_result(run) for run in runs}
+    if as_json:
+        print_json(results)
+        return
+    table = Table("run", "recipe", "seed", "before", "after", "gain", "parameters")
+    for name, r in results.items():
+        accuracy = [
+            _plain(r[side]["accuracy"] if r[side] else None) for side in ("before", "after")
+        ]
+        pruning = r["pruning"]
+        size = f"{pruning['parameters_before']:,} → {pruning['parameters_after']:,}"
+        table.add_row(name, r["recipe"], str(r["seed"]), *accuracy, _plain(r["gain"]), size)
+    whole_console().print(table)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help=f"One of: {', '.join(REGISTRIES)}.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List what can be named in a spec: recipes, detectors, and so on."""
+    if what and what not in REGISTRIES:
+        raise typer.BadParameter(f"'{what}' is none of: {', '.join(REGISTRIES)}")
+    chosen = {kind: _registry(kind) for kind in REGISTRIES if not what or kind == what}
+    found = {kind: {n: r.summary(n) for n in r.names()} for kind, r in chosen.items()}
+    if as_json:
+        print_json(found)
+        return
+    for kind, items in found.items():
+        typer.echo(kind)
+        for name, summary in items.items():
+            typer.echo(f"  {name:24}{summary}")
+
+
+def _registry(kind: str) -> Registry[Any, Any]:
+    module, _, name = REGISTRIES[kind].partition(":")
+    registry: Registry[Any, Any] = getattr(import_module(module), name)
+    return registry
+
+
+def print_result(result: RepairResult) -> None:
+    """Print red flags, the table of models, the decision, and where the report is."""
+    from expunge.reporting.tables import headline, outcomes
+
+    console = whole_console()
+    for flag in result.flags:
+        console.print(
+            f"⚑ {flag.code}: {flag.message}", style="yellow", highlight=False, markup=False
+        )
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    for head in ("model", "accuracy %", "Δ repair − this (pp)", "seconds", "parameters"):
+        left = head == "model"
+        table.add_column(head, justify="left" if left else "right", no_wrap=True)
+    for row in outcomes(result):
+        table.add_row(
+            row.name,
+            _percent(row.accuracy),
+            _points(row.gain),
+            f"{row.seconds:.1f}" if row.seconds is not None else "–",
+            f"{row.parameters:,}",
+        )
+    console.print(table)
+    typer.echo(headline(result))
+    if result.run:
+        typer.echo(f"report: {Path(result.run) / 'report.html'}")
+
+
+def _percent(metric: Metric | None) -> str:
+    if metric is None:
+        return "–"
+    return f"{100 * metric.value:.1f} ({100 * metric.low:.1f}–{100 * metric.high:.1f})"
+
+
+def _points(gain: Metric | None) -> str:
+    if gain is None:
+        return "–"
+    return f"{100 * gain.value:+.1f} ({100 * gain.low:.1f}…{100 * gain.high:.1f})"
+
+
+def _plain(metric: dict[str, float] | None) -> str:
+    if metric is None:
+        return "–"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def _read_result(run: Path) -> dict[str, Any]:
+    """Read ``result.json`` of a finished run."""
+    if not (run / "result.json").is_file():
+        raise RunError(
+            "holds no finished run", where=str(run), fix="let `expunge repair` end first"
+        )
+    return read_json(run / "result.json", fix="let `expunge repair` end first")

@@ -1,0 +1,253 @@
+"""What a repair works on, and its stages as a run folder keeps them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from expunge import stages
+from expunge._core.distributed import broadcast_decision
+from expunge.config import PartitionConfig, PruneConfig, RankConfig, RepairOptions, ScoreConfig
+from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
+from expunge.errors import ConfigError
+from expunge.models.inspection import check_fit, check_model
+from expunge.recipes import Recipe, recipes, resolve
+from expunge.records import NeuronRanking, Partition, PrunePlan, Scores
+from expunge.storage import serialization
+from expunge.storage.cached_stages import Chain
+from expunge.storage.hashing import content_of, digest
+from expunge.storage.run_folder import Artefact, Run
+from expunge.storage.serialization import Codec
+from expunge.storage.weights import fit_weights, model_fingerprint
+
+
+@dataclass(frozen=True)
+class RepairContext:
+    """What a repair works on, checked before anything is computed.
+
+    Parameters
+    ----------
+    model
+        The caller's model. It is never changed.
+    train, validation, held_out
+        The data sets.
+    options
+        What the caller asked for; ``recipe`` is resolved from it, ``baselines`` are those that run.
+    header
+        What identifies the run; written to ``run.json``.
+    accelerator
+        The processes.
+    may_decline
+        Whether the repair may be skipped or reverted. A deletion may not.
+    """
+
+    model: nn.Module
+    train: Samples
+    validation: Samples | None
+    held_out: Samples | None
+    options: RepairOptions
+    recipe: Recipe
+    baselines: tuple[str, ...]
+    header: Mapping[str, object]
+    accelerator: Accelerator
+    may_decline: bool = True
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random."""
+        return self.options.seed
+
+    def chain(self, run: Run, baseline: str = "") -> Chain:
+        """Start a chain of stages in a run folder."""
+        inputs = {name: self.header[name] for name in ("seed", "model", "train")}
+        return Chain(run, inputs, baseline)
+
+
+@dataclass(frozen=True)
+class RepairOutcome:
+    """A repaired model, the records it was made from, and the stages behind it.
+
+    prune_skipped_reason: why nothing was pruned, where the repair decided that.
+    """
+
+    model: nn.Module
+    partition: Partition
+    chain: Chain
+    ranking: NeuronRanking | None = None
+    plan: PrunePlan | None = None
+    prune_skipped_reason: str = ""
+
+
+def validate_inputs(
+    model: nn.Module,
+    train: DataLike,
+    validation: DataLike | None,
+    held_out: DataLike | None,
+    options: RepairOptions,
+) -> RepairContext:
+    """Check what a caller gives, and read it; see `expunge.repair`.
+
+    Raises
+    ------
+    ExpungeError
+        If model, data or options cannot be used, before anything is computed.
+    """
+    recipe = resolve(options.recipe, options.overrides)
+    for name in options.baselines:
+        recipes.get(name)
+    check_model(model)
+    samples = as_samples(train, name="training data")
+    check_fit(model, samples)
+    others = {
+        name: None if data is None else as_samples(data, name=f"{name} data")
+        for name, data in (("validation", validation), ("held_out", held_out))
+    }
+    for name, other in others.items():
+        if other is not None:
+            check_disjoint(samples, other)
+            if other.classes != samples.classes:
+                raise ConfigError(
+                    f"{name} has the classes {other.classes}, training {samples.classes}",
+                    fix="give both the same: classes=… of expunge.from_dataset or from_arrays",
+                )
+            check_alike(samples, other)
+    header = {
+        "recipe": options.recipe,
+        "settings": asdict(recipe),
+        "seed": options.seed,
+        "model": model_fingerprint(model),
+        "train": samples.fingerprint(),
+        **{name: other.fingerprint() if other else None for name, other in others.items()},
+    }
+    return RepairContext(
+        model,
+        samples,
+        others["validation"],
+        others["held_out"],
+        options,
+        recipe,
+        options.baselines if validation is not None else (),
+        header,
+        Accelerator(),
+    )
+
+
+def cached_score(
+    context: RepairContext, chain: Chain, config: ScoreConfig, model: nn.Module | None = None
+) -> tuple[Scores, Chain]:
+    """Score with the caller's model, or with one that the stages of the chain have made."""
+    return chain.stage(
+        "score",
+        config,
+        lambda _: stages.score(
+            model or context.model,
+            context.train,
+            config,
+            seed=context.seed,
+            progress=context.options.progress,
+        ),
+        serialization.SCORES,
+    )
+
+
+def cached_partition(
+    context: RepairContext, chain: Chain, config: PartitionConfig, scores: Scores
+) -> tuple[Partition, Chain]:
+    """Partition by scores; one process decides for all."""
+
+    def compute(_: object) -> Partition:
+        return broadcast_decision(
+            context.accelerator, lambda: stages.partition(scores, config, seed=context.seed)
+        )
+
+    return chain.stage("partition", config, compute, serialization.PARTITION)
+
+
+def cached_rank(
+    context: RepairContext, chain: Chain, config: RankConfig, split: Partition
+) -> tuple[NeuronRanking, Chain]:
+    """Rank the units of the caller's model by a partition."""
+    return chain.stage(
+        "rank",
+        config,
+        lambda _: stages.rank(
+            context.model,
+            context.train,
+            split,
+            config,
+            seed=context.seed,
+            progress=context.options.progress,
+        ),
+        serialization.RANKING,
+    )
+
+
+def cached_plan(
+    context: RepairContext, chain: Chain, config: PruneConfig, ranking: NeuronRanking
+) -> tuple[PrunePlan, Chain]:
+    """Choose the units to prune; one process decides for all."""
+
+    def compute(_: object) -> PrunePlan:
+        return broadcast_decision(
+            context.accelerator, lambda: stages.plan(ranking, config, seed=context.seed)
+        )
+
+    return chain.stage("prune", config, compute, serialization.PLAN)
+
+
+def cached_tune(
+    context: RepairContext, recipe: Recipe, outcome: RepairOutcome
+) -> tuple[nn.Module, Chain]:
+    """Tune a model on its partition, as a recipe says."""
+    model, split, chain = outcome.model, outcome.partition, outcome.chain
+    from_scratch, folder = recipe.start == "scratch", chain.folder("tune")
+    config = stages.with_default_lr(
+        recipe.tune, len(context.train), split, from_scratch=from_scratch
+    )
+    return chain.stage(
+        "tune",
+        config,
+        lambda checkpoint: stages.tune(
+            model,
+            context.train,
+            split,
+            config,
+            seed=context.seed,
+            layers=tuple(outcome.plan.units) if outcome.plan else (),
+            trainer=recipe.trainer,
+            checkpoint=checkpoint,
+            stream=chain.stream("tune"),
+            progress=lambda _, done, total: context.options.progress(folder, done, total),
+        ),
+        weights_codec(model, folder),
+        start=recipe.start,
+        mode=recipe.prune.mode,
+        trainer=recipe.trainer,
+        # A baseline from scratch learns from the last partition, which no stage of its chain made.
+        partition=_fingerprint(split),
+    )
+
+
+def _fingerprint(split: Partition) -> str:
+    """A digest of what a tuning reads of a partition."""
+    parts = (split.p_noisy, split.p_label_fault, split.p_input_fault, split.suggested_label)
+    return digest(content_of([*parts, split.suggested_probability, split.threshold]))
+
+
+def weights_codec(architecture: nn.Module, where: str) -> Codec[nn.Module]:
+    """Keep a model as its weights; they are read into a copy of the architecture."""
+
+    def load(artefact: Artefact) -> nn.Module:
+        model = copy.deepcopy(architecture)
+        fit_weights(model, artefact.tensors, where=where)
+        return model
+
+    def store(model: nn.Module) -> Artefact:
+        tensors: dict[str, Tensor] = dict(model.state_dict())
+        return Artefact(tensors=tensors)
+
+    return Codec(store, load)
