@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.errors import ConfigError, DataError
-from expunge.text.filters import TextScores
-from expunge.text.sentences import sentences
+from expunge.text.scores import TextScores
+from expunge.text.sentences import split_sentences
 from expunge_bench import text_noise
 from expunge_bench.text_faults import (
     NoisyText,
@@ -117,8 +117,8 @@ def test_the_oracle_gives_the_clean_sentences_back():
     for kind in KINDS:
         one = inject(document, drawn(kind), amount=0.4, seed=0)
         cleaned = text_noise.oracle(one)
-        assert [cleaned[a:b] for a, b in sentences(cleaned).tolist()] == [
-            document[a:b] for a, b in sentences(document).tolist()
+        assert [cleaned[a:b] for a, b in split_sentences(cleaned).tolist()] == [
+            document[a:b] for a, b in split_sentences(document).tolist()
         ]
 
 
@@ -127,7 +127,7 @@ def test_detection_counts_tokens_and_sentences():
     one = NoisyText(text, np.array([[13, 19]]), "")
     nothing = np.zeros(0), np.zeros((0, 2), dtype=np.int64)
     scores = TextScores(
-        text, sentences(text), np.array([0.0, 1.0, 2.0]), nothing[1], nothing[0], 0.5
+        text, split_sentences(text), np.array([0.0, 1.0, 2.0]), nothing[1], nothing[0], 0.5
     )
     found = text_noise.detection([scores], [one], by_token=False)
     # 5 tokens of the first sentence stand below the noise, 2 of the last above it
@@ -141,9 +141,9 @@ def test_detection_counts_tokens_and_sentences():
 def test_baselines_find_what_they_can_find():
     prose = "The bank rose, e.g. on Monday; it won 3.2% more (or so)."
     found = text_noise.rules(f"{prose} \nx = f(y)\nhttps://a.b/c\n😀😀\nreturn self.x")
-    assert found.noise.tolist() == [False, True, True, True, True]
+    assert found.is_noise.tolist() == [False, True, True, True, True]
     score = text_noise.perplexity(news(40), seed=0)
-    assert score(f"{news(1, seed=5)[0]}\nx_1 = [k] * 3").noise.tolist() == [False] * 6 + [True]
+    assert score(f"{news(1, seed=5)[0]}\nx_1 = [k] * 3").is_noise.tolist() == [False] * 6 + [True]
     assert score("").scores.shape == (0,)
 
 

@@ -67,7 +67,7 @@ def encoder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(encoder, tmp_path_factory) -> Path:
     """A filter fitted with that encoder."""
-    made = HuggingFaceEncoder.of(str(encoder))
+    made = HuggingFaceEncoder.from_pretrained(str(encoder))
     folder = tmp_path_factory.mktemp("filter")
     TextNoiseFilter.fit(news(40), stars(20), encoder=made).save(folder)
     return folder
@@ -83,10 +83,18 @@ def test_a_filter_is_fitted_on_files(call, encoder, fitted):
         Path(f"in/{number:02}.txt").write_text(document, encoding="utf-8")
     Path("others.txt").write_text("\n\n".join(stars(20)), encoding="utf-8")
     said = call(
-        "fit", "in", "--background", "others.txt", "--lines", "--encoder", encoder, "--out", "f"
+        "fit",
+        "in",
+        "--background",
+        "others.txt",
+        "--one-doc-per-line",
+        "--encoder",
+        encoder,
+        "--out",
+        "f",
     )
     assert said.code == 0, said.err
-    assert "f: combined score of 40 documents and 20 others" in said.out
+    assert "f: combined score, fitted to 40 documents and 20 of the background" in said.out
     Path("a.txt").write_text(noisy(1)[0], encoding="utf-8")
     here, there = (call("score", "a.txt", "--filter", name) for name in ("f", fitted))
     assert here.out == there.out
@@ -99,7 +107,7 @@ def test_a_text_file_is_cleaned_to_the_byte(call, fitted):
     said = call("clean", "a.txt", "--filter", fitted, "--out", "b.txt")
     assert said.code == 0, said.err
     assert Path("b.txt").read_bytes() == f"{document}\r\n".encode()
-    assert "1 documents, 1 of 13 sentences removed; nothing left of 0" in said.err
+    assert "1 documents, 1 of 13 sentences removed; 0 documents are empty now" in said.err
     assert Path("a.txt").read_bytes() == raw
 
 
@@ -139,17 +147,17 @@ def test_parquet_keeps_its_schema(call, fitted):
 
 def test_scores_have_offsets_into_the_text(call, fitted):
     Path("a.txt").write_text("\n".join(noisy(2)) + "\n\n", encoding="utf-8")
-    said = call("score", "a.txt", "--filter", fitted, "--lines", "--tokens")
+    said = call("score", "a.txt", "--filter", fitted, "--one-doc-per-line", "--tokens")
     assert said.code == 0, said.err
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert [r["where"] for r in rows] == ["a.txt:1", "a.txt:2"]
     for row, text in zip(rows, noisy(2), strict=True):
         last = row["sentences"][-1]
         assert text[last["start"] : last["end"]] == STRAY
-        assert last["noise"] == (last["score"] > row["threshold"]) is True
+        assert last["is_noise"] == (last["score"] > row["threshold"]) is True
         token = row["tokens"][0]
         assert text[token["start"] : token["end"]] == "The"
-    call("score", "a.txt", "--filter", fitted, "--lines", "--tokens", "--out", "s.jsonl")
+    call("score", "a.txt", "--filter", fitted, "--one-doc-per-line", "--tokens", "--out", "s.jsonl")
     assert Path("s.jsonl").read_text() == said.out
 
 
@@ -172,12 +180,12 @@ def test_without_a_terminal_what_is_removed_stands_between_marks(call, fitted):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"{not json", "no JSON"),
+        (b"{not json", "not JSON"),
         (b'["a list"]', "expected an object, got list"),
         (b'{"id": 1}', "no text in 'document'"),
         (b'{"document": 3}', "no text in 'document' but int"),
         (b'{"document": "\xff\xfe"}', "not UTF-8"),
-        (b'{"document": "\\ud800"}', "half characters"),
+        (b'{"document": "\\ud800"}', "lone surrogates"),
         (b"\x00\x01\x02", "binary data"),
     ],
 )
@@ -190,7 +198,7 @@ def test_a_bad_record_is_named_by_its_line_and_skipped_if_asked(call, fitted, li
     assert reason in said.err
     assert not Path("b.jsonl").exists()
     assert not list(Path().glob(".*.part"))
-    said = call("clean", "a.jsonl", "--filter", fitted, "--out", "b.jsonl", "--bad", "skip")
+    said = call("clean", "a.jsonl", "--filter", fitted, "--out", "b.jsonl", "--on-error", "skip")
     assert said.code == 0
     assert "skipped: a.jsonl:2" in said.err
     assert len(Path("b.jsonl").read_text().splitlines()) == 2
@@ -200,7 +208,8 @@ def test_records_without_the_field_name_those_that_they_have(call, fitted):
     Path("a.jsonl").write_text('{"text": "So it is.", "id": 1}\n', encoding="utf-8")
     said = call("clean", "a.jsonl", "--filter", fitted)
     assert said.code == 1
-    assert "no text in 'document'\n  fix: --column with one of: text, id; or mend" in said.err
+    assert "no text in 'document'\n" in said.err
+    assert "fix: --column with one of: text, id; or correct the record" in said.err
     assert call("clean", "a.jsonl", "--filter", fitted, "--column", "text").code == 0
     assert "--column" not in call("clean", "a.jsonl", "--filter", fitted, "--column", "id").err
 
@@ -211,7 +220,7 @@ def test_empty_documents_and_all_noise_stay_in_their_place(call, fitted):
     said = call("clean", "a.jsonl", "--filter", fitted)
     texts = [json.loads(line)["document"] for line in said.out.splitlines()]
     assert texts == ["", news(1, seed=5)[0], "", " "]
-    assert "nothing left of 1" in said.err
+    assert "1 documents are empty now" in said.err
 
 
 def test_what_cannot_be_done_says_why(call, fitted, encoder):
@@ -223,18 +232,18 @@ def test_what_cannot_be_done_says_why(call, fitted, encoder):
     Path("b.parquet").write_bytes(b"no")
     Path("a.pdf").write_bytes(b"%PDF")
     for arguments, message in {
-        ("clean", "a.txt", "--filter", "nowhere"): "holds no filter",
-        ("clean", "no.txt", "--filter", fitted): "no documents there",
-        ("clean", "a.pdf", "--filter", fitted): "documents are in .txt",
+        ("clean", "a.txt", "--filter", "nowhere"): "filter.json: cannot be read",
+        ("clean", "no.txt", "--filter", fitted): "there are no documents",
+        ("clean", "a.pdf", "--filter", fitted): "unsupported file type '.pdf'; expected .txt",
         ("clean", "a.parquet", "--filter", fitted): "no column 'document'",
-        ("clean", "b.parquet", "--filter", fitted): "no Parquet",
-        ("clean", "a.txt", "--filter", fitted, "--out", "b.jsonl"): "is written as such",
-        ("clean", "a.txt", "--filter", fitted, "--out", "a.txt"): "would be overwritten",
+        ("clean", "b.parquet", "--filter", fitted): "not a Parquet file",
+        ("clean", "a.txt", "--filter", fitted, "--out", "b.jsonl"): "is written in its own format",
+        ("clean", "a.txt", "--filter", fitted, "--out", "a.txt"): "would overwrite the documents",
         ("clean", "a.txt", "--filter", fitted, "--out", "no/b.txt"): "the folder does not exist",
         ("clean", "in", "--filter", fitted, "--out", "b.txt"): "one by one",
         ("clean", "a.txt", "--filter", fitted, "--quantile", "2"): "quantile must lie in",
         ("fit", "a.txt", "--background", "others.txt", "--out", "g", "--encoder", str(encoder)): (
-            "10 in-domain documents or more are needed, not 1"
+            "expected 10 in-domain documents or more, got 1"
         ),
         ("fit", "in", "--background", "others.txt", "--out", "g", "--encoder", "in"): (
             "cannot be loaded"

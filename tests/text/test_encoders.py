@@ -6,10 +6,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from expunge.errors import ConfigError, ModelError
-from expunge.text.encoders import HuggingFaceEncoder, encoded_alone
+from expunge.text.encoders import HuggingFaceEncoder, encode_spans
 from expunge.text.filters import TextNoiseFilter
-from expunge.text.sentences import sentences
-from expunge.text.summarisers import centroid, generated, lead, rouge
+from expunge.text.sentences import split_sentences
+from expunge.text.summarisers import centroid, lead, model_summariser, rouge
 from oracles_text import encoder, news, stars, tiny_bert, tiny_t5, tiny_tokenizer
 
 pytest.importorskip("transformers")
@@ -79,8 +79,8 @@ def test_of_an_encoder_decoder_the_encoder_speaks(tokenizer):
 def test_sentences_alone_know_nothing_of_each_other(bert, tokenizer):
     made = HuggingFaceEncoder(bert, tokenizer)
     text = "The bank rose the shares. Each galaxy orbits near one comet."
-    spans = sentences(text)
-    found = encoded_alone(made, text, spans)
+    spans = split_sentences(text)
+    found = encode_spans(made, text, spans)
     parts = [made([text[a:b]])[0].states for a, b in spans.tolist()]
     assert_allclose(found.states, np.concatenate(parts), atol=1e-5)
     assert text[slice(*found.offsets[-2])] == "comet"
@@ -90,7 +90,7 @@ def test_sentences_alone_know_nothing_of_each_other(bert, tokenizer):
 def test_a_filter_finds_its_encoder_by_name_again(bert, tokenizer, tmp_path):
     bert.save_pretrained(tmp_path / "encoder")
     tokenizer.save_pretrained(tmp_path / "encoder")
-    made = HuggingFaceEncoder.of(str(tmp_path / "encoder"))
+    made = HuggingFaceEncoder.from_pretrained(str(tmp_path / "encoder"))
     filter = TextNoiseFilter.fit(news(40), stars(20), encoder=made, kind="relative")
     filter.save(tmp_path / "filter")
     loaded = TextNoiseFilter.load(tmp_path / "filter")
@@ -100,13 +100,13 @@ def test_a_filter_finds_its_encoder_by_name_again(bert, tokenizer, tmp_path):
 
 def test_an_encoder_that_is_not_there_is_an_error(tmp_path, tokenizer, bert):
     with pytest.raises(ModelError, match="cannot be loaded"):
-        HuggingFaceEncoder.of(str(tmp_path))
+        HuggingFaceEncoder.from_pretrained(str(tmp_path))
     bert.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for device in ("cuda:99", "nowhere"):
         with pytest.raises(ConfigError, match=f"no device '{device}'"):
-            HuggingFaceEncoder.of(str(tmp_path), device=device)
-    with pytest.raises(ConfigError, match="has no room"):
+            HuggingFaceEncoder.from_pretrained(str(tmp_path), device=device)
+    with pytest.raises(ConfigError, match="a window of more than 0 tokens"):
         HuggingFaceEncoder(bert, tokenizer, window=2)
 
 
@@ -115,14 +115,14 @@ def test_lead_takes_the_first_sentences():
     assert lead(2)([text, ""]) == ["One two. Three four five.", ""]
     assert lead(5, unit="words")([text]) == ["One two. Three four five."]
     assert lead(1, unit="words")([text]) == ["One two."]
-    with pytest.raises(ConfigError, match="one sentence or word at least"):
+    with pytest.raises(ConfigError, match="size must be 1 or more"):
         lead(0)
 
 
 def test_centroid_takes_what_is_nearest_the_middle():
     document = f"{stars(1, length=1)[0]} {news(1, length=4)[0]}"
     summary = centroid(encoder, 2)([document])[0]
-    spans = sentences(document)
+    spans = split_sentences(document)
     means = np.array([encoder([document[a:b]])[0].states.mean(axis=0) for a, b in spans.tolist()])
     z = means / np.linalg.norm(means, axis=1, keepdims=True)
     best = sorted(np.argsort(-(z @ z.mean(axis=0)))[:2].tolist())
@@ -132,14 +132,14 @@ def test_centroid_takes_what_is_nearest_the_middle():
 
 def test_any_seq2seq_model_summarises(tokenizer):
     model = tiny_t5(tokenizer).train()
-    summarise = generated(model, tokenizer, max_new_tokens=5, batch=2)
+    summarise = model_summariser(model, tokenizer, max_new_tokens=5, batch=2)
     found = summarise(news(3))
     assert len(found) == 3
     assert all(isinstance(summary, str) for summary in found)
-    assert found == generated(model, tokenizer, max_new_tokens=5)(news(3))
+    assert found == model_summariser(model, tokenizer, max_new_tokens=5)(news(3))
     assert model.training
-    with pytest.raises(ConfigError, match="no encoder–decoder"):
-        generated(tiny_bert(tokenizer), tokenizer)
+    with pytest.raises(ConfigError, match="expected an encoder–decoder, got BertModel"):
+        model_summariser(tiny_bert(tokenizer), tokenizer)
 
 
 def test_rouge_is_one_for_the_same_words():

@@ -11,13 +11,13 @@ from sklearn.covariance import ledoit_wolf
 from expunge._core.rng import generator
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.text.characters import CharacterModel
-from expunge.text.combined import incoherence
 from expunge.text.encoders import TokenStates
+from expunge.text.evidence import incoherence
 from expunge.text.filters import TextNoiseFilter
 from expunge.text.gaussians import Gaussian
-from expunge.text.published import Distances
-from expunge.text.standards import Standard
-from expunge.text.states import segmented
+from expunge.text.length_normaliser import LengthNormaliser
+from expunge.text.published import MahalanobisScorer
+from expunge.text.states import group_by_sentence
 from oracles_text import covariance_of, encoder, news, slow_mahalanobis, stars
 
 CODE = "x_1 = {k: v[0] for k in f(y)}"
@@ -49,7 +49,7 @@ def test_a_constant_column_and_few_rows_give_finite_distances():
     x = np.ones((3, 8))
     x[:, 0] = [0, 1, 2]
     assert np.isfinite(Gaussian.fit(x).distance(x)).all()
-    with pytest.raises(DataError, match="two states or more, not 1"):
+    with pytest.raises(DataError, match=r"expected two states or more .*, got 1"):
         Gaussian.fit(x[:1])
 
 
@@ -58,9 +58,9 @@ def test_a_constant_column_and_few_rows_give_finite_distances():
 def test_leaving_out_equals_a_slow_loop_over_what_is_left(published, distance, unit):
     document = f"{news(1, seed=5)[0]} {CODE}"
     states = encoder([document])[0]
-    parts = segmented(document, states)
+    parts = group_by_sentence(document, states)
     scorer = published.scorer
-    assert isinstance(scorer, Distances)
+    assert isinstance(scorer, MahalanobisScorer)
 
     def far(z: np.ndarray) -> float:
         value = 0.0
@@ -70,32 +70,32 @@ def test_leaving_out_equals_a_slow_loop_over_what_is_left(published, distance, u
                 value += sign * slow_mahalanobis(z[None], gaussian.mean, covariance)[0]
         return value
 
-    groups = parts.of if unit == "sentence" else np.arange(len(parts.of))
+    groups = parts.sentence_of if unit == "sentence" else np.arange(len(parts.sentence_of))
     x = states.states.astype(np.float64)
     slow = [far(x.mean(axis=0)) - far(x[groups != g].mean(axis=0)) for g in np.unique(groups)]
     name = f"leave-one-{unit}-out"
-    found = published.using(kind=distance, granularity=name).score(document)
+    found = published.with_settings(kind=distance, granularity=name).score(document)
     if unit == "sentence":
         assert_allclose(found.scores, slow, rtol=1e-6, atol=1e-6)
-        assert_allclose(found.token_scores, np.array(slow)[parts.of], rtol=1e-6, atol=1e-6)
+        assert_allclose(found.token_scores, np.array(slow)[parts.sentence_of], rtol=1e-6, atol=1e-6)
     else:
         assert_allclose(found.token_scores, slow, rtol=1e-6, atol=1e-6)
-        means = [np.mean(np.array(slow)[parts.of == s]) for s in range(len(parts.spans))]
+        means = [np.mean(np.array(slow)[parts.sentence_of == s]) for s in range(len(parts.spans))]
         assert_allclose(found.scores, means, rtol=1e-6, atol=1e-6)
 
 
 def test_sentence_scores_are_the_published_formula(published):
     document = f"{news(1, seed=6)[0]} {stars(1, seed=6)[0]}"
     states = encoder([document])[0]
-    parts = segmented(document, states)
-    means = [states.states[parts.of == s].mean(axis=0) for s in range(len(parts.spans))]
+    parts = group_by_sentence(document, states)
+    means = [states.states[parts.sentence_of == s].mean(axis=0) for s in range(len(parts.spans))]
     scorer = published.scorer
     slow = [
         slow_mahalanobis(np.array(means), g.mean, covariance_of(g.basis))
         for g in (scorer.sentence, scorer.sentence_background)
     ]
     assert_allclose(published.score(document).scores, slow[0] - slow[1], rtol=1e-4)
-    plain = published.using(kind="plain").score(document)
+    plain = published.with_settings(kind="plain").score(document)
     assert_allclose(plain.scores, slow[0], rtol=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_stray_sentences_are_found(kind, combined, published):
     filter = {"combined": combined, "relative": published}[kind]
     clean, stray = news(1, seed=7)[0], stars(1, seed=7, length=2)[0]
     found = filter.score(f"{clean} {stray}")
-    assert_array_equal(found.noise, [False] * 6 + [True] * 2)
+    assert_array_equal(found.is_noise, [False] * 6 + [True] * 2)
     assert found.cleaned == clean
     assert filter.clean(f"{clean} {stray}") == clean
 
@@ -117,11 +117,13 @@ def test_code_is_strange_to_the_combined_score(combined):
 @pytest.mark.parametrize("kind", ["combined", "relative"])
 def test_few_clean_sentences_are_removed(kind, combined, published):
     filter = {"combined": combined, "relative": published}[kind]
-    gone = np.concatenate([s.noise for s in filter.score_all(news(60, seed=9))])
+    gone = np.concatenate([s.is_noise for s in filter.score_all(news(60, seed=9))])
     assert gone.mean() < 0.05
-    strict = filter.using(quantile=0.5)
+    strict = filter.with_settings(quantile=0.5)
     assert strict.threshold < filter.threshold
-    assert 0.3 < np.concatenate([s.noise for s in strict.score_all(news(60, seed=9))]).mean() < 0.7
+    assert (
+        0.3 < np.concatenate([s.is_noise for s in strict.score_all(news(60, seed=9))]).mean() < 0.7
+    )
 
 
 @pytest.mark.parametrize("kind", ["combined", "relative"])
@@ -165,21 +167,21 @@ def test_odd_documents_have_a_defined_result(kind, document, combined, published
     filter = {"combined": combined, "relative": published}[kind]
     for granularity in ("sentence", "leave-one-sentence-out", "leave-one-token-out"):
         if kind == "relative" or granularity == "sentence":
-            found = filter.using(granularity=granularity).score(document)
+            found = filter.with_settings(granularity=granularity).score(document)
             assert np.isfinite(found.scores).all()
             assert len(found.scores) == len(found.sentences)
-            assert found.cleaned == (document if not found.noise.any() else found.cleaned)
+            assert found.cleaned == (document if not found.is_noise.any() else found.cleaned)
 
 
 def test_all_noise_leaves_an_empty_text(combined):
     found = combined.score(f"{CODE}\n{CODE}\n😀😀")
-    assert found.noise.all()
+    assert found.is_noise.all()
     assert found.cleaned == ""
 
 
 def test_one_usual_sentence_is_not_foreign_for_want_of_others(combined):
     clean = [d.split(". ")[0] + "." for d in news(40, seed=11)]
-    assert np.mean([combined.score(d).noise[0] for d in clean]) < 0.1
+    assert np.mean([combined.score(d).is_noise[0] for d in clean]) < 0.1
 
 
 def test_a_sentence_without_tokens_is_judged_by_its_characters():
@@ -194,13 +196,13 @@ def test_a_sentence_without_tokens_is_judged_by_its_characters():
     filter = TextNoiseFilter.fit(news(60), stars(30), encoder=deaf)
     found = filter.score(f"{news(1)[0]}\n☃☃☃")
     assert np.isfinite(found.scores).all()
-    assert found.noise[-1]
+    assert found.is_noise[-1]
     assert np.isnan(found.evidence["relative"]).tolist() == [False] * 6 + [True]
     for document in ("☃☃", "☃☃. ☃"):
         assert np.isfinite(filter.score(document).scores).all()
     published = TextNoiseFilter.fit(news(60), stars(30), encoder=deaf, kind="relative")
     for name in ("leave-one-sentence-out", "leave-one-token-out"):
-        silent = published.using(granularity=name).score("☃☃")
+        silent = published.with_settings(granularity=name).score("☃☃")
         assert_array_equal(silent.scores, [0])
 
 
@@ -223,7 +225,7 @@ def test_a_blank_before_a_word_does_not_move_it_to_the_sentence_before():
 
 def test_a_filter_is_saved_without_pickle_and_loaded_the_same(tmp_path, combined, published):
     document = f"{news(1, seed=4)[0]} {stars(1)[0]} {CODE}"
-    for name, filter in {"a": combined.using(quantile=0.9), "b": published}.items():
+    for name, filter in {"a": combined.with_settings(quantile=0.9), "b": published}.items():
         filter.save(tmp_path / name)
         assert {p.name for p in (tmp_path / name).iterdir()} == {
             "filter.safetensors",
@@ -233,9 +235,9 @@ def test_a_filter_is_saved_without_pickle_and_loaded_the_same(tmp_path, combined
         assert_array_equal(loaded.score(document).scores, filter.score(document).scores)
         assert loaded.threshold == filter.threshold
         assert loaded.config == filter.config
-    plain = TextNoiseFilter.load(tmp_path / "b", encoder=encoder).using(kind="plain")
+    plain = TextNoiseFilter.load(tmp_path / "b", encoder=encoder).with_settings(kind="plain")
     assert_array_equal(
-        plain.score(document).scores, published.using(kind="plain").score(document).scores
+        plain.score(document).scores, published.with_settings(kind="plain").score(document).scores
     )
 
 
@@ -252,7 +254,7 @@ def test_another_encoder_is_refused(tmp_path, combined):
 
 
 def test_a_damaged_filter_is_an_error(tmp_path, combined):
-    with pytest.raises(ModelError, match="holds no filter"):
+    with pytest.raises(ModelError, match=r"cannot be read[^§]*fix: run `expunge text fit` again"):
         TextNoiseFilter.load(tmp_path, encoder=encoder)
     combined.save(tmp_path)
     facts = json.loads((tmp_path / "filter.json").read_text())
@@ -261,26 +263,34 @@ def test_a_damaged_filter_is_an_error(tmp_path, combined):
     with pytest.raises(ConfigError, match="did you mean 'combined'"):
         TextNoiseFilter.load(tmp_path, encoder=encoder)
     (tmp_path / "filter.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="holds no filter"):
+    with pytest.raises(ModelError, match="the filter is damaged"):
+        TextNoiseFilter.load(tmp_path, encoder=encoder)
+
+
+def test_a_filter_of_another_format_is_refused(tmp_path, combined):
+    combined.save(tmp_path)
+    settings = json.loads((tmp_path / "filter.json").read_text())
+    (tmp_path / "filter.json").write_text(json.dumps({**settings, "version": 1}))
+    with pytest.raises(ModelError, match="filter format 1, this version reads 2"):
         TextNoiseFilter.load(tmp_path, encoder=encoder)
 
 
 def test_what_cannot_be_fitted_or_scored_says_why(combined, published):
-    with pytest.raises(DataError, match="10 in-domain documents or more are needed, not 3"):
+    with pytest.raises(DataError, match="expected 10 in-domain documents or more, got 3"):
         TextNoiseFilter.fit(news(3), stars(9), encoder=encoder)
-    with pytest.raises(DataError, match="2 background documents or more are needed, not 0"):
+    with pytest.raises(DataError, match="expected 2 background documents or more, got 0"):
         TextNoiseFilter.fit(news(30), ["", " "], encoder=encoder)
-    with pytest.raises(DataError, match="not one text"):
+    with pytest.raises(DataError, match=r"expected a sequence of .*, got one text"):
         TextNoiseFilter.fit("a text", stars(9), encoder=encoder)
-    with pytest.raises(DataError, match="in-domain documents 1 are no text"):
+    with pytest.raises(DataError, match="in-domain documents 1 are not text"):
         TextNoiseFilter.fit(["a", b"b"], stars(9), encoder=encoder)
-    with pytest.raises(DataError, match="documents 0 are no text"):
+    with pytest.raises(DataError, match="documents 0 are not text"):
         combined.score("half \ud800 a character")
     with pytest.raises(ConfigError, match="not fitted for 'relative' but for combined/sentence"):
-        combined.using(kind="relative")
+        combined.with_settings(kind="relative")
     with pytest.raises(ConfigError, match=r"quantile must lie in \(0, 1\)"):
-        published.using(quantile=1.0)
-    with pytest.raises(ConfigError, match="goes by sentence"):
+        published.with_settings(quantile=1.0)
+    with pytest.raises(ConfigError, match="is computed by sentence"):
         fitted("combined", granularity="leave-one-token-out")
 
 
@@ -291,7 +301,7 @@ def test_what_cannot_be_fitted_or_scored_says_why(combined, published):
         (lambda f: TokenStates(f.states[:, 0], f.offsets), r"expected states \[t, d\]"),
         (lambda f: TokenStates(f.states, f.offsets[:-1]), r"expected states \[t, d\]"),
         (lambda f: TokenStates(f.states, f.offsets + 10**6), "outside the text"),
-        (lambda f: TokenStates(f.states, f.offsets[::-1]), "offsets fall"),
+        (lambda f: TokenStates(f.states, f.offsets[::-1]), "offsets decrease"),
     ],
 )
 def test_what_an_encoder_must_not_give_is_named(spoil, message, combined, published):
@@ -300,14 +310,14 @@ def test_what_an_encoder_must_not_give_is_named(spoil, message, combined, publis
             lambda texts: [spoil(f) for f in encoder(texts)],
             filter.config,
             filter.scorer,
-            filter.usual,
+            filter.reference_scores,
             filter.probe,
         )
         with pytest.raises(ModelError, match=message):
             broken.score(news(1)[0])
 
 
-def test_characters_are_as_surprising_as_counting_says():
+def test_surprisal_is_that_of_smoothed_counts():
     documents = ["abcab 12", "abd"]
     model = CharacterModel.fit(documents)
     text = "ab 3c"
@@ -326,8 +336,8 @@ def test_characters_are_as_surprising_as_counting_says():
             p = (min(count(gram), count(context)) + 4 * p) / (count(context) + 4)
         return -np.log(p)
 
-    assert_allclose(model.surprise(text), [slow(i) for i in range(len(text))], rtol=1e-9)
-    assert model.surprise("").shape == (0,)
+    assert_allclose(model.surprisal(text), [slow(i) for i in range(len(text))], rtol=1e-9)
+    assert model.surprisal("").shape == (0,)
     with pytest.raises(DataError, match="no characters"):
         CharacterModel.fit([""])
 
@@ -348,19 +358,19 @@ def test_incoherence_equals_a_slow_loop():
     assert np.isnan(incoherence(x[:1], doubtful[:1])).all()
 
 
-def test_what_is_usual_follows_the_length():
+def test_z_scores_take_the_length_into_account():
     rng = generator(0, "standard")
     lengths = rng.integers(1, 100, 4000)
     values = np.log(lengths) + rng.standard_normal(4000) / np.sqrt(lengths)
-    z = Standard.fit(values, lengths).of(values, lengths)
+    z = LengthNormaliser.fit(values, lengths).z_scores(values, lengths)
     short = lengths < 20
     assert abs(np.median(z[short])) < 0.2
     assert abs(np.median(z[~short])) < 0.2
     assert np.quantile(z[~short], 0.84) == pytest.approx(1, abs=0.2)
-    flat = Standard.fit(np.ones(50), np.ones(50))
-    assert_allclose(flat.of(np.ones(3), np.array([1, 5, 9])), 0, atol=1e-6)
-    with pytest.raises(DataError, match="too few"):
-        Standard.fit(np.ones(1), np.ones(1))
+    flat = LengthNormaliser.fit(np.ones(50), np.ones(50))
+    assert_allclose(flat.z_scores(np.ones(3), np.array([1, 5, 9])), 0, atol=1e-6)
+    with pytest.raises(DataError, match="expected two clean sentences or more, got 1"):
+        LengthNormaliser.fit(np.ones(1), np.ones(1))
 
 
 def test_a_huge_document_is_scored_in_blocks(combined):
@@ -368,5 +378,5 @@ def test_a_huge_document_is_scored_in_blocks(combined):
     stray = stars(1, seed=13, length=1)[0]
     found = combined.score(" ".join([*documents[:100], stray, *documents[100:]]))
     assert len(found.sentences) == 1201
-    assert found.noise[600]
-    assert found.noise.mean() < 0.05
+    assert found.is_noise[600]
+    assert found.is_noise.mean() < 0.05

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.text.sentences import LONGEST, kept_text, sentences
+from expunge.text.sentences import MAX_LENGTH, remove_sentences, split_sentences
 
 # What texts are made of that splitters stumble over.
 PIECES = st.sampled_from(
@@ -33,7 +33,7 @@ TEXTS = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=30).map("".jo
 
 
 def split(text: str) -> list[str]:
-    return [text[a:b] for a, b in sentences(text).tolist()]
+    return [text[a:b] for a, b in split_sentences(text).tolist()]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_a_line_broken_at_the_margin_goes_on():
 def test_text_without_punctuation_is_cut_at_white_space():
     found = split("no stop at all " * 300)
     assert len(found) > 5
-    assert max(map(len, found)) <= LONGEST
+    assert max(map(len, found)) <= MAX_LENGTH
     assert all(word in ("no", "stop", "at", "all") for part in found for word in part.split())
 
 
 @given(TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_sentences_hold_all_that_is_visible_and_no_white_space_around(text):
-    spans = sentences(text)
+    spans = split_sentences(text)
     assert (np.diff(spans.ravel()) >= 0).all()
     assert all(text[a:b] and text[a:b] == text[a:b].strip() for a, b in spans.tolist())
     outside = np.ones(len(text), dtype=bool)
@@ -100,10 +100,10 @@ def test_sentences_hold_all_that_is_visible_and_no_white_space_around(text):
 @given(TEXTS, st.data())
 @settings(max_examples=300, deadline=None)
 def test_cleaning_keeps_every_kept_sentence_byte_for_byte(text, data):
-    spans = sentences(text)
+    spans = split_sentences(text)
     removed = np.array(data.draw(st.lists(st.booleans(), min_size=len(spans), max_size=len(spans))))
     removed = removed.astype(bool)
-    cleaned = kept_text(text, spans, removed)
+    cleaned = remove_sentences(text, spans, removed)
     if not removed.any():
         assert cleaned == text
         return
@@ -133,7 +133,7 @@ def test_cleaning_keeps_every_kept_sentence_byte_for_byte(text, data):
     ],
 )
 def test_paragraphs_stay_apart(text, gone, expected):
-    assert kept_text(text, sentences(text), np.array(gone, dtype=bool)) == expected
+    assert remove_sentences(text, split_sentences(text), np.array(gone, dtype=bool)) == expected
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_splitting_takes_time_in_proportion(sign):
     def seconds(n: int) -> float:
         text = sign * (n // len(sign))
         start = time.process_time()
-        sentences(text)
+        split_sentences(text)
         return time.process_time() - start
 
     seconds(1_000)

@@ -353,7 +353,7 @@ def bench_text_noise(
     with progress() as show:
         rows = text_noise.bench(
             data,
-            encoder=HuggingFaceEncoder.of(encoder, device=device),
+            encoder=HuggingFaceEncoder.from_pretrained(encoder, device=device),
             encoder_name=encoder,
             faults=fault or text_noise.FAULTS,
             amounts=amount or text_noise.AMOUNTS,
@@ -444,7 +444,7 @@ def bench_nmtune(
         sizes=sizes,
         noises=noise or heads.NOISES,
         articles=articles or heads.ARTICLES,
-        encoder=lambda: HuggingFaceEncoder.of(encoder, device=device),
+        encoder=lambda: HuggingFaceEncoder.from_pretrained(encoder, device=device),
         encoder_name=encoder,
         device=device,
         out=out,

@@ -28,7 +28,7 @@ from expunge.nmtune.objectives import PRESETS
 from expunge.nmtune.pages import page
 from expunge.nmtune.spectra import lsvr, singular_values, sve
 from expunge.storage.hashing import digest
-from expunge.text.encoders import Encoder, encoded
+from expunge.text.encoders import Encoder, encode_texts
 from expunge.training.loop import TuneConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.corruptions import IMAGES, TEXTS, corrupted
@@ -245,7 +245,7 @@ def _embedded(encoder: Encoder, texts: Sequence[str], progress: Progress) -> np.
     rows = []
     for start in range(0, len(texts), 32):
         part = [" ".join(text.split()[:WORDS]) for text in texts[start : start + 32]]
-        rows += [one.states.mean(axis=0) for one in encoded(encoder, part, first=start)]
+        rows += [one.states.mean(axis=0) for one in encode_texts(encoder, part, first=start)]
         progress("embed", len(rows), len(texts))
     found = np.stack(rows)
     return found / np.linalg.norm(found, axis=1, keepdims=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from expunge._core.rng import generator
 from expunge.errors import ConfigError, DataError
-from expunge.text.sentences import sentences
+from expunge.text.sentences import split_sentences
 
 TextFault = Literal["code", "url", "emoji", "sentence"]
 AMOUNTS = (0.05, 0.10, 0.25, 0.50)
@@ -72,7 +72,7 @@ def inject(
     """
     if not 0 <= amount < 1:
         raise ConfigError(f"the amount must lie in [0, 1), not {amount}", fix="0.5 means half")
-    spans = sentences(document)
+    spans = split_sentences(document)
     sizes = np.array([tokens(piece) for piece in pieces])
     if not len(spans) or not (sizes > 0).any():
         raise DataError("noise needs a document with sentences, and pieces with tokens")
@@ -184,7 +184,7 @@ def strays(lines: Sequence[str], n: int, *, seed: int) -> list[str]:
     with words that it left out are not used: both would give the noise away.
     """
     text = "\n".join(line for line in map(untokenized, lines) if not line.startswith("="))
-    found = sorted({text[a:b] for a, b in sentences(text).tolist()})
+    found = sorted({text[a:b] for a, b in split_sentences(text).tolist()})
     found = [s for s in found if tokens(s) > 3 and "<unk>" not in s]
     if not found:
         raise DataError("there are no sentences to draw from")

@@ -21,9 +21,11 @@ from expunge.evaluation import metrics
 from expunge.storage.hashing import digest
 from expunge.text.characters import CharacterModel
 from expunge.text.encoders import Encoder, TokenStates
-from expunge.text.filters import HELD_OUT, SETTINGS, Kind, TextNoiseFilter, TextScores
+from expunge.text.filter_files import SETTINGS_FILE
+from expunge.text.filters import HELD_OUT_FRACTION, TextNoiseFilter
 from expunge.text.published import Granularity
-from expunge.text.sentences import sentences
+from expunge.text.scores import ScoreKind, TextScores
+from expunge.text.sentences import split_sentences
 from expunge.text.summarisers import centroid, lead, rouge
 from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
 from expunge_bench.text_faults import (
@@ -39,7 +41,7 @@ from expunge_bench.text_faults import (
 KEYS = ("data", "train", "documents", "encoder", "fault", "amount", "method", "seed")
 # Sentences of another category are of the same source: in-domain by construction, so reported only.
 FAULTS = ("code", "url", "emoji", "sentence", "other-category")
-PUBLISHED: Mapping[str, tuple[Kind, Granularity]] = {
+PUBLISHED: Mapping[str, tuple[ScoreKind, Granularity]] = {
     "relative": ("relative", "sentence"),
     "plain": ("plain", "sentence"),
     "leave-one-sentence-out": ("relative", "leave-one-sentence-out"),
@@ -98,7 +100,7 @@ class News:
                 f"cannot be read: {error}", where=str(folder), fix="--data FOLDER with both"
             ) from error
         fitted, measured = (
-            [row for row in table.to_pylist() if len(sentences(row["document"])) > 1]
+            [row for row in table.to_pylist() if len(split_sentences(row["document"])) > 1]
             for table in tables
         )
         order = generator(seed, "articles", "train").permutation(len(fitted))[:train]
@@ -217,15 +219,15 @@ class Case:
         if name == "perplexity":
             return perplexity(self.news.in_domain, self.told["seed"])
         kind, granularity = PUBLISHED.get(name, ("combined", "sentence"))
-        return self._filter(kind, encoder).using(kind=kind, granularity=granularity).score
+        return self._filter(kind, encoder).with_settings(kind=kind, granularity=granularity).score
 
-    def _filter(self, kind: Kind, encoder: Encoder) -> TextNoiseFilter:
+    def _filter(self, kind: ScoreKind, encoder: Encoder) -> TextNoiseFilter:
         """Fitted once and kept; known by all that it depends on."""
-        first: Kind = "combined" if kind == "combined" else "relative"
+        first: ScoreKind = "combined" if kind == "combined" else "relative"
         texts = {"inside": self.news.in_domain, "background": self.news.background}
         fitted = {k: v for k, v in self.told.items() if k != "documents"}
         folder = self.out / "filters" / f"{first}-{digest({**fitted, **texts})[:16]}"
-        if not (folder / SETTINGS).exists():  # written last
+        if not (folder / SETTINGS_FILE).exists():  # written last
             TextNoiseFilter.fit(
                 *texts.values(),
                 encoder=self.encoder.encoder,
@@ -256,7 +258,7 @@ def measured(case: Case, name: str) -> dict[str, float | None]:
 def on_clean(case: Case, name: str) -> dict[str, float | None]:
     """Share of sentences that a method removes from clean articles, and its seconds an article."""
     method = case.method(name, case.encoder)
-    wrongly = np.concatenate([method(document).noise for document in case.news.documents])
+    wrongly = np.concatenate([method(document).is_noise for document in case.news.documents])
     bare = case.method(name, case.encoder.encoder)
     start = time.perf_counter()
     for document in case.news.documents[:TIMED]:
@@ -284,7 +286,7 @@ def detection(
         ]
     single = [_auroc(*column) for column in columns]
     pooled = [np.concatenate(part) for part in zip(*columns, strict=True)]
-    y, flagged = np.concatenate(truth), np.concatenate([s.noise for s in found])
+    y, flagged = np.concatenate(truth), np.concatenate([s.is_noise for s in found])
     scores = np.concatenate([s.scores for s in found])
     known = [value for value in single if value is not None]
     return {
@@ -349,13 +351,13 @@ def spoiled(news: News, fault: str, amount: float, seed: int) -> list[NoisyText]
 
 def oracle(one: NoisyText) -> str:
     """The text without its noise, known from the truth."""
-    spans = sentences(one.text)
+    spans = split_sentences(one.text)
     return _scores(one.text, one.noisy(spans).astype(np.float64), 0.5).cleaned
 
 
 def rules(document: str) -> TextScores:
     """Whether a regular expression for links, code and emoji matches a sentence."""
-    spans = sentences(document)
+    spans = split_sentences(document)
     found = [bool(_RULES.search(document[a:b])) for a, b in spans.tolist()]
     return _scores(document, np.array(found, dtype=np.float64), 0.5)
 
@@ -366,12 +368,12 @@ def perplexity(documents: Sequence[str], seed: int) -> Method:
     The threshold is the 99th percentile in a fifth of the documents, which were held out.
     """
     order = generator(seed, "perplexity").permutation(len(documents))
-    apart = max(1, round(HELD_OUT * len(documents)))
+    apart = max(1, round(HELD_OUT_FRACTION * len(documents)))
     model = CharacterModel.fit([documents[i] for i in order[apart:]])
 
     def score(document: str) -> np.ndarray:
-        total = np.r_[0.0, np.cumsum(model.surprise(document))]
-        start, end = sentences(document).T
+        total = np.r_[0.0, np.cumsum(model.surprisal(document))]
+        start, end = split_sentences(document).T
         return (total[end] - total[start]) / np.maximum(end - start, 1)
 
     usual = np.concatenate([score(documents[i]) for i in order[:apart]])
@@ -433,7 +435,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 def _scores(document: str, scores: np.ndarray, threshold: float) -> TextScores:
     nothing, nowhere = np.zeros(0), np.zeros((0, 2), dtype=np.int64)
-    return TextScores(document, sentences(document), scores, nowhere, nothing, threshold)
+    return TextScores(document, split_sentences(document), scores, nowhere, nothing, threshold)
 
 
 def _tokens(scores: TextScores) -> np.ndarray:

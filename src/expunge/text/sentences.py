@@ -1,7 +1,7 @@
-"""Where sentences begin and end, in prose as in what is not prose. Pure.
+"""Split text into sentences, prose or not. Pure.
 
-No model and no word list of a language but a few abbreviations: what does not belong in a text is
-rarely a sentence, and must not pull its neighbours along when it is removed.
+There is no model and no word list but a few abbreviations. Noise is rarely a proper sentence. It
+must not be joined with its neighbours, which would be removed with it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import unicodedata
 
 import numpy as np
 
-# A longer stretch without an end is cut at white space, or anywhere if it has none.
-LONGEST = 600
-# A line that is shorter than this was not broken because the margin came.
-MARGIN = 40
+# A longer stretch without an end is split at white space, or anywhere if it has none.
+MAX_LENGTH = 600
+# A shorter line was not broken at the margin.
+MIN_LINE_LENGTH = 40
 _TITLES = "mr mrs ms dr prof rev hon messrs gen col capt lt sgt maj cmdr adm gov sen rep"
 _SHORT = "e.g i.e viz cf vs v approx dept univ eds vols ca al ltd inc corp"
 ABBREVIATIONS = frozenset(f"{_TITLES} {_SHORT}".split())
@@ -26,7 +26,7 @@ _CLOSING = "\"'”’»)]}›」』】"
 _OPENING = "\"'“‘«([{‹「『【¿¡"
 _TERMINATORS = ".!?…؟۔।॥"
 _BULLETS = "•●▪‣◦·"
-_LINES = "\n\r\f\u0085\u2028\u2029"
+_LINE_ENDS = "\n\r\f\u0085\u2028\u2029"
 # Where a sentence may end: at white space, or at a full stop of scripts that write none.
 _CANDIDATE = re.compile(rf"(?<!\s)\s++|(?P<wide>[。！？｡]++[{re.escape(_CLOSING)}]*+)\s*+")
 _WORD = re.compile(r"[^\s\"'“‘«(\[{]*$")
@@ -36,37 +36,72 @@ _LINK = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]{1,15}://|www\.)\S+")
 _LINKS = re.compile(rf"(?:{_LINK.pattern}\s+)+")
 
 
-def sentences(text: str) -> np.ndarray:
-    """``int64[s, 2]``: start and end of every sentence, as offsets into the text.
+def split_sentences(text: str) -> np.ndarray:
+    """Split a text into sentences.
 
-    A sentence ends at closing punctuation before white space, unless the next word is in lower
-    case, or the dot belongs to an abbreviation, an initial or the number of an item; in scripts
-    that write no white space, at their own full stop; at the end of a line, unless a long line
-    without closing punctuation goes on in lower case; before a bullet. Links and runs of symbols
-    such as emoji that no sentence leads to stand alone. Nothing but white space lies between
-    sentences, and none at their ends; a stretch of more than `LONGEST` characters is cut.
+    Parameters
+    ----------
+    text
+        Any text.
 
-    Text without any visible character has no sentences. Cost: linear.
+    Returns
+    -------
+    np.ndarray
+        ``int64[s, 2]``: start and end of every sentence, as offsets into the text. Only white space
+        is between sentences, and none at their ends. A text without a visible character has none.
 
-    >>> sentences("Dr. No came. https://x.org/?a=1 He left!").tolist()
+    Notes
+    -----
+    A sentence ends
+
+    - at closing punctuation before white space, unless the next word is in lower case, or the dot
+      belongs to an abbreviation, an initial or the number of an item;
+    - at the full stop of scripts without white space;
+    - at the end of a line, unless a long line without closing punctuation continues in lower case;
+    - before a bullet.
+
+    Links, and runs of symbols such as emoji, at the start of a sentence are sentences of their own.
+    A stretch of more than 600 characters is split. Cost: linear.
+
+    Examples
+    --------
+    >>> split_sentences("Dr. No came. https://x.org/?a=1 He left!").tolist()
     [[0, 12], [13, 31], [32, 40]]
     """
     spans: list[tuple[int, int]] = []
     start = 0
     for match in _CANDIDATE.finditer(text):
-        if _ends(text, start, match):
-            spans += _cut(text, start, match.end())
+        if _is_end(text, start, match):
+            spans += _split_long(text, start, match.end())
             start = match.end()
-    spans += _cut(text, start, len(text))
+    spans += _split_long(text, start, len(text))
     return np.array(spans, dtype=np.int64).reshape(-1, 2)
 
 
-def kept_text(text: str, spans: np.ndarray, removed: np.ndarray) -> str:
-    """The text without some of its sentences, every kept one byte for byte as it was.
+def remove_sentences(text: str, spans: np.ndarray, removed: np.ndarray) -> str:
+    """Remove sentences from a text; the others keep every byte.
 
-    spans: as of `sentences`. removed: ``bool[s]``. Of the gaps around what is removed one stays,
-    the one with the most ends of lines, so that paragraphs stay apart; the first of equals. What
-    stands before the first sentence and behind the last one stays. All removed: an empty text.
+    Of the gaps around removed sentences, the one with the most line ends is kept (the first of
+    equals), so that paragraphs stay separate. Text before the first sentence and after the last one
+    is kept.
+
+    Parameters
+    ----------
+    text, spans
+        A text and its sentences, see `split_sentences`.
+    removed
+        ``bool[s]``: the sentences to remove.
+
+    Returns
+    -------
+    str
+        The rest; an empty text if all sentences are removed.
+
+    Examples
+    --------
+    >>> spans = np.array([[0, 4], [5, 9], [10, 16]])
+    >>> remove_sentences("One. Two. Three.", spans, np.array([False, True, False]))
+    'One. Three.'
     """
     if not removed.any():
         return text
@@ -79,24 +114,24 @@ def kept_text(text: str, spans: np.ndarray, removed: np.ndarray) -> str:
         if gone:
             between.append(gap)
         else:
-            pieces += [max(between, key=_lines) if pieces else between[0]]
+            pieces += [max(between, key=_count_line_ends) if pieces else between[0]]
             pieces += [text[start:end]]
             between = [gap]
     return "".join([*pieces, between[-1]]) if pieces else ""
 
 
-def _lines(gap: str) -> int:
-    return sum(gap.replace("\r\n", "\n").count(sign) for sign in _LINES)
+def _count_line_ends(gap: str) -> int:
+    return sum(gap.replace("\r\n", "\n").count(sign) for sign in _LINE_ENDS)
 
 
-def _ends(text: str, start: int, match: re.Match[str]) -> bool:
-    """Whether the sentence that began at ``start`` ends at this match."""
-    before = text[max(start, match.start() - LONGEST) : match.start()]
+def _is_end(text: str, start: int, match: re.Match[str]) -> bool:
+    """Whether the sentence that starts at ``start`` ends at this match."""
+    before = text[max(start, match.start() - MAX_LENGTH) : match.start()]
     after = text[match.end() : match.end() + 64]
     if match["wide"] is not None or not before or not after:
         return True
-    if lines := _lines(match[0]):
-        return lines > 1 or not _goes_on(before, match[0], after)
+    if lines := _count_line_ends(match[0]):
+        return lines > 1 or not _continues(before, match[0], after)
     if after[0] in _BULLETS and after[1:2].isspace():
         return True
     closed = before.rstrip(_CLOSING)
@@ -106,11 +141,11 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
         return False
     if closed[-1] != "." or closed[-2:] == "..":
         return True
-    return not _abbreviated(closed, after[0], first=match.start() - start < 8)
+    return not _is_abbreviation(closed, after[0], first=match.start() - start < 8)
 
 
-def _abbreviated(before: str, following: str, *, first: bool) -> bool:
-    """Whether the dot at the end belongs to the word; first: nothing stands before."""
+def _is_abbreviation(before: str, following: str, *, first: bool) -> bool:
+    """Whether the dot at the end belongs to the word; ``first``: the sentence starts here."""
     if first and _NUMBER.fullmatch(before):
         return True
     word = (_WORD.search(before) or [""])[0].removesuffix(".")
@@ -119,12 +154,12 @@ def _abbreviated(before: str, following: str, *, first: bool) -> bool:
     return initials or counted or word.lower() in ABBREVIATIONS
 
 
-def _goes_on(before: str, gap: str, after: str) -> bool:
-    """Whether a line was broken only because the margin came."""
-    last = re.split(rf"[{_LINES}]", before)[-1]
+def _continues(before: str, gap: str, after: str) -> bool:
+    """Whether a line was broken only at the margin."""
+    last = re.split(rf"[{_LINE_ENDS}]", before)[-1]
     return (
-        len(last) >= MARGIN
-        and gap[-1] in _LINES
+        len(last) >= MIN_LINE_LENGTH
+        and gap[-1] in _LINE_ENDS
         and after[0].islower()
         and last[-1] not in ".!?…:;{}()[]=<>,\\|"
         and not _LINK.match(after)
@@ -132,47 +167,47 @@ def _goes_on(before: str, gap: str, after: str) -> bool:
     )
 
 
-def _cut(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """A sentence without the white space around it; links, symbols and overlong stretches apart."""
+def _split_long(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Trim a sentence; split off links, symbols and stretches that are too long."""
     spans = []
     start, end = _trimmed(text, start, end)
     while start < end:
-        stop = _first(text, start, end)
+        stop = _first_end(text, start, end)
         spans.append(_trimmed(text, start, stop))
         start, end = _trimmed(text, stop, end)
     return spans
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and _blank(text[start]):
+    while start < end and _is_blank(text[start]):
         start += 1
-    while start < end and _blank(text[end - 1]):
+    while start < end and _is_blank(text[end - 1]):
         end -= 1
     return start, end
 
 
-def _blank(sign: str) -> bool:
-    """White space, or the mark that some files of text begin with."""
+def _is_blank(sign: str) -> bool:
+    """White space, or the byte order mark at the start of some files."""
     return sign.isspace() or sign == "\ufeff"
 
 
-def _first(text: str, start: int, end: int) -> int:
-    """Where the first part of a sentence ends."""
-    near = min(end, start + LONGEST)
+def _first_end(text: str, start: int, end: int) -> int:
+    """The end of the first part of a sentence."""
+    near = min(end, start + MAX_LENGTH)
     links = _LINKS.match(text, start, near)
     if links and text[links.end()].isupper():
         return links.end()
     at = start
-    while at < near and (text[at].isspace() or _symbol(text[at])):
+    while at < near and (text[at].isspace() or _is_symbol(text[at])):
         at += 1
     if start < at < near and text[at - 1].isspace() and text[at].isupper():
         return at
-    if end - start <= LONGEST:
+    if end - start <= MAX_LENGTH:
         return end
-    space = text.rfind(" ", start + LONGEST // 2, start + LONGEST)
-    return space if space > 0 else start + LONGEST
+    space = text.rfind(" ", start + MAX_LENGTH // 2, start + MAX_LENGTH)
+    return space if space > 0 else start + MAX_LENGTH
 
 
-def _symbol(sign: str) -> bool:
-    """Emoji and other pictures, with what joins and colours them."""
+def _is_symbol(sign: str) -> bool:
+    """Emoji and other pictographs, with their modifiers."""
     return not sign.isascii() and unicodedata.category(sign) in ("So", "Sk", "Mn", "Cf", "Me")

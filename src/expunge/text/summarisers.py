@@ -1,4 +1,4 @@
-"""Summaries to test a filter with: first sentences, central ones, any seq2seq model's."""
+"""Summarisers to evaluate a filter with: lead, centroid, and any encoder–decoder."""
 
 from __future__ import annotations
 
@@ -8,55 +8,75 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from expunge.errors import ConfigError, extra_required
-from expunge.text.encoders import Encoder, encoded
-from expunge.text.sentences import sentences
-from expunge.text.states import segmented
+from expunge.errors import ConfigError, check_range, extra_required
+from expunge.text.encoders import Encoder, encode_texts
+from expunge.text.sentences import split_sentences
+from expunge.text.states import group_by_sentence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Documents to summaries, one each.
+# From documents to their summaries, one each.
 Summariser = Callable[[Sequence[str]], list[str]]
-Size = Literal["sentences", "words"]
+SizeUnit = Literal["sentences", "words"]
 
 
-def lead(size: int = 3, *, unit: Size = "sentences") -> Summariser:
-    """The first sentences: that many, or as many as fit in that many words but one at least.
+def lead(size: int = 3, *, unit: SizeUnit = "sentences") -> Summariser:
+    """Summarise by the first sentences.
 
+    Parameters
+    ----------
+    size
+        The number of sentences; or of words, at most, but at least one sentence. 1 or more.
+    unit
+        ``"sentences"`` or ``"words"``.
+
+    Examples
+    --------
     >>> lead(1)(["One. Two. Three."])
     ['One.']
     """
-    _check(size)
+    check_range(ConfigError, {"size": (size, "[1, inf)")}, where="summary")
 
     def summarise(documents: Sequence[str]) -> list[str]:
-        return [_joined(d, np.arange(len(sentences(d))), size, unit) for d in documents]
+        return [_join_first(d, np.arange(len(split_sentences(d))), size, unit) for d in documents]
 
     return summarise
 
 
-def centroid(encoder: Encoder, size: int = 3, *, unit: Size = "sentences") -> Summariser:
-    """The sentences nearest to the document's centre, in the order of the document.
+def centroid(encoder: Encoder, size: int = 3, *, unit: SizeUnit = "sentences") -> Summariser:
+    """Summarise by the sentences nearest to the document's centroid, in the document's order.
 
-    ``cos(z_s, mean of z)`` of sentence states z, normed to length 1 (after the centroid of
-    DOI 10.1016/j.ipm.2003.10.006, on states instead of words). It has no training, reads the whole
-    document, and every sentence of it moves the centre. size: as of `lead`.
+    The score of sentence s is ``cos(z_s, mean of z)``, with sentence states z of length 1. It needs
+    no training and reads the whole document; every sentence moves the centroid.
+
+    Parameters
+    ----------
+    encoder
+        A function from texts to `TokenStates`.
+    size, unit
+        See `lead`.
+
+    References
+    ----------
+    Centroid-based summarization, https://doi.org/10.1016/j.ipm.2003.10.006; here with states
+    instead of words.
     """
-    _check(size)
+    check_range(ConfigError, {"size": (size, "[1, inf)")}, where="summary")
 
     def summarise(documents: Sequence[str]) -> list[str]:
         found = []
-        for document, one in zip(documents, encoded(encoder, documents), strict=True):
-            z = segmented(document, one).means
+        for document, one in zip(documents, encode_texts(encoder, documents), strict=True):
+            z = group_by_sentence(document, one).means
             z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
             order = np.argsort(-(z @ z.mean(axis=0)), kind="stable") if len(z) else np.arange(0)
-            found.append(_joined(document, order, size, unit))
+            found.append(_join_first(document, order, size, unit))
         return found
 
     return summarise
 
 
-def generated(
+def model_summariser(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -65,17 +85,32 @@ def generated(
     batch: int = 8,
     **settings: Any,
 ) -> Summariser:
-    """What any Hugging Face encoder–decoder says: PEGASUS, BART, T5.
+    """Summarise by a Hugging Face encoder–decoder: PEGASUS, BART, T5.
 
-    prefix: put before every document (T5: ``"summarize: "``). window: tokens that are read, the
-    rest is cut off. settings: of ``model.generate``, by default greedy. The model's mode is kept.
+    Parameters
+    ----------
+    model, tokenizer
+        The model, on its device, and its tokenizer. The mode of the model is restored.
+    prefix
+        Inserted before every document (T5: ``"summarize: "``).
+    window
+        The tokens of a document that are read; the rest is ignored.
+    batch
+        Documents in a batch.
+    settings
+        Arguments of ``model.generate``; greedy by default.
+
+    Raises
+    ------
+    ConfigError
+        If the model is no encoder–decoder.
     """
     if not model.config.is_encoder_decoder:
-        raise ConfigError(f"{type(model).__name__} is no encoder–decoder")
+        raise ConfigError(f"expected an encoder–decoder, got {type(model).__name__}")
 
     @torch.inference_mode()
     def summarise(documents: Sequence[str]) -> list[str]:
-        was = model.training
+        was_training = model.training
         model.eval()
         found: list[str] = []
         for start in range(0, len(documents), batch):
@@ -89,14 +124,14 @@ def generated(
                 **{"num_beams": 1, "do_sample": False, "max_new_tokens": 64, **settings},
             )
             found += tokenizer.batch_decode(ids, skip_special_tokens=True)
-        model.train(was)
+        model.train(was_training)
         return found
 
     return summarise
 
 
 def rouge(summaries: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L with stemming, by rouge-score."""
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L with stemming, computed by rouge-score."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
@@ -107,9 +142,9 @@ def rouge(summaries: Sequence[str], references: Sequence[str]) -> dict[str, floa
     return {n: float(np.mean([f[k].fmeasure for f in found] or [0.0])) for k, n in kinds.items()}
 
 
-def _joined(document: str, order: np.ndarray, size: int, unit: Size) -> str:
-    """The first sentences of an order, in the order of the document."""
-    spans = sentences(document)
+def _join_first(document: str, order: np.ndarray, size: int, unit: SizeUnit) -> str:
+    """Join the first sentences of an order, in the order of the document."""
+    spans = split_sentences(document)
     chosen: list[int] = []
     words = 0
     for row in order.tolist():
@@ -119,8 +154,3 @@ def _joined(document: str, order: np.ndarray, size: int, unit: Size) -> str:
             break
         chosen.append(row)
     return " ".join(document[a:b] for a, b in spans[sorted(chosen)].tolist())
-
-
-def _check(size: int) -> None:
-    if size < 1:
-        raise ConfigError(f"a summary has one sentence or word at least, not {size}")
