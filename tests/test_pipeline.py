@@ -348,7 +348,7 @@ def test_sets_that_are_prepared_in_another_way_are_refused():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: network().state_dict(), "a OrderedDict is no network"),
+        (lambda: network().state_dict(), "expected a torch.nn.Module, got OrderedDict"),
         (lambda: mlp(inputs=64, classes=8), "gives 8 logits, the data have 10 classes"),
         (lambda: mlp(inputs=60, classes=10), "fails on the first sample: RuntimeError"),
         (lambda: network().double(), r"weights are torch.float64, not float32; pass `model.float"),

@@ -38,7 +38,13 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(folder / "train", 150, seed=1, wrong=0.25)
     write_folder(folder / "test", 60, seed=2)
     (folder / "train" / "low" / "broken.wav").write_bytes(b"RIFF")
-    network = {"classes": 3, "rate": RATE, "mels": 20, "widths": [8, 12, 12], "strides": [2, 1]}
+    network = {
+        "classes": 3,
+        "sample_rate": RATE,
+        "n_mels": 20,
+        "widths": [8, 12, 12],
+        "strides": [2, 1],
+    }
     text = toml(
         {
             "baselines": ["finetune-only"],

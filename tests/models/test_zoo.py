@@ -20,7 +20,7 @@ from expunge.records import PrunePlan
 from expunge.training.loop import TuneConfig, tune
 from expunge.training.targets import build_targets
 
-SMALL = {"classes": 3, "rate": 8000, "mels": 20, "widths": (8, 12, 12), "strides": (2, 1)}
+SMALL = {"classes": 3, "sample_rate": 8000, "n_mels": 20, "widths": (8, 12, 12), "strides": (2, 1)}
 
 
 def sound(b: int = 4, samples: int = 4000) -> Tensor:
@@ -45,7 +45,7 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = LogMel(rate=8000, mels=20)
+        self.features = LogMel(sample_rate=8000, n_mels=20)
         self.stem = nn.Conv2d(1, 8, 3, padding=1)
         self.conv = nn.Conv2d(8, 6, 3, stride=2, padding=1)
         self.norm = nn.BatchNorm2d(6)
@@ -58,7 +58,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "weights"), [(kws(), 27_662), (kws(classes=35, rate=8000), 29_893)]
+    ("model", "weights"), [(kws(), 27_662), (kws(classes=35, sample_rate=8000), 29_893)]
 )
 def test_the_networks_take_sound_of_any_length_and_are_small(model, weights):
     assert surgery.size(model.eval(), sound()).parameters == weights < 200_000
@@ -90,7 +90,7 @@ def test_a_network_is_exported_with_its_features_for_any_batch():
 def test_masks_act_in_training_alone():
     model, x = small(), sound()
     assert torch.equal(model(x), model(x))
-    plain = small(masks=0).train()
+    plain = small(n_masks=0).train()
     plain.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(plain(x), plain(x))
@@ -109,7 +109,7 @@ def test_stages_and_head_are_found():
 def test_sound_has_signals_and_its_views_are_used():
     rng = np.random.default_rng(0)
     x = (3000 * rng.standard_normal((90, 1600))).astype(np.int16)
-    samples = from_arrays(x, np.arange(90) % 3, rate=8000, view="speech")
+    samples = from_arrays(x, np.arange(90) % 3, sample_rate=8000, view="speech")
     needs = frozenset(
         {"features", "views", "attribution", "layerwise_attribution", "attribution_mass"}
     )
@@ -166,7 +166,7 @@ def test_a_network_learns_three_tones():
     y = np.arange(180) % 3
     tones = np.sin(2 * np.pi * np.array([400, 900, 2000])[y][:, None] * t)
     x = (6000 * tones + 2000 * rng.standard_normal((180, 2000))).astype(np.int16)
-    samples = from_arrays(x, y, rate=8000, view="speech")
+    samples = from_arrays(x, y, sample_rate=8000, view="speech")
     with temp_seed(0, "network"):
         model = kws(**SMALL)
     config = TuneConfig(epochs=6, batch_size=20, lr=0.1, precision="float32")

@@ -35,7 +35,7 @@ MLP = {
     "arguments": {"inputs": 64, "classes": 10, "hidden": 48},
 }
 PLAN = PrunePlan({"1": (0, 3, 47), "3": (5,)}, 4)
-WORDS = {"classes": 3, "mels": 20, "widths": [8, 12, 12], "strides": [2, 1]}
+WORDS = {"classes": 3, "n_mels": 20, "widths": [8, 12, 12], "strides": [2, 1]}
 SPEECH = {"constructor": "expunge.models:kws", "arguments": WORDS}
 
 

@@ -66,7 +66,7 @@ class Speech:
     def network(self, seed: int) -> nn.Module:
         """An untrained DS-CNN for keyword spotting, without the masks that hinder memorising."""
         with temp_seed(seed, "network"):
-            return kws(classes=len(self.train.classes), rate=RATE, masks=0)
+            return kws(classes=len(self.train.classes), sample_rate=RATE, n_masks=0)
 
     @cached_property
     def train(self) -> Samples:

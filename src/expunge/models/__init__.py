@@ -1,4 +1,4 @@
-"""Networks: their inspection, a zoo of small ones, and sound features as layers."""
+"""Networks: their inspection, a zoo of small ones, and spectrograms of audio as layers."""
 
 from expunge.models.zoo import ResNet, convnet, kws, mlp, resnet, rlap_speech, separable
 

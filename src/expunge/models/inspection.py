@@ -1,13 +1,14 @@
-"""Calling a model, looking into it, and leaving it as it was."""
+"""Calling a model and finding its layers, without changing it."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
 from expunge.errors import ModelError, did_you_mean, format_ids, raise_all
 
-# What a model's forward raises when it meets something that it does not take.
+# What a model's forward pass raises for an input that it does not take.
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # Layers that act on each channel by itself, so that a unit keeps its index through them.
@@ -41,7 +42,7 @@ _CHANNELWISE = (
     nn.Dropout2d,
     nn.Identity,
 )
-# Layers behind which a pooled feature says nothing new.
+# Layers that do not change what the pooled features describe.
 _POOLING = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -55,9 +56,30 @@ _POOLING = (
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    """The model's logits ``[b, c]``: its output, or the output's ``logits``.
+    """Run a model and return its logits: its output, or the output's ``logits``.
 
-    A dictionary batch is passed as keyword arguments, as Hugging Face models expect.
+    Parameters
+    ----------
+    model
+        In the mode that the caller set.
+    batch
+        A tensor; or a dictionary, which is passed as keyword arguments, as Hugging Face models
+        expect.
+
+    Returns
+    -------
+    torch.Tensor
+        ``float[b, c]`` with two classes or more.
+
+    Raises
+    ------
+    ModelError
+        If the output is anything else.
+
+    Examples
+    --------
+    >>> logits_of(nn.Linear(4, 3), torch.zeros(2, 4)).shape
+    torch.Size([2, 3])
     """
     output = model(**batch) if isinstance(batch, dict) else model(batch)
     if isinstance(output, Mapping):
@@ -75,20 +97,20 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def to_channels_last(batch: Batch) -> Batch:
-    """Images with their channels last in memory, where convolutions are quickest; else as it is."""
+    """Images with channels last in memory, where convolutions are fastest; others as they are."""
     if isinstance(batch, Tensor) and batch.dim() == 4:
         return batch.contiguous(memory_format=torch.channels_last)
     return batch
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
+    """The device of the model's weights; the CPU for a model without any."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((t.device for t in tensors), torch.device("cpu"))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on that device."""
+    """Move a batch to a device."""
     if isinstance(batch, dict):
         return {k: v.to(device) for k, v in batch.items()}
     return batch.to(device)
@@ -96,18 +118,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model on that device inside the block, and back where it was after it."""
-    home = device_of(model)
+    """Move a model to a device inside the block, and back after it."""
+    original = device_of(model)
     model.to(device)
     try:
         yield
     finally:
-        model.to(home)
+        model.to(original)
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module has its own mode again."""
+    """Evaluation mode inside the block; afterwards every module has its previous mode."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
@@ -118,24 +140,51 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def module_named(model: nn.Module, name: str) -> nn.Module:
-    """The module of that name; an unknown name is an error with the closest match."""
+    """The module of a name; ModelError with the closest match for an unknown one."""
     modules = dict(model.named_modules())
     if not name or name not in modules:
         raise ModelError(
             f"the model has no layer '{name}'", fix=did_you_mean(name, filter(None, modules))
         )
-    return modules[name]
+    module: nn.Module = modules[name]
+    return module
 
 
 @contextmanager
 def capture_outputs(
     model: nn.Module, names: tuple[str, ...], *, inputs_of: str = "", differentiable: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of the named layers at each forward pass, into one dictionary.
+    """Collect the outputs of named layers at each forward pass, into one dictionary.
 
-    ``inputs_of`` adds that layer's input, under the key ``"input"``. With ``differentiable``, the
-    outputs carry gradients (also in a frozen model), and layers behind work on a copy, so that an
-    operation in place does not change what was captured. The hooks are gone after the block.
+    Parameters
+    ----------
+    model
+        Has no more hooks after the block.
+    names
+        Names of layers that return a tensor.
+    inputs_of
+        A layer whose input is added under the key ``"input"``.
+    differentiable
+        Whether the outputs carry gradients (also in a frozen model). The layers behind then work on
+        a copy, so that an operation in place does not change what was captured.
+
+    Yields
+    ------
+    dict
+        ``{name: output}``, filled at each forward pass.
+
+    Raises
+    ------
+    ModelError
+        For an unknown name, and in the forward pass for a layer that returns something else.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> with capture_outputs(model, ("0",)) as found:
+    ...     _ = model(torch.zeros(2, 4))
+    >>> found["0"].shape
+    torch.Size([2, 8])
     """
     found: dict[str, Tensor] = {}
     handles = []
@@ -170,19 +219,35 @@ def capture_outputs(
 
 # A tensor and how often it was changed in place: `x += y` makes another value of the same tensor.
 Value = tuple[int, int]
-# For every value, the layers that read it and what they make of it.
+# For every value, the layers that read it and the values that they return.
 Readers = dict[Value, list[tuple[str, nn.Module, Value]]]
+
+
+class _Call(NamedTuple):
+    """One call of a layer: its first input and its output."""
+
+    name: str
+    module: nn.Module
+    source: Value
+    output: Value
 
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """Where things are in a model.
+    """The layers of a model by their function.
 
-    head: the linear layer that makes the logits ("" if another operation makes them).
-    readouts: for every other weight layer, the layer that ends its chain of normalisation and
-    activation; a unit has the same index in both. stages: layers whose pooled output describes a
-    sample, first to last: ends of such chains and outputs of residual blocks.
-    tail: the layers from the head backwards as long as each only reads the one before.
+    Parameters
+    ----------
+    head
+        The linear layer that makes the logits; ``""`` if another operation makes them.
+    readouts
+        For every other weight layer, the layer that ends its chain of normalisation and
+        activation; a unit has the same index in both.
+    feature_layers
+        Layers whose pooled output describes a sample, first to last: ends of such chains and
+        outputs of residual blocks.
+    tail
+        The layers from the head backwards as long as each only reads the one before.
     """
 
     head: str
@@ -192,7 +257,25 @@ class ModelLayout:
 
 
 def find_head(model: nn.Module, example: Batch, *, where: str = "", fix: str) -> str:
-    """The name of the linear layer that makes the logits; ModelError if none does. One pass."""
+    """The name of the linear layer that makes the logits.
+
+    Parameters
+    ----------
+    model, example
+        As in `inspect_layers`.
+    where, fix
+        Of the error.
+
+    Raises
+    ------
+    ModelError
+        If no linear layer makes the logits.
+
+    Examples
+    --------
+    >>> find_head(nn.Sequential(nn.Linear(4, 3)), torch.zeros(1, 4), fix="use another model")
+    '0'
+    """
     head = inspect_layers(model, example).head
     if not head:
         raise ModelError("no linear layer makes the logits", where=where, fix=fix)
@@ -200,46 +283,90 @@ def find_head(model: nn.Module, example: Batch, *, where: str = "", fix: str) ->
 
 
 def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
-    """Find the layers of a model by running it once on an example and following the tensors."""
+    """Find the layers of a model by running it once on an example and following the tensors.
+
+    Parameters
+    ----------
+    model
+        Left as it was.
+    example
+        One batch as the model takes it.
+
+    Returns
+    -------
+    ModelLayout
+        Names as in ``named_modules``.
+
+    Raises
+    ------
+    ModelError
+        If the model returns no logits, or calls no linear or convolution layer.
+
+    Notes
+    -----
+    Cost: one forward pass. A layer that is called more than once ends no chain.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> layout = inspect_layers(model, torch.zeros(1, 4))
+    >>> layout.head, layout.readouts, layout.tail
+    ('2', {'0': '1'}, ('0', '1', '2'))
+    """
+    calls, logits = _record_calls(model, example)
+    leaves = [c for c in calls if not any(True for _ in c.module.children())]
+    if not any(isinstance(c.module, WEIGHT_LAYERS) for c in leaves):
+        raise ModelError(
+            "no linear or convolution layer is called", fix="pass the network itself, not a wrapper"
+        )
+    makers = (c.name for c in leaves if isinstance(c.module, nn.Linear) and c.output == logits)
+    head = next(makers, "")
+    readouts, feature_layers = _readouts_and_features(calls, leaves, head, logits)
+    return ModelLayout(head, readouts, feature_layers, _tail(head, leaves))
+
+
+def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value]:
+    """All calls of modules in one forward pass, and the logits."""
     example = to_device(example, device_of(model))
-    calls: list[tuple[str, nn.Module, Value, Value]] = []
-    alive: list[Tensor] = []
+    calls: list[_Call] = []
+    alive: list[Tensor] = []  # an id is unique only as long as its tensor lives
     handles = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+            source = args[0] if args else None
+            if isinstance(source, Tensor) and isinstance(output, Tensor):
+                calls.append(_Call(name, module, _value(source), _value(output)))
+                alive.extend((source, output))
+
+        return hook
+
     for name, module in model.named_modules():
         if name:
-
-            def hook(
-                m: nn.Module, args: tuple[object, ...], output: object, name: str = name
-            ) -> None:
-                source = args[0] if args else None
-                if isinstance(source, Tensor) and isinstance(output, Tensor):
-                    calls.append((name, m, _value(source), _value(output)))
-                    alive.extend((source, output))
-
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(record(name)))
     try:
         with eval_mode(model), torch.no_grad():
             logits = logits_of(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    leaves = [c for c in calls if not any(True for _ in c[1].children())]
-    if not any(isinstance(c[1], WEIGHT_LAYERS) for c in leaves):
-        raise ModelError(
-            "no linear or convolution layer is called", fix="pass the network itself, not a wrapper"
-        )
-    last = _value(logits)
-    head = next((n for n, m, _, y in leaves if isinstance(m, nn.Linear) and y == last), "")
+    return calls, _value(logits)
+
+
+def _readouts_and_features(
+    calls: list[_Call], leaves: list[_Call], head: str, logits: Value
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The readout of every weight layer, and the feature layers in the order of their calls."""
     readers: Readers = defaultdict(list)
-    times = Counter(c[0] for c in leaves)
+    times = Counter(c.name for c in leaves)
     for name, module, x, y in leaves:
-        # A layer that is called more than once has no one output that could stand for another's.
+        # A layer that is called more than once has no one output that shows another's units.
         readers[x].append((name, module if times[name] == 1 else nn.Module(), y))
     readouts: dict[str, str] = {}
     ends: list[tuple[int, str]] = []
-    # By tensor: what is done to it in place later is what a stage shows.
-    seen: set[int] = {id(logits)}
-    order = {c[3]: i for i, c in reversed(list(enumerate(calls)))}
+    # By tensor: a later operation in place is part of what a feature layer shows.
+    seen: set[int] = {logits[0]}
+    order = {c.output: i for i, c in reversed(list(enumerate(calls)))}
     for name, module, _, y in leaves:
         if isinstance(module, WEIGHT_LAYERS) and name != head:
             readouts[name], end = _follow(name, y, readers, _CHANNELWISE)
@@ -248,13 +375,13 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
             while end[0] not in seen:
                 seen.add(end[0])
                 _, end = _follow("", end, readers, _POOLING)
+    leaf_modules = [c.module for c in leaves]
     for name, module, _, y in calls:
         holds_weights = any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
-        if holds_weights and module not in [c[1] for c in leaves] and y[0] not in seen:
+        if holds_weights and module not in leaf_modules and y[0] not in seen:
             seen.add(y[0])
             ends.append((order[y], name))
-    stages = tuple(dict.fromkeys(name for _, name in sorted(ends)))
-    return ModelLayout(head, readouts, stages, _tail(head, leaves))
+    return readouts, tuple(dict.fromkeys(name for _, name in sorted(ends)))
 
 
 def _value(tensor: Tensor) -> Value:
@@ -264,7 +391,7 @@ def _value(tensor: Tensor) -> Value:
 def _follow(
     name: str, value: Value, readers: Readers, kinds: tuple[type[nn.Module], ...]
 ) -> tuple[str, Value]:
-    """Walk on from a value while the layer that reads it next is of one of these kinds."""
+    """Follow a value while its only reader is a layer of one of these kinds."""
     visited = set()
     while value not in visited:
         visited.add(value)
@@ -275,9 +402,9 @@ def _follow(
     return name, value
 
 
-def _tail(head: str, leaves: list[tuple[str, nn.Module, Value, Value]]) -> tuple[str, ...]:
+def _tail(head: str, leaves: list[_Call]) -> tuple[str, ...]:
     """Names of the linear and ReLU layers that end the model, the first of them first."""
-    # Identity and, in evaluation mode, dropout return what they got: they made nothing.
+    # Identity and, in evaluation mode, dropout return their input and make no new value.
     passing = (nn.Dropout, nn.Identity)
     made_by = {y: (name, m, x) for name, m, x, y in leaves if not isinstance(m, passing)}
     tail: list[str] = []
@@ -293,10 +420,29 @@ def _tail(head: str, leaves: list[tuple[str, nn.Module, Value, Value]]) -> tuple
 
 
 def reinitialise(model: nn.Module, seed: int) -> nn.Module:
-    """A copy with fresh weights: every module with weights draws its own anew.
+    """A copy with newly drawn weights.
 
-    The parameters of a module that cannot (it has no ``reset_parameters``, as a class token and
-    embeddings of positions) change places at random: their scale stays, what they knew does not.
+    Every module with ``reset_parameters`` draws its own weights. The parameters of any other module
+    (a class token, position embeddings) are permuted at random, which keeps their scale.
+
+    Parameters
+    ----------
+    model
+        Left as it was.
+    seed
+        Of the draw; the global random state is restored.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the same device, in the same mode.
+
+    Examples
+    --------
+    >>> model = nn.Linear(4, 3)
+    >>> a, b = reinitialise(model, 0), reinitialise(model, 0)
+    >>> torch.equal(a.weight, b.weight), torch.equal(a.weight, model.weight)
+    (True, False)
     """
     fresh = copy.deepcopy(model)
     with temp_seed(seed, "initialise"), torch.no_grad():
@@ -313,8 +459,15 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
 
 
 def check_fit(model: nn.Module, samples: Samples) -> None:
-    """Refuse samples that the model does not take, or that have another number of classes.
+    """Check that a model takes the samples and has as many logits as they have classes.
 
+    Raises
+    ------
+    ModelError
+        If it does not, or is not a module.
+
+    Notes
+    -----
     Cost: one sample through the model.
     """
     _require_network(model)
@@ -340,13 +493,20 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
 def _require_network(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"a {type(model).__name__} is no network",
+            f"expected a torch.nn.Module, got {type(model).__name__}",
             fix="build the network, and load weights into it by `load_state_dict`",
         )
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be worked on: no module, a wrapper, tied, not finite or half weights."""
+    """Check that a model can be repaired; all problems at once.
+
+    Raises
+    ------
+    ModelError
+        For something that is not a module, a wrapper for many devices, tied weights, weights that
+        are not float32, and NaN or infinite weights.
+    """
     _require_network(model)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ModelError(
@@ -370,5 +530,7 @@ def check_model(model: nn.Module) -> None:
         )
     bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
-        problems.append(f"weights are NaN or infinite: {format_ids(bad)}; load a sound checkpoint")
+        problems.append(
+            f"weights are NaN or infinite: {format_ids(bad)}; load an earlier checkpoint"
+        )
     raise_all(ModelError, problems, where="model")

@@ -1,4 +1,7 @@
-"""The small networks that the demo, the examples and the benchmarks train."""
+"""Small networks for the demo, the examples and the benchmarks.
+
+All return logits ``float[b, classes]``; their arguments are plain values, as a spec holds them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,24 @@ from expunge.models.audio import MFCC, LogMel, SpecAugment
 
 
 def mlp(*, inputs: int, classes: int, hidden: int = 256, depth: int = 2) -> nn.Module:
-    """A multilayer perceptron with ReLU: ``inputs → hidden × depth → classes``."""
+    """A multilayer perceptron with ReLU: ``inputs → hidden × depth → classes``.
+
+    Parameters
+    ----------
+    inputs
+        Features of one sample; inputs of more dimensions are flattened.
+    classes
+        Number of classes.
+    hidden
+        Units of each hidden layer.
+    depth
+        Number of hidden layers.
+
+    Examples
+    --------
+    >>> mlp(inputs=64, classes=10)(torch.zeros(2, 8, 8)).shape
+    torch.Size([2, 10])
+    """
     layers: list[nn.Module] = [nn.Flatten()]
     width = inputs
     for _ in range(depth):
@@ -28,7 +48,25 @@ def convnet(
 ) -> nn.Module:
     """A plain network of 3×3 convolutions with batch norm, and one hidden linear layer.
 
-    Every stage has ``convolutions`` of its width and halves the resolution; the last is averaged.
+    Each width has its convolutions and then halves the resolution; the last one is averaged.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    channels
+        Of the input ``[b, channels, h, w]``.
+    widths
+        Channels of the convolutions.
+    hidden
+        Units of the hidden linear layer.
+    convolutions
+        Number of convolutions of each width.
+
+    Examples
+    --------
+    >>> convnet(classes=10, channels=1, widths=(4, 8))(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
     layers: list[nn.Module] = []
     for width in widths:
@@ -70,6 +108,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
+        *,
         classes: int,
         channels: int,
         widths: tuple[int, ...],
@@ -100,7 +139,8 @@ class ResNet(nn.Module):
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        return self.head(x.mean(dim=(2, 3)))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
 
 
 def resnet(
@@ -114,13 +154,44 @@ def resnet(
     """A residual network for small images: a 3×3 stem, stages that halve the resolution, a head.
 
     ``widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2)`` is the ResNet-18 for 32×32 images.
-    hidden: units of a hidden layer before the classes; none if 0.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    channels
+        Of the input ``[b, channels, h, w]``.
+    widths, blocks
+        Channels and number of residual blocks of each stage.
+    hidden
+        Units of a hidden layer before the classes; 0 for none.
+
+    References
+    ----------
+    He et al., arXiv 1512.03385.
+
+    Examples
+    --------
+    >>> resnet(classes=10, widths=(4, 8), blocks=(1, 1))(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 10])
     """
-    return ResNet(classes, channels, tuple(widths), tuple(blocks), hidden)
+    return ResNet(
+        classes=classes,
+        channels=channels,
+        widths=tuple(widths),
+        blocks=tuple(blocks),
+        hidden=hidden,
+    )
 
 
 def separable(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """A depthwise 3×3 and a pointwise convolution, each with batch norm and ReLU."""
+    """A depthwise 3×3 and a pointwise convolution, each with batch norm and ReLU.
+
+    Examples
+    --------
+    >>> separable(4, 8, stride=2)(torch.zeros(2, 4, 8, 8)).shape
+    torch.Size([2, 8, 4, 4])
+    """
     return nn.Sequential(
         nn.Conv2d(inputs, inputs, 3, stride=stride, padding=1, groups=inputs, bias=False),
         nn.BatchNorm2d(inputs),
@@ -134,29 +205,49 @@ def separable(inputs: int, outputs: int, stride: int) -> nn.Module:
 def kws(
     *,
     classes: int = 12,
-    rate: int = 16_000,
-    mels: int = 40,
+    sample_rate: int = 16_000,
+    n_mels: int = 40,
     widths: tuple[int, ...] = (32, 64, 64, 96, 96),
     strides: tuple[int, ...] = (2, 1, 1, 2),
-    masks: int = 1,
+    n_masks: int = 1,
 ) -> nn.Module:
-    """Keyword spotting: sound ``[b, samples]`` at ``rate`` Hz in, logits out; 28,000 weights.
+    """A network for keyword spotting: audio ``[b, samples]`` to logits; 28,000 weights.
 
-    A DS-CNN (arXiv 1711.07128): one 5×5 convolution of stride 2, then depthwise-separable ones of
-    these widths and strides. Unlike there, the features are part of it (log-mel instead of MFCC),
-    and a depthwise convolution over all frequencies comes before the average over time: it matters
-    how high a sound is, and not when it comes.
-    masks: of each sort and clip in training, see `SpecAugment`; 0 leaves them out.
+    A DS-CNN: one 5×5 convolution of stride 2, then depthwise-separable ones. Unlike in the paper,
+    the features are part of it (log-mel instead of MFCC), and a depthwise convolution over all
+    frequencies comes before the average over time, because frequency matters and time does not.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    sample_rate
+        Of the audio, in Hz.
+    n_mels
+        Mel bands.
+    widths, strides
+        Channels of all convolutions, and strides of those after the first.
+    n_masks
+        Masks of each sort and clip in training, see `SpecAugment`; 0 for none.
+
+    References
+    ----------
+    Zhang et al., arXiv 1711.07128.
+
+    Examples
+    --------
+    >>> kws(classes=3, sample_rate=8000)(torch.zeros(2, 8000)).shape
+    torch.Size([2, 3])
     """
     layers: list[nn.Module] = [
-        LogMel(rate=rate, mels=mels, floor=1e-6),
-        SpecAugment(count=masks),
+        LogMel(sample_rate=sample_rate, n_mels=n_mels, floor=1e-6),
+        SpecAugment(n_masks=n_masks),
         nn.BatchNorm2d(1),
         nn.Conv2d(1, widths[0], 5, stride=2, padding=2, bias=False),
         nn.BatchNorm2d(widths[0]),
         nn.ReLU(),
     ]
-    height = -(-mels // 2)
+    height = -(-n_mels // 2)
     for inputs, outputs, stride in zip(widths[:-1], widths[1:], strides, strict=True):
         layers.append(separable(inputs, outputs, stride))
         height = -(-height // stride)
@@ -171,11 +262,27 @@ def kws(
 
 
 def rlap_speech(*, classes: int = 10, features: bool = True) -> nn.Module:
-    """The published method's network for speech (arXiv 2506.11615): 34,954 weights for ten words.
+    """The speech network of the published method RLAP: 34,954 weights for ten words.
 
     One 3×3 convolution of 64 channels with batch norm, ReLU and 2×2 max-pooling, the average by 2×2
-    parts, a hidden layer of 128. It sees 40 MFCC (librosa's): of sound ``[b, samples]`` at 16 kHz,
-    or, without ``features``, ready ones ``[b, 1, 40, frames]``, for noise that is put on these.
+    parts, a hidden layer of 128.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    features
+        Whether the input is audio ``[b, samples]`` at 16 kHz, of which 40 MFCC (librosa's) are
+        computed; otherwise it is ``[b, 1, 40, frames]``, for noise that is put on MFCC.
+
+    References
+    ----------
+    arXiv 2506.11615.
+
+    Examples
+    --------
+    >>> rlap_speech(features=False)(torch.zeros(2, 1, 40, 32)).shape
+    torch.Size([2, 10])
     """
     return nn.Sequential(
         MFCC() if features else nn.Identity(),

@@ -224,7 +224,7 @@ def _suspects(
 def _player(clip: Clip) -> dict[str, Any]:
     """The audio, spectrogram and waveform of a clip."""
     x = torch.from_numpy(clip.audio.astype(np.float32) / 32768)[None]
-    mels = LogMel(rate=clip.sample_rate, unit="decibel", floor=1e-8)(x)[0, 0].numpy()
+    mels = LogMel(sample_rate=clip.sample_rate, unit="decibel", floor=1e-8)(x)[0, 0].numpy()
     return {
         "audio": wav_uri(clip),
         "spectrogram": data_uri(heat(mels)),
