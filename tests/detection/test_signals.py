@@ -414,7 +414,9 @@ def test_the_number_of_classes_has_to_fit():
 
 
 def test_weights_alone_are_no_network():
-    with pytest.raises(ModelError, match=r"expected a torch.nn.Module, got OrderedDict\n.*load_state_dict"):
+    with pytest.raises(
+        ModelError, match=r"expected a torch.nn.Module, got OrderedDict\n.*load_state_dict"
+    ):
         collect(build(Mlp).state_dict(), samples(inputs(Mlp), [0, 1, 2, 0]))
 
 

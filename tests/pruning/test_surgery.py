@@ -626,7 +626,9 @@ def test_weights_of_a_wrapped_model_get_a_hint(tmp_path):
     for prefix in ("model.", "net.inner."):
         wrapped = {f"{prefix}{n}": t for n, t in build(Mlp).state_dict().items()}
         torch.save({"state_dict": wrapped}, tmp_path / "w.pt")
-        with pytest.raises(ModelError, match=rf"behind '{prefix}': re-save `model.{prefix[:-1]}`"):
+        with pytest.raises(
+            ModelError, match=rf"with the prefix '{prefix}': re-save `model.{prefix[:-1]}`"
+        ):
             load_weights(build(Mlp), tmp_path / "w.pt")
     other = {**wrapped, "net.inner.extra": torch.zeros(2)}
     with pytest.raises(ModelError, match="unexpected: net") as caught:

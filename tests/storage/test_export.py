@@ -25,7 +25,8 @@ from expunge.models.zoo import kws, resnet
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.storage import onnx
-from expunge.storage.export import GRAPH, MANIFEST, WEIGHTS
+from expunge.storage.export import GRAPH, WEIGHTS
+from expunge.storage.manifest import MANIFEST
 from oracles_audio import noise, tone
 from oracles_digits import clean, memorised
 from oracles_specs import write_spec
@@ -98,7 +99,7 @@ def test_the_manifest_says_all_that_is_needed(tmp_path):
     assert said["plan"] == {"3": [1, 2], "6.3": [0, 11]}
     assert said["classes"] == ["low", "hiss", "hush"]
     assert said["inputs"] == {"input": {"shape": [4000], "dtype": "int16", "scale": 1 / 32768}}
-    assert said["rate"] == 16_000
+    assert said["sample_rate"] == 16_000
     assert list(said["sha256"]) == [WEIGHTS]
     assert said["versions"]["torch"] == torch.__version__
     assert said["onnx"] is None
@@ -225,7 +226,7 @@ def test_another_network_than_the_one_given_is_refused_and_nothing_is_written(tm
 
 def test_a_folder_that_is_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(RunError, match="is there already"):
+    with pytest.raises(RunError, match="is not empty"):
         expunge.export_model(pruned(), clean(), tmp_path, **MLP, plan=PLAN)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -310,9 +311,9 @@ def test_a_waveform_goes_into_the_onnx_file_and_the_model_s_logits_come_out(tmp_
     require_onnx()
     (model, plan), data = words(), sound()
     found = expunge.export_model(model, data, tmp_path / "out", **SPEECH, plan=plan, onnx=True)
-    assert found.manifest.onnx.samples == 70
-    assert found.manifest.onnx.difference < 1e-4
-    assert found.manifest.onnx.equal == 1
+    assert found.manifest.onnx.n_samples == 70
+    assert found.manifest.onnx.max_difference < 1e-4
+    assert found.manifest.onnx.agreement == 1
     with torch.inference_mode():
         for n in (1, 7, 70):
             rows = np.arange(n)
@@ -330,7 +331,7 @@ def test_cepstra_with_a_cut_below_the_loudest_are_in_the_graph_too(tmp_path):
         model = nn.Sequential(MFCC(), nn.Flatten(), nn.Linear(40 * 8, 3)).eval()
     onnx.write_graph(model, sound(), tmp_path / "m.onnx")
     parity = onnx.compare_graph(model, sound(), tmp_path / "m.onnx", tolerance=1e-2)
-    assert parity.equal == 1
+    assert parity.agreement == 1
 
 
 def test_mean_and_deviation_are_in_the_graph(tmp_path):

@@ -65,6 +65,7 @@ def export(
     from dataclasses import asdict
 
     from expunge.storage import export as exports
+    from expunge.storage.manifest import MANIFEST
 
     folder = out or Path("exports") / spec.stem
     found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
@@ -72,12 +73,12 @@ def export(
     if as_json:
         print_json({"folder": str(folder), **manifest})
         return
-    typer.echo(f"{folder}: {', '.join((*found.manifest.sha256, exports.MANIFEST))}")
+    typer.echo(f"{folder}: {', '.join((*found.manifest.sha256, MANIFEST))}")
     if found.manifest.onnx is not None:
         parity = found.manifest.onnx
         typer.echo(
-            f"ONNX: logits differ by {parity.difference:.2g} at most on {parity.samples} samples, "
-            f"{parity.equal:.1%} of the predictions are equal"
+            f"ONNX: logits differ by {parity.max_difference:.2g} at most on {parity.n_samples} samples, "
+            f"{parity.agreement:.1%} of the predictions are equal"
         )
 
 

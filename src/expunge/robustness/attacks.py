@@ -24,7 +24,7 @@ from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data import Batch, Preparation, Samples
 from expunge.errors import ConfigError, DataError, extra_required, format_ids
 from expunge.models.inspection import eval_mode, logits_of, on_device
-from expunge.storage.onnx import Whole
+from expunge.storage.onnx import PreparedModel
 from expunge.training.loop import Objective
 
 # The usual budgets for 8-bit images, and one that lets an image become any other.
@@ -275,8 +275,8 @@ def robustness(
         raise ConfigError(
             f"budgets must lie in (0, 1], not {format_ids(epsilons)}", where="robustness"
         )
-    whole = Whole(model, samples.prepare)
-    other = None if surrogate is None else Whole(surrogate, samples.prepare)
+    whole = PreparedModel(model, samples.prepare)
+    other = None if surrogate is None else PreparedModel(surrogate, samples.prepare)
     sums: dict[tuple[str, float], float] = {}
     cuts, device = list(samples.batches(batch_size)), Accelerator().device
     with ExitStack() as places:

@@ -1,4 +1,4 @@
-"""What functions and objects consist of, as text: equal for equal ones, in every process."""
+"""The content of functions and objects as text: equal for equal ones, in every process."""
 
 from __future__ import annotations
 
@@ -17,21 +17,33 @@ _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 
 
 def content_of(value: object) -> str:
-    """Numbers, text, arrays, containers, functions and callable objects by what is in them.
+    """Describe numbers, text, arrays, containers, functions and callable objects by their content.
 
-    A function is its code, its defaults and what it closes over; a callable object its class and
-    its attributes; anything else the name of its class. So a change is seen, where there is
-    something to see it by, and an address in memory is none.
+    Parameters
+    ----------
+    value
+        A function is described by its code, its defaults and the variables in its closure, a
+        callable object by its class and its attributes, anything else by the name of its class.
+
+    Returns
+    -------
+    str
+        Equal for equal content in every process; it holds no address in memory.
+
+    Examples
+    --------
+    >>> content_of({"a": 1}) == content_of({"a": 1}), content_of(1) == content_of(2)
+    (True, False)
     """
-    return _told(value, ())
+    return _describe(value, ())
 
 
-def _told(value: Any, outer: tuple[int, ...]) -> str:
+def _describe(value: Any, outer: tuple[int, ...]) -> str:
     if value is None or isinstance(value, _PLAIN):
         return repr(value)
     if id(value) in outer:  # it holds itself
         return "…"
-    inner = functools.partial(_told, outer=(*outer, id(value)))
+    inner = functools.partial(_describe, outer=(*outer, id(value)))
     match value:
         case Tensor():
             return inner(value.detach().float().cpu().numpy())

@@ -1,4 +1,4 @@
-"""A model as an ONNX file, with its preparation and features, and how far that lies from it."""
+"""A model as an ONNX file with its preparation and features, and a check of its logits."""
 
 from __future__ import annotations
 
@@ -29,18 +29,25 @@ INPUT, OUTPUT = "input", "logits"
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an ONNX file's logits lie from the model's on real samples.
+    """The difference between an ONNX file's logits and the model's on real samples.
 
-    samples: how many. difference: the largest, absolute. equal: share of equal predictions.
+    Parameters
+    ----------
+    n_samples
+        Number of samples.
+    max_difference
+        The largest absolute difference of a logit.
+    agreement
+        Fraction of equal predictions.
     """
 
-    samples: int
-    difference: float
-    equal: float
+    n_samples: int
+    max_difference: float
+    agreement: float
 
 
-class Whole(nn.Module):
-    """From scaled inputs, ``float[b, …]``, to logits: the preparation and the model."""
+class PreparedModel(nn.Module):
+    """The preparation and the model in one: scaled inputs ``float[b, …]`` to logits."""
 
     def __init__(self, model: nn.Module, prepare: Preparation) -> None:
         super().__init__()
@@ -58,19 +65,38 @@ def require_onnx() -> None:
 
 
 def write_graph(model: nn.Module, samples: Samples, file: Path) -> None:
-    """Write the model with the samples' preparation: scaled inputs in, logits out.
+    """Write a model with the samples' preparation as ONNX: scaled inputs to logits.
 
-    Inputs are ``float32[b, …]``, pixels in [0, 1] and sound in [−1, 1], for any b; mean and std are
-    in the graph, and so are features that the model computes. Raises ModelError for a model of
-    several inputs, and for one that torch cannot trace. Cost: one trace, some seconds.
+    Inputs are ``float32[b, …]`` for any b, pixels in [0, 1] and audio in [−1, 1). Mean, std and the
+    features that the model computes are part of the graph.
+
+    Parameters
+    ----------
+    model
+        Of one input.
+    samples
+        One or more.
+    file
+        Written or overwritten.
+
+    Raises
+    ------
+    ConfigError
+        If a package for ONNX is not installed.
+    ModelError
+        For a model of several inputs, and for one that torch cannot trace.
+
+    Notes
+    -----
+    Cost: one trace, some seconds.
     """
     require_onnx()
     scaled = _scaled(samples, np.arange(min(2, len(samples))))
-    whole = Whole(model, samples.prepare)
+    prepared = PreparedModel(model, samples.prepare)
     try:
-        with _quiet(), eval_mode(whole):
+        with _quiet(), eval_mode(prepared):
             program = torch.onnx.export(
-                whole,
+                prepared,
                 (scaled,),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
@@ -90,25 +116,28 @@ def write_graph(model: nn.Module, samples: Samples, file: Path) -> None:
 
 
 def compare_graph(model: nn.Module, samples: Samples, file: Path, *, tolerance: float) -> Parity:
-    """Ask an ONNX file and the model about the same samples: two singly, then by 64.
+    """Compare an ONNX file with the model on samples: two singly, the rest in batches of 64.
 
-    Raises ModelError if two logits lie further apart than ``tolerance``, or are not finite.
+    Raises
+    ------
+    ModelError
+        If logits differ by more than ``tolerance``, or are not finite.
     """
-    session, whole = _session(file), Whole(model, samples.prepare)
+    session, prepared = _session(file), PreparedModel(model, samples.prepare)
     ours, theirs = [], []
     first = np.arange(min(2, len(samples)))
     rest = samples.batches(64, positions=np.arange(len(first), len(samples)))
-    with torch.inference_mode(), eval_mode(whole):
+    with torch.inference_mode(), eval_mode(prepared):
         for at in (*first[:, None], *rest):
             scaled = _scaled(samples, at)
-            ours.append(whole(scaled).numpy())
+            ours.append(prepared(scaled).numpy())
             theirs.append(session.run([OUTPUT], {INPUT: scaled.numpy()})[0])
     a, b = np.concatenate(ours), np.concatenate(theirs)
     difference = float(np.abs(a - b).max())
     if not difference <= tolerance:
         raise ModelError(
-            f"logits lie up to {difference:.3g} from the model's on {len(a)} samples, more than "
-            f"{tolerance:g}",
+            f"logits differ by up to {difference:.3g} from the model's on {len(a)} samples, more "
+            f"than {tolerance:g}",
             where=file.name,
             fix="export without ONNX, or raise the tolerance if that is little for these logits",
         )
@@ -138,7 +167,7 @@ def _session(file: Path) -> InferenceSession:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of packages that are not needed; what matters is an error."""
+    """Without the exporter's messages about packages that are not needed; errors are raised."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

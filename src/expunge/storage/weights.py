@@ -20,7 +20,7 @@ from expunge.storage.hashing import content_of
 
 # Suffixes of files that torch saves.
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
-RESAVE = (
+RESAVE_HINT = (
     "in a session where you trust the file, re-save it: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
@@ -31,9 +31,22 @@ def save_weights(
 ) -> None:
     """Write the model's state to a safetensors file, in one atomic step.
 
-    Tied tensors are written under each of their names (the file is larger by them), so it loads
-    into any model with these names. Raises ModelError for another suffix, a folder that does not
-    exist, and NaN or infinite weights.
+    Tied tensors are written under each of their names, so the file loads into any model with these
+    names.
+
+    Parameters
+    ----------
+    model
+        Left as it was.
+    path
+        Ends in ``.safetensors``.
+    metadata
+        Text that is written to the header of the file.
+
+    Raises
+    ------
+    ModelError
+        For another suffix, a folder that does not exist, and NaN or infinite weights.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -60,11 +73,20 @@ def save_weights(
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a weights file into the model, strictly.
 
-    ``.safetensors``; and `PICKLED` if torch's ``weights_only`` loader takes them: a state dict, or
-    a dict that holds one under ``state_dict``, ``model_state_dict`` or ``model``. Nothing is
-    executed.
-    Raises ModelError for a missing, damaged or other file, for a pickle with other objects, for
-    NaN or infinite weights, and for tensors that do not fit; the model is then unchanged.
+    Parameters
+    ----------
+    model
+        Changed only if everything fits.
+    path
+        ``.safetensors``; or one of `PICKLED` if torch's ``weights_only`` loader takes it: a state
+        dict, or a dict that holds one under ``state_dict``, ``model_state_dict`` or ``model``.
+        Nothing is executed.
+
+    Raises
+    ------
+    ModelError
+        For a missing, damaged or other file, a pickle with other objects, NaN or infinite weights,
+        and tensors that do not fit.
     """
     fit_weights(model, read_weights(path), where=str(path))
 
@@ -83,22 +105,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ModelError(
             f"weights are read from .safetensors, {', '.join(PICKLED)}, not '{path.suffix}'",
             where=str(path),
-            fix=RESAVE,
+            fix=RESAVE_HINT,
         )
-    return _pickled(path)
+    return _read_pickle(path)
 
 
-def _pickled(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what matters is an error
+            warnings.simplefilter("ignore")  # about pickle protocols; errors are raised
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).replace("\n", " ").split("WeightsUnpickler error: ")[-1].split(". ")[0]
         raise ModelError(
             f"the pickle holds more than tensors, and opening it could run code: {reason}",
             where=str(path),
-            fix=RESAVE,
+            fix=RESAVE_HINT,
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ModelError(f"not a torch file: {error}", where=str(path)) from error
@@ -110,15 +132,21 @@ def _pickled(path: Path) -> dict[str, Tensor]:
     ):
         held = sorted(map(str, loaded)) if isinstance(loaded, Mapping) else [type(loaded).__name__]
         raise ModelError(
-            f"the file holds no state dict but {format_ids(held)}", where=str(path), fix=RESAVE
+            f"the file holds no state dict but {format_ids(held)}", where=str(path), fix=RESAVE_HINT
         )
     return dict(loaded)
 
 
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "weights") -> None:
-    """Load a state dict strictly; ModelError names what is missing, unexpected, misshapen, NaN.
+    """Load a state dict strictly.
 
     A tensor that the model ties to another may be absent; two different values for it are an error.
+
+    Raises
+    ------
+    ModelError
+        Naming all tensors that are missing, unexpected, of the wrong shape, or not finite. The
+        model is then unchanged.
     """
     own = model.state_dict()
     state = dict(state)
@@ -134,7 +162,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     if missing:
         problems.append(f"missing: {format_ids(missing)}")
     if unexpected:
-        problems.append(f"unexpected: {format_ids(unexpected)}{_wrapped(state, own)}")
+        problems.append(f"unexpected: {format_ids(unexpected)}{_prefix_hint(state, own)}")
     shapes = [
         f"{n} is {list(state[n].shape)}, the model has {list(own[n].shape)}"
         for n in own
@@ -147,18 +175,18 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     model.load_state_dict(state, strict=True)
 
 
-def _wrapped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """A hint where all names are the model's behind one prefix, as a wrapper writes them."""
+def _prefix_hint(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """A hint if all names are the model's with one prefix, as a wrapper writes them."""
     first = min(state)
     for prefix in (first.removesuffix(name) for name in own if first.endswith(f".{name}")):
         if all(n.startswith(prefix) and n.removeprefix(prefix) in own for n in state):
             inner = f"model.{prefix.rstrip('.')}"
-            return f" (they are the model's behind '{prefix}': re-save `{inner}`)"
+            return f" (they are the model's with the prefix '{prefix}': re-save `{inner}`)"
     return ""
 
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each name whose tensor is the very same as an earlier one: the earlier name."""
+    """For each name whose tensor is the same object as an earlier one: the earlier name."""
     first: dict[tuple[int, torch.Size], str] = {}
     ties = {}
     for name, tensor in state.items():
@@ -180,10 +208,30 @@ def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of the architecture, of what its own classes compute, and of all weights."""
+    """Hash a model: its architecture, the code and settings of its own classes, and its weights.
+
+    Parameters
+    ----------
+    model
+        On any device; the hash does not depend on it.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = nn.Linear(2, 2)
+    >>> before = model_fingerprint(model)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> model_fingerprint(model) == before
+    False
+    """
     hashed = hashlib.sha256(repr(model).encode())
     for module in model.modules():
-        # A tensor, or None, among these is what a forward pass leaves there.
+        # A tensor, or None, may be left by a forward pass.
         plain = {k: v for k, v in vars(module).items() if not isinstance(v, Tensor | None)}
         settings = {k: v for k, v in plain.items() if k[0] != "_" and k != "training"}
         forward = type(module).forward if type(module).__module__[:6] != "torch." else None

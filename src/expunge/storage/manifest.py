@@ -1,0 +1,199 @@
+"""The manifest of an exported model: how its network is made and what its inputs look like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge._core.arrays import Array
+from expunge._core.rng import torch_generator
+from expunge.config import build
+from expunge.data import Batch, Preparation
+from expunge.data.arrays import to_cpu_tensor
+from expunge.errors import DataError, RunError, format_ids
+from expunge.storage.json_files import read_json
+from expunge.storage.onnx import Parity
+from expunge.storage.run_folder import wrap_io_errors
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+# What stored integers are multiplied by, see `Preparation`.
+SCALES = {"uint8": 1 / 255, "int16": 1 / 32768}
+# Inputs as they are stored: one for all, or by the names of the model's arguments.
+StoredInputs = Array | Tensor | Mapping[str, Array | Tensor]
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """The format in which one input is stored.
+
+    Parameters
+    ----------
+    shape
+        Without the batch.
+    dtype
+        A name as in torch: ``"uint8"``.
+    scale
+        What turns stored integers into floats.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of ``manifest.json``.
+
+    Parameters
+    ----------
+    constructor, arguments
+        They make the network as it was before the repair.
+    classes
+        Names of the classes, in the order of the logits.
+    inputs
+        By the names of the model's arguments, or one called ``input``.
+    sha256
+        Of the files, by name.
+    plan
+        The units that were cut, by layer.
+    mode
+        Whether the units were removed or masked.
+    mean, std
+        By channel; subtracted and divided by after scaling.
+    sample_rate
+        Hz, for audio.
+    onnx
+        The check of ``model.onnx``, if there is one. The file takes the scaled input, ``float32``,
+        in batches of any size.
+    versions
+        Of expunge and torch.
+    schema
+        Version of this format.
+    """
+
+    constructor: str
+    arguments: dict[str, Any]
+    classes: tuple[str, ...]
+    inputs: dict[str, InputFormat]
+    sha256: dict[str, str]
+    plan: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    mode: Literal["remove", "mask"] = "remove"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    sample_rate: int | None = None
+    onnx: Parity | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def input_formats(stored: Batch) -> dict[str, InputFormat]:
+    """The formats of a batch of stored inputs."""
+    if isinstance(stored, dict):
+        return {k: InputFormat(tuple(x.shape[1:]), _dtype_name(x.dtype)) for k, x in stored.items()}
+    name = _dtype_name(stored.dtype)
+    return {"input": InputFormat(tuple(stored.shape[1:]), name, SCALES.get(name, 1.0))}
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def prepare_inputs(stored: StoredInputs, manifest: Manifest) -> Batch:
+    """Turn stored inputs into model inputs: scaled and standardised.
+
+    The parts of a dictionary are neither scaled nor checked for their shape.
+
+    Raises
+    ------
+    DataError
+        For inputs of another format than the manifest's.
+    """
+    names = list(manifest.inputs)
+    if isinstance(stored, Mapping):
+        absent = [name for name in names if name not in stored]
+        if absent:
+            raise DataError(
+                f"there is no '{format_ids(absent)}'", where="input", fix="add it by its name"
+            )
+        return {name: _tensor(x, name) for name, x in stored.items()}
+    form = manifest.inputs.get("input")
+    if form is None:
+        raise DataError(
+            f"the model takes several inputs: {format_ids(names)}",
+            where="input",
+            fix="give a dictionary with these names",
+        )
+    x = _tensor(stored, "input")
+    # Floats are taken as scaled already; other integers would be scaled in another way.
+    is_known = x.is_floating_point() or _dtype_name(x.dtype) == form.dtype
+    if tuple(x.shape[1:]) != form.shape or not is_known:
+        is_one = is_known and tuple(x.shape) == form.shape
+        expected = f"{form.dtype}[{', '.join(map(str, ('b', *form.shape)))}]"
+        raise DataError(
+            f"got {_dtype_name(x.dtype)}{list(x.shape)}, expected {expected}",
+            where="input",
+            fix="x[None] makes a batch of one sample"
+            if is_one
+            else "give inputs as they were stored",
+        )
+    return Preparation(manifest.mean, manifest.std)(x)
+
+
+def _tensor(x: object, where: str) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"got a {type(x).__name__}, expected an array or a tensor", where=where)
+    try:
+        return to_cpu_tensor(x)
+    except TypeError as error:
+        raise DataError(
+            f"got dtype {x.dtype}, expected floats, uint8 or signed integers", where=where
+        ) from error
+
+
+def example_inputs(manifest: Manifest) -> Batch:
+    """Random inputs in the manifest's format, to trace a network with."""
+    draw, made = torch_generator(0, "example"), {}
+    for name, form in manifest.inputs.items():
+        x = torch.randn((1, *form.shape), generator=draw)
+        is_index = form.scale == 1.0 and not form.dtype.startswith(("float", "bfloat"))
+        made[name] = torch.zeros_like(x, dtype=getattr(torch, form.dtype)) if is_index else x
+    return made["input"] if list(made) == ["input"] else made
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write the manifest into a folder; RunError if that fails."""
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
+    with wrap_io_errors(folder):
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder.
+
+    Raises
+    ------
+    RunError
+        If it cannot be read or has another schema.
+    ConfigError
+        For unknown or missing keys.
+    """
+    file = folder / MANIFEST
+    values = read_json(file, fix="name a folder that `expunge export` wrote")
+    if values.get("schema") != SCHEMA:
+        raise RunError(
+            f"has the schema {values.get('schema')}, this version reads {SCHEMA}",
+            where=str(file),
+            fix="export the model again",
+        )
+    return build(Manifest, values, where=str(file))
