@@ -25,7 +25,7 @@ from expunge.models.zoo import kws, resnet
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.storage import onnx
-from expunge.storage.export import GRAPH, WEIGHTS
+from expunge.storage.export import GRAPH, WEIGHTS, export_run
 from expunge.storage.manifest import MANIFEST
 from oracles_audio import noise, tone
 from oracles_digits import clean, memorised
@@ -285,10 +285,10 @@ def test_the_command_writes_the_model_of_a_finished_run(finished, tmp_path):
 def test_runs_that_are_not_finished_or_of_other_data_are_refused(finished, tmp_path):
     spec, run, _ = finished
     with pytest.raises(RunError, match="holds no finished run"):
-        cli.repair.exports.export_run(spec, tmp_path / "out", run=tmp_path)
+        export_run(spec, tmp_path / "out", run=tmp_path)
     other = write_spec(spec.parent, {"data": {"train": {"max_rows": 150}}}, name="other")
     with pytest.raises(RunError, match="other training data than the spec names: ids, labels"):
-        cli.repair.exports.export_run(other, tmp_path / "out", run=run)
+        export_run(other, tmp_path / "out", run=run)
     assert list(tmp_path.iterdir()) == []
 
 

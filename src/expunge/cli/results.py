@@ -77,8 +77,8 @@ def export(
     if found.manifest.onnx is not None:
         parity = found.manifest.onnx
         typer.echo(
-            f"ONNX: logits differ by {parity.max_difference:.2g} at most on {parity.n_samples} samples, "
-            f"{parity.agreement:.1%} of the predictions are equal"
+            f"ONNX: logits differ by at most {parity.max_difference:.2g} on {parity.n_samples} "
+            f"samples, {parity.agreement:.1%} of the predictions are equal"
         )
 
 
