@@ -1,9 +1,9 @@
-"""Labels refined in rounds, from an encoder that never saw one (after arXiv 2412.04898).
+"""Labels refined in rounds, starting from an encoder that never used one.
 
-For label noise that depends on the image, which a network can learn as easily as what is right. Of
-the paper the abstract and a summary were readable: SimCLR, then four rounds of training in stages,
-whose consensus and loss decide which labels stand and which are replaced, under stronger
-augmentation from round to round. All numbers here are our choice.
+For label noise that depends on the input, which a network learns as easily as what is right. After
+arXiv 2412.04898, of which the abstract and a summary were readable: SimCLR, then rounds of
+trainings whose consensus and loss decide which labels stand and which are replaced, under stronger
+augmentation from round to round. All numbers are our choice.
 """
 
 from __future__ import annotations
@@ -16,112 +16,140 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from torch import Tensor, nn
 
+from expunge._core.arrays import Floats, Ints
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
 from expunge.data import Samples, View
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, check_range
 from expunge.models.inspection import check_model, find_head, module_named
-from expunge.selfsupervised.simclr import SETTINGS as SIMCLR
-from expunge.selfsupervised.simclr import SimCLRAugmentation, SimclrConfig, fitting, pretrain
+from expunge.selfsupervised.augmentation import SimCLRAugmentation
+from expunge.selfsupervised.labels import LabelUpdate, update_labels
+from expunge.selfsupervised.simclr import SETTINGS as SIMCLR_SETTINGS
+from expunge.selfsupervised.simclr import SimclrConfig, compatible_config, pretrain
 from expunge.storage.run_folder import Artefact, Run, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.baselines import trainers
-from expunge.training.loop import TuneConfig, tune
+from expunge.training.loop import Checkpoint, TuneConfig, tune
 from expunge.training.targets import Targets
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """How labels are refined.
+    """Settings of a refinement of labels.
 
-    simclr: the pre-training. rounds: how often labels are renewed. stages, of ``epochs`` epochs
-    each (``first`` in the first round): the trainings of a round, one after the other; in each the
-    learning rate rises and falls, so that each ends with a network that has settled. quantile,
-    share, confidence, doubt: see `judge`. strengths: of the distortion in each round and, last, on
-    the final labels; 0 is the samples' own view; too short a list goes on with its last. loss: with
-    ``softmax-weighted`` every sample counts by the probability that the network gave its label at
-    the end of the stage before. restart: whether every round and the last training begin with the
-    encoder and a fresh head, or go on. last: epochs of the training on the final labels. finish:
-    how, by `tuning.tune` or by DivideMix. tune: rate, batch size, optimiser of all of these.
+    Parameters
+    ----------
+    simclr
+        Of the pre-training.
+    n_rounds
+        How often labels are updated, 1 or more.
+    trainings_per_round
+        Trainings of a round, one after the other, 1 or more. In each the learning rate rises and
+        falls again, so that each ends with a converged network.
+    epochs, first_round_epochs
+        Epochs of each training; those of the first round.
+    clean_quantile, relabel_fraction, min_relabel_confidence, uncertain_weight
+        In [0, 1]; see `update_labels`.
+    augmentation_strengths
+        Strength of the augmentation in each round and, last, on the final labels, in [0, 1]. 0 uses
+        the augmentation of the samples. A list that is too short repeats its last element.
+    loss
+        With ``"softmax-weighted"``, every sample is weighted by the probability that the network
+        gave its label at the end of the previous training.
+    restart
+        Whether each round and the final training start from the encoder and a new head. Otherwise
+        they start from the previous network.
+    final_epochs
+        Epochs of the training on the final labels.
+    final_method
+        Of the final training: `tune`, or DivideMix.
+    tune
+        Learning rate, batch size and optimiser of all trainings.
+
+    Raises
+    ------
+    ConfigError
+        If a value lies outside its interval.
     """
 
-    simclr: SimclrConfig = field(default_factory=lambda: SIMCLR["two-cores"])
-    rounds: int = 4
-    stages: int = 3
+    simclr: SimclrConfig = field(default_factory=lambda: SIMCLR_SETTINGS["two-cores"])
+    n_rounds: int = 4
+    trainings_per_round: int = 3
     epochs: int = 3
-    first: int = 8
-    quantile: float = 0.9
-    share: float = 0.2
-    confidence: float = 0.0
-    doubt: float = 0.5
-    strengths: tuple[float, ...] = (0.0,)
+    first_round_epochs: int = 8
+    clean_quantile: float = 0.9
+    relabel_fraction: float = 0.2
+    min_relabel_confidence: float = 0.0
+    uncertain_weight: float = 0.5
+    augmentation_strengths: tuple[float, ...] = (0.0,)
     loss: Literal["cross-entropy", "softmax-weighted"] = "cross-entropy"
     restart: bool = False
-    last: int = 12
-    finish: Literal["tune", "divide-mix"] = "tune"
+    final_epochs: int = 12
+    final_method: Literal["tune", "divide-mix"] = "tune"
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(targets="all", lr=0.1))
 
     @property
-    def trained(self) -> int:
-        """Epochs of all stages and of the last training."""
-        return self.stages * (self.first + (self.rounds - 1) * self.epochs) + self.last
+    def total_epochs(self) -> int:
+        """Epochs of all trainings, without the pre-training."""
+        in_rounds = self.first_round_epochs + (self.n_rounds - 1) * self.epochs
+        return self.trainings_per_round * in_rounds + self.final_epochs
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "stages", "epochs", "first", "last"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"refine.{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("quantile", "share", "confidence", "doubt"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"refine.{name} must lie in [0, 1], not {getattr(self, name)}")
-        if not self.strengths or not all(0 <= s <= 1 for s in self.strengths):
-            raise ConfigError(f"refine.strengths must lie in [0, 1], not {self.strengths}")
+        counts = ("n_rounds", "trainings_per_round", "epochs", "first_round_epochs", "final_epochs")
+        fractions = (
+            *("clean_quantile", "relabel_fraction"),
+            *("min_relabel_confidence", "uncertain_weight"),
+        )
+        intervals = dict.fromkeys(counts, "[1, inf)") | dict.fromkeys(fractions, "[0, 1]")
+        values = {f"refine.{name}": (getattr(self, name), i) for name, i in intervals.items()}
+        check_range(ConfigError, values)
+        strengths = self.augmentation_strengths
+        if not strengths or not all(0 <= s <= 1 for s in strengths):
+            raise ConfigError(
+                f"refine.augmentation_strengths must be one or more in [0, 1], not {strengths}"
+            )
 
 
-# two-cores: minutes on a CPU; so few epochs bear no stronger views. gpu: as long as papers train.
+# two-cores: minutes on a CPU; with so few epochs stronger augmentation does not help. gpu: as long
+# as papers train.
 SETTINGS: Mapping[str, RefineConfig] = {
     "two-cores": RefineConfig(),
     "gpu": RefineConfig(
-        simclr=SIMCLR["published"],
-        stages=5,
+        simclr=SIMCLR_SETTINGS["published"],
+        trainings_per_round=5,
         epochs=6,
-        first=6,
-        strengths=(0.0, 0.2, 0.4, 0.6, 0.4),
+        first_round_epochs=6,
+        augmentation_strengths=(0.0, 0.2, 0.4, 0.6, 0.4),
         restart=True,
-        last=200,
+        final_epochs=200,
     ),
 }
 
 
-@dataclass(frozen=True)
-class LabelUpdate:
-    """What a round says of the labels.
-
-    labels: ``int64[n]``, the new ones. weights: ``float64[n]``, how much each counts from now on.
-    clean, relabelled: ``bool[n]``; what is neither is in doubt.
-    """
-
-    labels: np.ndarray
-    weights: np.ndarray
-    clean: np.ndarray
-    relabelled: np.ndarray
-
-
 class Round(NamedTuple):
-    """A round: the network that it trained on the labels before, and what that said of them."""
+    """A round: the network trained on the labels before it, and the labels after it."""
 
     model: nn.Module
-    judgement: LabelUpdate
+    update: LabelUpdate
 
 
 @dataclass(frozen=True)
 class Refined:
-    """model: trained on the last labels. encoder: the body that all rounds began with.
+    """The result of a refinement.
 
-    seconds: wall clock by stage: ``"simclr"``, ``"rounds/1"`` …, ``"5-tune"``.
+    Parameters
+    ----------
+    model
+        Trained on the final labels.
+    encoder
+        The pre-trained network from which all rounds started.
+    rounds
+        One entry for each round.
+    seconds
+        Wall-clock time by stage: ``"simclr"``, ``"rounds/1"`` …, ``"5-tune"``.
     """
 
     model: nn.Module
@@ -130,56 +158,9 @@ class Refined:
     seconds: dict[str, float]
 
     @property
-    def labels(self) -> np.ndarray:
-        """``int64[n]``: the labels in the end."""
-        return self.rounds[-1].judgement.labels
-
-
-def judge(
-    probs: np.ndarray,
-    labels: np.ndarray,
-    *,
-    quantile: float = 0.9,
-    share: float = 0.2,
-    confidence: float = 0.0,
-    doubt: float = 0.5,
-) -> LabelUpdate:
-    """Which labels stand, which are replaced, and which are in doubt.
-
-    Consensus: all stages predict the same class. With it, a label that is predicted is clean if its
-    loss ``−log p̄_y`` is within the lower ``quantile`` of such losses, p̄ the mean over stages. Of
-    the samples whose consensus is another class than the label, the ``share`` with the largest
-    ``max p̄``, ``confidence`` at least, get that class. Clean and replaced labels count 1, all
-    others stay and count ``doubt``. A class that would have nothing left keeps its labels.
-
-    A share, because a network that learned from labels of which 40 % are wrong is seldom surer than
-    60 %: a level fixed beforehand replaces nothing at first and too much later.
-
-    probs: ``float[s, n, c]``, rows sum to one, stage by stage. labels: ``int64[n]``, the current
-    ones. Ties go to the lower row. DataError if the shapes do not match.
-    """
-    if probs.ndim != 3 or probs.shape[1] != len(labels) or not len(probs):
-        raise DataError(f"probabilities of shape {probs.shape} for {len(labels)} labels")
-    predicted, mean = probs.argmax(axis=2), probs.mean(axis=0)
-    said, sure = predicted[-1], mean.max(axis=1)
-    consensus = (predicted == said).all(axis=0)
-    loss = -np.log(np.maximum(mean[np.arange(len(labels)), labels], 1e-12))
-    clean = consensus & (said == labels)
-    if clean.any():
-        clean &= loss <= np.quantile(loss[clean], quantile)
-    others = np.flatnonzero(consensus & (said != labels))
-    most = others[np.argsort(-sure[others], kind="stable")][: round(share * len(others))]
-    relabelled = np.zeros(len(labels), dtype=bool)
-    relabelled[most[sure[most] >= confidence]] = True
-    weights = np.where(clean | relabelled, 1.0, doubt)
-    new = np.where(relabelled, said, labels)
-    left = np.isin(labels, np.setdiff1d(labels, new[weights > 0]))
-    return LabelUpdate(
-        labels=np.where(left, labels, new),
-        weights=np.where(left, 1.0, weights),
-        clean=clean,
-        relabelled=relabelled & ~left,
-    )
+    def labels(self) -> Ints:
+        """``int64[n]``, the final labels."""
+        return self.rounds[-1].update.labels
 
 
 def refine(
@@ -195,12 +176,57 @@ def refine(
 ) -> Refined:
     """Pre-train a classifier's body without labels, refine the labels in rounds, train on these.
 
-    model: any classifier of images with a linear head; its weights are where the pre-training
-    starts. encoder: one that is pre-trained already, instead. out: a run folder of its own; an
-    interrupted refinement goes on from it. fresh: discard what is in it. One process.
+    Parameters
+    ----------
+    model
+        A classifier of images with a linear head. The pre-training starts from its weights. It is
+        not changed.
+    samples
+        Images with noisy labels.
+    config
+        ``two-cores`` of `SETTINGS` by default.
+    encoder
+        A network that is pre-trained already; then `pretrain` is not called.
+    seed
+        Decides the order, the augmentation and new heads.
+    out
+        A run folder. An interrupted refinement resumes from it.
+    overwrite
+        Whether to discard what is in the folder.
+    progress
+        Called after every step.
 
-    Cost: two plain epochs for each of the pre-training, the epochs of all stages and the last
-    training, and a pass after each stage.
+    Returns
+    -------
+    Refined
+        The network, the encoder, the rounds and the seconds.
+
+    Raises
+    ------
+    ModelError
+        If no linear layer makes the logits, or a loss is not finite.
+
+    Notes
+    -----
+    Cost: two plain epochs for each epoch of the pre-training, the epochs of all trainings, and a
+    forward pass after each training. It fails if the classes do not form clusters in the encoder's
+    features.
+
+    References
+    ----------
+    arXiv:2412.04898.
+
+    Examples
+    --------
+    >>> from expunge.data import from_arrays
+    >>> images = np.random.default_rng(0).random((8, 1, 6, 6), dtype=np.float32)
+    >>> samples = from_arrays(images, np.arange(8) % 2)
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> config = RefineConfig(
+    ...     n_rounds=1, trainings_per_round=1, first_round_epochs=1, final_epochs=1
+    ... )
+    >>> refine(network, samples, config, encoder=network).labels.shape
+    (8,)
     """
     config = config or RefineConfig()
     check_model(encoder or model)
@@ -224,37 +250,75 @@ def refine(
                 overwrite=overwrite,
                 progress=progress,
             )
-        work = _Work(run, encoder, samples, config, seed, progress)
+        refinement = _Refinement(run, encoder, samples, config, seed, progress)
         rounds: list[Round] = []
-        for number in range(config.rounds):
-            rounds.append(work.round(number, rounds[-1] if rounds else None))
-        last = work.last(rounds[-1])
-        return Refined(last, encoder, tuple(rounds), seconds | run.seconds)
+        for number in range(config.n_rounds):
+            rounds.append(refinement.run_round(number, rounds[-1] if rounds else None))
+        final = refinement.run_final(rounds[-1])
+        return Refined(final, encoder, tuple(rounds), seconds | run.seconds)
 
 
+@trainers.register("ssl-refine")
 def ssl_refine(
     model: nn.Module,
     samples: Samples,
     config: TuneConfig,
     *,
     seed: int,
-    rate: float,
-    progress: Progress,
-    what: str,
+    rate: float = 0.0,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+    what: str = "train",
 ) -> nn.Module:
-    """`refine` as the trainer of a recipe: from a checkpoint, whose labels are not believed.
+    """Train by `refine`, from a checkpoint whose labels are not used.
 
-    config: of every training in it; its epochs are shared out as `RefineConfig` has them, 63.
+    Parameters
+    ----------
+    model
+        A classifier of images with a linear head. Its weights are the start of the pre-training.
+    samples
+        Images with noisy labels.
+    config
+        Settings of every training of the refinement. Its epochs are distributed over the trainings
+        in the proportions of `RefineConfig`, which has 63.
+    seed, progress
+        As in `refine`.
+    rate, checkpoint, what
+        Not used. An interrupted training starts again.
+
+    Returns
+    -------
+    nn.Module
+        The network trained on the refined labels, in evaluation mode.
+
+    Notes
+    -----
+    Cost and failures: see `refine`.
+
+    References
+    ----------
+    arXiv:2412.04898.
     """
-    usual, simclr = RefineConfig(), fitting(SIMCLR["two-cores"], model, samples)
-    part = config.epochs / usual.trained
-    epochs, first, last = (max(1, round(part * n)) for n in (usual.epochs, usual.first, usual.last))
-    chosen = replace(usual, simclr=simclr, tune=config, epochs=epochs, first=first, last=last)
+    default = RefineConfig()
+    simclr = compatible_config(SIMCLR_SETTINGS["two-cores"], model, samples)
+    factor = config.epochs / default.total_epochs
+    epochs, first, final = (
+        max(1, round(factor * n))
+        for n in (default.epochs, default.first_round_epochs, default.final_epochs)
+    )
+    chosen = replace(
+        default,
+        simclr=simclr,
+        tune=config,
+        epochs=epochs,
+        first_round_epochs=first,
+        final_epochs=final,
+    )
     return refine(model, samples, chosen, seed=seed, progress=progress).model
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Refinement:
     """What the rounds share."""
 
     run: Run
@@ -264,94 +328,124 @@ class _Work:
     seed: int
     progress: Progress
 
-    def round(self, number: int, before: Round | None) -> Round:
-        """Train in stages on the labels before, and judge these."""
-        config, name = self.config, f"rounds/{number + 1}"
-        if before is None:
-            labels, weights = np.array(self.samples.labels), np.ones(len(self.samples))
-        else:
-            labels, weights = before.judgement.labels, before.judgement.weights
-        start = self.encoder if config.restart or before is None else before.model
+    def run_round(self, number: int, previous: Round | None) -> Round:
+        """Train on the labels of the previous round, and update these."""
+        name = f"rounds/{number + 1}"
 
         def compute() -> Artefact:
-            model = start
-            if start is self.encoder:
-                model = with_fresh_head(start, self.samples, derive(self.seed, name))
-            weighted, probs = config.loss == "softmax-weighted", []
-            if weighted and before is not None:
-                probs.append(_said(before.model, self.samples))
-            viewed = distorted(self.samples, _at(config.strengths, number))
-            for stage in range(config.stages):
-                w = weights
-                if weighted and probs:
-                    w = weights * probs[-1][np.arange(len(labels)), labels]
-                model = tune(
-                    model,
-                    viewed,
-                    _targets(labels, w),
-                    replace(config.tune, epochs=config.epochs if before else config.first),
-                    seed=derive(self.seed, name, stage),
-                    progress=self.progress,
-                    what=name,
-                )
-                probs.append(_said(model, self.samples))
-            found = judge(
-                np.stack(probs[-config.stages :]),
-                labels,
-                quantile=config.quantile,
-                share=config.share,
-                confidence=config.confidence,
-                doubt=config.doubt,
-            )
-            arrays = {k: torch.from_numpy(v) for k, v in vars(found).items()}
-            return Artefact(tensors={**_prefixed(model), **arrays})
+            model, update = self._train_and_update(number, name, previous)
+            arrays = {k: torch.from_numpy(v) for k, v in vars(update).items()}
+            return Artefact(tensors={**_with_prefix(model), **arrays})
 
         artefact = self.run.stage(name, {"reads": dict(self.run.keys)}, compute)
-        parts = ("labels", "weights", "clean", "relabelled")
-        found = LabelUpdate(**{k: artefact.tensors[k].numpy() for k in parts})
-        return Round(_with_weights(self.encoder, artefact, name), found)
+        fields = ("labels", "weights", "clean", "relabelled")
+        update = LabelUpdate(**{k: artefact.tensors[k].numpy() for k in fields})
+        return Round(_with_weights(self.encoder, artefact, name), update)
 
-    def last(self, before: Round) -> nn.Module:
+    def _train_and_update(
+        self, number: int, name: str, previous: Round | None
+    ) -> tuple[nn.Module, LabelUpdate]:
+        config = self.config
+        labels, weights = np.array(self.samples.labels), np.ones(len(self.samples))
+        if previous is not None:
+            labels, weights = previous.update.labels, previous.update.weights
+        if previous is None or config.restart:
+            model = with_new_head(self.encoder, self.samples, derive(self.seed, name))
+        else:
+            model = previous.model
+        is_weighted, probs = config.loss == "softmax-weighted", list[Floats]()
+        if is_weighted and previous is not None:
+            probs.append(_predict_probs(previous.model, self.samples))
+        augmented = with_augmentation(self.samples, _strength(config, number))
+        epochs = config.epochs if previous else config.first_round_epochs
+        for training in range(config.trainings_per_round):
+            at_label = probs[-1][np.arange(len(labels)), labels] if is_weighted and probs else 1.0
+            model = tune(
+                model,
+                augmented,
+                _targets(labels, weights * at_label),
+                replace(config.tune, epochs=epochs),
+                seed=derive(self.seed, name, training),
+                progress=self.progress,
+                what=name,
+            )
+            probs.append(_predict_probs(model, self.samples))
+        update = update_labels(
+            np.stack(probs[-config.trainings_per_round :]),
+            labels,
+            clean_quantile=config.clean_quantile,
+            relabel_fraction=config.relabel_fraction,
+            min_relabel_confidence=config.min_relabel_confidence,
+            uncertain_weight=config.uncertain_weight,
+        )
+        return model, update
+
+    def run_final(self, last: Round) -> nn.Module:
         """Train on the final labels."""
 
         def compute() -> Artefact:
-            given = self.samples, before, self.encoder, self.config
-            model = finish(*given, seed=self.seed, progress=self.progress)
-            return Artefact(tensors=_prefixed(model))
+            model = train_final(
+                self.samples,
+                last,
+                self.encoder,
+                self.config,
+                seed=self.seed,
+                progress=self.progress,
+            )
+            return Artefact(tensors=_with_prefix(model))
 
         artefact = self.run.stage("5-tune", {"reads": dict(self.run.keys)}, compute)
         return _with_weights(self.encoder, artefact, "5-tune")
 
 
-def finish(
+def train_final(
     samples: Samples,
-    before: Round,
+    last: Round,
     encoder: nn.Module,
     config: RefineConfig,
     *,
     seed: int = 0,
     progress: Progress = silent,
 ) -> nn.Module:
-    """A network trained on the labels of the last round, for ``config.last`` epochs.
+    """Train a network on the labels of the last round.
 
-    From the round's own network, or from the encoder and a fresh head (``restart``). DivideMix
-    takes all samples with their labels as they are now, and finds its own doubts.
+    Parameters
+    ----------
+    samples
+        The samples; their labels are not used.
+    last
+        The last round. The training starts from its network, or with ``config.restart`` from the
+        encoder and a new head.
+    encoder
+        The pre-trained network.
+    config
+        ``final_method`` and ``final_epochs`` decide. DivideMix uses all samples with their refined
+        labels and not their weights.
+    seed, progress
+        As in `refine`.
+
+    Returns
+    -------
+    nn.Module
+        The network, in evaluation mode.
     """
-    what, found = "last", before.judgement
-    at, how = derive(seed, what), replace(config.tune, epochs=config.last)
-    model = with_fresh_head(encoder, samples, at) if config.restart else before.model
-    viewed = distorted(samples, _at(config.strengths, config.rounds))
-    if config.finish == "divide-mix":
-        refined = replace(viewed, labels=found.labels)
+    what, update = "last", last.update
+    own_seed, settings = derive(seed, what), replace(config.tune, epochs=config.final_epochs)
+    model = with_new_head(encoder, samples, own_seed) if config.restart else last.model
+    augmented = with_augmentation(samples, _strength(config, config.n_rounds))
+    if config.final_method == "divide-mix":
         train = trainers.get("divide-mix")
-        return train(model, refined, how, seed=at, rate=0.0, progress=progress, what=what)
-    targets = _targets(found.labels, found.weights)
-    return tune(model, viewed, targets, how, seed=at, progress=progress, what=what)
+        relabelled = replace(augmented, labels=update.labels)
+        return train(
+            model, relabelled, settings, seed=own_seed, rate=0.0, progress=progress, what=what
+        )
+    targets = _targets(update.labels, update.weights)
+    return tune(model, augmented, targets, settings, seed=own_seed, progress=progress, what=what)
 
 
 @dataclass(frozen=True)
-class _Then:
-    """One view of another."""
+class _Composed:
+    """One augmentation after another."""
 
     first: View
     second: View
@@ -360,8 +454,8 @@ class _Then:
         return self.second(self.first(x, generator), generator)
 
 
-def distorted(samples: Samples, strength: float) -> Samples:
-    """The samples with a view that distorts their own further: crops, colours; 0 leaves theirs."""
+def with_augmentation(samples: Samples, strength: float) -> Samples:
+    """Add crops and colour changes to the augmentation of samples; strength 0 adds nothing."""
     if not strength:
         return samples
     view: View = SimCLRAugmentation(
@@ -370,42 +464,45 @@ def distorted(samples: Samples, strength: float) -> Samples:
         grey=0.2 * strength,
         prepare=samples.prepare,
     )
-    return replace(samples, view=_Then(samples.view, view) if samples.view else view)
+    return replace(samples, view=_Composed(samples.view, view) if samples.view else view)
 
 
-def with_fresh_head(model: nn.Module, samples: Samples, seed: int) -> nn.Module:
-    """A copy of a classifier whose last linear layer is drawn anew."""
+def with_new_head(model: nn.Module, samples: Samples, seed: int) -> nn.Module:
+    """Return a copy of a classifier whose last linear layer is initialised again."""
     fix = "use a model with a linear head"
     head = find_head(model, samples.example(), where="refine", fix=fix)
-    fresh = copy.deepcopy(model)
-    reset: Callable[[], None] = module_named(fresh, head).reset_parameters  # type: ignore[assignment]
+    copied = copy.deepcopy(model)
+    reset: Callable[[], None] = module_named(copied, head).reset_parameters  # type: ignore[assignment]
     with temp_seed(seed, "head"):
         reset()
-    return fresh
+    return copied
 
 
-def _at(strengths: tuple[float, ...], number: int) -> float:
+def _strength(config: RefineConfig, number: int) -> float:
+    strengths = config.augmentation_strengths
     return strengths[min(number, len(strengths) - 1)]
 
 
-def _targets(labels: np.ndarray, weights: np.ndarray) -> Targets:
-    at = np.flatnonzero(weights > 0)
-    return Targets(at, labels[at], weights[at])
+def _targets(labels: Ints, weights: Floats) -> Targets:
+    positions = np.flatnonzero(weights > 0)
+    return Targets(positions, labels[positions], weights[positions])
 
 
-def _said(model: nn.Module, samples: Samples) -> np.ndarray:
-    """Class probabilities on plain inputs, ``float64[n, c]``."""
+def _predict_probs(model: nn.Module, samples: Samples) -> Floats:
+    """Return class probabilities on plain inputs, ``float64[n, c]``."""
+    from scipy.special import softmax
+
     logits = collect(model, samples, what="refine").logits
     return np.asarray(softmax(logits.astype(np.float64), axis=1))
 
 
-def _prefixed(model: nn.Module) -> dict[str, Tensor]:
+def _with_prefix(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{k}": v for k, v in model.state_dict().items()}
 
 
 def _with_weights(model: nn.Module, artefact: Artefact, where: str) -> nn.Module:
     tensors = artefact.tensors.items()
-    found = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     weights = {k.removeprefix("model."): v for k, v in tensors if k.startswith("model.")}
-    fit_weights(found, weights, where=where)
-    return found.eval()
+    fit_weights(copied, weights, where=where)
+    return copied.eval()

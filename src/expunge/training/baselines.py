@@ -1,44 +1,62 @@
-"""Published ways to train on wrong labels from scratch, small: what a repair is compared with.
+"""Published methods that train on noisy labels from scratch, as baselines of a repair.
 
-Each is a registered function of an untrained model, the samples and how to train (`TuneConfig`;
-its ``data`` is not asked, all samples are used). One process; an interrupted training begins anew.
+Each is a registered function of an untrained model, the samples and the settings of the training.
+All samples are used with their given labels.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
-from sklearn.mixture import GaussianMixture
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from expunge._core.distributed import single_process
-from expunge._core.progress import Progress
+from expunge._core.progress import Progress, silent
 from expunge._core.registry import NoMetadata, Registry
-from expunge._core.rng import derive, generator, temp_seed, torch_generator
-from expunge.data import Samples, require_tensor
-from expunge.models.inspection import eval_mode, logits_of, reinitialise, to_channels_last
-from expunge.training.optimisation import (
-    TuneConfig,
-    autocast,
-    batch_boundaries,
-    build_optimizer,
-    choose_batch_size,
-    set_learning_rate,
-    with_learning_rate,
-)
+from expunge._core.rng import derive
+from expunge.data import Samples
+from expunge.models.inspection import reinitialise
+from expunge.training.checkpoints import Checkpoint
+from expunge.training.loop import fit
+from expunge.training.mixmatch import SampleBatches, clean_probability, mixmatch_loss
+from expunge.training.optimisation import TuneConfig, warmup_fraction, with_learning_rate
+from expunge.training.steps import Step
 
-trainers: Registry[Callable[..., nn.Module], NoMetadata] = Registry("trainer", NoMetadata)
+# ELR on CIFAR-10: weight of the penalty, and momentum of the targets.
+ELR_WEIGHT, ELR_MOMENTUM = 3.0, 0.7
+# Fractions of the training: after which co-teaching keeps its final fraction (10 of 200 epochs),
+# and DivideMix's warm-up and ramp (10 and 16 of 300). The published schedules start with the full
+# learning rate. Ours rises first, and nothing is dropped before it has: untrained networks would
+# keep the easy samples.
+CO_TEACHING_RAMP, DIVIDE_MIX_WARM_UP, DIVIDE_MIX_RAMP = 10 / 200, 10 / 300, 16 / 300
+UNLABELLED_WEIGHT = 25.0
 
-# ELR for CIFAR-10.
-LAMBDA, BETA = 3.0, 0.7
-# Parts of the training: when co-teaching has reached the share that it keeps (10 of 200 epochs),
-# and DivideMix' warm-up and ramp (10 and 16 of 300). Both begin with the full learning rate; where
-# ours rises first, nothing is dropped before: networks that know nothing keep what is easy.
-KEPT_WITHIN, WARM_UP, RAMP = 10 / 200, 10 / 300, 16 / 300
-CLEAN, SHARPEN, MIXUP, UNLABELLED = 0.5, 0.5, 4.0, 25.0
+
+class Trainer(Protocol):
+    """A method that trains a network on noisy labels.
+
+    ``rate`` is the noise rate of the partition, in [0, 1]. The model given is not changed; the
+    trained copy is returned in evaluation mode. ``config.targets`` is not used.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        config: TuneConfig,
+        *,
+        seed: int,
+        rate: float,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress = silent,
+        what: str = "train",
+    ) -> nn.Module: ...
+
+
+trainers: Registry[Trainer, NoMetadata] = Registry("trainer", NoMetadata)
 
 
 @trainers.register("elr")
@@ -48,28 +66,116 @@ def elr(
     config: TuneConfig,
     *,
     seed: int,
-    rate: float,
-    progress: Progress,
-    what: str,
+    rate: float = 0.0,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+    what: str = "train",
 ) -> nn.Module:
-    """Early-learning regularisation (arXiv 2007.00151).
+    """Train by early-learning regularisation.
 
-    ``CE(p, y) + λ log(1 − ⟨p, t⟩)``, with the target t of each sample a running mean of what the
-    network said of it: ``t ← β t + (1 − β) p``. λ = 3, β = 0.7.
+    ``CE(p, y) + λ log(1 − ⟨p, t⟩)``, with the target of each sample a running mean of the
+    network's predictions, ``t ← β t + (1 − β) p``; λ = 3, β = 0.7.
+
+    Parameters
+    ----------
+    model
+        An untrained network. It is not changed.
+    samples
+        Samples with noisy labels; inputs are tensors.
+    config
+        Settings of the training. ``targets`` is not used.
+    seed
+        Decides the order and the augmentation.
+    rate
+        Not used.
+    checkpoint, progress, what
+        As in `fit`. The targets ``float32[n, c]`` are part of the checkpoint.
+
+    Returns
+    -------
+    nn.Module
+        The trained copy, in evaluation mode.
+
+    Raises
+    ------
+    DataError
+        If inputs are not tensors.
+    ModelError
+        If the loss is not finite.
+
+    Notes
+    -----
+    The cost is that of plain training, and memory for n · c targets. It fails if the network
+    memorises wrong labels before it learns the right ones: with noise that depends on the input.
+
+    References
+    ----------
+    Liu et al., "Early-Learning Regularization Prevents Memorization of Noisy Labels", 2020,
+    arXiv:2007.00151.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from expunge.data import from_arrays
+    >>> x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    >>> samples = from_arrays(x, (x[:, 0] > 0).astype(int))
+    >>> trained = elr(nn.Linear(2, 2), samples, TuneConfig(epochs=2), seed=0)
+    >>> trained.training
+    False
     """
-    training = _Training(model, samples, config, seed, progress, what)
-    learner = training.learner(0)
-    target = torch.zeros(len(samples), len(samples.classes), device=training.device)
-    for epoch in range(config.epochs):
-        for step in training.batches(epoch):
-            logits = learner.logits(step.view(0))
-            p = logits.softmax(dim=1).clamp(1e-4, 1 - 1e-4)
-            said = p.detach() / p.detach().sum(dim=1, keepdim=True)
-            target[step.rows] = BETA * target[step.rows] + (1 - BETA) * said
-            lean = (p * target[step.rows]).sum(dim=1)
-            loss = nn.functional.cross_entropy(logits, step.y) + LAMBDA * (1 - lean).log().mean()
-            learner.step(loss)
-    return learner.finished()
+    config = with_learning_rate(config, len(samples))
+    network, batches = copy.deepcopy(model), SampleBatches.of(samples, config, what)
+    targets = torch.zeros(len(samples), len(samples.classes), device=Accelerator().device)
+
+    def update(step: Step) -> None:
+        rows = step.to_device(step.batch)
+        x = batches.view(step, batches.inputs(step))
+        logits = step.gather(step.logits(0, x))
+        targets[rows] = update_elr_targets(targets[rows], logits.detach())
+        step.minimise(elr_loss(logits, batches.labels(step), targets[rows]))
+
+    fit(
+        [network],
+        len(samples),
+        update,
+        config,
+        seed=seed,
+        what=what,
+        extra={"targets": targets},
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return network
+
+
+def update_elr_targets(targets: Tensor, logits: Tensor) -> Tensor:
+    """Return the running mean of predictions, ``β t + (1 − β) p``, with p clipped and normalised.
+
+    Parameters
+    ----------
+    targets
+        ``float32[b, c]``, the targets before.
+    logits
+        ``float32[b, c]``, the logits of the same samples.
+
+    Returns
+    -------
+    Tensor
+        ``float32[b, c]``.
+    """
+    p = _clipped_softmax(logits)
+    return ELR_MOMENTUM * targets + (1 - ELR_MOMENTUM) * (p / p.sum(dim=1, keepdim=True))
+
+
+def elr_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return ``CE(p, y) + λ log(1 − ⟨p, t⟩)``, the mean over a batch; shapes as above."""
+    agreement = (_clipped_softmax(logits) * targets).sum(dim=1)
+    penalty = (1 - agreement).log().mean()
+    return nn.functional.cross_entropy(logits, labels) + ELR_WEIGHT * penalty
+
+
+def _clipped_softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1).clamp(1e-4, 1 - 1e-4)
 
 
 @trainers.register("co-teaching")
@@ -80,29 +186,110 @@ def co_teaching(
     *,
     seed: int,
     rate: float,
-    progress: Progress,
-    what: str,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+    what: str = "train",
 ) -> nn.Module:
-    """Co-teaching (arXiv 1804.06872): two networks choose each other's small-loss samples.
+    """Train two networks, each on the samples for which the other has a small loss.
 
-    Of every batch the share ``1 − rate · min(1, t / t_k)`` is kept in the end; rate: that of the
-    partition, where the paper knows it. Twice the cost; the first network is returned.
+    Of every batch each network learns from the fraction ``1 − rate · min(1, t / t_k)`` with the
+    smallest losses of the other network; t is the fraction of the training since the learning rate
+    has risen.
+
+    Parameters
+    ----------
+    model
+        An untrained network. It is not changed. The second one starts from other weights.
+    samples
+        Samples with noisy labels; inputs are tensors.
+    config
+        Settings of the training. ``targets`` is not used.
+    seed
+        Decides the order, the augmentation and the second network's weights.
+    rate
+        The noise rate, in [0, 1]: that of the partition. The paper uses the true rate.
+    checkpoint, progress, what
+        As in `fit`.
+
+    Returns
+    -------
+    nn.Module
+        The first network, in evaluation mode.
+
+    Raises
+    ------
+    DataError
+        If inputs are not tensors.
+    ModelError
+        If the loss is not finite.
+
+    Notes
+    -----
+    Twice the cost of plain training. It fails if the noise rate is wrong, or if hard samples have
+    losses as large as those of wrong labels.
+
+    References
+    ----------
+    Han et al., "Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels",
+    2018, arXiv:1804.06872.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from expunge.data import from_arrays
+    >>> x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    >>> samples = from_arrays(x, (x[:, 0] > 0).astype(int))
+    >>> trained = co_teaching(nn.Linear(2, 2), samples, TuneConfig(epochs=2), seed=0, rate=0.2)
+    >>> trained.training
+    False
     """
-    training = _Training(model, samples, config, seed, progress, what)
-    learners, risen = (training.learner(0), training.learner(1)), _risen(config)
-    for epoch in range(config.epochs):
-        for step in training.batches(epoch):
-            x = step.view(0)
-            losses = [
-                nn.functional.cross_entropy(net.logits(x), step.y, reduction="none")
-                for net in learners
-            ]
-            share = 1 - rate * float(np.clip((step.done - risen) / KEPT_WITHIN, 0, 1))
-            count = max(1, round(share * len(step.y)))
-            small = [loss.detach().argsort()[:count] for loss in losses]
-            for net, loss, chosen in zip(learners, losses, reversed(small), strict=True):
-                net.step(loss[chosen].mean())
-    return learners[0].finished()
+    config = with_learning_rate(config, len(samples))
+    networks, batches = _two_networks(model, seed), SampleBatches.of(samples, config, what)
+    start = warmup_fraction(config)
+
+    def update(step: Step) -> None:
+        x, y = batches.view(step, batches.inputs(step)), batches.labels(step)
+        losses = [
+            nn.functional.cross_entropy(step.gather(step.logits(k, x)), y, reduction="none")
+            for k in range(2)
+        ]
+        ramp = float(np.clip((step.progress - start) / CO_TEACHING_RAMP, 0, 1))
+        chosen = exchange_small_losses(losses[0], losses[1], keep=1 - rate * ramp)
+        for k in range(2):
+            step.minimise(losses[k][chosen[k]].mean(), network=k)
+
+    fit(
+        networks,
+        len(samples),
+        update,
+        config,
+        seed=seed,
+        what=what,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return networks[0]
+
+
+def exchange_small_losses(first: Tensor, second: Tensor, *, keep: float) -> tuple[Tensor, Tensor]:
+    """Choose the samples of a batch that each of two networks learns from.
+
+    Parameters
+    ----------
+    first, second
+        ``float32[b]``, the losses of the two networks on the same samples.
+    keep
+        Fraction of the batch to keep, in [0, 1]; one sample at least is kept.
+
+    Returns
+    -------
+    tuple of Tensor
+        Positions ``int64[m]`` for the first network, which have the smallest losses of the second,
+        and the reverse.
+    """
+    count = max(1, round(keep * len(first)))
+    small = [loss.detach().argsort()[:count] for loss in (first, second)]
+    return small[1], small[0]
 
 
 @trainers.register("divide-mix")
@@ -112,170 +299,109 @@ def divide_mix(
     config: TuneConfig,
     *,
     seed: int,
-    rate: float,
-    progress: Progress,
-    what: str,
+    rate: float = 0.0,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+    what: str = "train",
 ) -> nn.Module:
-    """DivideMix (arXiv 2002.07394): each network's losses divide the data for the other.
+    """Train two networks, each on a division of the data by the other's losses.
 
-    After a warm-up, a mixture of two Gaussians on the losses of one network gives every sample's
-    probability w to be clean. The other learns from both parts by MixMatch: labels refined by
-    ``w y + (1 − w) p̄``, guesses p̄ of both networks for the rest, two views each, sharpened
-    (T = 0.5), mixed up (Beta(4, 4)); ``CE + λ_u MSE + KL(mean p, uniform)``, λ_u ramped up to 25.
-    Some eight times the cost of plain training an epoch; the networks' mean votes are not used:
-    the first network is returned.
+    After a warm-up, a mixture of two Gaussians on the losses of each network gives the probability
+    that a label is clean. The *other* network learns from both parts by MixMatch; see
+    `mixmatch_loss`. The weight of the unlabelled part rises to 25.
+
+    Parameters
+    ----------
+    model
+        An untrained network. It is not changed. The second one starts from other weights.
+    samples
+        Samples with noisy labels; inputs are tensors.
+    config
+        Settings of the training. ``targets`` is not used.
+    seed
+        Decides the order, the augmentation, the mixing and the second network's weights.
+    rate
+        Not used.
+    checkpoint, progress, what
+        As in `fit`. The division is computed from the networks at the start of every epoch, so
+        that a checkpoint needs no more than these.
+
+    Returns
+    -------
+    nn.Module
+        The first network, in evaluation mode. The paper averages the predictions of both.
+
+    Raises
+    ------
+    DataError
+        If inputs are not tensors.
+    ModelError
+        If the loss is not finite.
+
+    Notes
+    -----
+    About eight times the cost of plain training. It fails if losses of wrong labels are not larger
+    than those of right ones: with noise that depends on the input, or after memorisation.
+
+    References
+    ----------
+    Li et al., "DivideMix: Learning with Noisy Labels as Semi-supervised Learning", 2020,
+    arXiv:2002.07394.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from expunge.data import from_arrays
+    >>> x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    >>> samples = from_arrays(x, (x[:, 0] > 0).astype(int))
+    >>> trained = divide_mix(nn.Linear(2, 2), samples, TuneConfig(epochs=3), seed=0)
+    >>> trained.training
+    False
     """
-    training = _Training(model, samples, config, seed, progress, what)
-    learners = training.learner(0), training.learner(1)
-    start = max(WARM_UP, _risen(config))
-    warm = max(1, round(start * config.epochs))
-    for epoch in range(config.epochs):
-        clean = None if epoch < warm else [_clean(net, training) for net in learners]
-        for step in training.batches(epoch):
-            if clean is None:
-                for net in learners:
-                    net.step(nn.functional.cross_entropy(net.logits(step.view(0)), step.y))
-                continue
-            ramp = UNLABELLED * float(np.clip((step.done - start) / RAMP, 0, 1))
-            for net, other, w in zip(learners, reversed(learners), reversed(clean), strict=True):
-                net.step(_mixmatch(net, other, step, w[step.rows.cpu()], ramp))
-    return learners[0].finished()
+    config = with_learning_rate(config, len(samples))
+    networks, batches = _two_networks(model, seed), SampleBatches.of(samples, config, what)
+    start = max(DIVIDE_MIX_WARM_UP, warmup_fraction(config))
+    n_warm_up = max(1, round(start * config.epochs))
+    clean = [torch.ones(len(samples)) for _ in networks]
+
+    def divide(epoch: int) -> None:
+        if epoch >= n_warm_up:
+            clean[:] = [clean_probability(network, batches, config) for network in networks]
+
+    def update(step: Step) -> None:
+        ramp = float(np.clip((step.progress - start) / DIVIDE_MIX_RAMP, 0, 1))
+        x, random = batches.inputs(step), step.random()
+        for k in range(2):
+            if step.epoch < n_warm_up:
+                logits = step.gather(step.logits(k, batches.view(step, x)))
+                loss = nn.functional.cross_entropy(logits, batches.labels(step))
+            else:
+                views = [batches.view(step, x, number) for number in range(2)]
+                loss = mixmatch_loss(
+                    step,
+                    k,
+                    views,
+                    labels=samples.labels,
+                    clean=clean[1 - k],
+                    unlabelled_weight=UNLABELLED_WEIGHT * ramp,
+                    random=random,
+                )
+            step.minimise(loss, network=k)
+
+    fit(
+        networks,
+        len(samples),
+        update,
+        config,
+        seed=seed,
+        what=what,
+        start_epoch=divide,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return networks[0]
 
 
-def _risen(config: TuneConfig) -> float:
-    """When the learning rate has risen, as a share of the training."""
-    return config.warmup if config.schedule == "onecycle" else 0.0
-
-
-def _mixmatch(net: _Learner, other: _Learner, step: _Step, w: Tensor, ramp: float) -> Tensor:
-    """The loss of a batch, of which the samples with ``w > CLEAN`` count as labelled."""
-    w = w.to(step.y.device)[:, None]
-    views = [step.view(k) for k in range(2)]
-    with torch.no_grad():
-        own = torch.stack([net.logits(x).softmax(dim=1) for x in views]).mean(dim=0)
-        both = (own + torch.stack([other.logits(x).softmax(dim=1) for x in views]).mean(dim=0)) / 2
-        one_hot = nn.functional.one_hot(step.y, own.shape[1]).float()
-        target = torch.where(w > CLEAN, w * one_hot + (1 - w) * own, both)
-        target = target ** (1 / SHARPEN)
-        target /= target.sum(dim=1, keepdim=True)
-    x, t = torch.cat(views), torch.cat([target, target])
-    labelled = torch.cat([w > CLEAN, w > CLEAN])[:, 0]
-    share = float(step.random.beta(MIXUP, MIXUP))
-    share = max(share, 1 - share)
-    partner = torch.from_numpy(step.random.permutation(len(x))).to(x.device)
-    logits = net.logits(share * x + (1 - share) * x[partner])
-    mixed = share * t + (1 - share) * t[partner]
-    cross = -(mixed * logits.log_softmax(dim=1)).sum(dim=1)
-    apart = (logits.softmax(dim=1) - mixed).square().mean(dim=1)
-    mean = logits.softmax(dim=1).mean(dim=0)
-    even = (torch.full_like(mean, 1 / len(mean)) * (1 / len(mean) / mean).log()).sum()
-    return _mean(cross, labelled) + ramp * _mean(apart, ~labelled) + even
-
-
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    return (values * chosen).sum() / chosen.sum().clamp(min=1)
-
-
-def _clean(net: _Learner, training: _Training) -> Tensor:
-    """Probability that each label is right: the mixture's component with the smaller mean loss."""
-    losses = []
-    samples = training.samples
-    with eval_mode(net.model), torch.no_grad():
-        for rows in samples.batches(512):
-            y = torch.from_numpy(samples.labels[rows]).to(training.device)
-            logits = net.logits(training.inputs(rows))
-            losses.append(nn.functional.cross_entropy(logits, y, reduction="none").cpu())
-    loss = torch.cat(losses).double().numpy()
-    loss = (loss - loss.min()) / max(float(np.ptp(loss)), 1e-12)
-    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0)
-    share = mixture.fit(loss[:, None]).predict_proba(loss[:, None])
-    return torch.from_numpy(share[:, mixture.means_[:, 0].argmin()]).float()
-
-
-class _Step:
-    """A batch: its rows, labels, the share of the training that is done, and views on demand."""
-
-    def __init__(self, training: _Training, rows: np.ndarray, number: int) -> None:
-        samples = training.samples
-        self.rows = torch.from_numpy(rows).to(training.device)
-        self.y = torch.from_numpy(samples.labels[rows]).to(training.device)
-        self.done = number / training.total
-        self.random = generator(training.seed, training.what, number)
-        self._number, self._training = number, training
-        self._x = training.inputs(rows)
-
-    def view(self, number: int) -> Tensor:
-        """A random view of the inputs; the same number gives the same one."""
-        training = self._training
-        if training.samples.view is None or not training.config.augment:
-            return self._x
-        draw = torch_generator(training.seed, training.what, self._number, number)
-        return training.samples.view(self._x, draw)
-
-
-class _Learner:
-    """A network that learns."""
-
-    def __init__(self, model: nn.Module, training: _Training) -> None:
-        self.model = model.to(training.device).train()
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer, self._training = build_optimizer(model, training.config), training
-
-    def logits(self, x: Tensor) -> Tensor:
-        """What the network says of some inputs, in float32."""
-        with autocast(self._training.config.precision, x.device):
-            return logits_of(self.model, to_channels_last(x)).float()
-
-    def step(self, loss: Tensor) -> None:
-        """Move against the slope of the loss, at the rate of the schedule."""
-        set_learning_rate(self._optimizer, self._training.config, self._training.done)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimizer.step()
-
-    def finished(self) -> nn.Module:
-        """The trained network."""
-        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return self.model.eval()
-
-
-class _Training:
-    """What the learners share: data, schedule, randomness."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        samples: Samples,
-        config: TuneConfig,
-        seed: int,
-        progress: Progress,
-        what: str,
-    ) -> None:
-        self.what = what
-        self.device = single_process(what, fix="leave the recipe out, or start one process").device
-        self.samples, self.seed = samples.to_device(self.device), seed
-        self.config = with_learning_rate(config, len(samples))
-        self._model, self._progress = model, progress
-        self._cuts = batch_boundaries(len(samples), choose_batch_size(config, len(samples)), 2)
-        self.total = (len(self._cuts) + 1) * config.epochs
-        self.done = 0.0
-
-    def learner(self, number: int) -> _Learner:
-        """A copy of the model; the second one begins with weights of its own."""
-        if number:
-            return _Learner(reinitialise(self._model, derive(self.seed, "learner", number)), self)
-        return _Learner(copy.deepcopy(self._model), self)
-
-    def inputs(self, rows: np.ndarray) -> Tensor:
-        """Prepared inputs."""
-        return require_tensor(self.samples.batch(rows, device=self.device), self.what)
-
-    def batches(self, epoch: int) -> Iterator[_Step]:
-        """All samples in random order."""
-        order = generator(self.seed, "order", epoch).permutation(len(self.samples))
-        first = epoch * (len(self._cuts) + 1)
-        with temp_seed(self.seed, self.what, epoch):
-            for number, rows in enumerate(np.split(order, self._cuts), start=first):
-                self.done = (number + 0.5) / self.total
-                yield _Step(self, rows, number)
-                self._progress(self.what, number + 1, self.total)
+def _two_networks(model: nn.Module, seed: int) -> list[nn.Module]:
+    """Return a copy of a model, and one with other weights."""
+    return [copy.deepcopy(model), reinitialise(model, derive(seed, "learner", 1))]

@@ -1,14 +1,16 @@
-"""The only training loop: fine-tuning of a repaired model, and training from scratch.
+"""The training loop.
 
-L-FT (scope ``"head"``) moves the head, the layers that were cut and their norms; F-FT (``"all"``)
-moves all.
+`fit` is the loop of every training: order of the samples, schedule, precision, checks, resume,
+several processes. A method is a step function on it. `tune` is the method of a repair: a weighted
+loss on the targets of a partition.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,12 +18,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from expunge._core.distributed import broadcast_decision, shard
+from expunge._core.arrays import Ints
+from expunge._core.distributed import all_reduce_sum
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import generator, temp_seed, torch_generator
-from expunge.data import Batch, Samples
+from expunge._core.rng import generator, temp_seed
+from expunge.data.samples import Batch, Samples
 from expunge.errors import ConfigError, ModelError, format_ids
 from expunge.models.inspection import device_of, logits_of, to_channels_last
+from expunge.training.checkpoints import Checkpoint, restore, training_state
 from expunge.training.optimisation import (
     DEFAULT_LR,
     MEMORISED_LR,
@@ -29,13 +33,13 @@ from expunge.training.optimisation import (
     Precision,
     TargetKind,
     TuneConfig,
-    autocast,
     batch_boundaries,
     build_optimizer,
     choose_batch_size,
     set_learning_rate,
     with_learning_rate,
 )
+from expunge.training.steps import Step, Training
 from expunge.training.targets import Targets
 
 __all__ = [
@@ -45,30 +49,184 @@ __all__ = [
     "Checkpoint",
     "Objective",
     "Precision",
+    "Step",
     "TargetKind",
     "TuneConfig",
     "cross_entropy",
-    "restore",
-    "training_state",
+    "fit",
     "tune",
     "with_learning_rate",
 ]
 
 # A model, inputs and labels ``int64[b]`` to a loss a sample, ``float32[b]``.
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
+# The order of n rows in an epoch: from (seed, epoch, n) to a permutation ``int64[n]``.
+Order = Callable[[int, int, int], Ints]
+BuildOptimizer = Callable[[nn.Module, TuneConfig], torch.optim.Optimizer]
 
 
 def cross_entropy(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
-    """``−log softmax(f(x))_y``, in float32."""
+    """Return the cross-entropy of each sample, ``−log softmax(f(x))_y``, in float32."""
     return nn.functional.cross_entropy(logits_of(model, x).float(), y, reduction="none")
 
 
-class Checkpoint(Protocol):
-    """Where the state between two epochs is kept, so that an interrupted run can go on."""
+def fit(
+    models: Sequence[nn.Module],
+    n: int,
+    step: Callable[[Step], None],
+    config: TuneConfig,
+    *,
+    seed: int,
+    what: str,
+    build: BuildOptimizer = build_optimizer,
+    order: Order | None = None,
+    start_epoch: Callable[[int], None] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+    is_last_batch_whole: bool = False,
+    schedule_offset: float = 0.5,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Train networks in place by a step function.
 
-    def load(self) -> tuple[int, dict[str, Tensor]] | None: ...
+    Each epoch visits n rows in random order, in batches. A training that is interrupted and resumed
+    from its checkpoint gives the same weights as one that was not, bit for bit on a CPU: the order,
+    the generators of a step and torch's global generator depend only on the seed, the epoch, the
+    step and the process. Each process computes a part of every batch (DDP).
 
-    def save(self, epoch: int, tensors: dict[str, Tensor]) -> None: ...
+    Parameters
+    ----------
+    models
+        The networks. They are moved to the device of this process during the training, trained
+        where ``requires_grad`` is set, and end in evaluation mode. Batch norm whose parameters are
+        frozen keeps its averages.
+    n
+        Number of rows to learn from.
+    step
+        Receives a `Step` and updates every network with `Step.minimise`.
+    config
+        Epochs, batch size, schedule, precision, optimiser, compilation.
+    seed, what
+        Seed and name of the training.
+    build
+        Builds the optimiser of a network.
+    order
+        The order of the rows in an epoch; by default a permutation from the seed and the epoch.
+    start_epoch
+        Called with the epoch before its first step.
+    extra
+        State of the method beside the networks. A step changes these tensors in place; they are
+        saved and restored with the networks.
+    is_last_batch_whole
+        Whether a last batch that is not full joins the one before.
+    schedule_offset
+        Where in a step the schedule is evaluated: 0 at its start, 0.5 in its middle.
+    checkpoint
+        Where the state is saved after every epoch, and from which the training resumes.
+    progress
+        Called after every step.
+
+    Raises
+    ------
+    ModelError
+        If the last loss of an epoch is not finite.
+    ConfigError
+        If batches are too small for batch norm.
+    """
+    accelerator, extra = Accelerator(), extra or {}
+    size, min_size = choose_batch_size(config, n), 2 * accelerator.num_processes
+    boundaries = batch_boundaries(n, size, size if is_last_batch_whole else min_size)
+    n_steps = len(boundaries) + 1
+    total = n_steps * config.epochs
+    with _prepare(models, config, build, accelerator) as (networks, optimizers):
+        _check_batch_size(models, size, min_size, what)
+        pairs = list(zip(models, optimizers, strict=True))
+        training = Training(networks, optimizers, accelerator, config.precision, seed, what)
+        for epoch in range(restore(checkpoint, pairs, extra, accelerator), config.epochs):
+            if start_epoch is not None:
+                start_epoch(epoch)
+            rows = (order or _random_order)(seed, epoch, n)
+            with temp_seed(seed, what, epoch, accelerator.process_index):
+                for number, batch in enumerate(np.split(rows, boundaries), start=epoch * n_steps):
+                    for optimizer in optimizers:
+                        set_learning_rate(optimizer, config, (number + schedule_offset) / total)
+                    step(Step(epoch, number, number / total, batch, training))
+                    progress(what, number + 1, total)
+            _check_finite(training, epoch)
+            _synchronise_buffers(models, accelerator)
+            if checkpoint is not None:
+                checkpoint.save(epoch + 1, training_state(pairs, extra))
+
+
+@contextmanager
+def _prepare(
+    models: Sequence[nn.Module],
+    config: TuneConfig,
+    build: BuildOptimizer,
+    accelerator: Accelerator,
+) -> Iterator[tuple[list[nn.Module], list[torch.optim.Optimizer]]]:
+    """Bring models into the form in which they train, and back."""
+    homes = [device_of(model) for model in models]
+    networks, optimizers = [], []
+    for model in models:
+        model.to(accelerator.device)
+        if all(p.dim() < 5 for p in model.parameters()):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network, optimizer = accelerator.prepare(model.train(), build(model, config))
+        networks.append(torch.compile(network) if config.compile else network)
+        optimizers.append(optimizer)
+        _freeze_batch_norm(model)
+    yield networks, optimizers
+    for model, home in zip(models, homes, strict=True):
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model.to(home).eval()
+
+
+def _random_order(seed: int, epoch: int, n: int) -> Ints:
+    return generator(seed, "order", epoch).permutation(n)
+
+
+def _check_batch_size(models: Sequence[nn.Module], size: int, min_size: int, what: str) -> None:
+    """Raise `ConfigError` if batch norm would see fewer than two samples in a process."""
+    if size < min_size and any(_has_batch_norm(model) for model in models):
+        raise ConfigError(
+            f"tune.batch_size is {size}, and batch norm needs {min_size} samples or more",
+            where=what,
+            fix="raise it, or leave it out",
+        )
+
+
+def _check_finite(training: Training, epoch: int) -> None:
+    """Raise `ModelError` if the last loss of an epoch is not finite in a process."""
+    for loss in training.losses.values():
+        total = all_reduce_sum(loss, training.accelerator)
+        if not torch.isfinite(total):
+            raise ModelError(
+                f"the loss became {total.item()} in epoch {epoch + 1}",
+                where=training.what,
+                fix="lower the learning rate",
+            )
+
+
+def _synchronise_buffers(models: Sequence[nn.Module], accelerator: Accelerator) -> None:
+    """Each process sees its part of the samples: the averages of batch norm differ."""
+    if accelerator.num_processes > 1:
+        for model in models:
+            broadcast(list(model.buffers()))
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(norm.training for norm in norms)
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    """Put batch norm with frozen parameters into evaluation mode: its averages stay."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            weights = list(module.parameters())
+            if weights and not any(p.requires_grad for p in weights):
+                module.eval()
 
 
 def tune(
@@ -84,158 +242,102 @@ def tune(
     progress: Progress = silent,
     what: str = "tune",
 ) -> nn.Module:
-    """Train a copy of the model on the targets by a weighted loss, and return the copy.
+    """Train a copy of a model on targets by a weighted loss.
 
-    Every batch minimises ``Σ w_i · l_i / Σ w_i``; ``objective`` gives the l_i, cross-entropy by
-    default. The order of the samples, the views, dropout and noise depend on the seed and the epoch
-    alone: an interrupted run that goes on from its checkpoint ends with the same weights, bit for
-    bit on a CPU. Each of several processes takes its part of every batch (DDP). ``layers``: what
-    scope ``"head"`` trains; batch norm of all other layers keeps its averages (the published L-FT
-    lets them move).
+    Every batch minimises ``Σ w_i · l_i / Σ w_i``.
+
+    Parameters
+    ----------
+    model
+        The model. It is not changed.
+    samples
+        The samples.
+    targets
+        Positions, labels and weights.
+    config
+        Settings of the training. Without a learning rate, `DEFAULT_LR` scaled to the batch size.
+    seed
+        Decides the order, the augmentation, dropout and noise, together with the epoch.
+    layers
+        The layers that ``scope="head"`` trains. Batch norm of all others keeps its averages; the
+        published L-FT updates them.
+    objective
+        The loss of each sample l_i.
+    checkpoint, progress, what
+        As in `fit`.
+
+    Returns
+    -------
+    nn.Module
+        The trained copy, in evaluation mode, on the device of the model.
+
+    Raises
+    ------
+    ModelError
+        If the loss is not finite, or no parameter belongs to the layers.
+    ConfigError
+        If batches are too small for batch norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from expunge.data import from_arrays
+    >>> from expunge.training.targets import build_targets
+    >>> x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    >>> samples = from_arrays(x, (x[:, 0] > 0).astype(int))
+    >>> config = TuneConfig(targets="all", epochs=20, lr=0.1)
+    >>> model = tune(
+    ...     nn.Linear(2, 2), samples, build_targets(samples, None, config), config, seed=0
+    ... )
+    >>> accuracy = (model(torch.from_numpy(x)).argmax(1).numpy() == samples.labels).mean()
+    >>> bool(accuracy > 0.9)
+    True
     """
-    accelerator = Accelerator()
-    config, home = with_learning_rate(config, len(samples)), device_of(model)
-    model = copy.deepcopy(model).to(accelerator.device)
-    wanted = [p.requires_grad for p in model.parameters()]
+    config = with_learning_rate(config, len(samples))
+    config = replace(config, batch_size=choose_batch_size(config, len(samples)))
+    model = copy.deepcopy(model)
+    trainable = [p.requires_grad for p in model.parameters()]
     _train_only(model, layers if config.scope == "head" else None)
-    if all(p.dim() < 5 for p in model.parameters()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, config)
-    wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
-    if config.compile:
-        wrapped = torch.compile(wrapped)
-    samples = samples.to_device(accelerator.device)
-    _freeze_batch_norm(model)
-    augment = config.augment and samples.view is not None
-    first = restore(checkpoint, model, optimizer, accelerator)
-    size, least = choose_batch_size(config, len(samples)), 2 * accelerator.num_processes
-    if size < least and _has_batch_norm(model):
-        raise ConfigError(
-            f"tune.batch_size is {size}, and batch norm needs {least} samples or more",
-            where=what,
-            fix="raise it, or leave it out",
-        )
-    cuts = batch_boundaries(len(targets.positions), size, least)
-    batches = len(cuts) + 1
-    total = batches * config.epochs
-    for epoch in range(first, config.epochs):
-        with temp_seed(seed, what, epoch, accelerator.process_index):
-            order = generator(seed, "order", epoch).permutation(len(targets.positions))
-            for step, rows in enumerate(np.split(order, cuts)):
-                done = epoch * batches + step
-                set_learning_rate(optimizer, config, (done + 0.5) / total)
-                draw = torch_generator(seed, what, done, accelerator.process_index)
-                x, y, w = _batch(samples, targets, rows, accelerator, draw if augment else None)
-                with autocast(config.precision, accelerator.device):
-                    losses = objective(wrapped, x, y)
-                # DDP averages over processes; the weights are those of the whole batch.
-                share_of_batch = accelerator.num_processes / targets.weights[rows].sum()
-                loss = (losses * w).sum() * float(share_of_batch)
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss)
-                optimizer.step()
-                progress(what, done + 1, total)
-        check_finite(loss, epoch, what)
-        if checkpoint is not None:
-            checkpoint.save(epoch + 1, training_state(model, optimizer))
-    if accelerator.num_processes > 1:  # each has seen its own part: batch norm's averages differ
-        broadcast(list(model.buffers()))
-    for parameter, flag in zip(model.parameters(), wanted, strict=True):
+    resident = samples.resident(Accelerator().device)
+
+    def update(step: Step) -> None:
+        rows = step.rows
+        x = resident.batch(targets.positions[rows], device=step.device)
+        if config.augment:
+            x = step.augment(resident, x)
+        y = step.to_device(targets.labels[rows])
+        w = step.to_device(targets.weights[rows]).float()
+        with step.autocast():
+            losses = objective(step.network, to_channels_last(x), y)
+        # The weights are those of the whole batch.
+        step.minimise((losses * w).sum() * float(1 / targets.weights[step.batch].sum()))
+
+    fit(
+        [model],
+        len(targets.positions),
+        update,
+        config,
+        seed=seed,
+        what=what,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    for parameter, flag in zip(model.parameters(), trainable, strict=True):
         parameter.requires_grad_(flag)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return model.to(home).eval()
-
-
-def check_finite(loss: Tensor, epoch: int, what: str) -> None:
-    """ModelError if the last loss of an epoch (the first is 0) is not finite."""
-    if not torch.isfinite(loss):
-        raise ModelError(
-            f"the loss became {loss.item()} in epoch {epoch + 1}",
-            where=what,
-            fix="lower the learning rate",
-        )
+    return model
 
 
 def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
-    """Let only these layers learn (all, if None)."""
+    """Freeze all parameters but those of these layers; None trains all."""
     prefixes = None if layers is None else tuple(f"{name}." for name in layers)
-    chosen = 0
+    n_trained = 0
     for name, parameter in model.named_parameters():
-        learn = prefixes is None or name.startswith(prefixes)
-        parameter.requires_grad_(learn)
-        chosen += learn
-    if not chosen:
+        is_trained = prefixes is None or name.startswith(prefixes)
+        parameter.requires_grad_(is_trained)
+        n_trained += is_trained
+    if not n_trained:
         raise ModelError(
             f"no parameter belongs to the layers {format_ids(layers or ())}",
             where="tune",
             fix="name layers that have weights, or use scope = 'all'",
         )
-
-
-def _has_batch_norm(model: nn.Module) -> bool:
-    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    return any(norm.training for norm in norms)
-
-
-def _freeze_batch_norm(model: nn.Module) -> None:
-    """Batch norm whose weights do not learn does not move its averages either."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            weights = list(module.parameters())
-            if weights and not any(p.requires_grad for p in weights):
-                module.eval()
-
-
-def _batch(
-    samples: Samples,
-    targets: Targets,
-    rows: np.ndarray,
-    accelerator: Accelerator,
-    draw: torch.Generator | None,
-) -> tuple[Batch, Tensor, Tensor]:
-    """This process's part of a batch: inputs (a random view, given a draw), labels, weights."""
-    mine = shard(rows, accelerator)
-    x = samples.batch(targets.positions[mine], device=accelerator.device)
-    if isinstance(x, Tensor) and draw is not None and samples.view is not None:
-        x = samples.view(x, draw)
-    y = torch.from_numpy(targets.labels[mine]).to(accelerator.device)
-    w = torch.from_numpy(targets.weights[mine]).float().to(accelerator.device)
-    return to_channels_last(x), y, w
-
-
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and the optimiser's memory as one flat dictionary of tensors."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for index, memory in optimizer.state_dict()["state"].items():
-        for key, value in memory.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-    return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-
-
-def restore(
-    checkpoint: Checkpoint | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator | None = None,
-) -> int:
-    """Put the saved state back, if there is one; returns the number of epochs that are done."""
-    saved = (
-        broadcast_decision(accelerator or Accelerator(), checkpoint.load)
-        if checkpoint is not None
-        else None
-    )
-    if saved is None:
-        return 0
-    epoch, tensors = saved
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    memory: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            memory.setdefault(int(index), {})[name] = value
-    state = optimizer.state_dict()
-    optimizer.load_state_dict({**state, "state": memory})
-    return epoch
