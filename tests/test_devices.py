@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ from expunge.models.inspection import inspect_layers, logits_of
 from expunge.models.zoo import resnet
 from expunge.pruning import ranking, surgery
 from expunge.records import Partition
-from expunge.selfsupervised import simclr
+from expunge.selfsupervised import features
 from expunge.training import baselines, loop
 from expunge.training.loop import TuneConfig
 from expunge.training.targets import build_targets
@@ -84,9 +85,9 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         prepare=lambda *things: things,
         backward=lambda loss: loss.backward(),
     )
-    for module in (signals, loop, ranking, simclr):
+    for module in (signals, ranking):
         monkeypatch.setattr(module, "Accelerator", lambda: accelerator)
-    monkeypatch.setattr(baselines, "single_process", lambda *_, **__: accelerator)
+    monkeypatch.setattr(accelerate, "Accelerator", lambda: accelerator)
     monkeypatch.setattr(Tensor, "numpy", to_numpy)
     monkeypatch.setattr(FakeTensor, "__bool__", lambda _: True)
     monkeypatch.setattr(nn.Module, "_apply", apply)
@@ -135,12 +136,13 @@ def test_a_model_is_tuned_on_one_device(scene):
 @pytest.mark.parametrize("name", ["elr", "co-teaching", "divide-mix"])
 def test_peers_are_trained_on_one_device(scene, name):
     how = {"seed": 0, "rate": 0.3, "progress": lambda *_: None, "what": "peer"}
-    baselines.trainers.get(name)(scene.model, scene.samples, CONFIG, **how)
+    trained = baselines.trainers.get(name)(scene.model, scene.samples, CONFIG, **how)
+    assert at_home(trained)
     assert at_home(scene.model)
 
 
 def test_features_are_encoded_on_one_device(scene):
-    assert len(simclr.extract_features(scene.model, scene.samples)) == 48
+    assert len(features.extract_features(scene.model, scene.samples)) == 48
     assert at_home(scene.model)
 
 

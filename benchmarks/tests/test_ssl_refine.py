@@ -21,12 +21,12 @@ from oracles_digits import clean, digits, network, noisy
 
 CONFIG = RefineConfig(
     simclr=SimclrConfig(epochs=2, batch_size=64, hidden=32, projection=16, precision="float32"),
-    rounds=2,
-    stages=2,
+    n_rounds=2,
+    trainings_per_round=2,
     epochs=2,
-    first=3,
-    last=3,
-    strengths=(0.0,),
+    first_round_epochs=3,
+    final_epochs=3,
+    augmentation_strengths=(0.0,),
     tune=TuneConfig(targets="all", lr=0.05, batch_size=32, precision="float32"),
 )
 
@@ -77,7 +77,7 @@ def test_every_method_has_a_row_in_about_the_same_seconds(made):
 def test_rounds_count_what_happened_to_the_labels(made):
     _, rows = made
     rounds = next(row for row in rows if row["method"] == "ssl-refine")["rounds"]
-    assert len(rounds) == CONFIG.rounds
+    assert len(rounds) == CONFIG.n_rounds
     for one, before in zip(rounds[1:], rounds[:-1], strict=True):
         assert one["precision_before"] == before["precision"]
     for one in rounds:

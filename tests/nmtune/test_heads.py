@@ -30,9 +30,11 @@ from expunge.nmtune import (
     singular_values,
     spectra,
     sve,
+    training,
     without_head,
 )
 from oracles_digits import clean, network
+from oracles_training import assert_resumes
 
 QUICK = replace(PRESETS["paper"], epochs=4, rates=(0.01, 0.001))
 
@@ -280,11 +282,11 @@ def test_a_trial_is_the_mean_over_views():
 
 
 def test_two_views_of_a_sample_differ():
-    picked = heads.two_views(4, 500, np.random.default_rng(0))
+    picked = training.choose_two_views(4, 500, np.random.default_rng(0))
     assert picked.shape == (2, 500)
     assert (picked[0] != picked[1]).all()
     assert np.bincount(picked.ravel(), minlength=4).min() > 200
-    assert heads.two_views(1, 5, np.random.default_rng(0)).tolist() == [[0] * 5]
+    assert training.choose_two_views(1, 5, np.random.default_rng(0)).tolist() == [[0] * 5]
 
 
 def test_views_are_used():
@@ -352,7 +354,7 @@ def test_what_cannot_be_fitted_is_said():
         NMTune.fit(x, y, config=QUICK, held_out=1.0)
     with pytest.raises(DataError, match="fitted with 12"):
         NMTune.fit(x, y, config=QUICK).predict(x[:, :5])
-    with pytest.raises(ModelError, match="rate of 1e\\+30"):
+    with pytest.raises(ModelError, match=r"nmtune 1e\+30: (the loss|features) became"):
         NMTune.fit(x, y, config=replace(QUICK, rates=(1e30,)))
 
 
@@ -466,3 +468,40 @@ def test_the_report_tells_rates_and_spectra():
 
 def test_a_spectrum_with_zeros_is_drawn():
     assert "nan" not in pages.page("s", [("s", {"s": spectra.singular_values(np.ones((4, 3)))})])
+
+
+# Resume
+
+
+@pytest.mark.parametrize("preset", ["mlp", "code"])
+@pytest.mark.parametrize("steps", [3, 5])
+def test_an_interrupted_head_resumes_bit_for_bit(preset, steps):
+    x, y = planted()
+    views = np.stack([x, x + 0.1, x - 0.1])
+    config = replace(PRESETS[preset], epochs=4, rates=(0.01,))
+
+    def trained(*, checkpoint, progress):
+        fitted = NMTune.fit(
+            views, y, config=config, checkpoints=lambda name: checkpoint, progress=progress
+        )
+        return fitted.head
+
+    assert_resumes(trained, steps=steps, first=(steps - 1) // 2 * 2 + 1)
+
+
+def test_every_training_of_a_fit_has_its_own_checkpoint():
+    x, y = planted()
+    names: list[str] = []
+    NMTune.fit(x, y, config=QUICK, checkpoints=lambda name: names.append(name))
+    assert names == ["held-out-0.01", "held-out-0.001", "final"]
+
+
+def test_an_interrupted_adaptation_resumes_bit_for_bit():
+    samples = clean(60, view="crop-flip")
+    encoder = without_head(small(), samples)
+    config = replace(PRESETS["code"], epochs=3, batch_size=16)
+
+    def trained(**how):
+        return adapt(encoder, samples, config=config, rate=0.01, rank=2, **how)
+
+    assert_resumes(trained, steps=6, first=5)

@@ -1,4 +1,4 @@
-"""Labels refined in rounds: the judgement, the rounds, and that they help."""
+"""Labels refined in rounds: the update of labels, the rounds, and that they help."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from expunge import pipeline
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.recipes import resolve
 from expunge.selfsupervised import refinement
-from expunge.selfsupervised.refinement import RefineConfig, distorted, finish, judge, refine
-from expunge.selfsupervised.simclr import SimCLRAugmentation, SimclrConfig
+from expunge.selfsupervised.augmentation import SimCLRAugmentation
+from expunge.selfsupervised.labels import update_labels
+from expunge.selfsupervised.refinement import (
+    RefineConfig,
+    refine,
+    train_final,
+    with_augmentation,
+)
+from expunge.selfsupervised.simclr import SimclrConfig
 from expunge.training.baselines import trainers
 from expunge.training.loop import TuneConfig
 from oracles_digits import CLASSES, clean, digits, memorised, network, noisy
@@ -25,12 +32,12 @@ from oracles_digits import CLASSES, clean, digits, memorised, network, noisy
 TUNE = TuneConfig(targets="all", lr=0.05, batch_size=32, precision="float32")
 QUICK = RefineConfig(
     simclr=SimclrConfig(epochs=2, batch_size=64, hidden=32, projection=16, precision="float32"),
-    rounds=2,
-    stages=2,
+    n_rounds=2,
+    trainings_per_round=2,
     epochs=1,
-    first=2,
-    last=2,
-    strengths=(0.0, 0.2),
+    first_round_epochs=2,
+    final_epochs=2,
+    augmentation_strengths=(0.0, 0.2),
     tune=TUNE,
 )
 
@@ -40,49 +47,58 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-# ------------------------------------------------------------------------------ judgement
+# ---------------------------------------------------------------------------- update of labels
 
 
-def slow_judge(probs, labels, quantile, share, confidence, doubt):
+def slow_update(
+    probs, labels, clean_quantile, relabel_fraction, min_relabel_confidence, uncertain_weight
+):
     n = len(labels)
-    new, weights = list(labels), [doubt] * n
+    new, weights = list(labels), [uncertain_weight] * n
     mean = probs.mean(axis=0)
     votes = [{int(p[i].argmax()) for p in probs} for i in range(n)]
     agreed = [i for i in range(n) if votes[i] == {labels[i]}]
-    limit = np.quantile([-np.log(mean[i, labels[i]]) for i in agreed], quantile) if agreed else 0
+    limit = (
+        np.quantile([-np.log(mean[i, labels[i]]) for i in agreed], clean_quantile) if agreed else 0
+    )
     for i in agreed:
         if -np.log(mean[i, labels[i]]) <= limit:
             weights[i] = 1.0
     others = [i for i in range(n) if len(votes[i]) == 1 and i not in agreed]
     others.sort(key=lambda i: (-mean[i].max(), i))
-    for i in others[: round(share * len(others))]:
-        if mean[i].max() >= confidence:
+    for i in others[: round(relabel_fraction * len(others))]:
+        if mean[i].max() >= min_relabel_confidence:
             new[i], weights[i] = votes[i].pop(), 1.0
     return np.array(new), np.array(weights)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("confidence", [0.0, 0.6])
-def test_the_judgement_is_the_slow_one(share, confidence):
+def test_updated_labels_are_those_of_the_slow_loop(share, confidence):
     rng = np.random.default_rng(0)
     base = rng.dirichlet(0.4 * np.ones(4), 200)
     probs = np.stack([0.8 * base + 0.2 * rng.dirichlet(np.ones(4), 200) for _ in range(3)])
     labels = np.where(rng.random(200) < 0.5, base.argmax(axis=1), rng.integers(0, 4, 200))
-    settings = {"quantile": 0.7, "share": share, "confidence": confidence, "doubt": 0.25}
-    found = judge(probs, labels, **settings)
-    new, weights = slow_judge(probs, labels, **settings)
+    settings = {
+        "clean_quantile": 0.7,
+        "relabel_fraction": share,
+        "min_relabel_confidence": confidence,
+        "uncertain_weight": 0.25,
+    }
+    found = update_labels(probs, labels, **settings)
+    new, weights = slow_update(probs, labels, **settings)
     assert_array_equal(found.labels, new)
     assert_allclose(found.weights, weights)
     assert_array_equal(found.labels != labels, found.relabelled)
     assert not (found.clean & found.relabelled).any()
     order = rng.permutation(200)
-    moved = judge(probs[:, order], labels[order], **settings)
+    moved = update_labels(probs[:, order], labels[order], **settings)
     assert_array_equal(moved.labels, found.labels[order])
 
 
 def test_without_consensus_nothing_is_decided():
     probs = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.1, 0.9], [0.8, 0.2]]])
-    found = judge(probs, np.array([0, 1]), share=1.0, doubt=0.5)
+    found = update_labels(probs, np.array([0, 1]), relabel_fraction=1.0, uncertain_weight=0.5)
     assert_array_equal(found.labels, [0, 1])
     assert_array_equal(found.weights, [0.5, 0.5])
 
@@ -90,22 +106,26 @@ def test_without_consensus_nothing_is_decided():
 def test_a_class_that_would_have_nothing_left_keeps_its_labels():
     probs = np.array([[[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]])
     labels = np.array([0, 1, 1])
-    found = judge(probs, labels, share=1.0, doubt=0.0)
+    found = update_labels(probs, labels, relabel_fraction=1.0, uncertain_weight=0.0)
     assert_array_equal(found.labels, labels)
     assert_array_equal(found.weights, [1, 1, 1])
     assert not found.relabelled.any()
 
 
-def test_a_judgement_refuses_probabilities_that_do_not_match():
+def test_an_update_refuses_probabilities_that_do_not_match():
     with pytest.raises(DataError, match="3 labels"):
-        judge(np.ones((2, 4, 2)) / 2, np.array([0, 1, 1]))
+        update_labels(np.ones((2, 4, 2)) / 2, np.array([0, 1, 1]))
     with pytest.raises(DataError, match="shape"):
-        judge(np.ones((4, 2)) / 2, np.array([0, 1, 1, 0]))
+        update_labels(np.ones((4, 2)) / 2, np.array([0, 1, 1, 0]))
 
 
 @pytest.mark.parametrize(
     ("wrong", "name"),
-    [({"rounds": 0}, "rounds"), ({"share": 1.5}, "share"), ({"strengths": ()}, "strengths")],
+    [
+        ({"n_rounds": 0}, "n_rounds"),
+        ({"relabel_fraction": 1.5}, "relabel_fraction"),
+        ({"augmentation_strengths": ()}, "augmentation_strengths"),
+    ],
 )
 def test_settings_are_checked(wrong, name):
     with pytest.raises(ConfigError, match=rf"refine\.{name}"):
@@ -130,7 +150,7 @@ def test_a_refinement_is_the_same_every_time_and_leaves_its_model_alone():
 
 
 @pytest.mark.parametrize("stage", ["simclr", "rounds/1", "rounds/2", "last"])
-def test_an_interrupted_refinement_goes_on_to_the_same_end(tmp_path, stage):
+def test_an_interrupted_refinement_resumes_to_the_same_result(tmp_path, stage):
     model, data = network(), noisy(200)
     whole = refine(model, data, QUICK, seed=1)
 
@@ -147,36 +167,35 @@ def test_an_interrupted_refinement_goes_on_to_the_same_end(tmp_path, stage):
     assert same(whole.model, resumed.model)
     for a, b in zip(whole.rounds, resumed.rounds, strict=True):
         assert same(a.model, b.model)
-        assert_array_equal(a.judgement.labels, b.judgement.labels)
-        assert_array_equal(a.judgement.weights, b.judgement.weights)
-    with pytest.raises(RunError, match="share: 0"):
-        refine(model, data, replace(QUICK, share=0.1), seed=1, out=tmp_path / "run")
+        assert_array_equal(a.update.labels, b.update.labels)
+        assert_array_equal(a.update.weights, b.update.weights)
+    with pytest.raises(RunError, match="relabel_fraction: 0"):
+        refine(model, data, replace(QUICK, relabel_fraction=0.1), seed=1, out=tmp_path / "run")
 
 
 def test_the_weighted_loss_counts_by_the_probability_of_the_label(monkeypatch):
-    weights, told, stages = [], [], []
-    real_tune, real_said = refinement.tune, refinement._said
+    weights, predicted = [], []
+    real_tune, real_predict = refinement.tune, refinement._predict_probs
 
     def tune(model, samples, targets, config, **how):
         weights.append(targets.weights)
-        stages.append(targets.labels)
         return real_tune(model, samples, targets, config, **how)
 
-    def said(model, samples):
-        told.append(real_said(model, samples))
-        return told[-1]
+    def predict(model, samples):
+        predicted.append(real_predict(model, samples))
+        return predicted[-1]
 
     monkeypatch.setattr(refinement, "tune", tune)
-    monkeypatch.setattr(refinement, "_said", said)
+    monkeypatch.setattr(refinement, "_predict_probs", predict)
     data = noisy(120)
-    config = replace(QUICK, loss="softmax-weighted", rounds=1)
+    config = replace(QUICK, loss="softmax-weighted", n_rounds=1)
     refine(network(), data, config, seed=0, encoder=network())
     rows = np.arange(120)
     assert_array_equal(weights[0], np.ones(120))
-    assert_allclose(weights[1], told[0][rows, data.labels])
+    assert_allclose(weights[1], predicted[0][rows, data.labels])
 
 
-def test_rounds_that_go_on_start_from_the_network_before(monkeypatch):
+def test_rounds_without_restart_start_from_the_previous_network(monkeypatch):
     starts, ends = [], []
     real = refinement.tune
 
@@ -194,10 +213,10 @@ def test_rounds_that_go_on_start_from_the_network_before(monkeypatch):
         assert same(starts[2], ends[1]) != restart
 
 
-def test_augmentation_grows_as_told():
+def test_augmentation_has_the_strength_of_its_round():
     data = replace(noisy(50), view=None)
-    assert distorted(data, 0.0) is data
-    views = [distorted(data, s).view for s in (0.2, 0.6)]
+    assert with_augmentation(data, 0.0) is data
+    views = [with_augmentation(data, s).view for s in (0.2, 0.6)]
     assert all(isinstance(v, SimCLRAugmentation) for v in views)
     assert [v.strength for v in views] == [0.2, 0.6]
     assert views[0].area[0] > views[1].area[0]
@@ -206,8 +225,8 @@ def test_augmentation_grows_as_told():
 def test_a_stronger_view_is_one_of_the_samples_own():
     data = replace(noisy(50), view=lambda x, generator: x.flip(3))
     x, draws = data.batch(np.arange(50)), [torch.Generator().manual_seed(3) for _ in range(2)]
-    alone = distorted(replace(data, view=None), 0.5).view
-    assert torch.equal(distorted(data, 0.5).view(x, draws[0]), alone(x.flip(3), draws[1]))
+    alone = with_augmentation(replace(data, view=None), 0.5).view
+    assert torch.equal(with_augmentation(data, 0.5).view(x, draws[0]), alone(x.flip(3), draws[1]))
 
 
 def test_divide_mix_takes_the_refined_labels(monkeypatch):
@@ -220,20 +239,27 @@ def test_divide_mix_takes_the_refined_labels(monkeypatch):
         return real(model, samples, config, **how)
 
     monkeypatch.setitem(trainers._items, "divide-mix", divide_mix)
-    config = replace(QUICK, finish="divide-mix", last=3)
-    finish(data, refined.rounds[-1], refined.encoder, config, seed=0)
+    config = replace(QUICK, final_method="divide-mix", final_epochs=3)
+    train_final(data, refined.rounds[-1], refined.encoder, config, seed=0)
     assert_array_equal(seen[0][0], refined.labels)
     assert seen[0][1] == 3
 
 
-def test_refinement_mends_labels_and_beats_training_on_them():
+def test_refinement_corrects_labels_and_beats_training_on_them():
     """Digits of which 40 % are wrong: each round leaves more labels right than the one before."""
     (x, truth), data, tune = digits(), noisy(700, rate=0.4), replace(TUNE, lr=0.1)
-    more = {"rounds": 3, "stages": 3, "epochs": 3, "first": 5, "last": 10, "share": 0.5}
-    config = replace(QUICK, strengths=(0.0,), tune=tune, **more)
+    more = {
+        "n_rounds": 3,
+        "trainings_per_round": 3,
+        "epochs": 3,
+        "first_round_epochs": 5,
+        "final_epochs": 10,
+        "relabel_fraction": 0.5,
+    }
+    config = replace(QUICK, augmentation_strengths=(0.0,), tune=tune, **more)
     refined = refine(network(), data, config, seed=0)
     right = [(data.labels == truth[:700]).mean()]
-    right += [(r.judgement.labels == truth[:700]).mean() for r in refined.rounds]
+    right += [(r.update.labels == truth[:700]).mean() for r in refined.rounds]
     assert all(a < b for a, b in pairwise(right)), right
     plain = pipeline.train(network(), data, replace(tune, epochs=60)).model
     unseen = torch.from_numpy(x[900:1300])
@@ -291,7 +317,7 @@ def test_the_trainer_of_the_recipe_takes_its_settings(monkeypatch):
     how = {"seed": 0, "rate": 0.3, "progress": lambda *a: None, "what": "x"}
     for epochs in (63, 126, 1):
         refinement.ssl_refine(network(), noisy(60), replace(TUNE, epochs=epochs), **how)
-    assert [c.trained for c in seen] == [63, 126, 13]  # one each at least
+    assert [c.total_epochs for c in seen] == [63, 126, 13]  # one each at least
     assert seen[0] == replace(RefineConfig(), simclr=seen[0].simclr, tune=seen[0].tune)
     assert (seen[0].tune.lr, seen[0].simclr.scale) == (0.05, 1.0)  # digits for an MLP
-    assert resolve("ssl-refine").tune.epochs == RefineConfig().trained
+    assert resolve("ssl-refine").tune.epochs == RefineConfig().total_epochs

@@ -20,16 +20,12 @@ from expunge.detection.neighbours import neighbour_votes
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.models.zoo import convnet
+from expunge.selfsupervised.augmentation import SimCLRAugmentation, _blur, _Draw, _recolour
+from expunge.selfsupervised.features import FeatureExtractor, extract_features
 from expunge.selfsupervised.simclr import (
     SETTINGS,
-    Body,
-    SimCLRAugmentation,
     SimclrConfig,
-    _blurred,
-    _Draw,
-    _recoloured,
-    extract_features,
-    fitting,
+    compatible_config,
     nt_xent,
     pretrain,
 )
@@ -82,7 +78,7 @@ def test_nt_xent_of_equal_rows_is_that_of_chance_and_lengths_do_not_matter():
 def test_nt_xent_refuses_rows_that_do_not_match():
     with pytest.raises(DataError, match=r"\(4, 3\) and \(3, 3\)"):
         nt_xent(torch.ones(4, 3), torch.ones(3, 3))
-    with pytest.raises(DataError, match="two equal sets"):
+    with pytest.raises(DataError, match="two equal shapes"):
         nt_xent(torch.ones(0, 3), torch.ones(0, 3))
 
 
@@ -126,12 +122,12 @@ def test_prepared_inputs_are_distorted_as_their_images_are():
 
 def test_colours_are_the_slow_formula():
     x, how = images(5), SimCLRAugmentation(strength=0.7, jitter=1.0, grey=0.3)
-    found = _recoloured(x, _Draw(5, draw(9), x.device), how)
+    found = _recolour(x, _Draw(5, draw(9), x.device), how)
     again = _Draw(5, draw(9), x.device)
     bright, contrast, saturate = (again.uniform(1 - 0.56, 1.56) for _ in range(3))
     turn = again.uniform(-0.14, 0.14)
-    again.coins(1.0)
-    grey = again.coins(0.3)
+    again.bernoulli(1.0)
+    grey = again.bernoulli(0.3)
     assert grey.any()
     assert not grey.all()
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -153,20 +149,20 @@ def test_colours_are_the_slow_formula():
 
 def test_grey_images_have_equal_channels_and_keep_their_luma():
     x = images()
-    shown = _recoloured(x, _Draw(6, draw(), x.device), SimCLRAugmentation(jitter=0.0, grey=1.0))
+    shown = _recolour(x, _Draw(6, draw(), x.device), SimCLRAugmentation(jitter=0.0, grey=1.0))
     luma = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     assert_allclose(shown.numpy(), luma.expand_as(x).numpy(), atol=1e-5)
 
 
 def test_blur_is_a_gaussian_of_its_own_width():
     x = images(4, side=40)
-    shown = _blurred(x, _Draw(4, draw(2), x.device), 1.0)
+    shown = _blur(x, _Draw(4, draw(2), x.device), 1.0)
     sigma = _Draw(4, draw(2), x.device).uniform(0.1, 2.0)
     for i in range(4):
         width = (0, float(sigma[i]), float(sigma[i]))
         slow = gaussian_filter(x[i].double().numpy(), width, mode="mirror", radius=(0, 2, 2))
         assert_allclose(shown[i].numpy(), slow, atol=1e-5)
-    assert torch.equal(_blurred(x, _Draw(4, draw(), x.device), 0.0), x)
+    assert torch.equal(_blur(x, _Draw(4, draw(), x.device), 0.0), x)
 
 
 def test_a_distortion_refuses_what_it_cannot_do():
@@ -253,8 +249,8 @@ def test_named_settings_are_there():
 def test_views_of_half_the_side_are_for_networks_that_take_any_size():
     half, data = replace(QUICK, scale=0.5), noisy(64)
     assert SimCLRAugmentation(scale=0.5)(images(), draw()).shape == (6, 3, 6, 6)
-    assert fitting(half, small_network(), data) == half
-    assert fitting(half, network(), data) == replace(half, scale=1.0)
+    assert compatible_config(half, small_network(), data) == half
+    assert compatible_config(half, network(), data) == replace(half, scale=1.0)
     with pytest.raises(ModelError, match=r"0\.5 times the side"):
         pretrain(network(), data, half)
 
@@ -269,13 +265,13 @@ def test_features_are_the_input_of_the_head_whatever_the_batch():
         wanted = model[:-1](x).numpy()
     assert_allclose(extract_features(model, data), wanted, atol=1e-6)
     assert_allclose(extract_features(model, data, batch_size=7), wanted, atol=1e-5)
-    assert_allclose(extract_features(Body(model, x), data), wanted, atol=1e-6)
+    assert_allclose(extract_features(FeatureExtractor(model, x), data), wanted, atol=1e-6)
     assert_allclose(extract_features(lambda batch: batch.flatten(1), data), x.flatten(1).numpy())
     assert model.training  # as it was
 
 
 def test_features_must_be_one_row_a_sample():
-    with pytest.raises(DataError, match="one row"):
+    with pytest.raises(DataError, match=r"expected features \[20, d\], got \[20, 1, 8, 8\]"):
         extract_features(lambda batch: batch, noisy(20))
 
 

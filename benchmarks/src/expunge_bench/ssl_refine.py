@@ -20,8 +20,9 @@ from expunge.detection.detectors import detect
 from expunge.detection.neighbours import neighbour_votes
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, did_you_mean
-from expunge.selfsupervised.refinement import RefineConfig, Refined, finish, refine
-from expunge.selfsupervised.simclr import extract_features, pretrain
+from expunge.selfsupervised.features import extract_features
+from expunge.selfsupervised.refinement import RefineConfig, Refined, refine, train_final
+from expunge.selfsupervised.simclr import pretrain
 from expunge.storage.weights import load_weights, save_weights
 from expunge.training.baselines import trainers
 from expunge.training.loop import SCRATCH_LR, TuneConfig, tune
@@ -192,12 +193,13 @@ def from_checkpoint(case: Case) -> Outcome:
 @methods.register("ssl-refine+divide-mix")
 def handed_over(case: Case) -> Outcome:
     """The refinement, its labels and network handed to DivideMix in place of the last training."""
-    last = case.epoch_seconds * case.config.last
-    config = replace(case.config, finish="divide-mix", last=_divide_mix_epochs(case, last))
+    last = case.epoch_seconds * case.config.final_epochs
+    epochs = _divide_mix_epochs(case, last)
+    config = replace(case.config, final_method="divide-mix", final_epochs=epochs)
     given = case.scene.train, case.refined[0].rounds[-1], case.encoder, config
     how: dict[str, Any] = {"seed": case.seed, "progress": case.progress}
-    model, spent = timed(lambda: finish(*given, **how))
-    return Outcome(model, config.last, case.budget - last + spent)
+    model, spent = timed(lambda: train_final(*given, **how))
+    return Outcome(model, config.final_epochs, case.budget - last + spent)
 
 
 def bench(
@@ -335,7 +337,7 @@ def _rounds(case: Case, refined: Refined, seconds: float) -> Outcome:
             }
         )
         before = found.labels
-    return Outcome(refined.model, case.config.trained, seconds, {"rounds": rounds})
+    return Outcome(refined.model, case.config.total_epochs, seconds, {"rounds": rounds})
 
 
 def _divided(case: Case, samples: Samples, epochs: int, progress: Progress) -> nn.Module:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from expunge._core.arrays import Array, Ints
-from expunge.errors import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,24 +54,11 @@ def gather_rows(parts: dict[str, Array], positions: Ints, n: int) -> dict[str, A
     return merged
 
 
-def single_process(what: str, *, fix: str) -> Accelerator:
-    """Return the accelerator of work that runs in one process.
-
-    Raises
-    ------
-    ConfigError
-        If there are several processes.
-    """
+def this_process() -> Accelerator:
+    """Return the accelerator of this process. All calls share one state."""
     from accelerate import Accelerator
 
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise ConfigError(
-            f"this training runs in one process, not in {accelerator.num_processes}",
-            where=what,
-            fix=fix,
-        )
-    return accelerator
+    return Accelerator()
 
 
 def all_reduce_sum(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:

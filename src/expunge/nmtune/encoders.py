@@ -21,8 +21,11 @@ from expunge.models.inspection import (
     inspect_layers,
     to_channels_last,
 )
-from expunge.nmtune.heads import Head, NMTune, descend, scale_of
+from expunge.nmtune.heads import Head, NMTune, ViewHead, scale_of
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig
+from expunge.nmtune.training import ViewOutputs, train_head
+from expunge.training.checkpoints import Checkpoint
+from expunge.training.steps import Step
 
 # Samples that go through an encoder at once; random views are drawn by blocks of so many.
 BLOCK = 256
@@ -101,6 +104,7 @@ def adapt(
     rate: float = 1e-3,
     rank: int = RANK,
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
 ) -> nn.Sequential:
     """The parameter-efficient variant: low-rank changes of the encoder learn with the head.
@@ -112,7 +116,8 @@ def adapt(
     transformer only.
 
     encoder: see `embed`; left as it was. config: of the `code` preset if None. rate: one, as this
-    is a training of the encoder. Views are those of the samples, if they have any.
+    is a training of the encoder. checkpoint: where the state is kept between epochs. Views are
+    those of the samples, if they have any.
     Returns encoder and head in a row, the changes added to the weights: a plain module that returns
     logits, in evaluation mode. Cost: ``epochs`` passes forward and back over two views.
     """
@@ -124,20 +129,43 @@ def adapt(
     first = _features(model, _inputs(samples, np.arange(min(len(samples), BLOCK)), device, None))
     with temp_seed(seed, "nmtune", "head"):
         head = Head(first.shape[1], len(samples.classes), config, scale=scale_of(first)).to(device)
-    learned = low_rank(model, rank, seed=seed)
-    looks = 2 if samples.view is not None else 1
-    steps = 0
+    low_rank(model, rank, seed=seed)
+    views = 2 if samples.view is not None else 1
 
-    def batch(at: np.ndarray, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-        nonlocal steps
-        steps += 1
-        draws = (torch_generator(seed, "nmtune", "adapt", steps, look) for look in range(looks))
-        views = [_features(model, _inputs(samples, at, device, draw)) for draw in draws]
-        return torch.stack(views), torch.from_numpy(samples.labels[at]).to(device)
+    def inputs(step: Step, random: np.random.Generator) -> list[Batch]:
+        names = ("nmtune", "adapt", step.number + 1)
+        draws = [torch_generator(seed, *names, step.process_key(view)) for view in range(views)]
+        return [_inputs(samples, step.rows, step.device, draw) for draw in draws]
 
-    n = len(samples)
-    descend(head, batch, n, config, rate=rate, seed=seed, learned=learned, progress=progress)
+    train_head(
+        _AdaptedEncoder(model, head),
+        inputs,
+        samples.labels,
+        config,
+        learning_rate=rate,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     return nn.Sequential(merged(model), head).eval()
+
+
+class _AdaptedEncoder(nn.Module):
+    """An encoder with low-rank changes, and a head, which take several views at once."""
+
+    def __init__(self, encoder: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, ViewHead(head)
+
+    def train(self, mode: bool = True) -> _AdaptedEncoder:
+        """Train the head; the encoder stays in evaluation mode."""
+        self.head.train(mode)
+        return self
+
+    def forward(self, views: list[Batch]) -> ViewOutputs:
+        """From inputs of v views to features ``[v, b, d]``, transformed features and logits."""
+        outputs: ViewOutputs = self.head(torch.stack([_features(self.encoder, x) for x in views]))
+        return outputs
 
 
 class LowRank(nn.Module):

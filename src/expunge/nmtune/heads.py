@@ -16,14 +16,16 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import derive, generator, temp_seed
+from expunge._core.rng import derive, temp_seed
 from expunge.config import build
 from expunge.data.arrays import from_arrays
 from expunge.errors import ConfigError, DataError, ModelError, did_you_mean, format_ids
-from expunge.nmtune.objectives import PRESETS, NMTuneConfig, regularisation
+from expunge.nmtune.objectives import PRESETS, NMTuneConfig
 from expunge.nmtune.spectra import checked, singular_values
+from expunge.nmtune.training import ViewOutputs, choose_two_views, train_head
 from expunge.storage.weights import fit_weights
-from expunge.training.optimisation import batch_boundaries
+from expunge.training.checkpoints import Checkpoint
+from expunge.training.steps import Step
 
 Preset = Literal["linear", "mlp", "paper", "code"]
 NUMBERS, SETTINGS, VERSION = "nmtune.safetensors", "nmtune.json", 1
@@ -117,6 +119,7 @@ class NMTune:
         classes: Sequence[str] = (),
         seed: int = 0,
         device: str = "cpu",
+        checkpoints: Callable[[str], Checkpoint | None] | None = None,
         progress: Progress = silent,
     ) -> NMTune:
         """Choose a learning rate on a part that is held out, then train on everything with it.
@@ -125,7 +128,8 @@ class NMTune:
         batch draws two. labels: class indices or names, one a sample. config: instead of a preset,
         for other numbers. held_out: the share, drawn by class; the best rate has the lowest
         cross-entropy there. With one rate nothing is held out.
-        classes: names by index.
+        classes: names by index. checkpoints: where the state of a training is kept, by its name; an
+        interrupted fit resumes from it.
 
         DataError for what does not fit or is not finite, and for a class with one sample where some
         are held out. Cost: ``rates + 1`` trainings, each ``epochs · n / batch_size`` steps of
@@ -134,15 +138,15 @@ class NMTune:
         chosen = config or _preset(preset)
         x, y, names = _data(features, labels, tuple(classes))
         views = torch.from_numpy(x).to(device)
-        task = _Task(views, y, names, chosen, seed, progress)
+        task = _Task(views, y, names, chosen, seed, progress, checkpoints)
         everything, rate = np.arange(len(y)), chosen.rates[0]
         trials: tuple[Trial, ...] = ()
         if len(chosen.rates) > 1:
             own, others = _apart(y, held_out, names, seed)
             rate, trials, unseen = task.searched(own, others)
-            head = task.trained(everything, rate)
+            head = task.trained(everything, rate, "final")
         else:
-            unseen = head = task.trained(everything, rate)
+            unseen = head = task.trained(everything, rate, "final")
             others = everything
         few = views[0, others[:SPECTRUM]]
         spectra = {"features": singular_values(few.cpu().numpy())}
@@ -226,6 +230,7 @@ class _Task:
     config: NMTuneConfig
     seed: int
     progress: Progress
+    checkpoints: Callable[[str], Checkpoint | None] | None
 
     def searched(
         self, own: np.ndarray, others: np.ndarray
@@ -234,88 +239,49 @@ class _Task:
         best: tuple[Trial, Head] | None = None
         trials = []
         for rate in self.config.rates:
-            head = self.trained(own, rate)
+            head = self.trained(own, rate, f"held-out-{rate:g}")
             trials.append(_trial(head, self.views[:, others], self.labels[others], rate))
             if best is None or trials[-1].rank > best[0].rank:
                 best = trials[-1], head
         assert best is not None
         return best[0].rate, tuple(trials), best[1]
 
-    def trained(self, rows: np.ndarray, rate: float) -> Head:
-        """A head trained on these rows, in evaluation mode."""
+    def trained(self, rows: np.ndarray, rate: float, name: str) -> Head:
+        """A head trained on these rows, in evaluation mode; name: of its checkpoint."""
         device, config = self.views.device, self.config
         scale = scale_of(self.views[:, rows])
         with temp_seed(self.seed, "nmtune", "head"):
             head = Head(self.views.shape[2], len(self.names), config, scale=scale).to(device)
-        y = torch.from_numpy(self.labels).to(device)
 
-        def batch(at: np.ndarray, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-            rows_at = torch.from_numpy(rows[at]).to(device)
-            picked = torch.from_numpy(two_views(len(self.views), len(at), draw)).to(device)
-            return self.views[picked, rows_at], y[rows_at]
+        def inputs(step: Step, random: np.random.Generator) -> Tensor:
+            views = choose_two_views(len(self.views), len(step.batch), random)
+            picked = torch.from_numpy(views[:, step.own]).to(device)
+            return self.views[picked, torch.from_numpy(rows[step.rows]).to(device)]
 
-        descend(head, batch, len(rows), config, rate=rate, seed=self.seed, progress=self.progress)
+        train_head(
+            ViewHead(head),
+            inputs,
+            self.labels[rows],
+            config,
+            learning_rate=rate,
+            seed=self.seed,
+            checkpoint=self.checkpoints(name) if self.checkpoints else None,
+            progress=self.progress,
+        )
         return head
 
 
-def descend(
-    head: Head,
-    batch: Callable[[np.ndarray, np.random.Generator], tuple[Tensor, Tensor]],
-    n: int,
-    config: NMTuneConfig,
-    *,
-    rate: float,
-    seed: int,
-    learned: Sequence[nn.Parameter] = (),
-    progress: Progress = silent,
-) -> None:
-    """Minimise the objective by AdamW over n samples; the head ends in evaluation mode.
+class ViewHead(nn.Module):
+    """A head that takes the features of several views at once."""
 
-    batch: from positions and a generator to features ``[v, b, d]`` and labels ``[b]``.
-    learned: what learns beside the head. Order and views depend on seed and epoch alone.
-    """
-    decay, every = config.weight_decay, [*head.parameters(), *learned]
-    optimizer = torch.optim.AdamW(every, lr=rate, weight_decay=decay, fused=True)
-    cuts = batch_boundaries(n, config.batch_size, 2)
-    total = (len(cuts) + 1) * config.epochs
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-    head.train()
-    for epoch in range(config.epochs):
-        draw = generator(seed, "nmtune", "epoch", epoch)
-        for step, at in enumerate(np.split(draw.permutation(n), cuts)):
-            f, y = batch(at, draw)
-            try:
-                loss = _loss(head, f, y, config)
-            except torch.linalg.LinAlgError:  # there are no singular values of infinity
-                raise _diverged(rate) from None
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            progress(f"nmtune {rate:g}", epoch * (len(cuts) + 1) + step + 1, total)
-    if not torch.isfinite(loss):
-        raise _diverged(rate)
-    head.eval()
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
 
-
-def _loss(head: Head, f: Tensor, y: Tensor, config: NMTuneConfig) -> Tensor:
-    """The whole objective of a batch: features ``[v, b, d]``, labels ``[b]``."""
-    z = head.transform(f.flatten(0, 1))
-    loss = nn.functional.cross_entropy(head.linear(z), y.repeat(len(f)))
-    return loss + regularisation(z.view_as(f), f, config) if config.hidden else loss
-
-
-def _diverged(rate: float) -> ModelError:
-    return ModelError(
-        f"the loss is not finite at a learning rate of {rate:g}",
-        where="nmtune",
-        fix="leave out the highest rates",
-    )
-
-
-def two_views(views: int, n: int, draw: np.random.Generator) -> np.ndarray:
-    """``int64[2, n]``: two different views for every sample, or ``[1, n]`` of the only one."""
-    return draw.random((n, views)).argsort(axis=1)[:, :2].T
+    def forward(self, f: Tensor) -> ViewOutputs:
+        """From features ``[v, b, d]`` to these, transformed features and logits."""
+        z = self.head.transform(f.flatten(0, 1))
+        return f, z.view_as(f), self.head.linear(z).unflatten(0, f.shape[:2])
 
 
 def _preset(name: str) -> NMTuneConfig:

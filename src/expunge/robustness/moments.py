@@ -71,7 +71,7 @@ class _Relu(torch.autograd.Function):
 
 def relu(x: Moments) -> Moments:
     """``E = m Φ(a) + s φ(a)``, ``Var = (m² + v) Φ(a) + m s φ(a) − E²``, ``a = m / s``. Exact."""
-    return Moments(*_Relu.apply(x.mean, x.variance))
+    return Moments(*_Relu.apply(x.mean, x.variance))  # type: ignore[no-untyped-call]
 
 
 def leaky_relu(x: Moments, slope: float | Tensor = 0.01) -> Moments:

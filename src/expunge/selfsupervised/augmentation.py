@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from expunge.data.samples import Prepare
+from expunge.data import Preparation
 from expunge.errors import ConfigError, DataError, check_range
 
 # Luma, and the axes of colour that hue rotates around it (YIQ).
@@ -70,7 +70,7 @@ class SimCLRAugmentation:
     grey: float = 0.2
     blur: float = 0.0
     scale: float = 1.0
-    prepare: Prepare = field(default_factory=Prepare)
+    prepare: Preparation = field(default_factory=Preparation)
 
     def __post_init__(self) -> None:
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge._core.arrays import Floats32
+from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
-from expunge.data import Samples
-from expunge.data.samples import Batch, tensor_of
+from expunge.data import Batch, Samples, require_tensor
 from expunge.errors import DataError
 from expunge.models.inspection import (
     capture_outputs,
@@ -107,8 +106,8 @@ def extract_features(
     >>> extract_features(network, from_arrays(x, np.arange(6) % 2)).shape
     (6, 4)
     """
-    device = Accelerator().device
-    samples = samples.resident(device)
+    device = this_process().device
+    samples = samples.to_device(device)
     module = encoder if isinstance(encoder, nn.Module) else nn.Identity()
     function = encoder
     if isinstance(encoder, nn.Module) and not isinstance(encoder, FeatureExtractor):
@@ -116,7 +115,7 @@ def extract_features(
     parts = []
     with on_device(module, device), eval_mode(module), torch.no_grad():
         for rows in samples.batches(batch_size):
-            x = tensor_of(samples.batch(rows, device=device), "encode")
+            x = require_tensor(samples.batch(rows, device=device), "encode")
             parts.append(function(x).float().cpu().numpy())
             progress("encode", int(rows[-1]) + 1, len(samples))
     features = np.concatenate(parts)

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
+from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
-from expunge.data import Samples
-from expunge.data.samples import tensor_of
+from expunge.data import Samples, require_tensor
 from expunge.errors import ConfigError, DataError, ModelError, check_range
 from expunge.models.inspection import (
     check_model,
@@ -276,19 +275,20 @@ def _train_contrastive(
             fix="set simclr.scale to 1",
         )
     model = copy.deepcopy(model)
-    network, view = _with_projection(model, samples, config, seed), _augmentation(config, samples)
-    resident = samples.resident(Accelerator().device)
+    body = FeatureExtractor(model, samples.example())
+    network, view = _with_projection(body, samples, config, seed), _augmentation(config, samples)
+    resident = samples.to_device(this_process().device)
 
     def update(step: Step) -> None:
         draw = step.torch_random()
-        x = tensor_of(resident.batch(step.rows, device=step.device), "simclr")
+        x = require_tensor(resident.batch(step.rows, device=step.device), "simclr")
         both = torch.cat([view(x, draw), view(x, draw)])
         with step.autocast():
             z = step.network(to_channels_last(both))
-        first, second = step.gather(z.float().unflatten(0, (2, -1)), dim=1)
+        first, second = step.gather(z.float().view(2, -1, z.shape[1]), dim=1)
         step.minimise(nt_xent(first, second, temperature=config.temperature))
 
-    with _frozen_head(network[0]):
+    with _frozen_head(body):
         fit(
             [network],
             len(samples),
@@ -305,7 +305,7 @@ def _train_contrastive(
 
 def compatible_config(config: SimclrConfig, model: nn.Module, samples: Samples) -> SimclrConfig:
     """Return the settings, with a scale of 1 if the network accepts one image size only."""
-    view, x = _augmentation(config, samples), tensor_of(samples.example(), "simclr")
+    view, x = _augmentation(config, samples), require_tensor(samples.example(), "simclr")
     try:
         with eval_mode(model), torch.no_grad():
             logits_of(model, view(x, torch_generator(0, "simclr")).to(device_of(model)))
@@ -315,13 +315,12 @@ def compatible_config(config: SimclrConfig, model: nn.Module, samples: Samples) 
 
 
 def _with_projection(
-    model: nn.Module, samples: Samples, config: SimclrConfig, seed: int
-) -> nn.Sequential:
+    body: FeatureExtractor, samples: Samples, config: SimclrConfig, seed: int
+) -> nn.Module:
     """Return the body with a projection head: linear, batch norm, ReLU, linear."""
-    device = device_of(model)
-    body = FeatureExtractor(model, samples.batch(np.arange(min(2, len(samples))), device=device))
+    device = device_of(body)
     with eval_mode(body), torch.no_grad():
-        width = body(tensor_of(samples.batch(np.arange(1), device=device), "simclr")).shape[1]
+        width = body(require_tensor(samples.batch(np.arange(1), device=device), "simclr")).shape[1]
     with temp_seed(seed, "projection"):
         head = nn.Sequential(
             nn.Linear(width, config.hidden, bias=False),

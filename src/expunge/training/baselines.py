@@ -11,9 +11,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
+from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive
@@ -125,7 +125,7 @@ def elr(
     """
     config = with_learning_rate(config, len(samples))
     network, batches = copy.deepcopy(model), SampleBatches.of(samples, config, what)
-    targets = torch.zeros(len(samples), len(samples.classes), device=Accelerator().device)
+    targets = torch.zeros(len(samples), len(samples.classes), device=this_process().device)
 
     def update(step: Step) -> None:
         rows = step.to_device(step.batch)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge._core.distributed import broadcast_decision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Checkpoint(Protocol):

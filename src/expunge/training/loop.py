@@ -11,18 +11,17 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from expunge._core.arrays import Ints
-from expunge._core.distributed import all_reduce_sum
+from expunge._core.distributed import all_reduce_sum, this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed
-from expunge.data.samples import Batch, Samples
+from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, format_ids
 from expunge.models.inspection import device_of, logits_of, to_channels_last
 from expunge.training.checkpoints import Checkpoint, restore, training_state
@@ -41,6 +40,9 @@ from expunge.training.optimisation import (
 )
 from expunge.training.steps import Step, Training
 from expunge.training.targets import Targets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = [
     "DEFAULT_LR",
@@ -133,7 +135,7 @@ def fit(
     ConfigError
         If batches are too small for batch norm.
     """
-    accelerator, extra = Accelerator(), extra or {}
+    accelerator, extra = this_process(), extra or {}
     size, min_size = choose_batch_size(config, n), 2 * accelerator.num_processes
     boundaries = batch_boundaries(n, size, size if is_last_batch_whole else min_size)
     n_steps = len(boundaries) + 1
@@ -167,13 +169,14 @@ def _prepare(
 ) -> Iterator[tuple[list[nn.Module], list[torch.optim.Optimizer]]]:
     """Bring models into the form in which they train, and back."""
     homes = [device_of(model) for model in models]
-    networks, optimizers = [], []
+    networks: list[nn.Module] = []
+    optimizers: list[torch.optim.Optimizer] = []
     for model in models:
         model.to(accelerator.device)
         if all(p.dim() < 5 for p in model.parameters()):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network, optimizer = accelerator.prepare(model.train(), build(model, config))
-        networks.append(torch.compile(network) if config.compile else network)
+        networks.append(cast(nn.Module, torch.compile(network)) if config.compile else network)
         optimizers.append(optimizer)
         _freeze_batch_norm(model)
     yield networks, optimizers
@@ -211,6 +214,8 @@ def _check_finite(training: Training, epoch: int) -> None:
 def _synchronise_buffers(models: Sequence[nn.Module], accelerator: Accelerator) -> None:
     """Each process sees its part of the samples: the averages of batch norm differ."""
     if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast
+
         for model in models:
             broadcast(list(model.buffers()))
 
@@ -298,7 +303,7 @@ def tune(
     model = copy.deepcopy(model)
     trainable = [p.requires_grad for p in model.parameters()]
     _train_only(model, layers if config.scope == "head" else None)
-    resident = samples.resident(Accelerator().device)
+    resident = samples.to_device(this_process().device)
 
     def update(step: Step) -> None:
         rows = step.rows

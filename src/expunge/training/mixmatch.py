@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge._core.arrays import Floats, Ints
-from expunge._core.distributed import broadcast_decision, gather_rows, shard
-from expunge.data import Samples
-from expunge.data.samples import tensor_of
+from expunge._core.distributed import broadcast_decision, gather_rows, shard, this_process
+from expunge.data import Samples, require_tensor
 from expunge.models.inspection import eval_mode, logits_of, to_channels_last
 from expunge.training.optimisation import TuneConfig, autocast
 from expunge.training.steps import Step
@@ -35,7 +33,7 @@ class SampleBatches:
     @classmethod
     def of(cls, samples: Samples, config: TuneConfig, what: str) -> SampleBatches:
         """Move the samples to the device of this process if they fit."""
-        return cls(samples.resident(Accelerator().device), config.augment, what)
+        return cls(samples.to_device(this_process().device), config.augment, what)
 
     def inputs(self, step: Step) -> Tensor:
         """Return the inputs of this process, ``float32[b, …]``."""
@@ -43,13 +41,13 @@ class SampleBatches:
 
     def read(self, rows: Ints, device: torch.device) -> Tensor:
         """Return the inputs at these rows; `DataError` if they are not tensors."""
-        return tensor_of(self.samples.batch(rows, device=device), self.what)
+        return require_tensor(self.samples.batch(rows, device=device), self.what)
 
     def view(self, step: Step, x: Tensor, number: int = 0) -> Tensor:
         """Return a random view of inputs, or the inputs without augmentation."""
         if not self.is_augmented:
             return x
-        return tensor_of(step.augment(self.samples, x, number), self.what)
+        return require_tensor(step.augment(self.samples, x, number), self.what)
 
     def labels(self, step: Step) -> Tensor:
         """Return the labels of the whole batch, ``int64[b]``."""
@@ -73,7 +71,7 @@ def clean_probability(network: nn.Module, batches: SampleBatches, config: TuneCo
     Tensor
         ``float32[n]`` on the CPU: the probability of the component with the smaller mean loss.
     """
-    samples, accelerator = batches.samples, Accelerator()
+    samples, accelerator = batches.samples, this_process()
     positions, losses = [], []
     with eval_mode(network), torch.no_grad():
         for batch in samples.batches(_BATCH_SIZE):
@@ -180,7 +178,7 @@ def _sharpened_targets(
 
 def _gather_views(step: Step, values: Tensor) -> Tensor:
     """Join rows ``[2 b, c]`` of two views over processes."""
-    return step.gather(values.unflatten(0, (2, -1)), dim=1).flatten(0, 1)
+    return step.gather(values.view(2, -1, values.shape[1]), dim=1).flatten(0, 1)
 
 
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:

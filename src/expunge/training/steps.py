@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge._core.arrays import Array, Ints
 from expunge._core.distributed import all_reduce_sum, shard
 from expunge._core.rng import generator, torch_generator
-from expunge.data.samples import Batch, Samples
+from expunge.data import Batch, Samples
 from expunge.models.inspection import logits_of, to_channels_last
 from expunge.training.optimisation import Precision, autocast
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,14 @@ class Step:
     training: Training
 
     @property
+    def own(self) -> Ints:
+        """``int64[…]``, the positions in the batch that this process computes."""
+        return shard(np.arange(len(self.batch)), self.training.accelerator)
+
+    @property
     def rows(self) -> Ints:
         """``int64[…]``, the rows of the batch that this process computes."""
-        return shard(self.batch, self.training.accelerator)
+        return self.batch[self.own]
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +113,11 @@ class Step:
         index: int = self.training.accelerator.process_index
         return (index,) if index else ()
 
+    def process_key(self, number: int) -> int:
+        """Return a number for the names of random streams: unique for the number and process."""
+        accelerator = self.training.accelerator
+        return int(number * accelerator.num_processes + accelerator.process_index)
+
     def augment(self, samples: Samples, x: Batch, view: int = 0) -> Batch:
         """Return a random view of inputs, or the inputs if the samples have no augmentation.
 
@@ -112,10 +125,8 @@ class Step:
         """
         if samples.view is None or not isinstance(x, Tensor):
             return x
-        training, accelerator = self.training, self.training.accelerator
-        name = view * accelerator.num_processes + accelerator.process_index
-        draw = torch_generator(training.seed, training.what, self.number, name)
-        return samples.view(x, draw)
+        names = (self.training.what, self.number, self.process_key(view))
+        return samples.view(x, torch_generator(self.training.seed, *names))
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of forward passes."""
@@ -133,12 +144,11 @@ class Step:
         the whole batch, and the gradients of all processes add up to its gradient.
         """
         accelerator = self.training.accelerator
-        processes, index = accelerator.num_processes, accelerator.process_index
-        if processes == 1:
+        if accelerator.num_processes == 1:
             return values
         shape = list(values.shape)
         shape[dim] = len(self.batch)
-        own = torch.arange(index, len(self.batch), processes, device=values.device)
+        own = torch.from_numpy(self.own).to(values.device)
         whole = values.new_zeros(shape).index_copy(dim, own, values.detach())
         return all_reduce_sum(whole, accelerator).index_copy(dim, own, values)
 
