@@ -227,20 +227,6 @@ def divide_mix(recipe: Recipe) -> Recipe:
     return replace(_from_scratch(recipe, cost=8.0), trainer="divide-mix")
 
 
-@recipes.register("ssl-refine", role="peer")
-def ssl_refine(recipe: Recipe) -> Recipe:
-    """Pre-train on the images alone, then refine the labels in rounds (arXiv 2412.04898).
-
-    It starts from the weights given and does not use the partition, not even to decide whether
-    there is noise: the partition finds little of the noise that this method is made for.
-    """
-    tune = replace(_with_epochs(recipe, 10.5).tune, targets="all", lr=0.1)
-    chosen = replace(
-        _without_pruning(recipe), trainer="ssl-refine", tune=tune, rounds=RoundsConfig()
-    )
-    return replace(chosen, min_flagged_fraction=0.0)
-
-
 def _from_scratch(recipe: Recipe, *, cost: float) -> Recipe:
     """All samples with the given labels, for the time of `retrain_filtered_3x`.
 

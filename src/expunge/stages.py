@@ -459,7 +459,14 @@ def tune(
     if trainer:
         rate = split.noise_rate[0] if split is not None else 0.0
         return trainers.get(trainer)(
-            model, samples, config, seed=seed, rate=rate, progress=progress, what=stream
+            model,
+            samples,
+            config,
+            seed=seed,
+            rate=rate,
+            checkpoint=checkpoint,
+            progress=progress,
+            what=stream,
         )
     return loop.tune(
         model,
