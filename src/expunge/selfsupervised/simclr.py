@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
+from expunge.config import Precision
 from expunge.data import Samples, require_tensor
 from expunge.errors import ConfigError, DataError, ModelError, check_range
 from expunge.models.inspection import (
@@ -34,7 +35,7 @@ from expunge.storage.run_folder import Artefact, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit
-from expunge.training.optimisation import Precision, TuneConfig
+from expunge.training.optimisation import TuneConfig
 from expunge.training.steps import Step
 
 
