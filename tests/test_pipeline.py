@@ -275,7 +275,7 @@ def test_held_out_labels_keep_a_repair_that_helps_and_their_noise_is_taken_into_
     assert result.seconds["decide"] > 0
 
 
-def test_a_repair_that_does_harm_is_rolled_back(tmp_path):
+def test_a_repair_that_does_harm_is_reverted(tmp_path):
     harm = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
     result = repaired(overrides=harm, held_out=held_out(), out=tmp_path)
     assert result.decision.action == "revert"
@@ -303,23 +303,23 @@ def retrain_well(recipe: Recipe) -> Recipe:
     return replace(recipe, start="scratch", prune=PruneConfig(fraction=0.0), tune=tune)
 
 
-def test_a_network_trained_anew_that_is_ahead_is_recommended(monkeypatch):
+def test_a_network_retrained_from_scratch_that_is_ahead_is_recommended(monkeypatch):
     weak = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.0}}
     monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
     result = repaired(overrides=weak, held_out=held_out(), baselines=("retrain-well",))
     assert result.decision.action == "retrain"
     assert "retrain-well" in result.decision.reason
-    assert expunge.report(result).count("Retrain: ") == 1
+    assert expunge.report(result).count("Decision: retrain, because") == 1
     assert result.decision.kept == (result.decision.gain.value > 0)
 
 
-def test_a_repair_that_does_harm_is_rolled_back_also_where_training_anew_is_ahead(monkeypatch):
+def test_a_repair_that_does_harm_is_reverted_also_where_retraining_is_ahead(monkeypatch):
     harm = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
     monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
     result = repaired(overrides=harm, held_out=held_out(), baselines=("retrain-well",))
     assert (result.decision.action, result.decision.kept) == ("retrain", False)
     assert_same_weights(result.model, memorised())
-    assert "The model is the one that came in" in expunge.report(result)
+    assert "The model is unchanged" in expunge.report(result)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from expunge import cli, pipeline, specs
 from expunge.evaluation import metrics
-from expunge.storage.export import export_run
+from expunge.export.exported_model import export_run
 from oracles_audio import encoded
 from oracles_specs import toml
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PruneError,
         RunError,
     )
+    from expunge.export import ExportedModel, export_model, load_exported_model
     from expunge.pipeline import forget, repair
     from expunge.recipes import Recipe
     from expunge.records import (
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
         score,
         tune,
     )
-    from expunge.storage.export import ExportedModel, export_model, load_exported_model
     from expunge.training.optimisation import TuneConfig
 
 # Where every public name is defined; "module:name" where it has another name there.
@@ -76,7 +76,7 @@ _PUBLIC = {
     "DataLike": "expunge.data",
     "Decision": "expunge.records",
     "Evaluation": "expunge.records",
-    "ExportedModel": "expunge.storage.export",
+    "ExportedModel": "expunge.export",
     "ExpungeError": "expunge.errors",
     "Flag": "expunge.records",
     "Metric": "expunge.records",
@@ -103,11 +103,11 @@ _PUBLIC = {
     "audit": "expunge.stages",
     "average_checkpoint_probs": "expunge.stages",
     "compare": "expunge.stages",
-    "export_model": "expunge.storage.export",
+    "export_model": "expunge.export",
     "forget": "expunge.pipeline",
     "from_arrays": "expunge.data",
     "from_dataset": "expunge.data",
-    "load_exported_model": "expunge.storage.export",
+    "load_exported_model": "expunge.export",
     "load_run": "expunge.saved_run",
     "partition": "expunge.stages",
     "plan": "expunge.stages",

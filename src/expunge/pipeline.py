@@ -317,7 +317,9 @@ def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) ->
         seconds["decide"] = time.perf_counter() - started
     if not decision.kept:
         outcome = _unchanged(context, start._replace(partition=outcome.partition))
-    result = results.measure(context, scores, outcome, baselines, decision, seconds)
+    result = results.measure(
+        context, scores, outcome, others=baselines, decision=decision, seconds=seconds
+    )
     results.write(context, run, result)
     run.log("end", flags=[flag.code for flag in result.flags])
     return result

@@ -59,6 +59,7 @@ def measure(
     context: RepairContext,
     scores: Scores,
     outcome: RepairOutcome,
+    *,
     others: Mapping[str, RepairOutcome],
     decision: Decision,
     seconds: Mapping[str, float],

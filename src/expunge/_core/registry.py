@@ -128,13 +128,13 @@ class Registry(Generic[F, M]):
     def _load_builtin(self) -> None:
         if self._builtin_loaded:
             return
-        self._builtin_loaded = True  # a module may use the registry while it is imported
+        self._builtin_loaded, done = True, False  # a module may use the registry at its import
         try:
             for module in self.modules:
                 import_module(module)
-        except BaseException:
-            self._builtin_loaded = False
-            raise
+            done = True
+        finally:
+            self._builtin_loaded = done
 
     def _load_external(self) -> None:
         if self._external_loaded:

@@ -1,6 +1,6 @@
 """The command line: results on stdout, progress on stderr, one line for an error.
 
-Exit codes: 0 done, 1 an error that the user can mend, 2 wrong usage, 3 red flags with --strict.
+Exit codes: 0 done, 1 an error that the user can fix, 2 wrong usage, 3 red flags with --strict.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import entry_points
 
-from expunge._core.distributed import shutdown
-from expunge.cli import nmtune, repair, results, text  # noqa: F401  (they add their commands to the application)
+# Each adds its commands to the application.
+from expunge.cli import nmtune, repair, results, text  # noqa: F401
 from expunge.cli.terminal import app, err_console
 from expunge.errors import ExpungeError
-from expunge_bench import cli  # noqa: F401  (they add their commands to the application)
 
 
 def add_plugins() -> None:
@@ -41,7 +40,10 @@ def main() -> None:
         )
         sys.exit(1)
     finally:
-        shutdown()
+        if "torch" in sys.modules:
+            from expunge._core.distributed import shutdown
+
+            shutdown()
 
 
 def _keep_freed_memory() -> None:

@@ -64,8 +64,8 @@ def export(
     """Write the repaired model for use: weights, a manifest that rebuilds it, and ONNX."""
     from dataclasses import asdict
 
-    from expunge.storage import export as exports
-    from expunge.storage.manifest import MANIFEST
+    from expunge.export import exported_model as exports
+    from expunge.export.manifest import MANIFEST
 
     folder = out or Path("exports") / spec.stem
     found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)

@@ -23,8 +23,8 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data import Batch, Preparation, Samples
 from expunge.errors import ConfigError, DataError, extra_required, format_ids
+from expunge.export.onnx import PreparedModel
 from expunge.models.inspection import eval_mode, logits_of, on_device
-from expunge.storage.onnx import PreparedModel
 from expunge.training.loop import Objective
 
 # The usual budgets for 8-bit images, and one that lets an image become any other.

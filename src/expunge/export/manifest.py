@@ -18,8 +18,8 @@ from expunge.config import build
 from expunge.data import Batch, Preparation
 from expunge.data.arrays import to_cpu_tensor
 from expunge.errors import DataError, RunError, format_ids
+from expunge.export.onnx import Parity
 from expunge.storage.json_files import read_json
-from expunge.storage.onnx import Parity
 from expunge.storage.run_folder import wrap_io_errors
 
 SCHEMA = 1

@@ -19,14 +19,14 @@ from expunge._core.rng import temp_seed
 from expunge.data import Samples, TensorInputs, from_arrays
 from expunge.data.dataset import DictInputs
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
+from expunge.export import onnx
+from expunge.export.exported_model import GRAPH, WEIGHTS, export_run
+from expunge.export.manifest import MANIFEST
 from expunge.models.audio import MFCC
 from expunge.models.inspection import logits_of
 from expunge.models.zoo import kws, resnet
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
-from expunge.storage import onnx
-from expunge.storage.export import GRAPH, WEIGHTS, export_run
-from expunge.storage.manifest import MANIFEST
 from oracles_audio import noise, tone
 from oracles_digits import clean, memorised
 from oracles_specs import write_spec

@@ -30,11 +30,7 @@ from torch import Tensor, nn
 from expunge import specs
 from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.errors import ConfigError, ModelError, RunError, format_ids
-from expunge.models.inspection import eval_mode, logits_of
-from expunge.pruning import surgery
-from expunge.records import PrunePlan
-from expunge.storage.json_files import read_json
-from expunge.storage.manifest import (
+from expunge.export.manifest import (
     Manifest,
     StoredInputs,
     example_inputs,
@@ -43,7 +39,11 @@ from expunge.storage.manifest import (
     read_manifest,
     write_manifest,
 )
-from expunge.storage.onnx import compare_graph, require_onnx, write_graph
+from expunge.export.onnx import compare_graph, require_onnx, write_graph
+from expunge.models.inspection import eval_mode, logits_of
+from expunge.pruning import surgery
+from expunge.records import PrunePlan
+from expunge.storage.json_files import read_json
 from expunge.storage.run_folder import wrap_io_errors
 from expunge.storage.weights import fit_weights, read_weights, save_weights
 
@@ -249,8 +249,14 @@ def _load(folder: Path) -> ExportedModel:
             )
     config = specs.ModelConfig(manifest.constructor, manifest.arguments)
     state = read_weights(folder / WEIGHTS)
-    cut = manifest.plan, manifest.mode
-    model = _rebuild(config, folder, *cut, example_inputs(manifest), state)
+    model = _rebuild(
+        config,
+        folder,
+        units=manifest.plan,
+        mode=manifest.mode,
+        example=example_inputs(manifest),
+        state=state,
+    )
     return ExportedModel(model, manifest)
 
 
@@ -300,7 +306,7 @@ def export_run(
     config = replace(loaded.model, weights="", checkpoints=())
     mode, example = header["settings"]["prune"]["mode"], data.batch(np.arange(1))
     return export_model(
-        _rebuild(config, base, plan.units, mode, example, state),
+        _rebuild(config, base, units=plan.units, mode=mode, example=example, state=state),
         data,
         folder,
         constructor=config.constructor,
@@ -318,6 +324,7 @@ def export_run(
 def _rebuild(
     config: specs.ModelConfig,
     folder: Path,
+    *,
     units: Mapping[str, tuple[int, ...]],
     mode: Literal["remove", "mask"],
     example: Batch,

@@ -1,0 +1,10 @@
+"""Repaired models for use: a folder with weights and a manifest that rebuilds them, and ONNX."""
+
+from expunge.export.exported_model import (
+    ExportedModel,
+    export_model,
+    export_run,
+    load_exported_model,
+)
+
+__all__ = ["ExportedModel", "export_model", "export_run", "load_exported_model"]
