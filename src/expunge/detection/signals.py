@@ -296,8 +296,7 @@ def _attribution_at_layer(
         if layer == config.layout.head:  # the gradient of logit k is row k of the weight
             assert activation is not None
             h = activation.float()
-            weight = module_named(model, layer).weight
-            assert isinstance(weight, Tensor)
+            weight = cast(Tensor, module_named(model, layer).weight)
             largest = weight.max(dim=0).values
         else:
             largest = torch.full((), -torch.inf, device=y.device)
