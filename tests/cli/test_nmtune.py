@@ -48,7 +48,7 @@ def parquet(path: str, *, seed: int = 0, labels: bool = True) -> np.ndarray:
     return NAMES[y]
 
 
-QUICK = ("--epochs", 8, "--rate", 0.01, "--rate", 0.003)
+QUICK = ("--epochs", 8, "--learning-rate", 0.01, "--learning-rate", 0.003)
 
 
 def test_a_head_is_fitted_on_parquet_and_applied_to_another(call):
@@ -58,7 +58,7 @@ def test_a_head_is_fitted_on_parquet_and_applied_to_another(call):
     facts = json.loads(said.out)
     assert facts["samples"] == 120
     assert facts["paper"]["accuracy_held_out"] > 0.9
-    assert facts["linear"]["rate"] in (0.01, 0.003)
+    assert facts["linear"]["learning_rate"] in (0.01, 0.003)
     assert set(facts["paper"]["sve"]) == {"features", "transformed"}
     assert "<svg" in Path("head/report.html").read_text()
     truth = parquet("b.parquet", seed=1, labels=False)
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_or_written_is_said(call):
         (("apply", "a.parquet", "--head", "head", "--out", "o.csv"), ".parquet or .npz"),
         (("apply", "a.parquet", "--column", "kind", "--head", "head", "--out", "o.npz"), "lists"),
         (("spectrum", "no.npz"), "no array is called 'x'"),
-        (("spectrum", "bad.npz"), "no plain arrays"),
+        (("spectrum", "bad.npz"), "not a file of plain arrays"),
         (("spectrum", "a.txt"), ".parquet, .npz, .npy"),
         (("spectrum", "absent.npy"), "absent.npy: no such file"),
         (("spectrum", "absent.npy"), "check the spelling; in a spec, relative paths start at"),
@@ -125,4 +125,4 @@ def test_what_cannot_be_read_or_written_is_said(call):
         assert words in said.err, said.err
     call("apply", "a.parquet", "--head", "head", "--out", "b.parquet")
     said = call("apply", "b.parquet", "--head", "head", "--out", "c.parquet")
-    assert "a column 'prediction' already" in said.err
+    assert "the column 'prediction' exists already" in said.err

@@ -163,7 +163,7 @@ def test_baselines_have_no_terms():
 
 
 def test_settings_that_make_no_sense_are_named_all_at_once():
-    with pytest.raises(ConfigError, match=r"(?s)ratio.*batch_size.*consistency.*rates"):
+    with pytest.raises(ConfigError, match=r"(?s)ratio.*consistency.*batch_size.*rates"):
         NMTuneConfig(ratio=0, batch_size=1, consistency=-1.0, rates=())
 
 

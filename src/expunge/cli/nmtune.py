@@ -1,4 +1,4 @@
-"""Commands that tune a head on embeddings, and use it."""
+"""Commands that fit a head to embeddings, and apply it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expunge.nmtune.spectra import lsvr, singular_values, sve
 
 
 class Preset(StrEnum):
-    """The published forms of the method, and what they are compared with."""
+    """The published forms of the method, and their baselines."""
 
     linear = "linear"
     mlp = "mlp"
@@ -27,7 +27,7 @@ class Preset(StrEnum):
 
 
 class Centre(StrEnum):
-    """What is subtracted before singular values are taken."""
+    """The means that are subtracted before singular values are computed."""
 
     none = "none"
     columns = "columns"
@@ -35,32 +35,44 @@ class Centre(StrEnum):
 
 
 Embeddings = Annotated[
-    Path, typer.Argument(help="A .parquet file, or .npz with arrays x and (to fit) y.")
+    Path,
+    typer.Argument(help="Embeddings: a .parquet file, or an .npz file with the arrays x and y."),
 ]
-Column = Annotated[str, typer.Option(help="Of a Parquet file, with lists of numbers.")]
+Column = Annotated[
+    str, typer.Option(help="Name of the column with the embeddings, in a Parquet file.")
+]
 
 
 @nmtune.command("fit")
 def nmtune_fit(
     embeddings: Embeddings,
-    out: Annotated[Path, typer.Option(help="The folder of the head and its report.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the head and its report to.")],
     column: Column = "embedding",
-    label: Annotated[str, typer.Option(help="Of a Parquet file, with the classes.")] = "label",
-    preset: Annotated[Preset, typer.Option(help="Which form of the method.")] = Preset.paper,
-    rate: Annotated[list[float] | None, typer.Option(help="Learning rates to try.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of every training.")] = 30,
-    held_out: Annotated[float, typer.Option(help="Share that chooses the learning rate.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    label: Annotated[
+        str, typer.Option(help="Name of the column with the classes, in a Parquet file.")
+    ] = "label",
+    preset: Annotated[
+        Preset, typer.Option(help="Form of the method, or a baseline.")
+    ] = Preset.paper,
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(help="Candidate learning rate. Repeat it for several.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 30,
+    held_out: Annotated[
+        float,
+        typer.Option(help="Fraction of the samples, held out to choose the learning rate."),
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Tune a head on embeddings with labels, beside a linear probe; report.html compares them."""
-    x, y, classes = files.labelled(embeddings, column=column, label=label)
+    """Fit a head to labelled embeddings, and a linear probe; report.html compares them."""
+    x, y, classes = files.read_labelled(embeddings, column=column, label=label)
     heads: dict[str, NMTune] = {}
     with progress() as show:
         for name in dict.fromkeys((preset.value, "linear")):
             config = replace(PRESETS[name], epochs=epochs)
-            config = replace(config, rates=tuple(rate)) if rate else config
+            config = replace(config, rates=tuple(learning_rate)) if learning_rate else config
             heads[name] = NMTune.fit(
                 x,
                 y,
@@ -81,31 +93,31 @@ def nmtune_fit(
         print_json(facts)
     else:
         for name, head in heads.items():
-            typer.echo(f"{name}: {_told(head)}")
+            typer.echo(f"{name}: {_summary(head)}")
         typer.echo(f"report: {out / 'report.html'}")
 
 
 @nmtune.command("apply")
 def nmtune_apply(
     embeddings: Embeddings,
-    head: Annotated[Path, typer.Option(help="What `expunge nmtune fit` made.")],
-    out: Annotated[Path, typer.Option(help="A .parquet or .npz file.")],
+    head: Annotated[Path, typer.Option(help="The head: a folder that `expunge nmtune fit` wrote.")],
+    out: Annotated[Path, typer.Option(help="File to write: .parquet or .npz.")],
     column: Column = "embedding",
     transformed: Annotated[
-        bool, typer.Option("--transformed", help="Also the features that the head makes.")
+        bool, typer.Option("--transformed", help="Write the transformed features too.")
     ] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Classify embeddings: adds the columns prediction and probability."""
+    """Classify embeddings: write the columns prediction and probability."""
     fitted = NMTune.load(head, device=device)
-    x = files.unlabelled(embeddings, column=column)
+    x = files.read_embeddings(embeddings, column=column)
     p = fitted.probabilities(x)
     predicted = p.argmax(axis=1)
     columns = {"prediction": np.array(fitted.classes)[predicted], "probability": p.max(axis=1)}
     if transformed:
         columns["transformed"] = fitted.transform(x)
-    files.write(out, columns, beside=embeddings)
+    files.write(out, columns, source=embeddings)
     counts = np.bincount(predicted, minlength=len(fitted.classes)).tolist()
     if as_json:
         print_json({"out": str(out), "predicted": dict(zip(fitted.classes, counts, strict=True))})
@@ -117,15 +129,18 @@ def nmtune_apply(
 def nmtune_spectrum(
     embeddings: Embeddings,
     column: Column = "embedding",
-    centre: Annotated[Centre, typer.Option(help="Means to subtract.")] = Centre.none,
+    centre: Annotated[
+        Centre,
+        typer.Option(help="Means to subtract first: none, those of columns, or those of rows."),
+    ] = Centre.none,
     normalise: Annotated[
-        bool, typer.Option("--normalise", help="Scale every embedding to length 1 before.")
+        bool, typer.Option("--normalise", help="Scale every embedding to length 1 first.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="A page with the plot.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML page to write, with a plot.")] = None,
     as_json: Json = False,
 ) -> None:
-    """SVE and LSVR of embeddings, with or without labels."""
-    x = files.unlabelled(embeddings, column=column)
+    """Print SVE and LSVR of embeddings; labels are not needed."""
+    x = files.read_embeddings(embeddings, column=column)
     values = singular_values(x, centre=centre.value, normalise=normalise)
     if out is not None:
         plot = (f"{len(x):,} embeddings", {embeddings.name: values})
@@ -139,7 +154,7 @@ def nmtune_spectrum(
 def _facts(head: NMTune) -> dict[str, Any]:
     best = next((t for t in head.trials if t.rate == head.rate), None)
     return {
-        "rate": head.rate,
+        "learning_rate": head.rate,
         "accuracy_held_out": best.accuracy if best else None,
         "loss_held_out": best.loss if best else None,
         "sve": {name: sve(values) for name, values in head.spectra.items()},
@@ -147,10 +162,10 @@ def _facts(head: NMTune) -> dict[str, Any]:
     }
 
 
-def _told(head: NMTune) -> str:
+def _summary(head: NMTune) -> str:
     facts = _facts(head)
     accuracy = facts["accuracy_held_out"]
-    held_out = "" if accuracy is None else f", {accuracy:.1%} of the part held out right"
+    held_out = "" if accuracy is None else f", held-out accuracy {accuracy:.1%}"
     before, after = (
         f"{facts['sve'][k]:.2f} and {facts['lsvr'][k]:.2f}" for k in ("features", "transformed")
     )

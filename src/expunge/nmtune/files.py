@@ -7,25 +7,36 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from expunge.data.parquet import read_features
 from expunge.data.paths import require_file
 from expunge.data.sources import DataConfig, read
 from expunge.errors import DataError, did_you_mean
 from expunge.nmtune.spectra import checked
 
-KINDS = (".parquet", ".npz", ".npy")
+FILE_TYPES = (".parquet", ".npz", ".npy")
 
 
-def labelled(
+def read_labelled(
     path: Path, *, column: str, label: str
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Embeddings ``float32[n, d]``, class indices ``int64[n]``, class names.
+    """Read embeddings with labels.
 
-    column, label: of a Parquet file; an ``.npz`` file has ``x`` and ``y``. DataError for what
-    cannot be read, or is no list of numbers.
+    Parameters
+    ----------
+    path
+        A ``.parquet`` file, or an ``.npz`` file with the arrays ``x`` and ``y``.
+    column, label
+        The columns of a Parquet file with lists of numbers and with classes.
+
+    Returns
+    -------
+    embeddings, labels, classes
+        ``float32[n, d]``, class indices ``int64[n]`` and the names of the classes.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or the embeddings are not lists of numbers.
     """
     config = DataConfig(path=str(path.absolute()), input=column, label=label)
     samples = read(config, folder=Path.cwd(), name=path.name)
@@ -33,12 +44,17 @@ def labelled(
     return _rows(x, path), np.array(samples.labels), samples.classes
 
 
-def unlabelled(path: Path, *, column: str) -> np.ndarray:
-    """Embeddings alone, ``float32[n, d]``; errors as for `labelled`."""
+def read_embeddings(path: Path, *, column: str) -> np.ndarray:
+    """Read embeddings, ``float32[n, d]``; see `read_labelled`. Also from ``.npy``."""
     if path.suffix == ".parquet":
+        from expunge.data.parquet import read_features
+
         return _rows(read_features(path, column).numpy(), path)
-    if path.suffix not in KINDS:
-        raise DataError(f"embeddings lie in {', '.join(KINDS)}, not this", where=str(path))
+    if path.suffix not in FILE_TYPES:
+        raise DataError(
+            f"unsupported file type '{path.suffix}'; expected {', '.join(FILE_TYPES)}",
+            where=str(path),
+        )
     require_file(path)
     try:
         found = np.load(path, allow_pickle=False)
@@ -51,29 +67,45 @@ def unlabelled(path: Path, *, column: str) -> np.ndarray:
                 )
             return _rows(found["x"], path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"no plain arrays: {error}", where=str(path)) from error
+        raise DataError(f"not a file of plain arrays: {error}", where=str(path)) from error
 
 
-def write(path: Path, columns: Mapping[str, np.ndarray], *, beside: Path) -> None:
+def write(path: Path, columns: Mapping[str, np.ndarray], *, source: Path) -> None:
     """Write columns to ``.parquet`` or ``.npz``.
 
-    A Parquet file that comes from another (``beside``) has that one's columns too, in its order.
-    DataError if one has the name of a new column, or for another kind of file.
+    Parameters
+    ----------
+    path
+        The file to write.
+    columns
+        ``[n]`` or ``[n, d]`` by name.
+    source
+        The file with the embeddings. If both files are Parquet, its columns are copied.
+
+    Raises
+    ------
+    DataError
+        If the source has a column of the same name, or the file type is another.
     """
     if path.suffix == ".npz":
         np.savez(path, **dict(columns))  # type: ignore[arg-type]
         return
     if path.suffix != ".parquet":
-        raise DataError("results are written as .parquet or .npz", where=str(path))
-    made = {name: pa.array(list(v) if v.ndim == 2 else v) for name, v in columns.items()}
-    if beside.suffix != ".parquet":
-        pq.write_table(pa.table(made), path)
+        raise DataError(
+            f"unsupported file type '{path.suffix}'; expected .parquet or .npz", where=str(path)
+        )
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {name: pa.array(list(v) if v.ndim == 2 else v) for name, v in columns.items()}
+    if source.suffix != ".parquet":
+        pq.write_table(pa.table(arrays), path)
         return
-    table = pq.read_table(beside)
-    for name, column in made.items():
+    table = pq.read_table(source)
+    for name, column in arrays.items():
         if name in table.column_names:
             raise DataError(
-                f"there is a column '{name}' already", where=str(beside), fix="rename it"
+                f"the column '{name}' exists already", where=str(source), fix="rename it"
             )
         table = table.append_column(name, column)
     pq.write_table(table, path)

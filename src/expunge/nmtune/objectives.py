@@ -1,4 +1,4 @@
-"""What NMTune minimises beside the cross-entropy, and the settings of its two published forms."""
+"""The regularisers of NMTune, and the settings of its two published forms."""
 
 from __future__ import annotations
 
@@ -10,25 +10,57 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError, raise_all
+from expunge.errors import ConfigError, raise_all, range_problems
 
 Reduction = Literal["sum", "mean"]
-# Learning rates to choose from; those of the published code are 0.01 (probe) and 0.001 (the rest).
+# Candidate learning rates. The published code has 0.01 for the probe and 0.001 for the others.
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 
 @dataclass(frozen=True)
 class NMTuneConfig:
-    """A head on frozen features, and how it is trained.
+    """The settings of a head on frozen features, and of its training.
 
     The loss is ``CE + consistency · L_MSE + covariance · L_COV + dominance · L_SVD``.
 
-    hidden: whether a residual MLP comes before the linear layer; without it this is a linear probe,
-    and the three weights do nothing. ratio: the MLP's width by the features'.
-    reduction: of ``L_MSE``, see `consistency`. cross_view: compare one view's output with another
-    view's features. top: singular values that ``L_SVD`` counts.
-    rates: learning rates to choose from. epochs, batch_size, weight_decay: of AdamW, whose rate
-    falls as a cosine to zero.
+    Parameters
+    ----------
+    hidden
+        Whether a residual MLP precedes the linear layer. Without it the head is a linear probe, and
+        the three weights have no effect.
+    ratio
+        Width of the MLP divided by that of the features, 1 or more.
+    consistency, covariance, dominance
+        The weights of the terms, 0 or more.
+    reduction
+        Whether ``L_MSE`` is the ``"sum"`` or the ``"mean"`` over features; see `consistency`.
+    cross_view
+        Whether ``L_MSE`` compares the output of one view with the features of another.
+    top
+        The number of singular values in ``L_SVD``, 1 or more.
+    rates
+        Candidate learning rates, one or more, above 0.
+    epochs
+        1 or more.
+    batch_size
+        2 or more.
+    weight_decay
+        Of AdamW, 0 or more. Its learning rate falls as a cosine to zero.
+
+    Raises
+    ------
+    ConfigError
+        With all values that are out of range.
+
+    Examples
+    --------
+    >>> NMTuneConfig(hidden=False).batch_size
+    64
+    >>> NMTuneConfig(ratio=0, batch_size=1)
+    Traceback (most recent call last):
+    expunge.errors.ConfigError: NMTune: 2 problems
+      1. ratio must be 1 or more, not 0
+      2. batch_size must be 2 or more, not 1
     """
 
     hidden: bool = True
@@ -45,20 +77,20 @@ class NMTuneConfig:
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be 1 or more, not {getattr(self, name)}"
-            for name in ("ratio", "top", "epochs")
-            if getattr(self, name) < 1
-        ]
-        if self.batch_size < 2:
-            problems.append(f"batch_size must be 2 or more, not {self.batch_size}")
-        problems += [
-            f"{name} must be a number from 0, not {getattr(self, name)}"
-            for name in ("consistency", "covariance", "dominance", "weight_decay")
-            if not 0 <= getattr(self, name) < math.inf
-        ]
+        problems = range_problems(
+            {
+                "ratio": (self.ratio, "[1, inf)"),
+                "consistency": (self.consistency, "[0, inf)"),
+                "covariance": (self.covariance, "[0, inf)"),
+                "dominance": (self.dominance, "[0, inf)"),
+                "top": (self.top, "[1, inf)"),
+                "epochs": (self.epochs, "[1, inf)"),
+                "batch_size": (self.batch_size, "[2, inf)"),
+                "weight_decay": (self.weight_decay, "[0, inf)"),
+            }
+        )
         if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
-            problems.append(f"rates must be one or more above 0, not {self.rates}")
+            problems.append(f"rates must be one or more finite numbers above 0, not {self.rates}")
         raise_all(ConfigError, problems, where="NMTune")
 
 
@@ -68,8 +100,8 @@ PRESETS: Mapping[str, NMTuneConfig] = {
     "mlp": NMTuneConfig(),
     # One weight for all terms, the norm summed over features, the first singular value.
     "paper": _PAPER,
-    # The published code: other weights, the mean over features (1/d of the paper's norm), between
-    # two views, the mean of the first five singular values.
+    # The published code differs: its weights, the mean over features (1/d of the paper's norm),
+    # two views in the consistency term, and the mean of the first five singular values.
     "code": replace(
         _PAPER,
         consistency=1.0,
@@ -83,10 +115,24 @@ PRESETS: Mapping[str, NMTuneConfig] = {
 
 
 def consistency(z: Tensor, f: Tensor, *, reduction: Reduction = "sum") -> Tensor:
-    """``L_MSE``: how far directions move, the mean over samples of ``‖z/‖z‖ − f/‖f‖‖²``.
+    """Compute ``L_MSE``: the mean over samples of ``‖z/‖z‖ − f/‖f‖‖²``.
 
-    z, f: ``float[b, d]``; no gradient flows to f. In [0, 4]; with ``"mean"``, over features too, in
-    [0, 4/d].
+    Parameters
+    ----------
+    z, f
+        ``float[b, d]``: transformed features and features. No gradient flows to ``f``.
+    reduction
+        ``"sum"`` over the features, or ``"mean"``: 1/d of that.
+
+    Returns
+    -------
+    Tensor
+        A number in [0, 4], or in [0, 4/d].
+
+    Examples
+    --------
+    >>> consistency(torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 0.0]]))
+    tensor(4.)
     """
     normalised = nn.functional.normalize
     squared = (normalised(z, dim=1) - normalised(f, dim=1).detach()).square()
@@ -94,9 +140,30 @@ def consistency(z: Tensor, f: Tensor, *, reduction: Reduction = "sum") -> Tensor
 
 
 def covariance(z: Tensor) -> Tensor:
-    """``L_COV = Σ_{i≠j} C_ij² / d``, with ``C`` the covariance of z over the batch (``b − 1``).
+    """Compute ``L_COV = Σ_{i≠j} C_ij² / d``, with the covariance ``C`` of z (over ``b − 1``).
 
-    z: ``float[b, d]``, two rows or more. From 0; as in VICReg (arXiv 2105.04906). Cost: b · d².
+    Parameters
+    ----------
+    z
+        ``float[b, d]``, two rows or more.
+
+    Returns
+    -------
+    Tensor
+        A number of 0 or more.
+
+    Notes
+    -----
+    Cost: O(b d²).
+
+    References
+    ----------
+    VICReg, https://arxiv.org/abs/2105.04906.
+
+    Examples
+    --------
+    >>> covariance(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+    tensor(4.)
     """
     centred = z - z.mean(dim=0)
     c = centred.T @ centred / (len(z) - 1)
@@ -104,26 +171,49 @@ def covariance(z: Tensor) -> Tensor:
 
 
 def dominance(z: Tensor, *, top: int = 1) -> Tensor:
-    """``L_SVD``: minus the mean of the first ``top`` of ``s_i / Σ s``, uncentred.
+    """Compute ``L_SVD``: minus the mean of the first ``top`` of ``s_i / Σ s``, uncentred.
 
-    z: ``float[b, d]``, not all zero. In [−1, 0). Cost: a singular value decomposition,
-    ``b · d · min(b, d)``.
+    Parameters
+    ----------
+    z
+        ``float[b, d]``, not all zero.
+    top
+        The number of singular values.
+
+    Returns
+    -------
+    Tensor
+        A number in [−1, 0).
+
+    Notes
+    -----
+    Cost: a singular value decomposition, O(b d min(b, d)).
+
+    Examples
+    --------
+    >>> dominance(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    tensor(-0.7500)
     """
     s = torch.linalg.svdvals(z)
     return -(s[:top] / s.sum()).mean()
 
 
 def regularisation(z: Tensor, f: Tensor, config: NMTuneConfig) -> Tensor:
-    """The three weighted terms of two views.
+    """Compute the sum of the three weighted terms.
 
-    z, f: outputs and features ``float[v, b, d]`` of one or two views. Covariance and singular
-    values are those of both views together.
+    Parameters
+    ----------
+    z, f
+        ``float[v, b, d]``: transformed features and features of one or two views. Covariance and
+        singular values are those of all views together.
+    config
+        The weights.
     """
     total = z.new_zeros(())
     if config.consistency:
-        of, to = (z[-1:], f[:1]) if config.cross_view else (z, f)
-        moved = consistency(of.flatten(0, 1), to.flatten(0, 1), reduction=config.reduction)
-        total = total + config.consistency * moved
+        output, target = (z[-1:], f[:1]) if config.cross_view else (z, f)
+        change = consistency(output.flatten(0, 1), target.flatten(0, 1), reduction=config.reduction)
+        total = total + config.consistency * change
     if config.covariance:
         total = total + config.covariance * covariance(z.flatten(0, 1))
     if config.dominance:

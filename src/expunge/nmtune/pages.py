@@ -1,24 +1,33 @@
-"""Singular spectra, SVE and LSVR, and what was tried, as one self-contained page."""
+"""Singular spectra, SVE and LSVR, and the learning rates tried, as one self-contained page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expunge.nmtune.heads import NMTune
 from expunge.nmtune.spectra import lsvr, sve
 from expunge.reporting import charts
 
-# A caption, and singular values by name.
+# A caption, and singular values by the name of the curve.
 Plot = tuple[str, Mapping[str, np.ndarray]]
 
 
 def report(fitted: NMTune, probe: NMTune | None = None) -> str:
-    """The report of a fit: learning rates tried, and the spectra before and after.
+    """Render the report of a fit: learning rates tried, and the spectra before and after.
 
-    probe: a linear probe that was fitted beside it, to compare with on the same part held out.
+    Parameters
+    ----------
+    fitted
+        The head.
+    probe
+        A linear probe that was fitted to the same data, for comparison.
+
+    Returns
+    -------
+    str
+        HTML.
     """
     heads = {"head": fitted} | ({"linear probe": probe} if probe else {})
     trials = [
@@ -26,8 +35,8 @@ def report(fitted: NMTune, probe: NMTune | None = None) -> str:
         for name, head in heads.items()
         for t in head.trials
     ]
-    seen = "samples held out" if fitted.trials else "the samples it was fitted on"
-    return page("NMTune", [(f"Features of {seen}", fitted.spectra)], trials)
+    samples = "held-out samples" if fitted.trials else "the training samples"
+    return page("NMTune", [(f"Features of {samples}", fitted.spectra)], trials)
 
 
 def page(
@@ -35,10 +44,19 @@ def page(
     plots: Sequence[Plot],
     trials: Sequence[tuple[str, float, float, float, bool]] = (),
 ) -> str:
-    """HTML: a plot and a table of SVE and LSVR for each set of spectra.
+    """Render a plot and a table of SVE and LSVR for each set of spectra, as HTML.
 
-    trials: head, learning rate, accuracy and loss on the part held out, whether it was chosen.
+    Parameters
+    ----------
+    title
+        The title of the page.
+    plots
+        A caption, and singular values by name, for each plot.
+    trials
+        Head, learning rate, accuracy and loss on the held-out part, and whether it was chosen.
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     shown = [
         {
             "caption": caption,

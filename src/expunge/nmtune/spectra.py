@@ -1,7 +1,7 @@
-"""The singular spectrum of features, and two numbers of it that tell how they transfer.
+"""The singular spectrum of features, and two statistics of it that predict transfer.
 
-After arXiv 2309.17002: label noise in pre-training raises both numbers; a higher entropy helps in
-the domain up to a point, a weaker first direction hurts outside of it.
+After arXiv 2309.17002: label noise in pre-training raises both. A higher entropy improves the
+accuracy in the domain, up to a point. A smaller first singular value reduces it elsewhere.
 """
 
 from __future__ import annotations
@@ -19,13 +19,36 @@ Centre = Literal["none", "columns", "rows"]
 def singular_values(
     features: np.ndarray, *, centre: Centre = "none", normalise: bool = False
 ) -> np.ndarray:
-    """The singular values ``s_1 ≥ s_2 ≥ …`` of features, ``float64[min(n, d)]``.
+    """Compute the singular values ``s_1 ≥ s_2 ≥ …`` of features.
 
-    features: ``float[n, d]``, a row a sample. normalise: scale each row to length 1 before
-    (rows of zeros stay). centre: what is subtracted then: nothing, each column's mean over the
-    samples, or each row's own mean (as the published code does). DataError for another shape,
-    no samples, NaN or infinity. Cost: ``n · d · min(n, d)``, in float64.
+    Parameters
+    ----------
+    features
+        ``float[n, d]``: one row a sample.
+    centre
+        The means to subtract: ``"none"``, those of the ``"columns"`` (over the samples), or those
+        of the ``"rows"`` (as in the published code).
+    normalise
+        Scale each row to length 1 before that; rows of zeros stay.
 
+    Returns
+    -------
+    np.ndarray
+        ``float64[min(n, d)]``, descending.
+
+    Raises
+    ------
+    DataError
+        If there are no samples, the shape is another, or values are NaN or infinite.
+    ConfigError
+        For another centre.
+
+    Notes
+    -----
+    Cost: O(n d min(n, d)), in float64.
+
+    Examples
+    --------
     >>> singular_values(np.diag([3.0, 4.0]))
     array([4., 3.])
     """
@@ -38,46 +61,84 @@ def singular_values(
     elif centre == "rows":
         x = x - x.mean(axis=1, keepdims=True)
     elif centre != "none":
-        raise ConfigError(f"there is no centre '{centre}'", fix="none, columns or rows")
-    return torch.linalg.svdvals(torch.from_numpy(x)).numpy()
+        raise ConfigError(f"unknown centre '{centre}'", fix="none, columns or rows")
+    return np.asarray(torch.linalg.svdvals(torch.from_numpy(x)).numpy())
 
 
 def sve(values: np.ndarray) -> float:
-    """Singular value entropy: ``−Σ p_i ln p_i`` with ``p_i = s_i / Σ s``, in [0, ln min(n, d)].
+    """Compute the singular value entropy (SVE): ``−Σ p_i ln p_i`` with ``p_i = s_i / Σ s``.
 
-    values: singular values, none negative and not all zero, else DataError. High where features
-    span many directions evenly.
+    Parameters
+    ----------
+    values
+        ``float[k]``: singular values, 0 or more and not all 0.
 
-    >>> round(sve(np.ones(8)) / np.log(8), 6)
+    Returns
+    -------
+    float
+        In [0, ln k], in nats. High if the features span many directions evenly.
+
+    Raises
+    ------
+    DataError
+        For other values.
+
+    References
+    ----------
+    Understanding and Mitigating the Label Noise in Pre-training on Downstream Tasks,
+    https://arxiv.org/abs/2309.17002.
+
+    Examples
+    --------
+    >>> round(sve(np.ones(8)) / float(np.log(8)), 6)
     1.0
     """
-    p = _shares(values)
+    p = _fractions(values)
     return float(-(p * np.log(np.where(p > 0, p, 1.0))).sum()) + 0.0
 
 
 def lsvr(values: np.ndarray) -> float:
-    """Largest singular value ratio: ``−ln(s_1 / Σ s)``, in [0, ln min(n, d)].
+    """Compute the largest singular value ratio (LSVR): ``−ln(s_1 / Σ s)``.
 
-    values: as for `sve`. High where the first direction stands out little.
+    Parameters
+    ----------
+    values
+        ``float[k]``: singular values, 0 or more and not all 0.
 
+    Returns
+    -------
+    float
+        In [0, ln k]. High if the first singular value is not much larger than the others.
+
+    Raises
+    ------
+    DataError
+        For other values.
+
+    References
+    ----------
+    https://arxiv.org/abs/2309.17002.
+
+    Examples
+    --------
     >>> lsvr(np.array([5.0, 0.0]))
     0.0
     """
-    return float(-np.log(_shares(values).max())) + 0.0
+    return float(-np.log(_fractions(values).max())) + 0.0
 
 
-def _shares(values: np.ndarray) -> np.ndarray:
+def _fractions(values: np.ndarray) -> np.ndarray:
     s = np.asarray(values, dtype=np.float64)
     if s.ndim != 1 or not len(s) or not np.isfinite(s).all() or (s < 0).any() or not s.any():
         raise DataError(
             f"expected singular values, one or more, not negative, not all zero; got {s.shape}",
             fix="singular_values(features)",
         )
-    return s / s.sum()
+    return np.asarray(s / s.sum())
 
 
 def checked(features: np.ndarray) -> np.ndarray:
-    """The features, if they are finite numbers ``[n, d]`` and not empty; else DataError."""
+    """Check that features are finite numbers ``[n, d]`` and not empty; return them as an array."""
     x = np.asarray(features)
     if x.ndim != 2 or x.dtype.kind not in "fiu" or not x.size:
         raise DataError(
@@ -87,6 +148,6 @@ def checked(features: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         raise DataError(
-            f"features are NaN or infinite: rows {format_ids(bad)}", fix="leave them out"
+            f"features are NaN or infinite: rows {format_ids(bad)}", fix="remove these rows"
         )
     return x
