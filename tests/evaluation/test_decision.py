@@ -170,3 +170,61 @@ def test_a_repair_is_begun_only_where_it_can_help():
     assert "every sample of b was flagged" in decision.reason_to_skip(
         partition(labels, p, labels), kept, names
     )
+
+
+@pytest.mark.parametrize(("flagged", "skipped"), [(0, True), (4, True), (5, False), (6, False)])
+def test_a_repair_needs_the_minimum_of_flagged_samples(flagged, skipped):
+    labels = np.repeat(np.arange(CLASSES), 25)
+    p = (np.arange(100) < flagged).astype(float)
+    recipe = replace(Recipe(), min_flagged_fraction=0.05)
+    reason = decision.reason_to_skip(partition(labels, p, labels), recipe, tuple("abcd"))
+    assert bool(reason) == skipped
+    if skipped:
+        assert reason.startswith(f"{flagged} of 100 training samples are flagged, fewer than the 5")
+
+
+@pytest.mark.parametrize(("lead", "action"), [(0, "keep"), (3, "keep"), (8, "retrain")])
+def test_a_retrained_network_must_be_better_by_more_than_the_interval(lead, action):
+    truth = np.arange(100) % CLASSES
+    before, repaired, retrained = (
+        np.where(np.arange(100) < right, truth, (truth + 1) % CLASSES)
+        for right in (50, 60, 60 + lead)
+    )
+    made = decision.decide(
+        before,
+        Candidate(repaired, 1.0),
+        {"retrain": Candidate(retrained, 2.0)},
+        held_out(truth),
+        np.eye(CLASSES),
+    )
+    assert made.action == action
+    assert made.gain.value == pytest.approx(0.1)
+    if action == "retrain":
+        assert "retrained from scratch (retrain, 2.0 s) is better than the repair" in made.reason
+        assert "+8.0" in made.reason
+
+
+def test_the_interval_is_the_normal_one_of_the_weighted_paired_differences():
+    rng = np.random.default_rng(0)
+    truth, w = rng.integers(0, CLASSES, 200), rng.random(200)
+    before, after = right_for(truth, 0.5, 1), right_for(truth, 0.7, 2)
+    inverse = np.linalg.inv(flips(0.2))
+    difference = [
+        inverse[y, a] - inverse[y, b] for y, a, b in zip(truth, after, before, strict=True)
+    ]
+    mean = sum(x * d for x, d in zip(w, difference, strict=True)) / sum(w)
+    squares = sum((x * (d - mean)) ** 2 for x, d in zip(w, difference, strict=True))
+    found = decision.gain(after, before, HeldOutLabels(truth, w), flips(0.2))
+    assert found.value == pytest.approx(mean)
+    assert found.high - found.value == pytest.approx(1.96 * squares**0.5 / sum(w))
+    assert found.value - found.low == pytest.approx(1.96 * squares**0.5 / sum(w))
+    assert found.n == 200
+
+
+@pytest.mark.parametrize(("condition", "used"), [(99, True), (101, False)])
+def test_a_transition_is_used_up_to_a_condition_number_of_100(condition, used):
+    off = (1 - 1 / condition) / 2
+    noise = np.array([[1 - off, off], [off, 1 - off]])
+    labels = np.array([0, 1, 0, 1])
+    found = decision.gain(labels, 1 - labels, held_out(labels), noise)
+    assert found.value == pytest.approx(condition if used else 1.0)
