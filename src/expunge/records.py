@@ -78,17 +78,43 @@ def align(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 class Signals:
     """What one pass over the data collects for the detectors.
 
-    logits: ``float32[n, c]``. per_sample: per-sample numbers that are summed up inside the pass,
-    such
-    as the attribution. features: pooled activations, ``float32[n, d]`` by layer name, averaged over
-    random views; attribution_features: pooled gradient × activation of the plain inputs.
-    augmented_probs:
-    class probabilities averaged over the same views, ``float32[n, c]``; augmented_loss: the
-    cross-entropy
-    averaged over them; views: how many there were, 0 if the plain inputs stand for them.
-    attributions: ``float32[n, u]``, the label-free attribution of every unit. external_probs: class
-    probabilities from elsewhere, by name, and trusted: samples known to be right; see `Samples`.
-    Parts that no detector asked for are empty.
+    Parts that no detector needs are empty or None. Compared by identity.
+
+    Parameters
+    ----------
+    ids, labels
+        The samples, unique, and their given labels: ``[n]``, ``int64[n]``.
+    logits
+        ``float32[n, c]``, of the plain inputs.
+    per_sample
+        Numbers that are summed inside the pass, ``float64[n]`` by name: ``attribution``,
+        ``attribution_mass``, ``head_input_norm``, ``attribution.<layer>``.
+    features
+        Pooled activations by layer, ``float32[n, d]``, averaged over random views.
+    augmented_probs, augmented_loss
+        Class probabilities, ``float32[n, c]``, and cross-entropy of the given label,
+        ``float32[n]``, averaged over random views.
+    attributions
+        ``float32[n, u]``, 0 or more: the label-free attribution of every unit.
+    external_probs
+        Class probabilities that came with the samples, ``float32[n, c]`` by name; see `Samples`.
+    trusted
+        ``bool[n]``, samples whose label is right; see `Samples`.
+    views
+        The number of random views; 0 if the plain inputs were used instead.
+    attribution_features
+        Pooled gradient × activation of the plain inputs by layer, ``float32[n, d]``.
+
+    Raises
+    ------
+    DataError
+        If arrays differ in length, ids repeat, or a value is NaN or infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Signals(np.arange(2), np.array([0, 1]), np.array([[2.0, 0], [0, 2]])).logits.dtype
+    dtype('float32')
     """
 
     ids: np.ndarray
@@ -134,18 +160,51 @@ class Signals:
 
 @dataclass(frozen=True)
 class Scores:
-    """Suspicion of every sample by every detector: ``{name: float64[n]}``, higher = worse.
+    """Suspicion of every sample by every detector; higher = more likely bad.
 
-    kinds: the fault that each score speaks of, ``"label"`` or ``"input"``.
-    class_probs: ``float32[n, c]``, the label distribution that the evidence supports when the given
-    label is left aside; it makes the suggested labels. loo_probs: ``float32[s, n, c]``, label
-    distributions made without the sample's own label, layer by layer. model_probs: ``float32[t,
-    n, c]``,
-    those of the model itself, which was trained on that label: plain, and its mean over random
-    views. external_probs: ``float32[e, n, c]``, probabilities that came with the samples.
-    agreement:
-    share of the given labels that the model predicts (``"plain"``), and that it predicts under
-    random views (``"augmented"``). trusted: ``bool[n]``, samples that are known to be right.
+    Parameters
+    ----------
+    ids, labels
+        The samples and their given labels: ``[n]``, ``int64[n]``.
+    values
+        ``float64[n]`` by detector, one detector or more.
+    kinds
+        The fault that each detector detects, ``"label"`` or ``"input"``.
+    class_probs
+        ``float32[n, c]``, the label distribution that the evidence supports if the given label is
+        left aside. The suggested labels are made of it.
+    agreement
+        The share of the given labels that the model predicts, ``"plain"``, and that it predicts
+        under random views, ``"augmented"``; in [0, 1].
+    trusted
+        ``bool[n]``, samples whose label is right.
+    loo_probs
+        ``float32[s, n, c]``, label distributions made without the sample's own label, layer by
+        layer.
+    model_probs
+        ``float32[t, n, c]``, those of the model, which was trained on that label: plain, and the
+        mean over random views.
+    external_probs
+        ``float32[e, n, c]``, probabilities that came with the samples.
+
+    Raises
+    ------
+    DataError
+        If there is no detector, arrays differ in length, a kind is unknown, or a value is NaN or
+        infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scores = Scores(
+    ...     ids=np.array([7, 9]),
+    ...     labels=np.array([0, 1]),
+    ...     values={"loss": np.array([0.1, 3.0])},
+    ...     kinds={"loss": "label"},
+    ...     class_probs=np.array([[0.9, 0.1], [0.8, 0.2]]),
+    ... )
+    >>> scores.to_table().column_names
+    ['id', 'label', 'trusted', 'loss']
     """
 
     ids: np.ndarray
@@ -193,7 +252,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Component:
-    """One Gaussian of a mixture over one line of evidence (in standardised units)."""
+    """One Gaussian of a mixture of one line of evidence, in standardised units.
+
+    Parameters
+    ----------
+    weight
+        The share of the samples, in [0, 1].
+    mean, std
+        Of the evidence.
+    noisy
+        Whether its samples are bad.
+    """
 
     weight: float
     mean: float
@@ -203,10 +272,19 @@ class Component:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted mixture of one kind of evidence: its components and the models it was compared with.
+    """A fitted mixture of one kind of evidence, and the models that it was compared with.
 
-    bic: Bayesian information criterion by number of components (lower is better).
-    separation: distance of the noisy from the clean components in pooled standard deviations.
+    Parameters
+    ----------
+    kind
+        The fault, ``"label"`` or ``"input"``.
+    components
+        Sorted by mean.
+    bic
+        Bayesian information criterion by number of components; lower is better.
+    separation
+        Ashman's D of the nearest noisy and clean component, in pooled standard deviations; 0 if
+        one side is empty.
     """
 
     kind: str
