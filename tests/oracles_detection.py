@@ -57,15 +57,15 @@ def signal_rows(s, at):
     )
 
 
-def scores(label=None, inputs=None, *, doubted=None, seed=0, **changes):
-    """Scores from columns of evidence; the class distribution doubts the labels of some."""
+def scores(label=None, inputs=None, *, contradicted=None, seed=0, **changes):
+    """Scores from columns of evidence; the class distribution contradicts the labels of some."""
     columns = {f"l{i}": v for i, v in enumerate(label or [])}
     columns |= {f"i{i}": v for i, v in enumerate(inputs or [])}
     n = len(next(iter(columns.values())))
     labels = np.random.default_rng(seed).integers(0, CLASSES, n)
-    doubted = np.zeros(n, dtype=bool) if doubted is None else doubted
+    contradicted = np.zeros(n, dtype=bool) if contradicted is None else contradicted
     probs = np.full((n, CLASSES), 0.1)
-    probs[np.arange(n), (labels + doubted) % CLASSES] = 0.7
+    probs[np.arange(n), (labels + contradicted) % CLASSES] = 0.7
     fields = {
         "ids": np.arange(n) * 2,
         "labels": labels,
@@ -94,7 +94,7 @@ def both_kinds(name, n=300, seed=0):
     inputs, _ = two_groups(n, rate=0.1, apart=6.0, seed=seed + 1)
     if name == "posterior":
         label, inputs = squash(label), squash(inputs)
-    return scores([label], [inputs], doubted=wrong)
+    return scores([label], [inputs], contradicted=wrong)
 
 
 def score_rows(s, at):

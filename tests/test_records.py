@@ -137,7 +137,7 @@ def test_a_record_is_checked_when_it_is_made(make, changes, message):
         make(**changes)
 
 
-def test_parts_that_no_detector_asked_for_are_empty():
+def test_parts_that_no_detector_needs_are_empty():
     record = Signals(np.arange(2), np.zeros(2), np.zeros((2, 2)))
     assert (record.augmented_probs, record.augmented_loss, record.attributions) == (
         None,
@@ -255,7 +255,7 @@ def test_a_budget_may_ask_for_nothing_or_for_everything(settings_):
     assert Budget(**settings_).scope == "layer"
 
 
-def test_a_plan_that_grants_nothing_of_what_was_asked_raises():
+def test_a_plan_that_grants_nothing_of_what_was_requested_raises():
     with pytest.raises(PruneError, match="2 units were to be cut and none can be: too small"):
         PrunePlan({"a": ()}, requested=2, reasons=("too small",))
     assert PrunePlan({"a": ()}, requested=0).granted == 0

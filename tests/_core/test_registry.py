@@ -71,21 +71,21 @@ def point(name, function, package="other"):
 
 
 def serve(monkeypatch, *points):
-    asked = []
+    groups = []
     monkeypatch.setattr(
-        registry_module, "entry_points", lambda group: asked.append(group) or list(points)
+        registry_module, "entry_points", lambda group: groups.append(group) or list(points)
     )
-    return asked
+    return groups
 
 
 def test_entry_points_bring_functions_of_third_parties(shelf, monkeypatch):
-    asked = serve(monkeypatch, point("theirs", len))
+    groups = serve(monkeypatch, point("theirs", len))
     assert shelf.names() == ["loss", "margin", "theirs"]
     assert shelf.get("theirs") is len
-    assert asked == ["expunge.toy"]
+    assert groups == ["expunge.toy"]
 
 
-def test_an_entry_point_cannot_replace_a_function_however_often_it_is_asked(shelf, monkeypatch):
+def test_an_entry_point_never_replaces_a_function(shelf, monkeypatch):
     serve(monkeypatch, point("theirs", len), point("loss", len, "thief"))
     for _ in range(2):
         with pytest.raises(ConfigError, match="package 'thief' brings a toy named 'loss'"):

@@ -45,7 +45,7 @@ def test_a_new_consumer_does_not_change_the_numbers_of_others():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_seeded_gives_the_same_draws_and_restores_the_state(fails):
+def test_temp_seed_gives_the_same_draws_and_restores_the_state(fails):
     before = torch.get_rng_state()
     with temp_seed(0, "dropout"):
         first = torch.rand(3)

@@ -54,7 +54,7 @@ def test_partitions_follow_the_samples_whatever_their_order(name, apart):
     label, wrong = two_groups(300, apart=apart)
     other = label + np.random.default_rng(5).standard_normal(len(label))
     columns = [label, other] if name == "mixture" else [squash(label), squash(other)]
-    s = scores(columns, doubted=wrong)
+    s = scores(columns, contradicted=wrong)
     order = np.random.default_rng(1).permutation(len(label))
     made = partitioners.get(name)(s, seed=0)
     mixed = partitioners.get(name)(score_rows(s, order), seed=0)
@@ -76,7 +76,7 @@ def test_more_evidence_never_means_less_suspicion(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kind_without_scores_has_no_faults(name):
     label, wrong = two_groups(200, apart=8.0)
-    made = partitioners.get(name)(scores([squash(label)], doubted=wrong), seed=0)
+    made = partitioners.get(name)(scores([squash(label)], contradicted=wrong), seed=0)
     assert not made.p_input_fault.any()
     assert_allclose(made.p_noisy, made.p_label_fault, atol=1e-12)
 
@@ -100,11 +100,11 @@ def odd_evidence():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", list(odd_evidence()))
-@pytest.mark.parametrize("doubt", ["all", "high"])
-def test_odd_evidence_gives_a_partition(name, case, doubt):
+@pytest.mark.parametrize("which", ["all", "high"])
+def test_odd_evidence_gives_a_partition(name, case, which):
     e = odd_evidence()[case]
-    doubted = {"all": e >= e.min(), "high": e > e.mean()}[doubt]
-    made = partitioners.get(name)(scores([e, e[::-1]], [e], doubted=doubted), seed=0)
+    contradicted = {"all": e >= e.min(), "high": e > e.mean()}[which]
+    made = partitioners.get(name)(scores([e, e[::-1]], [e], contradicted=contradicted), seed=0)
     assert np.isfinite(made.p_noisy).all()
     rate, low, high = made.noise_rate
     assert 0 <= low <= rate <= high <= 1
@@ -125,12 +125,14 @@ def test_wrong_labels_get_the_best_supported_label(name):
     s = both_kinds(name)
     made = partitioners.get(name)(s, seed=0)
     best = s.class_probs.argmax(axis=1)
-    mended = (made.suggested_label != s.labels) & (best != s.labels)
-    assert mended.sum() > 50
-    assert (made.suggested_label[mended] == best[mended]).all()
+    corrected = (made.suggested_label != s.labels) & (best != s.labels)
+    assert corrected.sum() > 50
+    assert (made.suggested_label[corrected] == best[corrected]).all()
     # The posterior of another label: p · q_c / (1 − q_y).
     rest = 1 - s.class_probs[np.arange(300), s.labels]
     q = s.class_probs.max(axis=1) / rest
-    assert_allclose(made.suggested_probability[mended], (made.p_label_fault * q)[mended], rtol=1e-5)
+    assert_allclose(
+        made.suggested_probability[corrected], (made.p_label_fault * q)[corrected], rtol=1e-5
+    )
     stays = made.suggested_label == s.labels
     assert_allclose(made.suggested_probability[stays], 1 - made.p_label_fault[stays])

@@ -18,15 +18,15 @@ from oracles_detection import signals
 
 
 @pytest.mark.parametrize(
-    ("apart", "doubtful", "found"),
+    ("apart", "uncertain", "found"),
     [(40.0, True, True), (40.0, False, False), (4.0, True, False)],
-    ids=["far and in doubt", "far and clear", "near and in doubt"],
+    ids=["far and uncertain", "far and certain", "near and uncertain"],
 )
-def test_a_group_that_is_far_off_and_in_doubt_is_bad(apart, doubtful, found):
+def test_a_distant_and_less_certain_cluster_is_bad(apart, uncertain, found):
     rng = np.random.default_rng(0)
     n = 600
     labels, bad = rng.integers(0, 3, n), rng.random(n) < 0.5
-    clear = np.where(bad & doubtful, 1.0, 3.0)[:, None]
+    clear = np.where(bad & uncertain, 1.0, 3.0)[:, None]
     f = rng.normal(size=(n, 8)) + clear * np.eye(3, 8)[labels]
     f[:, 7] += apart * bad
     logits = np.log(softmax(f[:, :3], axis=1))
@@ -53,7 +53,7 @@ def test_attribution_clusters_are_those_of_a_mixture_of_two_gaussians():
 
 
 def clustered(bad, *, uncertain):
-    """Attribution vectors in two clusters, and logits that doubt the labels of some."""
+    """Attribution vectors in two clusters; the logits of some are uncertain."""
     rng = np.random.default_rng(0)
     n = len(bad)
     vectors = rng.random((n, 3)) + 5.0 * bad[:, None]

@@ -32,7 +32,7 @@ def test_without_a_class_distribution_the_softmax_is_taken():
     assert_allclose(detect(s, ("loss",)).class_probs, softmax(s.logits, axis=1), rtol=1e-5)
 
 
-def test_detect_says_how_often_model_and_views_agree_with_the_labels():
+def test_scores_hold_how_often_model_and_views_agree_with_the_labels():
     s = signals(views=4)
     made = detect(s, ("loss",))
     assert made.agreement["plain"] == (s.logits.argmax(axis=1) == s.labels).mean()
@@ -70,7 +70,7 @@ def test_needs_are_those_of_all_named_detectors():
         needs_of(("nothing_like_it",))
 
 
-def test_a_detector_without_a_kind_speaks_of_labels(monkeypatch):
+def test_a_detector_without_a_kind_detects_wrong_labels(monkeypatch):
     monkeypatch.setattr(detectors, "_items", {**detectors._items})
     monkeypatch.setattr(detectors, "_metadata", {**detectors._metadata})
     detectors.register("theirs")(lambda s: Detection(np.zeros(len(s.ids))))

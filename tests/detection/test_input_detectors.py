@@ -54,7 +54,7 @@ def test_bad_inputs_that_are_common_and_alike_share_their_uncertainty():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_mass_is_compared_within_the_predicted_class_and_points_at_doubt(sign):
+def test_mass_is_compared_within_the_predicted_class_and_follows_the_uncertainty(sign):
     rng = np.random.default_rng(0)
     n = 300
     predicted = rng.integers(0, 3, n)

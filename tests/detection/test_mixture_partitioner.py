@@ -28,9 +28,9 @@ def test_clean_data_are_not_flagged(seed, shape):
 
 @pytest.mark.parametrize("kind", ["label", "input"])
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.45])
-def test_two_groups_are_told_apart_and_their_share_is_estimated(kind, rate):
+def test_two_groups_are_separated_and_their_share_is_estimated(kind, rate):
     e, bad = two_groups(1000, rate)
-    s = scores([e], doubted=bad) if kind == "label" else scores(inputs=[e])
+    s = scores([e], contradicted=bad) if kind == "label" else scores(inputs=[e])
     made = mixture(s, seed=0)
     assert roc_auc_score(bad, made.p_noisy) > 0.95
     value, low, high = made.noise_rate
@@ -40,11 +40,11 @@ def test_two_groups_are_told_apart_and_their_share_is_estimated(kind, rate):
     assert (made.flagged == bad).mean() > 0.95
 
 
-def test_intervals_cover_the_true_share_about_as_often_as_they_say():
+def test_intervals_cover_the_true_share_about_as_often_as_claimed():
     covered = 0
     for seed in range(6):
         e, bad = two_groups(300, 0.3, apart=5.0, seed=seed)
-        _, low, high = mixture(scores([e], doubted=bad), seed=0).noise_rate
+        _, low, high = mixture(scores([e], contradicted=bad), seed=0).noise_rate
         covered += low <= 0.3 <= high
     assert covered >= 5
 
@@ -67,7 +67,7 @@ def test_posteriors_are_those_of_the_planted_mixture():
 
 def test_a_majority_of_wrong_labels_is_seen_as_well():
     e, bad = two_groups(2000, 0.6, apart=5.0)
-    made = mixture(scores([e], doubted=bad), seed=0)
+    made = mixture(scores([e], contradicted=bad), seed=0)
     assert (made.flagged == bad).mean() > 0.95
 
 
@@ -76,25 +76,25 @@ def test_groups_whose_labels_are_supported_are_not_wrong():
     assert not mixture(scores([e]), seed=0).flagged.any()
 
 
-def test_bad_inputs_and_wrong_labels_are_told_apart():
+def test_bad_inputs_and_wrong_labels_are_separated():
     rng = np.random.default_rng(0)
     n = 2000
     group = rng.choice([0, 1, 2], n, p=[0.6, 0.25, 0.15])
     wrong, bad = group == 1, group == 2
     label = rng.standard_normal(n) + 5 * wrong + 1.5 * bad
     inputs = rng.standard_normal(n) + 6 * bad
-    made = mixture(scores([label], [inputs], doubted=wrong), seed=0)
+    made = mixture(scores([label], [inputs], contradicted=wrong), seed=0)
     assert ((made.p_label_fault > 0.5) == wrong)[~bad].mean() > 0.95
     assert ((made.p_input_fault > 0.5) == bad).mean() > 0.97
     assert (made.flagged == (group > 0)).mean() > 0.95
     assert made.noise_rate[0] == pytest.approx(0.4, abs=0.05)
 
 
-def test_a_score_that_sees_one_group_only_says_little():
+def test_a_score_that_does_not_separate_groups_has_little_weight():
     e, bad = two_groups(1000, 0.3)
     blind = np.random.default_rng(9).standard_normal((2, 1000))
-    alone = mixture(scores([e], doubted=bad), seed=0)
-    made = mixture(scores([e, *blind], doubted=bad), seed=0)
+    alone = mixture(scores([e], contradicted=bad), seed=0)
+    made = mixture(scores([e, *blind], contradicted=bad), seed=0)
     assert roc_auc_score(bad, made.p_noisy) > 0.97
     assert abs(made.noise_rate[0] - alone.noise_rate[0]) < 0.05
 
@@ -102,8 +102,8 @@ def test_a_score_that_sees_one_group_only_says_little():
 @pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
 def test_the_scale_of_a_score_does_not_matter(factor):
     e, bad = two_groups(300)
-    expected = mixture(scores([e], doubted=bad), seed=0)
-    made = mixture(scores([e * factor + 3 * factor], doubted=bad), seed=0)
+    expected = mixture(scores([e], contradicted=bad), seed=0)
+    made = mixture(scores([e * factor + 3 * factor], contradicted=bad), seed=0)
     assert_allclose(made.p_noisy, expected.p_noisy, atol=1e-6)
 
 
@@ -122,13 +122,13 @@ def test_what_two_thirds_of_the_inputs_have_in_common_is_no_fault(rate, found):
     assert split.flagged.mean() == pytest.approx(found, abs=0.02)
 
 
-def test_groups_that_are_closer_than_asked_for_are_one():
+def test_groups_that_are_closer_than_the_separation_are_one():
     e, _ = two_groups(apart=6.0)
     assert mixture(scores(inputs=[e]), seed=0).flagged.any()
     assert not mixture(scores(inputs=[e]), seed=0, separation=20.0).flagged.any()
 
 
 @pytest.mark.parametrize(("option", "value"), [("components", 0), ("separation", -1.0)])
-def test_options_that_make_no_sense_are_refused(option, value):
+def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(ConfigError, match=f"{option} must be .* or more, not {value}"):
         mixture(both_kinds("mixture"), seed=0, **{option: value})

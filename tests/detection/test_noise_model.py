@@ -32,15 +32,15 @@ def symmetric(rate):
     return np.full((C, C), rate / (C - 1)) + (1 - rate - rate / (C - 1)) * np.eye(C)
 
 
-def test_slopes_agree_with_differences():
+def test_gradients_agree_with_differences():
     rng = np.random.default_rng(0)
     logs = np.log(rng.dirichlet(np.ones(C), (3, 50)))
     problem = NoiseLikelihood(logs, rng.integers(0, C, 50), rng.random(50) < 0.2)
     x = 0.3 * rng.standard_normal(3 + C + C * C)
     x[:3] = np.abs(x[:3])
-    value, slope = problem.loss_and_gradient(x)
+    value, gradient = problem.loss_and_gradient(x)
     assert_allclose(
-        slope, approx_fprime(x, lambda v: problem.loss_and_gradient(v)[0], 1e-7), atol=1e-5
+        gradient, approx_fprime(x, lambda v: problem.loss_and_gradient(v)[0], 1e-7), atol=1e-5
     )
     assert np.isfinite(value)
 

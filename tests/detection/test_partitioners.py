@@ -21,7 +21,7 @@ def test_a_label_that_is_as_well_supported_as_another_stays():
     assert made.suggested_probability.tolist() == [0.5, 0.0, 0.5]
 
 
-def test_given_posteriors_are_probabilities_and_the_largest_counts():
+def test_external_posteriors_are_probabilities_and_the_largest_counts():
     a, b = np.array([0.1, 0.9, 0.0]), np.array([0.4, 0.2, 0.0])
     made = partitioners.get("posterior")(scores([a, b], [b]), seed=0)
     assert made.p_label_fault.tolist() == [0.4, 0.9, 0.0]

@@ -106,7 +106,7 @@ def test_autograd_agrees_with_captum_at_convolutions(layer):
     close(made.per_sample["attribution"], gxa.flatten(1).sum(1))
 
 
-def test_attribution_at_every_stage_agrees_with_captum():
+def test_attribution_at_every_layer_agrees_with_captum():
     model, x, _ = network("convnet")
     data = samples(x)
     given = torch.from_numpy(data.labels.copy())
@@ -115,14 +115,14 @@ def test_attribution_at_every_stage_agrees_with_captum():
     made = collect(model, data, needs=frozenset({"layerwise_attribution", "attribution_features"}))
     assert made.features == {}
     assert list(made.attribution_features) == ["2", "6", "10"]
-    for stage in made.attribution_features:
-        explain = LayerGradientXActivation(model, model[int(stage)])
+    for layer in made.attribution_features:
+        explain = LayerGradientXActivation(model, model[int(layer)])
         by_class = torch.stack([explain.attribute(x, target=c).detach() for c in range(3)])
         rows = torch.arange(len(x))
         gxa = by_class[given, rows] - by_class[rival, rows]
-        close(made.per_sample[f"attribution.{stage}"], gxa.flatten(1).sum(1))
+        close(made.per_sample[f"attribution.{layer}"], gxa.flatten(1).sum(1))
         free = by_class[predicted, rows] - by_class.mean(dim=0)
-        close(made.attribution_features[stage], pool(free, unit=1, max_part_means=5))
+        close(made.attribution_features[layer], pool(free, unit=1, max_part_means=5))
 
 
 @pytest.mark.parametrize("layer", ["fc1", "fc2"])
@@ -254,27 +254,27 @@ def test_signals_in_time_are_pooled_over_time_whatever_the_layer():
     close(made.features["mix"], moments(tokens.mix(x.transpose(1, 2)), 1))
 
 
-def test_named_stages_are_taken_also_inside_and_of_blocks():
+def test_named_layers_are_taken_also_inside_and_of_blocks():
     model = build(lambda: resnet(classes=3, channels=2, widths=(4, 6), blocks=(1, 1)))
     x = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    stages = ("stages.0.0", "stages.0.0.conv1")
-    made = collect(model, samples(x), needs=frozenset({"features"}), feature_layers=stages)
+    layers = ("stages.0.0", "stages.0.0.conv1")
+    made = collect(model, samples(x), needs=frozenset({"features"}), feature_layers=layers)
     stem = model.stem(x)
     block = model.stages[0][0]
-    assert tuple(made.features) == stages
+    assert tuple(made.features) == layers
     close(made.features["stages.0.0"], by_parts(block(stem), 1))
     close(made.features["stages.0.0.conv1"], by_parts(block.conv1(stem), 1))
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, [0]), (6, [0, 1, 2, 3, 4, 5]), (11, None)])
-def test_default_stages_are_spread_over_the_depth_and_hold_the_last(n, expected):
+def test_default_feature_layers_are_spread_over_the_depth_and_hold_the_last(n, expected):
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(n + 1)])
     layout = inspect_layers(model, torch.randn(2, 3))
     chosen = [int(name) for name in default_feature_layers(layout)]
     assert chosen == (expected or [0, 2, 4, 6, 8, 10])
 
 
-def test_default_stages_are_the_outputs_of_blocks():
+def test_default_feature_layers_are_the_outputs_of_blocks():
     model = build(lambda: resnet(classes=3, channels=2, widths=(4, 6), blocks=(1, 2)))
     layout = inspect_layers(model, torch.randn(2, 2, 8, 8))
     assert default_feature_layers(layout) == ("stem.2", "stages.0.0", "stages.1.0", "stages.1.1")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from expunge._core.arrays import AnyFloats, Bools, Floats
 from expunge._core.rng import generator
 from expunge.detection.lda import ashman_d
 from expunge.records import Component, Fit
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 # A mixture is fitted on at most so many samples, and the bootstrap of its rate resamples so many.
 MAX_ROWS, MAX_BOOTSTRAP_ROWS = 20_000, 4_000
@@ -193,6 +195,9 @@ def noisy_share_stderr(e: Floats, fit: Fit, seed: int) -> float:
 
     ``1 / n`` if there is no noisy component.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     if len(fit.components) < 2 or not any(c.noisy for c in fit.components):
         return 1.0 / len(e)
     rng = generator(seed, "rate", fit.kind)
@@ -224,6 +229,9 @@ def _sample(e: Floats, seed: int) -> Floats:
 
 
 def _fit_gaussians(e: Floats, k: int, seed: int) -> GaussianMixture:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     model = GaussianMixture(
         k,
         reg_covar=1e-4 * float(e.var()),

@@ -289,7 +289,7 @@ def augmented_loss(signals: Signals) -> Detection:
 
     References
     ----------
-    Augmentation separates wrong labels from hard samples: arXiv 2103.02130.
+    Augmentation in loss models of noisy labels: arXiv 2103.02130.
 
     Examples
     --------
@@ -331,7 +331,7 @@ def augmented_margin(signals: Signals) -> Detection:
 
     References
     ----------
-    Augmentation separates wrong labels from hard samples: arXiv 2103.02130.
+    Augmentation in loss models of noisy labels: arXiv 2103.02130.
 
     Examples
     --------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +12,11 @@ from expunge._core.arrays import Bools, Floats
 from expunge.detection.gaussian_mixture import MIN_SAMPLES, noise_separation
 from expunge.detection.memorisation import has_memorised
 from expunge.detection.mixture_partitioner import check_options, input_faults, mixture
-from expunge.detection.noise_model import NoiseModel, fit_noise_model, include_model_probs
 from expunge.detection.partitioners import build_partition, partitioners
 from expunge.records import Component, Fit, Partition, Scores
+
+if TYPE_CHECKING:
+    from expunge.detection.noise_model import NoiseModel
 
 
 @partitioners.register("noise-model")
@@ -127,6 +130,8 @@ def _fit_right_labels(
     scores: Scores, usable: Bools, *, is_memorised: bool, seed: int
 ) -> tuple[NoiseModel, Floats]:
     """Fit the noise model on the usable samples; return the right labels' posterior of all."""
+    from expunge.detection.noise_model import fit_noise_model, include_model_probs
+
     sources, model_probs = np.asarray(scores.loo_probs), np.asarray(scores.model_probs)
     external, trusted = np.asarray(scores.external_probs), np.asarray(scores.trusted)
     labels, n_model_sources = scores.labels, None
