@@ -105,3 +105,18 @@ def score_rows(s, at):
         s.kinds,
         s.class_probs[at],
     )
+
+
+def planted_labels(transition, *, n=4000, seed=0, sharp=2.0):
+    """A source that is calibrated for the right labels, the right labels, and given ones."""
+    rng = np.random.default_rng(seed)
+    c = len(transition)
+    q = softmax(sharp * rng.standard_normal((n, c)), axis=1)
+    right = (q.cumsum(axis=1) < rng.random(n)[:, None]).sum(axis=1).clip(max=c - 1)
+    given = (transition[right].cumsum(axis=1) < rng.random(n)[:, None]).sum(axis=1).clip(max=c - 1)
+    return q[None], right, given
+
+
+def symmetric(rate, c=CLASSES):
+    """The transition of symmetric noise."""
+    return np.full((c, c), rate / (c - 1)) + (1 - rate - rate / (c - 1)) * np.eye(c)

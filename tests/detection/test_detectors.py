@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -9,8 +11,9 @@ from scipy.special import softmax
 
 from expunge.detection.detectors import Detection, detect, detectors, needs_of
 from expunge.detection.feature_detectors import knn_disagreement
+from expunge.detection.lda import layer_posteriors
 from expunge.detection.memorisation import informative_sources
-from expunge.detection.opinion_pool import opinion_pool
+from expunge.detection.opinion_pool import opinion_pool, smooth
 from expunge.errors import ConfigError, DataError
 from oracles_detection import signals
 
@@ -77,3 +80,24 @@ def test_a_detector_without_a_kind_detects_wrong_labels(monkeypatch):
     assert detectors.metadata("theirs").kind == "label"
     assert needs_of(("theirs",)) == frozenset()
     assert not detect(signals(), ("theirs",)).values["theirs"].any()
+
+
+def test_leave_one_out_probabilities_are_kept_apart_from_votes():
+    s = signals()
+    made = detect(s, ("knn_disagreement", "lda_margin"))
+    assert_allclose(made.loo_probs, np.stack(layer_posteriors(s)), rtol=1e-6)
+    assert len(detect(s, ("knn_disagreement",)).loo_probs) == 0
+
+
+def test_sources_that_have_memorised_are_not_pooled_and_trusted_samples_fit_the_pool():
+    s = signals(400, augmented_probs=np.full((400, 4), 0.25))
+    repeats = np.full((400, 4), 0.01) + 0.96 * np.eye(4)[s.labels]
+    s = replace(s, external_probs={"repeats": repeats, **s.external_probs})
+    made = detect(s, ("external_margin",))
+    other = opinion_pool([smooth(s.external_probs["folds"])], s.labels)
+    assert_allclose(made.class_probs, other, rtol=1e-5)
+    trusted = np.arange(400) < 200
+    s = replace(s, trusted=trusted, augmented_probs=None)
+    sources = [smooth(p) for p in s.external_probs.values()]
+    made = detect(s, ("external_margin",))
+    assert_allclose(made.class_probs, opinion_pool(sources, s.labels, trusted), rtol=1e-5)

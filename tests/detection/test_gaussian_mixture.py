@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -11,11 +13,12 @@ from expunge.detection.gaussian_mixture import (
     fit_evidence,
     gap_rule,
     noisy_posterior,
+    noisy_share_stderr,
     odds_rule,
     standardise,
     weighted_evidence,
 )
-from expunge.records import Component
+from expunge.records import Component, Fit
 from oracles_detection import two_groups
 
 
@@ -120,3 +123,13 @@ def test_standardised_values_ignore_outliers():
     low, high = np.quantile(values, [0.01, 0.99])
     limited = np.clip(values, low, high)
     assert_allclose(made, (limited - np.median(values)) / limited.std())
+
+
+def test_the_standard_error_of_a_share_falls_with_the_root_of_n():
+    few, many = (two_groups(n, 0.3, apart=6.0)[0] for n in (4_000, 64_000))
+    parts = (Component(0.7, 0.0, 1.0, False), Component(0.3, 6.0, 1.0, True))
+    fit = Fit("input", parts, {}, 6.0)
+    errors = [noisy_share_stderr(e, fit, seed=0) for e in (few, many)]
+    assert errors[0] == pytest.approx(np.sqrt(0.3 * 0.7 / 4_000), rel=0.3)
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.4)
+    assert noisy_share_stderr(few, replace(fit, components=parts[:1]), seed=0) == 1 / 4_000

@@ -1,8 +1,6 @@
-"""The noise model against planted transitions, and the threshold by the false-discovery rate."""
+"""The noise model against planted transitions: its sources and its rate."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,24 +10,10 @@ from scipy.special import softmax
 
 from expunge.detection.noise_likelihood import NoiseLikelihood
 from expunge.detection.noise_model import fit_noise_model, include_model_probs
-from expunge.detection.noise_model_partitioner import noise_model
-from expunge.detection.transition import transition_corrected
-from expunge.records import Scores
+from expunge.detection.transition import anchor_transition, transition_corrected
+from oracles_detection import planted_labels, symmetric
 
 N, C = 4000, 4
-
-
-def planted(transition, seed=0, sharp=2.0):
-    """Right labels, a source that is calibrated for them, and given labels."""
-    rng = np.random.default_rng(seed)
-    q = softmax(sharp * rng.standard_normal((N, C)), axis=1)
-    right = (q.cumsum(axis=1) < rng.random(N)[:, None]).sum(axis=1).clip(max=C - 1)
-    given = (transition[right].cumsum(axis=1) < rng.random(N)[:, None]).sum(axis=1).clip(max=C - 1)
-    return q[None], right, given
-
-
-def symmetric(rate):
-    return np.full((C, C), rate / (C - 1)) + (1 - rate - rate / (C - 1)) * np.eye(C)
 
 
 def test_gradients_agree_with_differences():
@@ -49,7 +33,7 @@ def test_gradients_agree_with_differences():
 def test_a_planted_transition_is_found_again(kind):
     pair = 0.7 * np.eye(C) + 0.3 * np.roll(np.eye(C), 1, axis=1)
     transition = symmetric(0.3) if kind == "symmetric" else pair
-    sources, right, given = planted(transition, sharp=4.0)
+    sources, right, given = planted_labels(transition, sharp=4.0)
     model = fit_noise_model(sources, given, seed=0)
     assert model.has_noise
     assert abs(model.rate - (given != right).mean()) < 0.04
@@ -72,20 +56,20 @@ def test_classes_that_come_in_turns_are_all_seen():
 
 
 def test_right_labels_are_found_to_be_right_however_hard_the_samples_are():
-    sources, _, given = planted(np.eye(C), sharp=1.0)
+    sources, _, given = planted_labels(np.eye(C), sharp=1.0)
     assert not fit_noise_model(sources, given, seed=0).has_noise
 
 
 def test_a_source_that_has_memorised_the_labels_is_not_the_reference():
-    sources, right, given = planted(symmetric(0.3), sharp=4.0)
+    sources, right, given = planted_labels(symmetric(0.3), sharp=4.0)
     memorised = 0.98 * np.eye(C)[given] + 0.005
     model = fit_noise_model(np.concatenate([memorised[None], sources]), given, seed=0)
-    assert model.sources[0] == 1
+    assert model.sources == (1,)
     assert abs(model.rate - (given != right).mean()) < 0.04
 
 
 def test_hard_samples_are_no_wrong_labels_where_a_stronger_source_explains_them():
-    strong, right, given = planted(np.eye(C), sharp=3.0)
+    strong, right, given = planted_labels(np.eye(C), sharp=3.0)
     # As often wrong where it is sure as where it is not: alone, it needs a transition.
     rng = np.random.default_rng(1)
     guess = np.where(rng.random(N) < 0.3, rng.integers(0, C, N), right)
@@ -96,7 +80,7 @@ def test_hard_samples_are_no_wrong_labels_where_a_stronger_source_explains_them(
 
 
 def test_the_label_bias_restores_the_rate_that_a_biased_source_hides():
-    honest, right, given = planted(symmetric(0.3), sharp=4.0)
+    honest, right, given = planted_labels(symmetric(0.3), sharp=4.0)
     biased = honest * np.exp(1.5 * np.eye(C)[given])
     biased /= biased.sum(axis=2, keepdims=True)
     both = np.concatenate([honest, biased])
@@ -110,7 +94,7 @@ def test_the_label_bias_restores_the_rate_that_a_biased_source_hides():
 
 def test_predictions_of_pair_flips_are_corrected_for_the_transition():
     transition = 0.6 * np.eye(C) + 0.4 * np.roll(np.eye(C), 1, axis=1)
-    honest, right, given = planted(transition, sharp=4.0)
+    honest, right, given = planted_labels(transition, sharp=4.0)
     model_probs, everyone = honest @ transition, np.ones(N, dtype=bool)
     stack = include_model_probs(honest[:0], model_probs, given, everyone)
     assert_allclose(stack[0], transition_corrected(model_probs[0]))
@@ -123,7 +107,7 @@ def test_predictions_of_pair_flips_are_corrected_for_the_transition():
 
 def test_predictions_are_not_corrected_if_wrong_labels_scatter():
     transition = symmetric(0.3)
-    honest, _, given = planted(transition, sharp=4.0)
+    honest, _, given = planted_labels(transition, sharp=4.0)
     model_probs = honest @ transition
     assert (
         include_model_probs(honest, model_probs, given, np.ones(N, dtype=bool))[1] == model_probs[0]
@@ -131,7 +115,7 @@ def test_predictions_are_not_corrected_if_wrong_labels_scatter():
 
 
 def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
-    sources, _, given = planted(np.eye(C), sharp=1.0)
+    sources, _, given = planted_labels(np.eye(C), sharp=1.0)
     p = (
         1
         - fit_noise_model(sources, given, seed=0, n_model_sources=0).posterior(sources, given)[
@@ -142,23 +126,49 @@ def test_where_no_label_is_wrong_the_least_likely_still_rank_first():
     assert np.corrcoef(p, sources[0][np.arange(N), given])[0, 1] < -0.2
 
 
-def test_out_of_sample_probabilities_are_used_although_the_network_memorised():
-    """The layers carry little information; the model's own predictions carry none."""
-    honest, right, given = planted(symmetric(0.3), sharp=4.0)
-    vague = honest**0.05 / (honest**0.05).sum(axis=2, keepdims=True)
-    scores = Scores(
-        ids=np.arange(N),
-        labels=given,
-        values={"lda_margin": np.zeros(N)},
-        kinds={"lda_margin": "label"},
-        class_probs=vague[0],
-        agreement={"plain": 1.0, "augmented": 0.5},
-        loo_probs=vague,
-        model_probs=np.eye(C)[given][None],
+def test_the_rate_of_a_biased_model_is_the_mean_of_what_the_other_sources_find_alone():
+    honest, _, given = planted_labels(symmetric(0.3), sharp=4.0)
+    biased = honest * np.exp(1.0 * np.eye(C)[given])
+    biased /= biased.sum(axis=2, keepdims=True)
+    vague = honest**0.3 / (honest**0.3).sum(axis=2, keepdims=True)
+    model = fit_noise_model(
+        np.concatenate([honest, vague, biased]), given, seed=0, n_model_sources=1
     )
-    alone, both = (
-        noise_model(scores, seed=0),
-        noise_model(replace(scores, external_probs=honest), seed=0),
-    )
-    hits = [(split.suggested_label == right).mean() for split in (alone, both)]
-    assert hits[1] > max(hits[0], (given == right).mean()) + 0.1
+    rates = [fit_noise_model(q, given, seed=0, n_model_sources=0).rate for q in (honest, vague)]
+    assert model.rate == pytest.approx(np.mean(rates), abs=2e-3)
+
+
+def test_a_trusted_label_is_right_for_the_rate_and_the_fit():
+    sources, _, given = planted_labels(symmetric(0.3), sharp=4.0)
+    trusted = np.arange(N) < N // 2
+    model = fit_noise_model(sources, given, seed=0, trusted=trusted)
+    p = 1 - model.posterior(sources, given)[np.arange(N), given]
+    assert model.rate == pytest.approx(np.where(trusted, 0, p).mean(), abs=1e-9)
+
+
+def test_information_criteria_count_the_transition_as_one_parameter():
+    sources, _, given = planted_labels(symmetric(0.3), n=500, sharp=4.0)
+    model = fit_noise_model(sources, given, seed=0, n_model_sources=0)
+    parameters = 1 + C + 1
+    assert model.bic[2] == pytest.approx(parameters * np.log(500) - 2 * model.log_likelihood)
+    assert model.has_noise == (model.bic[2] < model.bic[1])
+
+
+def test_the_standard_error_of_the_rate_falls_with_the_root_of_n():
+    errors = []
+    for n in (3000, 12_000):
+        sources, _, given = planted_labels(symmetric(0.3), n=n, sharp=4.0)
+        errors.append(fit_noise_model(sources, given, seed=0, n_model_sources=0).rate_stderr)
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.3)
+    assert 0.003 < errors[0] < 0.03
+
+
+def test_anchors_are_the_most_confident_tenth_of_each_predicted_class():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 95)
+    expected = np.eye(3)
+    for c in range(3):
+        rows = sorted(p[p.argmax(axis=1) == c].tolist(), key=lambda row: -row[c])
+        expected[c] = np.mean(rows[: int(np.ceil(len(rows) / 10))], axis=0)
+    assert_allclose(anchor_transition(p), expected)
+    assert_allclose(anchor_transition(p[p.argmax(axis=1) < 2])[2], [0, 0, 1])

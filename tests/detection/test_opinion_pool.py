@@ -74,3 +74,9 @@ def test_a_hundred_trusted_samples_fit_the_weights_alone(n_trusted, is_used):
 
 def test_one_vote_in_twenty_is_uniform():
     assert_allclose(smooth(np.array([[1.0, 0.0]])), [[20.5 / 21, 0.5 / 21]])
+
+
+def test_a_misleading_source_is_ignored_and_not_reversed():
+    labels, (good, *_) = planted_sources()
+    misleading = 1 / good / (1 / good).sum(axis=1, keepdims=True)
+    assert_allclose(opinion_pool([misleading], labels), 1 / 4)

@@ -302,6 +302,14 @@ def test_views_without_a_random_view_are_the_plain_predictions():
     close(made.augmented_loss, loss.numpy())
 
 
+def test_views_are_counted_only_if_they_were_made():
+    model, x, _ = network("convnet")
+    data = samples(x, view="flip")
+    for needs, views in ((frozenset(), 0), (frozenset({"features"}), 2), (frozenset({"views"}), 2)):
+        assert collect(model, data, needs=needs, views=2).views == views
+    assert collect(model, samples(x), needs=frozenset({"views"}), views=2).views == 0
+
+
 def test_views_are_averaged_over_flipped_and_plain_images():
     model, x, _ = network("convnet")
     data = samples(x, view="flip")

@@ -261,6 +261,8 @@ def include_model_probs(
     NDArray
         ``[s + t, n, c]``.
     """
+    if not len(model_probs):
+        return sources
     plain = np.concatenate([sources, model_probs])
     corrected = np.concatenate([sources, [transition_corrected(p) for p in model_probs]])
     rates = []
