@@ -15,6 +15,7 @@ from expunge._core.arrays import AnyFloats, Array, Ints
 from expunge._core.distributed import gather_rows, shard_blocks
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import torch_generator
+from expunge.config import Precision
 from expunge.data import Batch, Samples
 from expunge.detection.gradients import (
     attribute,
@@ -43,7 +44,7 @@ from expunge.models.inspection import (
     to_channels_last,
 )
 from expunge.records import Signals
-from expunge.training.optimisation import Precision, autocast
+from expunge.training.optimisation import autocast
 
 # Random views are drawn in blocks of so many samples, so that neither the batch size nor the number
 # of processes changes them.
