@@ -60,7 +60,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         with temp_seed(seed, "network"):
             return convnet(classes=10, channels=1, widths=(4, 8), hidden=16, convolutions=1)
 
-    def scene(**settings: object) -> NoisyDataset:
+    def small_dataset(**settings: object) -> NoisyDataset:
         made, rows = whole(**settings), np.arange(200)
         truth = made.truth
         return NoisyDataset(
@@ -74,12 +74,12 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
             ),
         )
 
-    whole = demos.scene
+    whole = demos.noisy_digits_dataset
     settings = {"baselines": ("finetune-only",), "overrides": {"tune": {"epochs": 1}}}
     monkeypatch.setattr(demos, "TRAINING", replace(demos.TRAINING, epochs=3))
-    monkeypatch.setattr(demos, "network", network)
-    monkeypatch.setattr(demos, "scene", scene)
-    monkeypatch.setattr(demos, "demo", partial(demos.demo, **settings))
+    monkeypatch.setattr(demos, "digits_network", network)
+    monkeypatch.setattr(demos, "noisy_digits_dataset", small_dataset)
+    monkeypatch.setattr(demos, "run_demo", partial(demos.run_demo, **settings))
 
 
 # ------------------------------------------------------------------------------ demo

@@ -63,7 +63,7 @@ def demo(
 
     folder = out or Path("runs") / f"demo-{recipe}-{noise}-{kind}-{rate:g}-{seed}"
     with progress() as show:
-        result, truth = digits.demo(
+        result, truth = digits.run_demo(
             noise=noise.value,
             rate=rate,
             kind=kind.value,
@@ -81,7 +81,7 @@ def demo(
         typer.echo(
             f"Against the true labels, which the repair did not see: AUROC {truth['auroc']:.3f}, "
             f"F1 {truth['f1']:.3f}, noise rate {truth['noise_rate']:.1%}. Suggested labels are "
-            f"right for {truth['suggested_accuracy']:.1%} of the training samples, given labels "
+            f"right for {truth['corrected_label_accuracy']:.1%} of the training samples, given labels "
             f"for {1 - truth['noise_rate']:.1%}.",
             err=as_json,
         )

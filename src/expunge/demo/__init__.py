@@ -1,5 +1,9 @@
-"""The demo: noise put into real digits, and the repair of a network that memorised it."""
+"""The demo: inject noise into real digits, and repair a network that memorised it.
 
-from expunge.demo.digits import demo
+`expunge.demo.noise` also serves the benchmarks.
+"""
 
-__all__ = ["demo"]
+from expunge.demo.digits import noisy_digits_dataset, run_demo
+from expunge.demo.noise import GroundTruth, NoisyDataset
+
+__all__ = ["GroundTruth", "NoisyDataset", "noisy_digits_dataset", "run_demo"]

@@ -1,4 +1,7 @@
-"""Faults put into clean data on purpose, and the truth about them. Only benchmarks see it."""
+"""Synthetic noise for clean data, and the ground truth about it.
+
+The repair never receives a `GroundTruth`: only the demo and the benchmarks use it, to measure.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
+from expunge._core.arrays import Array, Bools, Floats, Ints
 from expunge._core.rng import generator
 from expunge.data import Samples
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, check_range
 from expunge.evaluation import metrics
 
 LabelNoise = Literal["symmetric", "pair"]
@@ -18,29 +21,72 @@ LabelNoise = Literal["symmetric", "pair"]
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is really so: the right labels, and which samples were made bad, and how."""
+    """The true labels of n samples, and which samples were corrupted and how.
 
-    labels: np.ndarray
-    label_fault: np.ndarray
-    input_fault: np.ndarray
+    Parameters
+    ----------
+    labels
+        ``int64[n]``. The true labels.
+    label_fault
+        ``bool[n]``. Whether the given label is wrong.
+    input_fault
+        ``bool[n]``. Whether the input was corrupted.
+    """
+
+    labels: Ints
+    label_fault: Bools
+    input_fault: Bools
 
     @property
-    def noisy(self) -> np.ndarray:
-        """``bool[n]``: bad in one way or another."""
+    def noisy(self) -> Bools:
+        """``bool[n]``: whether the label is wrong or the input is corrupted."""
         return self.label_fault | self.input_fault
 
-    def found_by(self, score: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
-        """AUROC, average precision and best F1 of a score, F1 of a decision; {} without faults."""
+    def detection_metrics(self, score: Floats, flagged: Bools) -> dict[str, float]:
+        """Measure how well a detector finds the noisy samples.
+
+        Parameters
+        ----------
+        score
+            ``float64[n]``. Higher = more suspicious.
+        flagged
+            ``bool[n]``. The detector's decision.
+
+        Returns
+        -------
+        dict
+            ``auroc``, ``auprc`` and ``max_f1`` of the score and ``f1`` of the decision. Empty if no
+            sample is noisy.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> wrong = np.array([True, False, False])
+        >>> truth = GroundTruth(np.array([1, 0, 1]), wrong, np.zeros(3, dtype=bool))
+        >>> truth.detection_metrics(np.array([0.9, 0.2, 0.1]), wrong)
+        {'auroc': 1.0, 'auprc': 1.0, 'max_f1': 1.0, 'f1': 1.0}
+        """
         if not self.noisy.any():
             return {}
-        return metrics.detection(self.noisy, score) | {"f1": metrics.f1(self.noisy, flagged)}
+        found = metrics.detection(self.noisy, score)
+        measured = {"max_f1" if name == "best_f1" else name: v for name, v in found.items()}
+        return {**measured, "f1": metrics.f1(self.noisy, flagged)}
 
 
 @dataclass(frozen=True)
 class NoisyDataset:
-    """Training and test samples; truth is for measuring alone, no stage of a repair gets it.
+    """Noisy training samples, clean test samples, and the ground truth about the noise.
 
-    held_out: more samples with the same faults, which no model is trained on.
+    Parameters
+    ----------
+    train
+        The samples with noise in them.
+    test
+        Samples that measure a model. No stage decides anything by them.
+    truth
+        The ground truth about ``train``. No stage of a repair receives it.
+    held_out
+        More samples with the same kind of noise. No model is trained on them.
     """
 
     train: Samples
@@ -49,12 +95,39 @@ class NoisyDataset:
     held_out: Samples | None = None
 
 
-def wrong_labels(
-    labels: np.ndarray, *, rate: float, noise: LabelNoise, classes: int, seed: int
-) -> np.ndarray:
-    """Labels of which exactly ``round(rate · n)`` are wrong.
+def wrong_labels(labels: Ints, *, rate: float, noise: LabelNoise, classes: int, seed: int) -> Ints:
+    """Replace exactly ``round(rate · n)`` labels by wrong ones.
 
-    symmetric: any other class, equally likely. pair: always the next class (c → c + 1 mod k).
+    Parameters
+    ----------
+    labels
+        ``int64[n]``. The true labels.
+    rate
+        The noise rate, in [0, 1).
+    noise
+        ``"symmetric"``: any other class with equal probability. ``"pair"``: the next class,
+        ``c → c + 1 mod classes``.
+    classes
+        The number of classes.
+    seed
+        Seed of the rows and of the wrong labels.
+
+    Returns
+    -------
+    ndarray
+        ``int64[n]``. A noisy copy.
+
+    Raises
+    ------
+    ConfigError
+        If the rate lies outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y = np.arange(10)
+    >>> int((wrong_labels(y, rate=0.3, noise="pair", classes=10, seed=0) != y).sum())
+    3
     """
     chosen = draw_rows(len(labels), rate, seed=seed, what="labels")
     rng = generator(seed, "noise", noise)
@@ -64,13 +137,40 @@ def wrong_labels(
     return noisy
 
 
-def gaussian_inputs(
-    x: np.ndarray, *, rate: float, sigma: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs of which ``round(rate · n)`` are replaced by ``clip(x + σ · N(0, 1), 0, 1)``.
+def gaussian_inputs(x: Array, *, rate: float, sigma: float, seed: int) -> tuple[Array, Bools]:
+    """Replace ``round(rate · n)`` inputs by ``clip(x + σ · N(0, 1), 0, 1)``.
 
-    The published corruption (arXiv 2506.11615), fixed for each sample; published on images that
-    were standardised by channel before. Returns the inputs, and which were corrupted (``bool[n]``).
+    Parameters
+    ----------
+    x
+        ``float[n, …]``. Published on images standardised by channel.
+    rate
+        The noise rate, in [0, 1).
+    sigma
+        Standard deviation of the noise, in the units of ``x``.
+    seed
+        Seed of the rows and of the noise. The noise of a sample is drawn once.
+
+    Returns
+    -------
+    tuple
+        The inputs, and ``bool[n]``: which of them were corrupted.
+
+    Raises
+    ------
+    ConfigError
+        If the rate lies outside [0, 1).
+
+    References
+    ----------
+    The corruption of arXiv 2506.11615.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, corrupted = gaussian_inputs(np.zeros((4, 2)), rate=0.5, sigma=4.5, seed=0)
+    >>> int(corrupted.sum()), bool((x[~corrupted] == 0).all())
+    (2, True)
     """
     chosen = draw_rows(len(x), rate, seed=seed, what="inputs")
     corrupted = x.copy()
@@ -79,13 +179,33 @@ def gaussian_inputs(
     return corrupted, mask_of_rows(chosen, len(x))
 
 
-def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images of which ``round(rate · n)`` are blurred, occluded or low in contrast, a third each.
+def mild_inputs(x: Array, *, rate: float, seed: int) -> tuple[Array, Bools]:
+    """Blur, occlude or fade ``round(rate · n)`` images, a third of them each.
 
-    Blur: Gaussian, σ = 1/16 of the side. Occlusion: a grey square of half the side somewhere.
-    Contrast: a fifth of it, around the image's mean. x: ``float[n, C, H, W]`` in [0, 1].
-    Returns the inputs, and which were corrupted (``bool[n]``).
+    Blur: Gaussian, σ = 1/16 of the side. Occlusion: a grey square of half the side at a random
+    place. Contrast: reduced to a fifth around the image's mean.
+
+    Parameters
+    ----------
+    x
+        ``float[n, C, H, W]`` in [0, 1].
+    rate
+        The noise rate, in [0, 1).
+    seed
+        Seed of the rows and of the places.
+
+    Returns
+    -------
+    tuple
+        The images, and ``bool[n]``: which of them were corrupted.
+
+    Raises
+    ------
+    ConfigError
+        If the rate lies outside [0, 1).
     """
+    from scipy.ndimage import gaussian_filter
+
     chosen = draw_rows(len(x), rate, seed=seed, what="inputs")
     rng = generator(seed, "noise", "mild")
     corrupted = x.copy()
@@ -100,14 +220,20 @@ def mild_inputs(x: np.ndarray, *, rate: float, seed: int) -> tuple[np.ndarray, n
     return corrupted, mask_of_rows(chosen, len(x))
 
 
-def mask_of_rows(rows: np.ndarray, n: int) -> np.ndarray:
-    found = np.zeros(n, dtype=bool)
-    found[rows] = True
-    return found
+def mask_of_rows(rows: Ints, n: int) -> Bools:
+    """``bool[n]``: True in these rows."""
+    mask = np.zeros(n, dtype=bool)
+    mask[rows] = True
+    return mask
 
 
-def draw_rows(n: int, rate: float, *, seed: int, what: str) -> np.ndarray:
-    """``round(rate · n)`` of n rows, drawn without replacement."""
-    if not 0 <= rate < 1:
-        raise ConfigError(f"the noise rate must lie in [0, 1), not {rate}", fix="0.4 means 40 %")
+def draw_rows(n: int, rate: float, *, seed: int, what: str) -> Ints:
+    """Draw ``round(rate · n)`` of n rows without replacement.
+
+    Raises
+    ------
+    ConfigError
+        If the rate lies outside [0, 1).
+    """
+    check_range(ConfigError, {"the noise rate": (rate, "[0, 1)")})
     return generator(seed, "rows", what).permutation(n)[: round(rate * n)]
