@@ -29,7 +29,7 @@ from expunge.data import (
     read,
 )
 from expunge.errors import ConfigError, DataError
-from expunge_bench.audio_speed import feature_speed
+from expunge_bench.audio_speed import feature_seconds
 from oracles_audio import encoded, noise, tone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -462,7 +462,7 @@ def test_the_first_rows_and_labels_of_another_file_go_by_id(tmp_path):
 
 def test_the_benchmark_of_features_counts_what_it_reads(tmp_path):
     path = hub(tmp_path / "d.parquet", [encoded(c, kind="FLAC") for c in clips()])
-    found = feature_speed(path, n=6, repeats=1)
+    found = feature_seconds(path, n=6, repeats=1)
     assert found["n"] == 6
     assert 0 < found["read"] < np.inf
     assert 0 < found["features"] < np.inf

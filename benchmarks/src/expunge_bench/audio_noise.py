@@ -1,6 +1,6 @@
-"""Faults put into clean speech on purpose; what a clip gets depends on the seed and its row alone.
+"""Synthetic noise for clean speech. The noise of a clip depends only on the seed and its row.
 
-Sound is ``int16[n, samples]``; what comes out is rounded, and clipped, to int16 again.
+Clips are ``int16[n, samples]``; corrupted clips are rounded and clipped to int16.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from expunge.errors import ConfigError
 
 Fault = Literal["white", "clipping", "silence", "truncation", "babble"]
 
-# Words that are heard for one another.
-PAIRS = (("go", "no"), ("off", "up"), ("on", "down"), ("left", "yes"))
-VOICES = 4  # clips that make a babble
-CEILING = 0.05  # of its peak, at which a clip is clipped
-KEPT = (0.2, 0.45)  # of a truncated clip, from its start
+# Words that sound alike.
+CONFUSABLE_WORDS = (("go", "no"), ("off", "up"), ("on", "down"), ("left", "yes"))
+N_BABBLE_CLIPS = 4
+CLIPPING_LEVEL = 0.05  # of the peak
+TRUNCATED_FRACTION = (0.2, 0.45)  # of a clip that remains, from its start
 
 
 def confusable_labels(
@@ -28,26 +28,43 @@ def confusable_labels(
     *,
     rate: float,
     classes: Sequence[str],
-    pairs: Sequence[tuple[str, str]] = PAIRS,
+    pairs: Sequence[tuple[str, str]] = CONFUSABLE_WORDS,
     seed: int,
 ) -> np.ndarray:
-    """Labels of which exactly ``round(rate · n)`` are those of the word heard for the right one.
+    """Replace exactly ``round(rate · n)`` labels by those of the confusable word.
 
-    pairs: by name; pairs with a name that is no class are left aside, and so are words without one.
+    Parameters
+    ----------
+    labels
+        ``int64[n]``. The true labels.
+    rate
+        The noise rate, in [0, 1).
+    classes
+        The names of the classes.
+    pairs
+        Confusable words. A pair with a name that is not a class is skipped.
+    seed
+        Seed of the rows.
+
+    Raises
+    ------
+    ConfigError
+        If the rate lies outside [0, 1), or too few labels have a confusable word.
     """
     index = {name: i for i, name in enumerate(classes)}
     known = [(index[a], index[b]) for a, b in pairs if a in index and b in index]
     partner = np.arange(len(classes))
     for a, b in known:
         partner[a], partner[b] = b, a
-    able = np.flatnonzero(partner[labels] != labels)
+    candidates = np.flatnonzero(partner[labels] != labels)
     wanted = len(draw_rows(len(labels), rate, seed=seed, what="labels"))
-    if wanted > len(able):
+    if wanted > len(candidates):
         raise ConfigError(
-            f"{wanted} of {len(labels)} labels cannot be wrong: {len(able)} have a confusable word",
+            f"cannot make {wanted} of {len(labels)} labels wrong: only {len(candidates)} have a "
+            "confusable word",
             fix="lower the rate, or name more pairs",
         )
-    chosen = generator(seed, "noise", "confusable").permutation(able)[:wanted]
+    chosen = generator(seed, "noise", "confusable").permutation(candidates)[:wanted]
     noisy = labels.copy()
     noisy[chosen] = partner[labels[chosen]]
     return noisy
@@ -56,17 +73,39 @@ def confusable_labels(
 def audio_faults(
     x: np.ndarray, *, kinds: Sequence[Fault], rate: float, snr: float = 0.0, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clips of which ``round(rate · n)`` have a fault, each of the kinds in turn.
+    """Corrupt ``round(rate · n)`` clips, with each of the kinds in turn.
 
-    white: white noise, ``snr`` decibels below the clip. babble: the sum of four other clips, so.
-    clipping: cut off at 5 % of the peak, and as loud as before. silence: nothing but rounding
-    noise. truncation: all behind the first 20 to 45 % is gone. The level that noise is compared
-    with is the clip's, or the median over all clips if that is louder: so is a quiet room's.
-    Returns the clips, and which of them have a fault (``bool[n]``).
+    Parameters
+    ----------
+    x
+        ``int16[n, samples]``.
+    kinds
+        ``white``: white noise. ``babble``: the sum of four other clips. ``clipping``: clipped at
+        5 % of the peak and scaled back to it. ``silence``: rounding noise only. ``truncation``: the
+        first 20 to 45 % of the clip, then silence.
+    rate
+        The noise rate, in [0, 1).
+    snr
+        Signal-to-noise ratio of ``white`` and ``babble``, in decibels. The signal's power is the
+        clip's, or the median over all clips if that is higher.
+    seed
+        Seed of the rows and of the noise.
+
+    Returns
+    -------
+    tuple
+        The clips, and ``bool[n]``: which of them were corrupted.
+
+    Raises
+    ------
+    ConfigError
+        If a kind is unknown, or the rate lies outside [0, 1).
     """
     unknown = set(kinds) - set(get_args(Fault))
     if unknown or not kinds:
-        raise ConfigError(f"kinds are some of {', '.join(get_args(Fault))}, not {sorted(unknown)}")
+        raise ConfigError(
+            f"expected kinds among {', '.join(get_args(Fault))}, got {', '.join(kinds) or 'none'}"
+        )
     chosen = draw_rows(len(x), rate, seed=seed, what="clips")
     level = float(np.median(np.square(x, dtype=np.float64).mean(axis=1)))
     corrupted = x.copy()
@@ -76,7 +115,7 @@ def audio_faults(
         clip = x[row].astype(np.float64)
         power = max(float(np.square(clip).mean()), level) * 10 ** (-snr / 10)
         if kind == "babble":
-            clip = clip + _scaled(_voices(x, row, rng), power)
+            clip = clip + _with_power(_babble(x, row, rng), power)
         else:
             clip = _FAULTS[kind](clip, power, rng)
         corrupted[row] = np.round(clip).clip(-32768, 32767).astype(x.dtype)
@@ -86,11 +125,27 @@ def audio_faults(
 def feature_noise(
     features: np.ndarray, *, rate: float = 0.5, sigma: float = 15.0, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of which ``round(rate · n)`` become ``x + σ · N(0, 1)``, not clipped.
+    """Replace ``round(rate · n)`` features by ``x + σ · N(0, 1)``, without clipping.
 
-    The corruption published for speech (arXiv 2506.11615), on MFCC in librosa's units, also on the
-    frames that only pad a clip; unlike there it is drawn once. Returns the features, and which were
-    corrupted (``bool[n]``).
+    Parameters
+    ----------
+    features
+        ``float[n, …]``: MFCC in librosa's units.
+    rate
+        The noise rate, in [0, 1).
+    sigma
+        Standard deviation of the noise, also on frames that only pad a clip.
+    seed
+        Seed of the rows and of the noise. The noise of a clip is drawn once, unlike in the paper.
+
+    Returns
+    -------
+    tuple
+        The features, and ``bool[n]``: which of them were corrupted.
+
+    References
+    ----------
+    The corruption for speech of arXiv 2506.11615.
     """
     chosen = draw_rows(len(features), rate, seed=seed, what="features")
     corrupted = features.copy()
@@ -101,12 +156,12 @@ def feature_noise(
 
 
 def _white(clip: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:
-    return clip + _scaled(rng.standard_normal(len(clip)), power)
+    return np.asarray(clip + _with_power(rng.standard_normal(len(clip)), power))
 
 
 def _clipping(clip: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:
-    ceiling = max(CEILING * np.abs(clip).max(), 1.0)
-    return clip.clip(-ceiling, ceiling) / CEILING
+    ceiling = max(CLIPPING_LEVEL * np.abs(clip).max(), 1.0)
+    return np.asarray(clip.clip(-ceiling, ceiling) / CLIPPING_LEVEL)
 
 
 def _silence(clip: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:
@@ -114,7 +169,7 @@ def _silence(clip: np.ndarray, power: float, rng: np.random.Generator) -> np.nda
 
 
 def _truncation(clip: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:
-    end = round(rng.uniform(*KEPT) * len(clip))
+    end = round(rng.uniform(*TRUNCATED_FRACTION) * len(clip))
     return np.where(np.arange(len(clip)) < end, clip, _silence(clip, power, rng))
 
 
@@ -126,15 +181,15 @@ _FAULTS: Mapping[str, Callable[[np.ndarray, float, np.random.Generator], np.ndar
 }
 
 
-def _voices(x: np.ndarray, row: int, rng: np.random.Generator) -> np.ndarray:
-    """The sum of other clips, each equally loud."""
-    others = rng.choice(len(x) - 1, size=min(VOICES, len(x) - 1), replace=False)
+def _babble(x: np.ndarray, row: int, rng: np.random.Generator) -> np.ndarray:
+    """The sum of other clips, scaled to the same power."""
+    others = rng.choice(len(x) - 1, size=min(N_BABBLE_CLIPS, len(x) - 1), replace=False)
     others = others + (others >= row)  # never the clip itself
     clips = x[others].astype(np.float64)
-    return sum((_scaled(clip, 1.0) for clip in clips), np.zeros(x.shape[1]))
+    return sum((_with_power(clip, 1.0) for clip in clips), np.zeros(x.shape[1]))
 
 
-def _scaled(noise: np.ndarray, power: float) -> np.ndarray:
-    """The same noise at that mean square; silence stays silence."""
-    own = float(np.square(noise).mean())
-    return noise * np.sqrt(power / own) if own > 0 else noise
+def _with_power(noise: np.ndarray, power: float) -> np.ndarray:
+    """Noise scaled to that mean square; silence stays silence."""
+    current = float(np.square(noise).mean())
+    return np.asarray(noise * np.sqrt(power / current)) if current > 0 else noise

@@ -1,4 +1,4 @@
-"""How long reading, decoding and features of clips take."""
+"""Measure how fast clips are read, decoded and turned into features."""
 
 from __future__ import annotations
 
@@ -12,22 +12,34 @@ from expunge.data.sources import DataConfig, read
 from expunge.models.audio import LogMel
 
 
-def feature_speed(path: Path, *, n: int = 1_000, repeats: int = 3) -> dict[str, float]:
-    """Seconds, the best of a few: ``read`` (decoding included) and ``features`` (log-mel).
+def feature_seconds(path: Path, *, n: int = 1_000, repeats: int = 3) -> dict[str, float]:
+    """Time the reading of clips and the computation of their log-mel features.
 
-    path: a Parquet file of one-second clips at 16 kHz, in a column ``audio``.
+    Parameters
+    ----------
+    path
+        A Parquet file of one-second clips at 16 kHz, in a column ``audio``.
+    n
+        The number of clips.
+    repeats
+        How often to measure; the smallest times count.
+
+    Returns
+    -------
+    dict
+        ``n``; seconds of ``read`` (decoding included) and of ``features``.
     """
     config = DataConfig(
         str(path.absolute()), input="audio", sample_rate=16_000, seconds=1.0, max_rows=n
     )
     layer, seconds = LogMel(), {"read": np.inf, "features": np.inf}
     for _ in range(repeats):
-        start = time.perf_counter()
+        started = time.perf_counter()
         samples = read(config, folder=Path.cwd())
-        done = time.perf_counter()
+        is_read = time.perf_counter()
         with torch.inference_mode():
             for at in samples.batches(128):
                 layer(samples.batch(at))
-        seconds["read"] = min(seconds["read"], done - start)
-        seconds["features"] = min(seconds["features"], time.perf_counter() - done)
+        seconds["read"] = min(seconds["read"], is_read - started)
+        seconds["features"] = min(seconds["features"], time.perf_counter() - is_read)
     return {"n": float(len(samples)), **seconds}

@@ -1,4 +1,4 @@
-"""CIFAR-10 with faults of many kinds, and networks trained on it: what the suites start from."""
+"""CIFAR-10 with injected noise, and the networks that benchmarks train on it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ import torch
 from torch import nn
 
 from expunge._core.rng import derive, temp_seed
-from expunge.data import Samples, TensorInputs
-from expunge.data.sources import DataConfig, LabelFile, read, replace_labels
+from expunge.data import Samples
+from expunge.data.samples import TensorInputs
+from expunge.data.sources import DataConfig, LabelFile, other_labels, read
 from expunge.demo.noise import GroundTruth, NoisyDataset, gaussian_inputs, mild_inputs, wrong_labels
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError
 from expunge.models.zoo import resnet
 from expunge.training.loop import TuneConfig
-from expunge_bench.fields import Setting
-from expunge_bench.instance_noise import ambiguous, instance_dependent, mean_prediction, scaled
+from expunge_bench.datasets import Setting, check_sample_count
+from expunge_bench.instance_noise import (
+    ambiguous,
+    instance_dependent,
+    mean_prediction,
+    scale_pixels,
+)
 
-# Kinds of noise, and the rates that a suite takes; the others have a rate of their own.
+# Kinds of noise and their default rates; () for noise whose rate is fixed.
 NOISES: Mapping[str, tuple[float, ...]] = {
     "none": (),
     "symmetric": (0.2, 0.4, 0.6),
@@ -35,40 +41,56 @@ NOISES: Mapping[str, tuple[float, ...]] = {
     "mild": (0.3,),
     "both": (0.4,),
 }
-# Ways to make labels wrong by what the image shows; see `instance_noise`.
-INSTANCE = ("instance", "instance-raw", "ambiguous")
+# Noise that depends on the image; see `instance_noise`.
+INSTANCE_NOISES = ("instance", "instance-raw", "ambiguous")
 TRAINING: Mapping[str, TuneConfig] = {
-    "fresh": TuneConfig(targets="all", epochs=20, lr=0.2, batch_size=128),
-    "memorised": TuneConfig(targets="all", epochs=24, lr=0.2, batch_size=128, augment=False),
+    "regularised": TuneConfig(targets="all", epochs=20, lr=0.2, batch_size=128),
+    "overfit": TuneConfig(targets="all", epochs=24, lr=0.2, batch_size=128, augment=False),
 }
-HELD_OUT = 5_000
+MAX_HELD_OUT = 5_000
+GAUSSIAN_SIGMA = 4.5
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
-class Extra:
-    """A label column of the user's own, and one with the truth: ``FILE:COLUMN`` each."""
+class LabelColumns:
+    """Label columns of the user's own, ``FILE:COLUMN`` each.
+
+    Parameters
+    ----------
+    labels
+        The given labels.
+    true_labels
+        The true ones.
+    """
 
     labels: str
-    truth: str
+    true_labels: str
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """CIFAR-10 as a user has it: a folder with ``train.parquet`` and ``test.parquet``, or the
-    original ``cifar-10-batches-py``. extra: label columns for the noise ``"labels"``.
+    """CIFAR-10 as a user has it.
+
+    Parameters
+    ----------
+    path
+        A folder with ``train.parquet`` and ``test.parquet``, or the original
+        ``cifar-10-batches-py``.
+    columns
+        Label columns for the noise ``"labels"``.
     """
 
     path: Path
-    extra: Extra | None = None
+    columns: LabelColumns | None = None
 
     name = "cifar10"
-    most = 25_000
+    default_n = 25_000
 
     @property
     def noises(self) -> Mapping[str, tuple[float, ...]]:
-        """Kinds of noise and their usual rates."""
-        return {"labels": ()} if self.extra else NOISES
+        """Kinds of noise and their default rates."""
+        return {"labels": ()} if self.columns else NOISES
 
     @property
     def training(self) -> Mapping[str, TuneConfig]:
@@ -87,26 +109,30 @@ class Cifar:
 
     @cached_property
     def test(self) -> Samples:
-        """All test images; no decision sees them."""
+        """All test images. No stage decides anything by them."""
         return self._read("test")
 
-    def scene(self, setting: Setting) -> NoisyDataset:
-        """The first n training images with the setting's faults, and all test images.
+    def noisy_dataset(self, setting: Setting) -> NoisyDataset:
+        """The first n training images with the setting's noise, and all test images.
 
-        Of the training images behind these a fifth as many, 5,000 at most, are held out: faults of
-        the same kind at the same rate.
+        Of the next training images n / 5, at most `MAX_HELD_OUT`, are held out, with noise of the
+        same kind and rate.
+
+        Raises
+        ------
+        DataError
+            If n is larger than the training set.
         """
         n = setting.n
-        if n > len(self.train):
-            raise DataError(f"{n} samples of {len(self.train)}", fix="lower n")
-        train, truth = self._faulty(setting, np.arange(n))
-        rows = np.arange(n, min(n + min(n // 5, HELD_OUT), len(self.train)))
+        check_sample_count(n, len(self.train), where=self.name)
+        train, truth = self._corrupted(setting, np.arange(n))
+        rows = np.arange(n, min(n + min(n // 5, MAX_HELD_OUT), len(self.train)))
         other = replace(setting, seed=derive(setting.seed, "held out"))
-        held_out = self._faulty(other, rows)[0] if len(rows) > 1 else None
+        held_out = self._corrupted(other, rows)[0] if len(rows) > 1 else None
         return NoisyDataset(train, self.test, truth, held_out)
 
-    def _faulty(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, GroundTruth]:
-        """Some training images with the setting's faults."""
+    def _corrupted(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, GroundTruth]:
+        """The training images of these rows with the setting's noise."""
         labels, truth = self._labels(setting, rows)
         pixels, fault = self._pixels(setting, rows)
         inputs = TensorInputs(torch.from_numpy(pixels))
@@ -114,31 +140,32 @@ class Cifar:
         return samples, GroundTruth(truth, labels != truth, fault)
 
     def _labels(self, setting: Setting, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The labels given and the right ones."""
+        """The given labels and the true ones."""
         noise, rate, seed = setting.noise, setting.rate, setting.seed
         truth = self.train.labels[rows]
         if noise == "labels":
-            if self.extra is None:
+            if self.columns is None:
                 raise ConfigError(
-                    "noise 'labels' needs the labels", fix="give labels and truth, FILE:COLUMN each"
+                    "noise 'labels' needs label columns",
+                    fix="give --labels and --true-labels, FILE:COLUMN each",
                 )
-            return self._column(self.extra.labels)[rows], self._column(self.extra.truth)[rows]
+            given, true = self.columns.labels, self.columns.true_labels
+            return self._column(given)[rows], self._column(true)[rows]
         if noise in ("idn_20", "human_aggregate", "human_random1"):
             return self._column(f"{self.path / 'train.parquet'}:{noise}")[rows], truth
         if noise in ("symmetric", "both"):
-            share = rate / 2 if noise == "both" else rate
-            noisy = wrong_labels(truth, rate=share, noise="symmetric", classes=10, seed=seed)
+            part = rate / 2 if noise == "both" else rate
+            noisy = wrong_labels(truth, rate=part, noise="symmetric", classes=10, seed=seed)
         elif noise == "pair":
             noisy = wrong_labels(truth, rate=rate, noise="pair", classes=10, seed=seed)
         elif noise in ("instance", "instance-raw"):
             pixels = self._images(rows)
-            x = scaled(pixels, "raw") if noise == "instance-raw" else _standardised(pixels)
+            x = scale_pixels(pixels, "raw") if noise == "instance-raw" else _standardised(pixels)
             noisy = instance_dependent(x, truth, rate=rate, classes=10, seed=seed)
         elif noise == "ambiguous":
-            right = self.train.subset(rows)
-            noisy = ambiguous(
-                mean_prediction(self.network(seed), right, seed=seed), truth, rate=rate
-            )
+            clean = self.train.subset(rows)
+            probs = mean_prediction(self.network(seed), clean, seed=seed)
+            noisy = ambiguous(probs, truth, rate=rate)
         else:
             noisy = truth
         return noisy, truth
@@ -148,9 +175,11 @@ class Cifar:
         noise, rate, seed = setting.noise, setting.rate, setting.seed
         pixels = self._images(rows)
         if noise in ("gaussian", "both"):
-            share = rate / 2 if noise == "both" else rate
-            x, fault = gaussian_inputs(_standardised(pixels), rate=share, sigma=4.5, seed=seed)
-            return np.where(fault[:, None, None, None], _stored(x), pixels), fault
+            part = rate / 2 if noise == "both" else rate
+            x, fault = gaussian_inputs(
+                _standardised(pixels), rate=part, sigma=GAUSSIAN_SIGMA, seed=seed
+            )
+            return np.where(fault[:, None, None, None], _as_pixels(x), pixels), fault
         if noise == "mild":
             x, fault = mild_inputs(pixels.astype(np.float32) / 255, rate=rate, seed=seed)
             return np.round(255 * x).astype(np.uint8), fault
@@ -163,30 +192,30 @@ class Cifar:
         """Labels from ``FILE:COLUMN``, joined by id."""
         file, _, column = text.rpartition(":")
         if not file or not column:
-            raise ConfigError(f"'{text}' is not FILE:COLUMN")
-        return replace_labels(self.train, LabelFile(file, column), folder=Path.cwd()).labels
+            raise ConfigError(f"expected FILE:COLUMN, got '{text}'")
+        return other_labels(self.train, LabelFile(file, column), folder=Path.cwd()).labels
 
     def _read(self, split: Literal["train", "test"]) -> Samples:
         file = self.path / f"{split}.parquet"
-        hub = file.is_file()
+        is_hub_layout = file.is_file()
         config = DataConfig(
-            path=str((file if hub else self.path).absolute()),
+            path=str((file if is_hub_layout else self.path).absolute()),
             split=split,
             mean=MEAN,
             std=STD,
             view="crop-flip",
-            id="id" if hub and split == "train" else None,
+            id="id" if is_hub_layout and split == "train" else None,
         )
         return read(config, folder=Path.cwd(), name=split)
 
 
 def _standardised(pixels: np.ndarray) -> np.ndarray:
-    """``uint8[n, C, H, W]`` → mean 0, deviation 1 by channel."""
+    """``uint8[n, C, H, W]`` → mean 0 and standard deviation 1 by channel."""
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (MEAN, STD))
-    return (pixels.astype(np.float32) / 255 - mean) / std
+    return np.asarray((pixels.astype(np.float32) / 255 - mean) / std)
 
 
-def _stored(x: np.ndarray) -> np.ndarray:
-    """The inverse, rounded."""
+def _as_pixels(x: np.ndarray) -> np.ndarray:
+    """The inverse of `_standardised`, rounded."""
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (MEAN, STD))
-    return np.round(255 * np.clip(x * std + mean, 0, 1)).astype(np.uint8)
+    return np.asarray(np.round(255 * np.clip(x * std + mean, 0, 1)), np.uint8)

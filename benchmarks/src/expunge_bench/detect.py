@@ -1,151 +1,180 @@
-"""`expunge bench detect`: noise × model state × detector, measured against the truth."""
+"""`expunge bench detect`: noise × state of the network × detector, against the ground truth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from expunge import stages
 from expunge._core.progress import Progress, silent
-from expunge.config import ScoreConfig
 from expunge.demo.noise import GroundTruth
 from expunge.detection.detectors import detectors
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, did_you_mean
 from expunge.evaluation import metrics
-from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
-from expunge_bench.peers import BenchmarkCase, Verdict, peers
-from expunge_bench.suites import ResultStore, Row, Table, distinct, mean, timed
+from expunge.recipes import ScoreConfig
+from expunge_bench.datasets import BenchmarkDataset, Setting, cached_model
+from expunge_bench.peers import BenchmarkCase, DetectorOutput, peers
+from expunge_bench.results import Row, Table, group_rows, mean_cells, noise_label
+from expunge_bench.suites import RowGroup, Suite, check_names
+from expunge_bench.timing import timed, with_peak_memory
 
-KEYS = ("data", "n", "noise", "rate", "state", "detector", "seed")
-# The whole of what `expunge.score` and `expunge.partition` do by default, and the part of it that
-# has a closed form at a linear head: one plain pass.
-WHOLE, FAST = "expunge", "expunge-fast"
+# The default detectors and partition; and the part of them that needs one plain pass only.
+DEFAULT_DETECTION, FAST_DETECTION = "expunge", "expunge-fast"
 FAST_DETECTORS = ("attribution", "attribution_mass")
-DEFAULT = (WHOLE, FAST, "loss", "cleanlab", "tracin", "rlap-published")
+DEFAULT_NAMES = (DEFAULT_DETECTION, FAST_DETECTION, "loss", "cleanlab", "tracin", "rlap-published")
 
 
 def bench(
-    field: BenchmarkDataset,
+    dataset: BenchmarkDataset,
     *,
     settings: Sequence[Setting],
-    names: Sequence[str] = DEFAULT,
+    names: Sequence[str] = DEFAULT_NAMES,
     out: Path,
     command: str = "",
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
-    """One row for each setting and detector; rows that ``out`` holds are not made again.
+) -> list[Row]:
+    """One row for each setting and detector.
 
-    names: ``"expunge"`` (the defaults), ``"expunge-fast"`` (one plain pass), detectors, peers.
-    Trained networks stay in ``out/models``. Writes ``rows.jsonl``, ``table.md``, ``table.html``.
+    Parameters
+    ----------
+    dataset
+        The data.
+    settings
+        Noise and networks, see `expunge_bench.datasets.grid`.
+    names
+        ``"expunge"`` (the defaults), ``"expunge-fast"`` (one plain pass), detectors and peers.
+    out
+        Where networks, rows and tables go.
+    command, progress
+        The command line, for the page; called during the stages.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown.
     """
-    known = {WHOLE, FAST, *detectors.names(), *peers.names()}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"there is no detector '{name}'", fix=did_you_mean(name, known))
-    ledger = ResultStore(out, KEYS)
-    for setting in settings:
-        wanted = [name for name in names if _key(field, setting, name) not in ledger]
-        if not wanted:
-            continue
-        scene = field.scene(setting)
-        model = cached_model(field, scene, setting, out, progress=progress).model
-        case = BenchmarkCase(field, model, scene, setting, out, progress)
-        plain = timed(lambda: collect(model, scene.train))[1]  # noqa: B023
-        for name in wanted:
-            verdict, seconds, peak = timed(lambda: judged(name, case))  # noqa: B023
-            cost = {"seconds": seconds, "passes": seconds / plain, "peak_bytes": peak}
-            ledger.add({**_key(field, setting, name), **measured(verdict, scene.truth), **cost})
-    rows = ledger.rows()
-    ledger.write("Detection", command, tables(rows))
-    return rows
+    known = [DEFAULT_DETECTION, FAST_DETECTION, *detectors.names(), *peers.names()]
+    check_names("detector", names, known)
+
+    def rows_of(setting: Setting, missing: Sequence[Row]) -> Iterable[Row]:
+        data = dataset.noisy_dataset(setting)
+        model = cached_model(dataset, data, setting, out=out, progress=progress).model
+        case = BenchmarkCase(dataset, model, data, setting, out, progress)
+        pass_seconds = timed(lambda: collect(model, data.train))[1]
+        for key in missing:
+            work = partial(run_detector, key["detector"], case)
+            (output, seconds), peak = with_peak_memory(partial(timed, work))
+            cost = {"seconds": seconds, "passes": seconds / pass_seconds, "peak_bytes": peak}
+            yield {**key, **measure_detection(output, data.truth), **cost}
+
+    groups = [
+        RowGroup(
+            [
+                SUITE.key({"data": dataset.name, "detector": name, **setting.row_keys()})
+                for name in names
+            ],
+            partial(rows_of, setting),
+        )
+        for setting in settings
+    ]
+    return SUITE.run(groups, out=out, command=command)
 
 
-def judged(name: str, case: BenchmarkCase) -> Verdict:
-    """What the detector of that name says; nothing but peers gets to see the truth."""
+def run_detector(name: str, case: BenchmarkCase) -> DetectorOutput:
+    """Run a detector, a peer, or the default detection. Only peers receive the whole case."""
     if name in peers.names():
         return peers.get(name)(case)
-    train, seed = case.scene.train, case.setting.seed
-    chosen = {WHOLE: ScoreConfig().detectors, FAST: FAST_DETECTORS}.get(name, (name,))
-    scores = stages.score(case.model, train, seed=seed, detectors=chosen)
-    if name in (WHOLE, FAST):
-        split = stages.partition(scores, seed=seed)
-        return Verdict.of(split.p_noisy, split)
-    split = stages.partition(scores, seed=seed, method="mixture")
-    return Verdict.of(scores.values[name], split)
+    train, seed = case.data.train, case.setting.seed
+    single = (name,)
+    chosen = {DEFAULT_DETECTION: ScoreConfig().detectors, FAST_DETECTION: FAST_DETECTORS}
+    scores = stages.score(case.model, train, seed=seed, detectors=chosen.get(name, single))
+    if name in chosen:
+        partition = stages.partition(scores, seed=seed)
+        return DetectorOutput.of(partition.p_noisy, partition)
+    partition = stages.partition(scores, seed=seed, method="mixture")
+    return DetectorOutput.of(scores.values[name], partition)
 
 
-def measured(verdict: Verdict, truth: GroundTruth) -> dict[str, float | None]:
-    """Every number of a row that comes from the truth; None where it has no meaning."""
+def measure_detection(output: DetectorOutput, truth: GroundTruth) -> dict[str, float | None]:
+    """Compare the output of a detector with the ground truth.
+
+    Returns
+    -------
+    dict
+        ``auroc``, ``auprc``, ``max_f1`` of the score and ``f1`` of the decision. ``miss_rate``: the
+        fraction of the k noisy samples that are not among the k highest scores. ``ece``: expected
+        calibration error of ``p_noisy``. ``fault_type_accuracy``: over flagged samples with one
+        fault, whether it is taken for a wrong label or a corrupted input. ``flagged_rate``,
+        ``noise_rate``, ``estimated_noise_rate``. ``corrected_label_accuracy``: accuracy of the
+        suggested labels. ``given_label_accuracy``. None where a number is undefined.
+    """
     noisy = truth.noisy
-    found: dict[str, float | None] = dict.fromkeys(
-        ("auroc", "auprc", "f1", "best_f1", "miss_rate", "ece", "kind_accuracy")
+    measured: dict[str, float | None] = dict.fromkeys(
+        ("auroc", "auprc", "f1", "max_f1", "miss_rate", "ece", "fault_type_accuracy")
     )
-    split = verdict.partition
-    found |= truth.found_by(verdict.score, verdict.flagged)
+    measured |= truth.detection_metrics(output.score, output.flagged)
     if noisy.any():
-        worst = np.argsort(-verdict.score, kind="stable")[: noisy.sum()]
-        found["miss_rate"] = float(1 - noisy[worst].mean())
-    if split is not None:
-        found["ece"] = metrics.calibration_error(split.p_noisy, noisy)
-        one = verdict.flagged & (truth.label_fault ^ truth.input_fault)
-        said = split.p_input_fault > split.p_label_fault
-        if one.any():
-            found["kind_accuracy"] = float((said == truth.input_fault)[one].mean())
-    suggested = verdict.suggested
-    right = None if suggested is None else float((suggested == truth.labels).mean())
+        top_k = np.argsort(-output.score, kind="stable")[: noisy.sum()]
+        measured["miss_rate"] = float(1 - noisy[top_k].mean())
+    partition = output.partition
+    if partition is not None:
+        measured["ece"] = metrics.calibration_error(partition.p_noisy, noisy)
+        has_one_fault = output.flagged & (truth.label_fault ^ truth.input_fault)
+        predicted = partition.p_input_fault > partition.p_label_fault
+        if has_one_fault.any():
+            correct = (predicted == truth.input_fault)[has_one_fault]
+            measured["fault_type_accuracy"] = float(correct.mean())
+    suggested = output.suggested
     return {
-        **found,
-        "flagged": float(verdict.flagged.mean()),
-        "rate_true": float(noisy.mean()),
-        "rate_estimated": verdict.rate,
-        "suggested_accuracy": right,
-        "given_accuracy": float(1 - truth.label_fault.mean()),
+        **measured,
+        "flagged_rate": float(output.flagged.mean()),
+        "noise_rate": float(noisy.mean()),
+        "estimated_noise_rate": output.noise_rate,
+        "corrected_label_accuracy": (
+            None if suggested is None else float((suggested == truth.labels).mean())
+        ),
+        "given_label_accuracy": float(1 - truth.label_fault.mean()),
     }
 
 
+_QUALITY = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "max_f1": "max F1",
+    "miss_rate": "miss rate @ true k",
+    "ece": "ECE",
+    "noise_rate": "noise rate",
+    "estimated_noise_rate": "est. noise rate",
+    "flagged_rate": "flagged rate",
+    "fault_type_accuracy": "fault-type acc.",
+    "corrected_label_accuracy": "corrected-label acc.",
+}
+
+
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """One table of all rows, means over seeds with 95 % t-intervals; one of the costs."""
+    """Detection and cost: means over seeds with 95 % t-intervals."""
     quality, cost = [], []
-    for noise, rate, state, detector, n in distinct(
-        rows, "noise", "rate", "state", "detector", "n"
-    ):
-        here = [
-            r
-            for r in rows
-            if (r["noise"], r["rate"], r["state"], r["detector"], r["n"])
-            == (noise, rate, state, detector, n)
-        ]
-
-        def over(name: str, scale: float = 1.0, form: str = ".3f") -> str:
-            return mean((r[name] for r in here), form=form, scale=scale)  # noqa: B023
-
-        label = f"{noise} {rate:g}" if rate else noise
-        quality.append(
-            (
-                *(label, state, detector, str(len(here))),
-                *(over(m) for m in ("auroc", "auprc", "f1", "best_f1", "miss_rate", "ece")),
-                *(over("rate_true"), over("rate_estimated"), over("flagged")),
-                *(over("kind_accuracy"), over("suggested_accuracy")),
-            )
-        )
+    groups = group_rows(rows, "noise", "rate", "state", "detector", "n")
+    for (noise, rate, state, detector, n), here in groups.items():
+        name = (noise_label(noise, rate), state, detector)
+        quality.append((*name, str(len(here)), *mean_cells(here, _QUALITY)))
         cost.append(
             (
-                *(label, state, detector, f"{n:,}"),
-                *(over("seconds", form=".1f"), over("passes", form=".2f")),
-                over("peak_bytes", scale=1e-6, form=".0f"),
+                *(*name, f"{n:,}"),
+                *mean_cells(here, ["seconds"], form=".1f"),
+                *mean_cells(here, ["passes"], form=".2f"),
+                *mean_cells(here, ["peak_bytes"], form=".0f", scale=1e-6),
             )
         )
-    head = ("noise", "state", "detector", "seeds", "AUROC", "AUPRC", "F1", "best F1", "missed")
-    more = ("ECE", "true rate", "estimated", "flagged", "kind right", "suggested right")
-    costs = ("noise", "state", "detector", "n", "seconds", "plain passes", "peak MB")
-    return [Table((*head, *more), tuple(quality)), Table(costs, tuple(cost), "Cost")]
+    head = ("noise", "state", "detector")
+    return [
+        Table((*head, "seeds", *_QUALITY.values()), tuple(quality)),
+        Table((*head, "n", "seconds", "plain passes", "peak MB"), tuple(cost), "Cost"),
+    ]
 
 
-def _key(field: BenchmarkDataset, setting: Setting, name: str) -> dict[str, Any]:
-    key = {"data": field.name, "detector": name, **asdict(setting)}
-    return {k: key[k] for k in KEYS}
+SUITE = Suite("Detection", ("data", "n", "noise", "rate", "state", "detector", "seed"), tables)

@@ -1,12 +1,12 @@
-"""`expunge bench digits`: the demo over kinds of noise, rates and seeds, with intervals."""
+"""`expunge bench digits`: the demo over kinds of noise, rates and seeds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import nn
@@ -14,117 +14,135 @@ from torch import nn
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive
 from expunge.demo import digits as demos
-from expunge.demo.digits import TRAINING, Kind, demo
+from expunge.demo.digits import TRAINING, Kind, digits_samples, noisy_digits, run_demo
 from expunge.demo.noise import LabelNoise, NoisyDataset
-from expunge.errors import DataError
-from expunge.reporting.tables import outcomes
+from expunge.reporting import markdown
 from expunge.training.loop import TuneConfig
-from expunge_bench.fields import Setting
-from expunge_bench.suites import Table, distinct, mean
+from expunge_bench.datasets import Setting, check_sample_count
+from expunge_bench.results import (
+    Row,
+    Table,
+    format_mean,
+    group_rows,
+    mean_cells,
+    paired_differences,
+)
+from expunge_bench.suites import RowGroup, Suite
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The digits as a suite takes them: what is not trained on is held out, a third is to test."""
+    """The digits of scikit-learn: two thirds to train on or held out, one third to test."""
 
     name = "digits"
-    most = 1_000
+    default_n = 1_000
     noises: ClassVar[Mapping[str, tuple[float, ...]]] = {
         **{"none": (), "symmetric": (0.4,), "pair": (0.4,), "gaussian": (0.5,), "both": (0.4,)}
     }
     training: ClassVar[Mapping[str, TuneConfig]] = {
-        "fresh": replace(TRAINING, augment=True),
-        "memorised": TRAINING,
+        "regularised": replace(TRAINING, augment=True),
+        "overfit": TRAINING,
     }
 
-    def scene(self, setting: Setting) -> NoisyDataset:
-        """The setting's faults in n digits, and in those that are held out."""
+    def noisy_dataset(self, setting: Setting) -> NoisyDataset:
+        """The first n training digits with the setting's noise; the others are held out."""
         rows, test = demos.split_digits(setting.seed)
-        if setting.n > len(rows):
-            raise DataError(f"{setting.n} digits of {len(rows)} to train on", fix="lower n")
+        check_sample_count(setting.n, len(rows), where=self.name)
         kinds: Mapping[str, Kind] = {"gaussian": "inputs", "both": "both"}
         kind = kinds.get(setting.noise, "labels")
         noise: LabelNoise = "pair" if setting.noise == "pair" else "symmetric"
-        train, truth = demos.noisy_digits(
-            rows[: setting.n], noise, setting.rate, kind, setting.seed
+        train, truth = noisy_digits(
+            rows[: setting.n], noise=noise, rate=setting.rate, kind=kind, seed=setting.seed
         )
         held_out = None
         if len(rows) > setting.n + 1:
-            other = derive(setting.seed, "held out")
-            held_out, _ = demos.noisy_digits(rows[setting.n :], noise, setting.rate, kind, other)
-        return NoisyDataset(train, demos.digits_samples(test, "digits, test"), truth, held_out)
+            seed = derive(setting.seed, "held out")
+            held_out, _ = noisy_digits(
+                rows[setting.n :], noise=noise, rate=setting.rate, kind=kind, seed=seed
+            )
+        return NoisyDataset(train, digits_samples(test, name="digits, test"), truth, held_out)
 
     def network(self, seed: int) -> nn.Module:
         """An untrained convolutional network."""
-        return demos.network(seed)
+        return demos.digits_network(seed)
 
 
 def bench(
     *,
-    kinds: tuple[Kind, ...],
-    rates: tuple[float, ...],
-    seeds: tuple[int, ...],
+    kinds: Sequence[Kind],
+    rates: Sequence[float],
+    seeds: Sequence[int],
     recipe: str = "default",
     out: Path,
+    command: str = "",
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
-    """One row for each kind, rate, seed and model (noisy, repaired, every control).
+) -> list[Row]:
+    """One row for each kind, rate, seed and model: the noisy one, the repaired one, the baselines.
 
-    Each demo keeps its run folder under ``out``, so an interrupted bench goes on where it stopped.
-    Writes ``rows.jsonl`` and ``table.md``.
+    Each demo keeps its run folder under ``out``, so an interrupted benchmark resumes.
     """
-    rows = []
-    for kind in kinds:
-        for rate in rates:
-            for seed in seeds:
-                folder = out / f"{kind}-{rate:g}-{seed}"
-                result, truth = demo(
-                    kind=kind, rate=rate, seed=seed, recipe=recipe, out=folder, progress=progress
-                )
-                common: dict[str, Any] = {
-                    **{"data": "digits", "kind": kind, "rate": rate, "seed": seed},
-                    "flagged": float(result.partition.flagged.mean()),
-                    "rate_estimated": result.partition.noise_rate[0],
-                    **{name: truth.get(name) for name in ("auroc", "f1", "best_f1")},
-                    "suggested_accuracy": truth["suggested_accuracy"],
-                }
-                for row in outcomes(result):
-                    assert row.accuracy is not None
-                    measured = {"model": row.name, "accuracy": row.accuracy.value}
-                    size = {"seconds": row.seconds, "parameters": row.parameters}
-                    rows.append({**common, **measured, **size})
-    (out / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "table.md").write_text(table(rows))
-    return rows
+
+    def rows_of(kind: Kind, rate: float, seed: int) -> Iterable[Row]:
+        folder = out / f"{kind}-{rate:g}-{seed}"
+        result, measured = run_demo(
+            kind=kind, rate=rate, seed=seed, recipe=recipe, out=folder, progress=progress
+        )
+        shared = {
+            **{"data": "digits", "kind": kind, "rate": rate, "recipe": recipe, "seed": seed},
+            "flagged_rate": float(result.partition.flagged.mean()),
+            "estimated_noise_rate": result.partition.noise_rate[0],
+            **{name: measured.get(name) for name in ("auroc", "f1", "max_f1")},
+            "corrected_label_accuracy": measured["corrected_label_accuracy"],
+        }
+        for model in markdown.outcomes(result):
+            assert model.accuracy is not None
+            yield {
+                **shared,
+                "model": model.name,
+                "accuracy": model.accuracy.value,
+                "seconds": model.seconds,
+                "parameters": model.parameters,
+            }
+
+    groups = [
+        RowGroup(None, lambda _, demo=demo: rows_of(*demo))  # type: ignore[misc]
+        for demo in product(kinds, rates, seeds)
+    ]
+    return SUITE.run(groups, out=out, command=command)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: accuracy by model with 95 % intervals over seeds; then the detection."""
-    outcome, detection = [], []
-    for kind, rate in distinct(rows, "kind", "rate"):
-        here = [r for r in rows if (r["kind"], r["rate"]) == (kind, rate)]
-        by_model = {m: [r for r in here if r["model"] == m] for (m,) in distinct(here, "model")}
-        repaired = by_model["repaired"]
-        best = {r["seed"]: r["accuracy"] for r in repaired}
-        for model, found in by_model.items():
-            ahead = [best[r["seed"]] - r["accuracy"] for r in found]
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Accuracy and cost by model, and the detection: means over seeds with 95 % t-intervals."""
+    outcomes, detection = [], []
+    for (kind, rate), here in group_rows(rows, "kind", "rate").items():
+        by_model = group_rows(here, "model")
+        repaired = by_model["repaired",]
+        for (model,), found in by_model.items():
+            gain = paired_differences(repaired, found)
             seconds = [r["seconds"] for r in found if r["seconds"] is not None]
-            outcome.append(
+            outcomes.append(
                 (
                     *(kind, f"{rate:g}", model),
-                    mean((r["accuracy"] for r in found), form=".1f", scale=100),
-                    "–" if model == "repaired" else mean(ahead, form="+.1f", scale=100),
+                    *mean_cells(found, ["accuracy"], form=".1f", scale=100),
+                    "–" if model == "repaired" else format_mean(gain, form="+.1f", scale=100),
                     f"{np.mean(seconds):.1f}" if seconds else "–",
                     f"{np.mean([r['parameters'] for r in found]):,.0f}",
                 )
             )
-        names = ("flagged", "rate_estimated", "auroc", "f1", "best_f1", "suggested_accuracy")
-        numbers = (mean(r[name] for r in repaired) for name in names)
-        detection.append((kind, f"{rate:g}", *numbers))
-    models = ("model", "accuracy", "repaired is ahead by", "seconds", "parameters")
-    faults = ("flagged", "estimated rate", "AUROC", "F1", "best F1", "suggested right")
-    tables = (
-        Table(("noise", "rate", *models), tuple(outcome)),
-        Table(("noise", "rate", *faults), tuple(detection)),
-    )
-    return "\n".join(t.markdown() for t in tables)
+        detection.append((kind, f"{rate:g}", *mean_cells(repaired, _DETECTION)))
+    models = ("model", "accuracy (%)", "Δ repair − this (pp)", "seconds", "parameters")
+    return [
+        Table(("noise", "rate", *models), tuple(outcomes)),
+        Table(("noise", "rate", *_DETECTION.values()), tuple(detection), "Detection"),
+    ]
+
+
+_DETECTION = {
+    "flagged_rate": "flagged rate",
+    "estimated_noise_rate": "est. noise rate",
+    "auroc": "AUROC",
+    "f1": "F1",
+    "max_f1": "max F1",
+    "corrected_label_accuracy": "corrected-label acc.",
+}
+SUITE = Suite("Digits", ("data", "kind", "rate", "recipe", "model", "seed"), tables)

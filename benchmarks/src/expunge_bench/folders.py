@@ -1,4 +1,4 @@
-"""What a folder that a suite is given holds: images or recorded words."""
+"""Find out which benchmark data a folder holds: images or recorded words."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from expunge.errors import DataError
 from expunge_bench.cifar import Cifar
 from expunge_bench.speech import Speech
 
-# The columns that tell the one from the other.
-IMAGES, SPEECH = ("image", "label"), ("id", "audio", "label", "speaker")
+IMAGE_COLUMNS, SPEECH_COLUMNS = ("image", "label"), ("id", "audio", "label", "speaker")
 
 
-def field_of(folder: Path) -> Cifar | Speech:
+def dataset_in_folder(folder: Path) -> Cifar | Speech:
     """CIFAR-10 or Speech Commands, by the columns of ``train.parquet``.
 
-    A folder without that file is taken for the original ``cifar-10-batches-py``. Raises DataError
-    for columns that are neither's.
+    Without that file the folder is read as the original ``cifar-10-batches-py``.
+
+    Raises
+    ------
+    DataError
+        If the columns are those of neither.
     """
     file = folder / "train.parquet"
     if not file.is_file():
         return Cifar(folder)
     columns = column_names(file)
-    if set(columns) >= set(SPEECH):
+    if set(columns) >= set(SPEECH_COLUMNS):
         return Speech(folder)
-    if set(columns) >= set(IMAGES):
+    if set(columns) >= set(IMAGE_COLUMNS):
         return Cifar(folder)
     raise DataError(
-        f"has the columns {', '.join(columns)}: neither images ({', '.join(IMAGES)}) nor speech "
-        f"({', '.join(SPEECH)})",
+        f"expected the columns of images ({', '.join(IMAGE_COLUMNS)}) or of speech "
+        f"({', '.join(SPEECH_COLUMNS)}), got {', '.join(columns)}",
         where=str(file),
         fix="name a folder with CIFAR-10 or with Speech Commands",
     )

@@ -1,7 +1,7 @@
-"""Wrong labels that depend on the image, by two published generators; and what they turn out to be.
+"""Label noise that depends on the input: two published generators, and noise statistics.
 
-Which of the two, at which scaling of the inputs, makes noise of quite different kinds: report both
-with the realised rate and the transition matrix (`realised`).
+The generator and the scaling of its inputs change the noise a lot. Report both, with the realised
+rate and transition matrix (`noise_statistics`).
 """
 
 from __future__ import annotations
@@ -21,29 +21,44 @@ from expunge._core.rng import generator
 from expunge.data import Samples
 from expunge.detection.needs import Need
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, DataError, check_range, did_you_mean
 from expunge.storage.weights import fit_weights
-from expunge.training.loop import TuneConfig, tune
-from expunge.training.targets import build_targets
+from expunge.training.loop import TuneConfig, targets_of, tune
 
-# raw: pixels of 0 … 255, as published. unit: of 0 … 1. standardised: by channel.
+# raw: pixels in 0 … 255, as published. unit: in [0, 1]. standardised: by channel.
 Scaling = Literal["raw", "unit", "standardised"]
-# Standard deviation of the rates that `instance_dependent` draws, as published.
+# Standard deviation of the flip rates of `instance_dependent`, as published.
 RATE_SPREAD = 0.1
-_EPOCHS = 12
+DEFAULT_EPOCHS = 12
 
 
 def instance_dependent(
     x: np.ndarray, labels: np.ndarray, *, rate: float, classes: int, seed: int
 ) -> np.ndarray:
-    """Labels that are wrong more often, and in another way, from image to image.
+    """Flip labels with a probability and to a class that depend on the input.
 
-    The generator of Xia et al. (arXiv 2006.07836): a flip rate ``q_i ~ N(rate, 0.1²)`` truncated to
-    [0, 1] for each sample; a projection ``W_y ~ N(0, 1)`` for each true class; with
-    ``a = x_iᵀ W_y`` and ``a_y = −∞`` the label is c ≠ y with probability ``q_i · softmax(a)_c``.
+    Each sample has a flip rate ``q_i ~ N(rate, 0.1²)``, truncated to [0, 1]; each true class a
+    projection ``W_y ~ N(0, 1)``. With ``a = x_iᵀ W_y`` and ``a_y = −∞`` the label becomes
+    c ≠ y with probability ``q_i · softmax(a)_c``.
 
-    x: ``float[n, …]``. Its scaling shapes the noise (`scaled`): raw or [0, 1] pixels send most of a
-    class to one other class; centred ones (mean 0, deviation 1 by channel) about three in ten.
+    Parameters
+    ----------
+    x
+        ``float[n, …]``. Its scaling changes the noise, see `scale_pixels`: with raw or [0, 1]
+        pixels most wrong labels of a class fall into one other class; with standardised ones about
+        three in ten.
+    labels
+        ``int64[n]``. The true labels.
+    rate
+        The expected noise rate, in [0, 1].
+    classes
+        The number of classes.
+    seed
+        Seed of the flip rates, the projections and the labels.
+
+    References
+    ----------
+    Xia et al., arXiv 2006.07836.
     """
     rng = generator(seed, "noise", "instance")
     low, high = -rate / RATE_SPREAD, (1 - rate) / RATE_SPREAD
@@ -61,13 +76,27 @@ def instance_dependent(
     return noisy
 
 
-def scaled(pixels: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """``uint8[n, C, H, W]`` as ``float32`` on one of the scales that papers and their code mix.
+def scale_pixels(pixels: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """Convert ``uint8[n, C, H, W]`` to ``float32`` on one of the scales in use.
 
-    standardised: by the mean and deviation of each channel over all of these images.
+    Parameters
+    ----------
+    pixels
+        The images.
+    scaling
+        ``"raw"``: 0 … 255. ``"unit"``: [0, 1]. ``"standardised"``: by the mean and standard
+        deviation of each channel over these images.
+
+    Raises
+    ------
+    ConfigError
+        If the scaling is unknown.
     """
     if scaling not in get_args(Scaling):
-        raise ConfigError(f"scaling '{scaling}' is none of: {', '.join(get_args(Scaling))}")
+        raise ConfigError(
+            f"expected a scaling among {', '.join(get_args(Scaling))}, got '{scaling}'",
+            fix=did_you_mean(scaling, get_args(Scaling)),
+        )
     x = pixels.astype(np.float32)
     if scaling == "raw":
         return x
@@ -75,23 +104,42 @@ def scaled(pixels: np.ndarray, scaling: Scaling) -> np.ndarray:
     if scaling == "unit":
         return x
     axes = (0, *range(2, x.ndim))
-    return (x - x.mean(axis=axes, keepdims=True)) / x.std(axis=axes, keepdims=True)
+    return np.asarray((x - x.mean(axis=axes, keepdims=True)) / x.std(axis=axes, keepdims=True))
 
 
 def ambiguous(probs: np.ndarray, labels: np.ndarray, *, rate: float) -> np.ndarray:
-    """The ``⌊rate · n⌋`` labels that a network doubts most become its best other class.
+    """Replace the ``⌊rate · n⌋`` most ambiguous labels by the most probable other class.
 
-    The generator of Chen et al. (arXiv 2012.05458): with S the mean prediction over a training on
-    clean labels (`mean_prediction`), a sample's candidate is ``argmax_{c≠y} S_c``, its score that
-    value; those with the largest scores get their candidates. So the rate is exact, nothing is
-    random, and classes that look like others are hit most. Ties go to the lower row.
+    With S the mean prediction over a training on clean labels (`mean_prediction`), the candidate of
+    a sample is ``argmax_{c≠y} S_c`` and its score ``max_{c≠y} S_c``. The samples with the largest
+    scores get their candidates; ties go to the lower row. The rate is exact and nothing is random.
 
-    probs: ``float[n, c]``. labels: ``int64[n]``, the right ones. rate: in [0, 1).
+    Parameters
+    ----------
+    probs
+        ``float[n, c]``: S.
+    labels
+        ``int64[n]``. The true labels.
+    rate
+        The noise rate, in [0, 1).
+
+    Raises
+    ------
+    ConfigError
+        If the rate lies outside [0, 1).
+    DataError
+        If there is not one row of probabilities for each label.
+
+    References
+    ----------
+    Chen et al., arXiv 2012.05458.
     """
-    if not 0 <= rate < 1:
-        raise ConfigError(f"the noise rate must lie in [0, 1), not {rate}", fix="0.4 means 40 %")
+    check_range(ConfigError, {"the noise rate": (rate, "[0, 1)")})
     if probs.ndim != 2 or len(probs) != len(labels):
-        raise DataError(f"probabilities {probs.shape} for {len(labels)} labels")
+        raise DataError(
+            f"expected probabilities of shape ({len(labels)}, c) for {len(labels)} labels, "
+            f"got {probs.shape}"
+        )
     others = np.array(probs, dtype=np.float64)
     others[np.arange(len(labels)), labels] = -np.inf
     chosen = np.argsort(-others.max(axis=1), kind="stable")[: int(rate * len(labels) + 1e-9)]
@@ -104,35 +152,52 @@ def mean_prediction(
     model: nn.Module,
     samples: Samples,
     *,
-    epochs: int = _EPOCHS,
+    epochs: int = DEFAULT_EPOCHS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Class probabilities averaged over a training on right labels, ``float64[n, c]``.
+    """Class probabilities averaged over the epochs of a training on true labels.
 
-    After every epoch one random view of each sample is looked at, as published. There: a
-    WideResNet-28-10 and 150 epochs; here the model given and ``epochs``. Cost: that many epochs
-    and passes.
+    Parameters
+    ----------
+    model
+        The untrained network; it is not changed. The paper uses a WideResNet-28-10.
+    samples
+        The samples with their true labels. Each epoch predicts one random view of each.
+    epochs
+        The number of epochs. The paper uses 150.
+    seed
+        Seed of the training and of the views.
+    progress
+        Called during the training.
+
+    Returns
+    -------
+    ndarray
+        ``float64[n, c]``.
+
+    Notes
+    -----
+    Cost: ``epochs`` epochs of training and as many passes.
     """
-    seen = _Averages(copy.deepcopy(model), samples, seed)
+    average = _SumOfPredictions(copy.deepcopy(model), samples, seed)
     config = TuneConfig(targets="all", epochs=epochs, lr=0.2)
-    every = build_targets(samples, None, config)
     tune(
         model,
         samples,
-        every,
+        targets_of(samples, None, config),
         config,
         seed=seed,
-        checkpoint=seen,
+        checkpoint=average,
         progress=progress,
         what="noise",
     )
-    return np.asarray(seen.total / epochs)
+    return np.asarray(average.total / epochs)
 
 
 @dataclass
-class _Averages:
-    """A `Checkpoint` that keeps what the network says of the samples after each epoch."""
+class _SumOfPredictions:
+    """A `Checkpoint` that sums the network's predictions after each epoch."""
 
     model: nn.Module
     samples: Samples
@@ -152,18 +217,29 @@ class _Averages:
 
 
 def transition_matrix(truth: np.ndarray, noisy: np.ndarray, classes: int) -> np.ndarray:
-    """``float64[c, c]``: shares of the labels (columns) in each true class (rows)."""
+    """``float64[c, c]``: the fraction of each given label (columns) by true class (rows)."""
     counts = np.bincount(truth * classes + noisy, minlength=classes**2).reshape(classes, classes)
     with np.errstate(invalid="ignore"):
         return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
-def realised(truth: np.ndarray, noisy: np.ndarray, classes: int) -> Mapping[str, Any]:
-    """What noise turned out to be.
+def noise_statistics(truth: np.ndarray, noisy: np.ndarray, classes: int) -> Mapping[str, Any]:
+    """Describe label noise.
 
-    rate: share of wrong labels. transition: see `transition_matrix`. top_target: of a class's wrong
-    labels, the share of the commonest, the mean over classes: 1 for pair flips, 1 / (c − 1) for
-    symmetric noise. worst_class: the lowest share of right labels.
+    Parameters
+    ----------
+    truth, noisy
+        ``int64[n]``. The true and the given labels.
+    classes
+        The number of classes.
+
+    Returns
+    -------
+    dict
+        ``rate``: the fraction of wrong labels. ``transition``: see `transition_matrix`.
+        ``commonest_target``: the fraction of the commonest class among the wrong labels of a true
+        class, averaged over classes (1 for pair flips, 1 / (c − 1) for symmetric noise); None
+        without wrong labels. ``worst_class``: the lowest fraction of correct labels of a class.
     """
     matrix = transition_matrix(truth, noisy, classes)
     off = matrix.copy()
@@ -173,6 +249,6 @@ def realised(truth: np.ndarray, noisy: np.ndarray, classes: int) -> Mapping[str,
     return {
         "rate": float((truth != noisy).mean()),
         "transition": [[round(float(v), 4) for v in row] for row in matrix],
-        "top_target": float(np.mean(top)) if top else None,
+        "commonest_target": float(np.mean(top)) if top else None,
         "worst_class": float(np.nanmin(np.diag(matrix))),
     }

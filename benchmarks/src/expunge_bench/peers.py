@@ -1,7 +1,6 @@
-"""Other people's detectors on the same model and samples, by their own packages.
+"""Published detectors, run by their own packages on the same model and samples.
 
-The extra ``expunge[peers]`` installs them. Each gives a `Verdict`; one that offers no threshold is
-given the mixture partition, as our own single detectors are.
+A peer without a threshold of its own is partitioned by the mixture, as our single detectors are.
 """
 
 from __future__ import annotations
@@ -20,100 +19,114 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from expunge import pipeline, stages
+from expunge._core.arrays import Bools, Floats, Ints
 from expunge._core.progress import Progress
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import generator
-from expunge.data import Batch, Samples
+from expunge.data import Samples
+from expunge.data.samples import Batch
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
-from expunge.errors import extra_required
-from expunge.models.inspection import inspect_layers
+from expunge.models.inspection import discover
 from expunge.records import Partition, Scores
-from expunge_bench.fields import BenchmarkDataset, Setting
+from expunge_bench.datasets import BenchmarkDataset, Setting
 
-FOLDS = 5
+N_FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a detector says of n samples.
+class DetectorOutput:
+    """The output of a detector for n samples.
 
-    score: ``float64[n]``, higher = worse. flagged: ``bool[n]``, at its own threshold. rate: its
-    estimate of the noise rate. partition: where it gives probabilities and kinds.
-    suggested: ``int64[n]`` labels, where it suggests any.
+    Parameters
+    ----------
+    score
+        ``float64[n]``. Higher = more suspicious.
+    flagged
+        ``bool[n]``. The decision at the detector's own threshold.
+    noise_rate
+        The detector's estimate of the noise rate.
+    partition
+        Probabilities and kinds of fault, if the detector gives any.
+    suggested
+        ``int64[n]``. Suggested labels, if the detector gives any.
     """
 
-    score: np.ndarray
-    flagged: np.ndarray
-    rate: float
+    score: Floats
+    flagged: Bools
+    noise_rate: float
     partition: Partition | None = None
-    suggested: np.ndarray | None = None
+    suggested: Ints | None = None
 
     @classmethod
-    def of(cls, score: np.ndarray, split: Partition) -> Verdict:
-        """A score, and what a partition made of it."""
-        return cls(score, split.flagged, split.noise_rate[0], split, split.suggested_label)
+    def of(cls, score: Floats, partition: Partition) -> DetectorOutput:
+        """A score and the partition that was made of it."""
+        rate, suggested = partition.noise_rate[0], partition.suggested_label
+        return cls(score, partition.flagged, rate, partition, suggested)
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """A model and what it was trained on. truth is there to orient the published method alone."""
+    """A noisy model and the data on which it was trained.
 
-    field: BenchmarkDataset
+    Of the peers only ``rlap-published`` uses the ground truth in ``data``.
+    """
+
+    dataset: BenchmarkDataset
     model: nn.Module
-    scene: NoisyDataset
+    data: NoisyDataset
     setting: Setting
     out: Path
     progress: Progress
 
 
-peers: Registry[Callable[[BenchmarkCase], Verdict], NoMetadata] = Registry("peer", NoMetadata)
+peers: Registry[Callable[[BenchmarkCase], DetectorOutput], NoMetadata] = Registry(
+    "peer", NoMetadata
+)
 
 
 @peers.register("cleanlab")
-def cleanlab(case: BenchmarkCase) -> Verdict:
-    """Confident learning (cleanlab) on the model's own probabilities: no further training."""
-    return _confident(case.scene.train.labels, _probabilities(case.model, case.scene.train))
+def cleanlab(case: BenchmarkCase) -> DetectorOutput:
+    """Confident learning (cleanlab) on the probabilities of the model, without further training."""
+    return _confident_learning(case.data.train.labels, _probabilities(case.model, case.data.train))
 
 
 @peers.register("cleanlab-folds")
-def cleanlab_folds(case: BenchmarkCase) -> Verdict:
+def cleanlab_folds(case: BenchmarkCase) -> DetectorOutput:
     """Confident learning (cleanlab) on out-of-sample probabilities: five more trainings."""
-    train, setting = case.scene.train, case.setting
-    fold = generator(setting.seed, "folds").permutation(len(train)) % FOLDS
+    train, setting = case.data.train, case.setting
+    fold = generator(setting.seed, "folds").permutation(len(train)) % N_FOLDS
     probs = np.empty((len(train), len(train.classes)))
-    for k in range(FOLDS):
+    for k in range(N_FOLDS):
         fitted = pipeline.train(
-            case.field.network(setting.seed),
+            case.dataset.network(setting.seed),
             train.subset(np.flatnonzero(fold != k)),
-            case.field.training[setting.state],
+            case.dataset.training[setting.state],
             seed=setting.seed,
             out=case.out / "models" / f"{setting.name}-fold-{k}",
             progress=case.progress,
         )
         held_out = np.flatnonzero(fold == k)
         probs[held_out] = _probabilities(fitted.model, train.subset(held_out))
-    return _confident(train.labels, probs)
+    return _confident_learning(train.labels, probs)
 
 
 @peers.register("tracin")
-def tracin(case: BenchmarkCase) -> Verdict:
-    """Self-influence by captum's TracInCPFast at the last layer, with the one checkpoint there is.
+def tracin(case: BenchmarkCase) -> DetectorOutput:
+    """Self-influence by captum's TracInCPFast at the last layer, of the one checkpoint.
 
-    It offers no threshold: the mixture partition sets it.
+    It has no threshold: the mixture partition sets it.
     """
-    try:
-        from captum.influence import TracInCPFast
-    except ImportError as error:
-        raise extra_required("captum", "peers") from error
-    train = case.scene.train
-    layout = inspect_layers(case.model, train.example())
+    from captum.influence import TracInCPFast
+
+    train = case.data.train
+    layout = discover(case.model, train.example())
     batches = DataLoader(_Batches(train), batch_size=None)
     influence = TracInCPFast(
         case.model,
         case.model.get_submodule(layout.head),
         batches,
-        checkpoints=["the model as it is"],
+        checkpoints=["the model"],
         checkpoints_load_func=lambda model, path: 1.0,
         loss_fn=nn.CrossEntropyLoss(reduction="sum"),
         vectorize=False,
@@ -124,20 +137,21 @@ def tracin(case: BenchmarkCase) -> Verdict:
     probs = _probabilities(case.model, train)
     score = np.log(np.maximum(score, 1e-12))
     scores = Scores(train.ids, train.labels, {"tracin": score}, {"tracin": "label"}, probs)
-    split = stages.partition(scores, seed=case.setting.seed, method="mixture")
-    return Verdict.of(score, split)
+    partition = stages.partition(scores, seed=case.setting.seed, method="mixture")
+    return DetectorOutput.of(score, partition)
 
 
 @peers.register("rlap-published")
-def rlap_published(case: BenchmarkCase) -> Verdict:
-    """The published partition as printed (arXiv 2506.11615); truth orients it, to its favour.
+def rlap_published(case: BenchmarkCase) -> DetectorOutput:
+    """The partition of arXiv 2506.11615 as printed. The ground truth names the noisy cluster.
 
-    ``|h_j max_c ∂z_c/∂h_j|`` at the last hidden layer, standardised, two Gaussians of full
-    covariance, hard assignment. Of the two ways to name the clusters the better F1 is taken, where
-    the paper asks the truth too. A dead unit makes the covariance singular: then nothing is found.
+    ``|h_j max_c ∂z_c/∂h_j|`` at the last hidden layer, standardised, two Gaussians with full
+    covariance, hard assignment. The cluster with the higher F1 is taken, in favour of the method:
+    the paper uses the ground truth as well. A dead unit makes the covariance singular; then
+    nothing is flagged.
     """
-    train, truth = case.scene.train, case.scene.truth.noisy
-    signals = collect(case.model, train, needs=frozenset({"attributions"}))
+    train = case.data.train
+    signals = collect(case.model, train, needs=frozenset({"vectors"}))
     assert signals.attributions is not None
     scaled = StandardScaler().fit_transform(signals.attributions)
     try:
@@ -146,27 +160,35 @@ def rlap_published(case: BenchmarkCase) -> Verdict:
             cluster = GaussianMixture(2, random_state=42).fit_predict(scaled)
     except ValueError:
         cluster = np.zeros(len(train), dtype=int)
+    flagged = noisy_cluster(cluster, case.data.truth.noisy)
+    return DetectorOutput(flagged.astype(np.float64), flagged, float(flagged.mean()))
+
+
+def noisy_cluster(cluster: Ints, noisy: Bools) -> Bools:
+    """``bool[n]``: the cluster that agrees best with the noisy samples, by F1.
+
+    No sample, if there is only one cluster.
+    """
     sides = [cluster == k for k in np.unique(cluster)]
-    flagged = max(sides, key=lambda side: 2 * (side & truth).sum() / (side.sum() + truth.sum() + 1))
     if len(sides) == 1:
-        flagged = np.zeros(len(train), dtype=bool)
-    return Verdict(flagged.astype(np.float64), flagged, float(flagged.mean()))
+        return np.zeros(len(cluster), dtype=bool)
+    # The + 1 avoids 0 / 0.
+    return max(sides, key=lambda side: 2 * (side & noisy).sum() / (side.sum() + noisy.sum() + 1))
 
 
-def _confident(labels: np.ndarray, probs: np.ndarray) -> Verdict:
-    try:
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
-    except ImportError as error:
-        raise extra_required("cleanlab", "peers") from error
+def _confident_learning(labels: Ints, probs: Floats) -> DetectorOutput:
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
     flagged = find_label_issues(labels, probs, n_jobs=1)
     score = 1 - get_label_quality_scores(labels, probs)
     suggested = np.where(flagged, probs.argmax(axis=1), labels)
-    return Verdict(score, flagged, float(flagged.mean()), suggested=suggested)
+    return DetectorOutput(score, flagged, float(flagged.mean()), suggested=suggested)
 
 
-def _probabilities(model: nn.Module, samples: Samples) -> np.ndarray:
-    return softmax(collect(model, samples).logits.astype(np.float64), axis=1)
+def _probabilities(model: nn.Module, samples: Samples) -> Floats:
+    logits = collect(model, samples).logits.astype(np.float64)
+    return np.asarray(softmax(logits, axis=1))
 
 
 class _Batches(Dataset[tuple[Batch, torch.Tensor]]):

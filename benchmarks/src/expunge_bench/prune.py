@@ -1,11 +1,11 @@
-"""`expunge bench prune`: accuracy against size, by how many units are cut and by which ranking."""
+"""`expunge bench prune`: accuracy against size, by pruned fraction and ranking."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -13,21 +13,33 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge.data import Samples
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, check_range
 from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
-from expunge_bench.fields import BenchmarkDataset, Setting, cached_model
-from expunge_bench.repair import WHOLE, images_per_second
-from expunge_bench.suites import ResultStore, Row, Table, distinct, mean
+from expunge.records import NeuronRanking, Partition
+from expunge.storage import cached_stages
+from expunge.training.loop import with_learning_rate
+from expunge_bench.datasets import BenchmarkDataset, Setting, cached_model
+from expunge_bench.repair import REPAIR, samples_per_second
+from expunge_bench.results import (
+    Row,
+    Table,
+    format_mean,
+    group_rows,
+    mean_cells,
+    noise_label,
+    paired_differences,
+)
+from expunge_bench.suites import RowGroup, Suite
 
-KEYS = ("data", "n", "noise", "rate", "state", "ranking", "fraction", "seed")
 FRACTIONS = (0.15, 0.3, 0.5, 0.7)
-# Recipes that differ in which units go: by our regression, by chance, by size.
-RANKINGS = (WHOLE, "random-units", "magnitude")
+# Recipes that differ in which units they prune: by our regression, at random, by magnitude.
+RANKINGS = (REPAIR, "random-units", "magnitude")
+UNPRUNED = "unpruned"
 
 
 def bench(
-    field: BenchmarkDataset,
+    dataset: BenchmarkDataset,
     *,
     settings: Sequence[Setting],
     fractions: Sequence[float] = FRACTIONS,
@@ -35,122 +47,144 @@ def bench(
     out: Path,
     command: str = "",
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
-    """One row for each setting, fraction of the units and ranking; and one with nothing cut.
+) -> list[Row]:
+    """One row for each setting, pruned fraction and ranking, and one without pruning.
 
-    All start from one network and one partition, and are tuned as the repair tunes. rankings:
-    recipes, of which the ranking and the pruner count. What ``out`` holds is not made again.
+    All start from the same network and partition, and are fine-tuned as the repair is.
+
+    Parameters
+    ----------
+    dataset
+        The data.
+    settings
+        Noise and networks, see `expunge_bench.datasets.grid`.
+    fractions
+        Fractions of the units, in (0, 1).
+    rankings
+        Recipes; only their ranking and pruner are used.
+    out
+        Where networks, run folders, rows and tables go.
+    command, progress
+        The command line, for the page; called during the stages.
+
+    Raises
+    ------
+    ConfigError
+        If a recipe is unknown or a fraction lies outside (0, 1).
     """
     for name in rankings:
         recipes.get(name)
-    for fraction in fractions:
-        if not 0 < fraction < 1:
-            raise ConfigError(f"a fraction must lie in (0, 1), not {fraction:g}")
-    wanted = [("nothing", 0.0), *((name, f) for f in fractions for name in rankings)]
-    ledger, recipe = ResultStore(out, KEYS), resolve(WHOLE)
-    for setting in settings:
-        left = [(n, f) for n, f in wanted if _key(field, setting, n, f) not in ledger]
-        if not left:
-            continue
-        scene = field.scene(setting)
-        noisy = cached_model(field, scene, setting, out, progress=progress).model
+    check_range(ConfigError, {f"fraction {f:g}": (f, "(0, 1)") for f in fractions})
+    variants = [(UNPRUNED, 0.0), *((name, f) for f in fractions for name in rankings)]
+
+    def rows_of(setting: Setting, missing: Sequence[Row]) -> Iterable[Row]:
+        data = dataset.noisy_dataset(setting)
+        model = cached_model(dataset, data, setting, out=out, progress=progress).model
         found = pipeline.repair_until(
-            noisy,
-            scene.train,
+            model,
+            data.train,
             until="rank",
             seed=setting.seed,
             out=out / "runs" / setting.name,
             progress=progress,
         )
-        split = found.partition
-        assert split is not None
-        for name, fraction in left:
-            model = stages.tune(
-                _cut(noisy, scene.train, found, name, fraction, setting.seed),
-                scene.train,
-                split,
-                recipe.tune,
-                seed=setting.seed,
-                progress=progress,
+        partition, recipe = found.partition, resolve(REPAIR)
+        assert partition is not None
+        learning_rate = cached_stages.default_learning_rate(recipe, found.scores, partition)
+        config = asdict(with_learning_rate(recipe.tune, len(data.train), learning_rate))
+        pruner = _Pruner(model, data.train, partition, found.ranking, setting.seed)
+        for key in missing:
+            pruned = pruner.prune(key["ranking"], key["fraction"])
+            tuned = stages.tune(
+                pruned, data.train, partition, seed=setting.seed, progress=progress, **config
             )
-            size = surgery.size(model, stages.example_batch(scene.train))
-            measured = stages.evaluate(model, scene.test, seed=setting.seed)
-            ledger.add(
-                {
-                    **_key(field, setting, name, fraction),
-                    "accuracy": measured.accuracy.value,
-                    "parameters": size.parameters,
-                    "macs": size.macs,
-                    "images_per_second": images_per_second(model, scene.test),
-                }
-            )
-    rows = ledger.rows()
-    ledger.write("Accuracy against size", command, [table(rows)])
-    return rows
+            size = surgery.size(tuned, stages.example_batch(data.train))
+            yield {
+                **key,
+                "accuracy": stages.evaluate(tuned, data.test, seed=setting.seed).accuracy.value,
+                "parameters": size.parameters,
+                "macs": size.macs,
+                "samples_per_second": samples_per_second(tuned, data.test),
+            }
 
-
-def _cut(
-    model: nn.Module,
-    train: Samples,
-    found: pipeline.StageResults,
-    name: str,
-    fraction: float,
-    seed: int,
-) -> nn.Module:
-    """The noisy model without that fraction of its units."""
-    if not fraction:
-        return model
-    recipe, ranking = resolve(name), found.ranking
-    assert found.partition is not None
-    if ranking is None or recipe.rank != resolve(WHOLE).rank:
-        ranking = stages.rank(model, train, found.partition, seed=seed, **asdict(recipe.rank))
-    settings = asdict(replace(recipe.prune, fraction=fraction, count=None))
-    return stages.prune(model, stages.plan(ranking, seed=seed, **settings), train)
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """Means over seeds with 95 % t-intervals; what the cut costs is paired by seed."""
-    lines = []
-    for noise, rate, state, n, name, fraction in distinct(
-        rows, "noise", "rate", "state", "n", "ranking", "fraction"
-    ):
-        here = [
-            r
-            for r in rows
-            if (r["noise"], r["rate"], r["state"], r["n"]) == (noise, rate, state, n)
-        ]
-        whole = {r["seed"]: r for r in here if r["ranking"] == "nothing"}
-        found = [r for r in here if (r["ranking"], r["fraction"]) == (name, fraction)]
-        pairs = [(r, whole[r["seed"]]) for r in found if r["seed"] in whole]
-
-        def share(key: str) -> str:
-            return f"{100 * np.mean([r[key] / w[key] for r, w in pairs]):.0f}" if pairs else "–"  # noqa: B023
-
-        lines.append(
-            (
-                f"{noise} {rate:g}" if rate else noise,
-                *(state, f"{100 * fraction:.0f}", name, str(len(found))),
-                mean((r["accuracy"] for r in found), form=".1f", scale=100),
-                "–"
-                if name == "nothing"
-                else mean(
-                    (r["accuracy"] - w["accuracy"] for r, w in pairs), form="+.1f", scale=100
-                ),
-                *(share("parameters"), share("macs"), share("images_per_second")),
-            )
+    groups = [
+        RowGroup(
+            [
+                SUITE.key(
+                    {
+                        "data": dataset.name,
+                        "ranking": name,
+                        "fraction": fraction,
+                        **setting.row_keys(),
+                    }
+                )
+                for name, fraction in variants
+            ],
+            partial(rows_of, setting),
         )
-    head = (
-        "noise",
-        "state",
-        "cut %",
-        "ranking",
-        "seeds",
-        "accuracy",
-        "Δ vs unpruned (pp)",
-    )
-    return Table((*head, "parameters %", "macs %", "speed %"), tuple(lines))
+        for setting in settings
+    ]
+    return SUITE.run(groups, out=out, command=command)
 
 
-def _key(field: BenchmarkDataset, setting: Setting, name: str, fraction: float) -> dict[str, Any]:
-    key = {"data": field.name, "ranking": name, "fraction": fraction, **asdict(setting)}
-    return {k: key[k] for k in KEYS}
+class _Pruner:
+    """Prunes one noisy model by any ranking and fraction."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Samples,
+        partition: Partition,
+        ranking: NeuronRanking | None,
+        seed: int,
+    ) -> None:
+        self._model, self._train, self._partition = model, train, partition
+        self._ranking, self._seed = ranking, seed
+
+    def prune(self, name: str, fraction: float) -> nn.Module:
+        """The model without that fraction of its units; the model itself for fraction 0."""
+        if not fraction:
+            return self._model
+        recipe, ranking = resolve(name), self._ranking
+        if ranking is None or recipe.rank != resolve(REPAIR).rank:
+            options = asdict(recipe.rank)
+            ranking = stages.rank(
+                self._model, self._train, self._partition, seed=self._seed, **options
+            )
+        options = asdict(replace(recipe.prune, fraction=fraction, count=None))
+        plan = stages.plan(ranking, seed=self._seed, **options)
+        return stages.prune(self._model, plan, self._train)
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Means over seeds with 95 % t-intervals; differences and ratios are paired by seed."""
+    lines = []
+    for (noise, rate, state, _), here in group_rows(rows, "noise", "rate", "state", "n").items():
+        variants = group_rows(here, "ranking", "fraction")
+        unpruned = variants.get((UNPRUNED, 0.0), [])
+        by_seed = {r["seed"]: r for r in unpruned}
+        for (name, fraction), found in variants.items():
+            difference = paired_differences(found, unpruned)
+            ratios = [
+                [100 * r[k] / by_seed[r["seed"]][k] for r in found if r["seed"] in by_seed]
+                for k in ("parameters", "macs", "samples_per_second")
+            ]
+            lines.append(
+                (
+                    *(noise_label(noise, rate), state, f"{100 * fraction:.0f}", name),
+                    str(len(found)),
+                    *mean_cells(found, ["accuracy"], form=".1f", scale=100),
+                    "–" if name == UNPRUNED else format_mean(difference, form="+.1f", scale=100),
+                    *(f"{np.mean(ratio):.0f}" if ratio else "–" for ratio in ratios),
+                )
+            )
+    head = ("noise", "state", "pruned (%)", "ranking", "seeds", "accuracy (%)")
+    more = ("Δ vs unpruned (pp)", "parameters (%)", "MACs (%)", "speed (%)")
+    return [Table((*head, *more), tuple(lines))]
+
+
+SUITE = Suite(
+    "Accuracy against size",
+    ("data", "n", "noise", "rate", "state", "ranking", "fraction", "seed"),
+    tables,
+)

@@ -1,4 +1,4 @@
-"""Recorded words with faults of many kinds, and networks trained on them."""
+"""Speech Commands with injected noise, and the networks that benchmarks train on it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import torch
 from torch import nn
 
 from expunge._core.rng import derive, generator, temp_seed
-from expunge.data import DataConfig, Samples, TensorInputs, read
-from expunge.data.audio import is_silence_class
-from expunge.data.labels import join_by_id
+from expunge.data import DataConfig, Samples, read
+from expunge.data.audio import means_silence
+from expunge.data.labels import join
 from expunge.data.parquet import read_column
+from expunge.data.samples import TensorInputs
 from expunge.demo.noise import GroundTruth, NoisyDataset, wrong_labels
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
 from expunge.models.zoo import kws
 from expunge.training.loop import TuneConfig
 from expunge_bench.audio_noise import Fault, audio_faults, confusable_labels, feature_noise
-from expunge_bench.fields import Setting
+from expunge_bench.datasets import Setting, check_sample_count
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
-# Kinds of noise, and the rates that a suite takes. Two words in three have one that is heard for
-# them: of 12 classes, 0.25 leaves more than half of every word's labels right.
+# Kinds of noise and their default rates; () for noise whose rate is fixed. Two words in three have
+# a confusable word: at 0.25, more than half of every word's labels stay right.
 NOISES: Mapping[str, tuple[float, ...]] = {
     "none": (),
     "symmetric": (0.4,),
@@ -37,25 +38,30 @@ NOISES: Mapping[str, tuple[float, ...]] = {
     "both": (0.4,),
 }
 TRAINING: Mapping[str, TuneConfig] = {
-    "fresh": TuneConfig(targets="all", epochs=30, lr=0.1, batch_size=64),
-    "memorised": TuneConfig(targets="all", epochs=60, lr=0.1, batch_size=64, augment=False),
+    "regularised": TuneConfig(targets="all", epochs=30, lr=0.1, batch_size=64),
+    "overfit": TuneConfig(targets="all", epochs=60, lr=0.1, batch_size=64, augment=False),
 }
-RATE = 16_000  # Hz
-# What the published network sees: 40 coefficients of so many frames, most of which pad a clip.
+SAMPLE_RATE = 16_000  # Hz
+# Frames of the published network's input, most of which pad a clip.
 FRAMES = 130
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
 
 @dataclass(frozen=True)
 class Speech:
-    """Speech Commands as a user has it: a folder with ``train.parquet`` and ``test.parquet`` in the
-    Hub's layout: the columns id, audio, label and speaker, one-second clips.
+    """Speech Commands as a user has it.
+
+    Parameters
+    ----------
+    path
+        A folder with ``train.parquet`` and ``test.parquet`` in the Hub's layout: the columns id,
+        audio, label and speaker, one-second clips.
     """
 
     path: Path
 
     name = "speech"
-    most = 3_200
+    default_n = 3_200
     noises = NOISES
 
     @property
@@ -64,15 +70,15 @@ class Speech:
         return TRAINING
 
     def network(self, seed: int) -> nn.Module:
-        """An untrained DS-CNN for keyword spotting, without the masks that hinder memorising."""
+        """An untrained DS-CNN for keyword spotting, without masks, so that it can memorise."""
         with temp_seed(seed, "network"):
-            return kws(classes=len(self.train.classes), sample_rate=RATE, n_masks=0)
+            return kws(classes=len(self.train.classes), rate=SAMPLE_RATE, masks=0)
 
     @cached_property
     def train(self) -> Samples:
-        """All training clips, decoded once: speaker by speaker, these in an order of their own."""
+        """All training clips, decoded once, grouped by speaker; the speakers are shuffled."""
         samples = self._read("train")
-        order = np.argsort(_shuffled(self._speakers(samples)), kind="stable")
+        order = np.argsort(_random_ranks(self._speakers(samples)), kind="stable")
         clips = torch.as_tensor(samples.inputs.batch(order))
         return replace(
             samples,
@@ -83,31 +89,36 @@ class Speech:
 
     @cached_property
     def speakers(self) -> np.ndarray:
-        """``str[n]``: whose voice each training clip is."""
+        """``str[n]``: the speaker of each training clip."""
         return self._speakers(self.train)
 
     @cached_property
     def test(self) -> Samples:
-        """All test clips, of speakers of their own; no decision sees them."""
+        """All test clips, of other speakers. No stage decides anything by them."""
         return self._read("test")
 
-    def scene(self, setting: Setting) -> NoisyDataset:
-        """The first n training clips with the setting's faults, and all test clips.
+    def noisy_dataset(self, setting: Setting) -> NoisyDataset:
+        """The first n training clips with the setting's noise, and all test clips.
 
-        Held out are the clips of all speakers that are not among the n: faults of the same kind at
-        the same rate. Where n cuts a speaker in two, the rest of that speaker is left out.
+        The clips of all other speakers are held out, with noise of the same kind and rate. If n
+        splits a speaker's clips, the rest of that speaker is not used.
+
+        Raises
+        ------
+        DataError
+            If n is larger than the training set.
         """
         rows, others = self._split(np.arange(len(self.train)), setting.n)
-        train, truth = self._faulty(setting, rows)
-        again = replace(setting, seed=derive(setting.seed, "held out"))
-        held_out = self._faulty(again, others)[0] if len(others) > 1 else None
+        train, truth = self._corrupted(setting, rows)
+        other = replace(setting, seed=derive(setting.seed, "held out"))
+        held_out = self._corrupted(other, others)[0] if len(others) > 1 else None
         return NoisyDataset(train, self.test, truth, held_out)
 
-    def published(self, *, n: int, seed: int) -> NoisyDataset:
-        """The published set: MFCC of ten words, of which half of the n get noise of deviation 15.
+    def published_dataset(self, *, n: int, seed: int) -> NoisyDataset:
+        """The data of arXiv 2506.11615: MFCC of ten words, Gaussian noise (σ = 15) on half of them.
 
-        ``float32[n, 1, 40, 130]``: a clip's 32 frames, and zeros behind these. Unlike there, no
-        speaker of the test clips is among the training clips, and the noise is drawn once.
+        Inputs are ``float32[n, 1, 40, 130]``: the 32 frames of a clip, then zeros. Deviations from
+        the paper: test and training clips have different speakers, and the noise is drawn once.
         """
         rows, _ = self._split(np.flatnonzero(_of_words(self.train)), n)
         clean = _cepstra(self.train, rows)
@@ -119,14 +130,13 @@ class Speech:
         )
 
     def _split(self, rows: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first n of these rows, and those whose speaker is not among them."""
-        if n > len(rows):
-            raise DataError(f"{n} clips of {len(rows)}", where=str(self.path), fix="lower n")
-        heard = np.isin(self.speakers[rows], self.speakers[rows[:n]])
-        return rows[:n], rows[~heard]
+        """The first n of these rows, and the rows of all other speakers."""
+        check_sample_count(n, len(rows), where=str(self.path))
+        same_speaker = np.isin(self.speakers[rows], self.speakers[rows[:n]])
+        return rows[:n], rows[~same_speaker]
 
-    def _faulty(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, GroundTruth]:
-        """Some training clips with the setting's faults."""
+    def _corrupted(self, setting: Setting, rows: np.ndarray) -> tuple[Samples, GroundTruth]:
+        """The training clips of these rows with the setting's noise."""
         clean = self.train.subset(rows)
         labels, (clips, fault) = _labels(clean, setting), _clips(clean, setting)
         samples = replace(
@@ -140,14 +150,14 @@ class Speech:
     def _speakers(self, samples: Samples) -> np.ndarray:
         file = self.path / "train.parquet"
         ids, names = read_column(file, "id"), read_column(file, "speaker")
-        return join_by_id(samples.ids, ids, names.astype(str), where=str(file))
+        return join(samples.ids, ids, names.astype(str), where=str(file))
 
     def _read(self, split: Literal["train", "test"]) -> Samples:
         config = DataConfig(
             path=str((self.path / f"{split}.parquet").absolute()),
             input="audio",
             id="id",
-            sample_rate=RATE,
+            rate=SAMPLE_RATE,
             seconds=1.0,
             view="speech",
         )
@@ -156,40 +166,40 @@ class Speech:
 
 
 def _labels(clean: Samples, setting: Setting) -> np.ndarray:
-    """The labels given."""
+    """The given labels."""
     noise, rate, seed = setting.noise, setting.rate, setting.seed
     if noise == "confusable":
         return confusable_labels(clean.labels, rate=rate, classes=clean.classes, seed=seed)
     if noise in ("symmetric", "both"):
-        share, c = rate / 2 if noise == "both" else rate, len(clean.classes)
-        return wrong_labels(clean.labels, rate=share, noise="symmetric", classes=c, seed=seed)
+        part, c = rate / 2 if noise == "both" else rate, len(clean.classes)
+        return wrong_labels(clean.labels, rate=part, noise="symmetric", classes=c, seed=seed)
     return clean.labels
 
 
 def _clips(clean: Samples, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """The clips, and which of them have a fault: only clips of words, silence cannot be broken."""
+    """The clips, and which of them are corrupted. Clips of silence are never corrupted."""
     noise, rate = setting.noise, setting.rate
     clips, fault = _values(clean), np.zeros(len(clean), dtype=bool)
     kinds = FAULTS if noise in ("faults", "both") else tuple(f for f in FAULTS if f == noise)
     if not kinds:
         return clips, fault
-    share = rate / 2 if noise == "both" else rate
-    silent = [c for c, name in enumerate(clean.classes) if is_silence_class(name)]
+    part = rate / 2 if noise == "both" else rate
+    silent = [c for c, name in enumerate(clean.classes) if means_silence(name)]
     words = np.flatnonzero(~np.isin(clean.labels, silent))
-    if share * len(clean) > len(words):
+    if part * len(clean) > len(words):
         raise ConfigError(
-            f"{share:g} of {len(clean)} clips cannot have a fault: {len(words)} are of words",
+            f"cannot corrupt {part:g} of {len(clean)} clips: only {len(words)} are of words",
             fix="lower the rate",
         )
-    share *= len(clean) / len(words)
+    part *= len(clean) / len(words)
     clips[words], fault[words] = audio_faults(
-        clips[words], kinds=kinds, rate=share, seed=setting.seed
+        clips[words], kinds=kinds, rate=part, seed=setting.seed
     )
     return clips, fault
 
 
-def _shuffled(names: np.ndarray) -> np.ndarray:
-    """``int[n]``: for each name a number of its own, in an order that does not follow the names."""
+def _random_ranks(names: np.ndarray) -> np.ndarray:
+    """``int[n]``: one number for each distinct name, in random order."""
     unique, number = np.unique(names, return_inverse=True)
     return generator(0, "speakers").permutation(len(unique))[number]
 
@@ -198,12 +208,12 @@ def _of_words(samples: Samples) -> np.ndarray:
     """``bool[n]``: whether the clip is of one of the ten words."""
     absent = [word for word in WORDS if word not in samples.classes]
     if absent:
-        raise DataError(f"no class is called: {', '.join(absent)}", where=samples.name)
+        raise DataError(f"missing classes: {', '.join(absent)}", where=samples.name)
     return np.isin(samples.labels, [samples.classes.index(word) for word in WORDS])
 
 
 def _cepstra(samples: Samples, rows: np.ndarray) -> Samples:
-    """MFCC of some clips of the ten words, padded or cut to a length, as samples."""
+    """MFCC of the clips of these rows, padded or cut to `FRAMES`."""
     layer = MFCC()
     with torch.inference_mode():
         parts = [layer(samples.batch(at)) for at in samples.batches(256, positions=rows)]
@@ -221,5 +231,5 @@ def _cepstra(samples: Samples, rows: np.ndarray) -> Samples:
 
 
 def _values(samples: Samples) -> np.ndarray:
-    """All inputs as they are stored, a copy."""
+    """A copy of all inputs as they are stored."""
     return np.asarray(samples.inputs.batch(np.arange(len(samples))))
