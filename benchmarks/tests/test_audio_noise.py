@@ -1,4 +1,4 @@
-"""Faults in speech: as many as asked, of the size stated, the same for a clip in any company."""
+"""Noise in speech has the requested rate and size, and does not depend on other clips."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from expunge.errors import ConfigError
-from expunge_bench.audio_noise import VOICES, audio_faults, confusable_labels, feature_noise
+from expunge_bench.audio_noise import N_BABBLE_CLIPS, audio_faults, confusable_labels, feature_noise
 from oracles_audio import noise
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "_unknown_")
@@ -23,7 +23,7 @@ def added(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.square(x, dtype=float).mean(1) / np.square(gap).mean(1))
 
 
-def test_confusable_labels_are_exactly_as_many_and_those_of_the_partner():
+def test_confusable_labels_have_the_exact_rate_and_are_those_of_the_partner():
     labels = np.random.default_rng(0).integers(0, len(WORDS), 1000)
     noisy = confusable_labels(labels, rate=0.3, classes=WORDS, seed=1)
     wrong = noisy != labels
@@ -35,18 +35,18 @@ def test_confusable_labels_are_exactly_as_many_and_those_of_the_partner():
     assert not np.array_equal(noisy, confusable_labels(labels, rate=0.3, classes=WORDS, seed=2))
 
 
-def test_words_that_are_not_there_have_no_partner():
+def test_words_without_a_confusable_word_keep_their_labels():
     labels = np.arange(9) % 3
     noisy = confusable_labels(labels, rate=0.3, classes=("go", "no", "up"), seed=0)
     assert (noisy != labels).sum() == 3
     assert (noisy[labels == 2] == 2).all()
-    with pytest.raises(ConfigError, match=r"8 of 9 labels cannot be wrong: 6 have"):
+    with pytest.raises(ConfigError, match=r"cannot make 8 of 9 labels wrong: only 6 have"):
         confusable_labels(labels, rate=0.89, classes=("go", "no", "up"), seed=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.95])
-def test_as_many_clips_as_asked_have_the_fault_and_no_others(kind, rate):
+def test_exactly_the_requested_fraction_of_clips_is_corrupted(kind, rate):
     x = clips()
     before = x.copy()
     y, fault = audio_faults(x, kinds=[kind], rate=rate, seed=0)
@@ -74,7 +74,7 @@ def test_noise_has_the_stated_ratio(kind, snr):
     np.testing.assert_allclose(added(x[fault], y[fault]), snr, atol=0.25)
 
 
-def test_noise_in_quiet_clips_has_the_ratio_to_the_usual_level():
+def test_noise_in_quiet_clips_has_the_ratio_to_the_median_power():
     x = clips(21)
     x[::5] //= 300
     y, fault = audio_faults(x, kinds=["white"], rate=0.9, snr=0.0, seed=0)
@@ -84,17 +84,17 @@ def test_noise_in_quiet_clips_has_the_ratio_to_the_usual_level():
     np.testing.assert_allclose(got, usual, rtol=0.1)
 
 
-def test_babble_is_of_other_clips():
+def test_babble_is_a_sum_of_other_clips():
     x = clips(6)
     y, fault = audio_faults(x, kinds=["babble"], rate=0.5, seed=0)
     for row in np.flatnonzero(fault):
         gap = y[row].astype(float) - x[row]
         likeness = np.array([np.corrcoef(gap, clip)[0, 1] for clip in x])
         assert abs(likeness[row]) < 0.2
-        assert (likeness > 0.3).sum() == VOICES
+        assert (likeness > 0.3).sum() == N_BABBLE_CLIPS
 
 
-def test_clipped_clips_are_flat_at_their_ceiling_and_as_loud():
+def test_clipped_clips_are_flat_at_their_ceiling_and_keep_their_peak():
     x = clips()
     y, fault = audio_faults(x, kinds=["clipping"], rate=0.5, seed=0)
     peak = np.abs(x.astype(int)).max(axis=1)
@@ -103,7 +103,7 @@ def test_clipped_clips_are_flat_at_their_ceiling_and_as_loud():
     assert flat.mean() > 0.5
 
 
-def test_silent_clips_hold_rounding_noise_alone():
+def test_silent_clips_contain_rounding_noise_only():
     y, fault = audio_faults(clips(), kinds=["silence"], rate=0.5, seed=0)
     assert np.abs(y[fault]).max() == 1
     assert (y[fault].max(axis=1) > y[fault].min(axis=1)).all()
@@ -118,13 +118,13 @@ def test_truncated_clips_keep_their_beginning():
     assert np.ptp(same) > 0.15
 
 
-def test_kinds_take_turns_and_unknown_ones_are_errors():
+def test_kinds_alternate_and_unknown_ones_are_refused():
     x = clips(40)
     y, fault = audio_faults(x, kinds=["silence", "white"], rate=0.5, seed=0)
     silent = np.abs(y).max(axis=1) <= 1
     assert silent.sum() == 10
     assert fault.sum() == 20
-    with pytest.raises(ConfigError, match="kinds are some of white, clipping"):
+    with pytest.raises(ConfigError, match="expected kinds among white, clipping"):
         audio_faults(x, kinds=["hiss"], rate=0.5, seed=0)  # type: ignore[list-item]
 
 

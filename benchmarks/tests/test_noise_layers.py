@@ -1,4 +1,4 @@
-"""The benchmark of noise inside layers: rows, resume, tables, picture, command."""
+"""The benchmarks of noise inside layers: rows, resume, tables, plot, command."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from expunge.cli import app
 from expunge.errors import ConfigError
 from expunge.reporting.charts import line_chart
 from expunge.training import loop
-from expunge_bench import noise_layers
-from expunge_bench.noise_layers import METHODS, bench, relearning, tables
+from expunge_bench.noise_layers import METHODS, bench, bench_relearning, suite
+from expunge_bench.noise_layers.tables import tables
+from expunge_bench.results import ResultStore
 
-TINY = {"n": 100, "epochs": 1, "attacked": 20, "queries": 2}
+TINY = {"n": 100, "epochs": 1, "n_attacked": 20, "queries": 2}
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise_layers, "STEPS", 3)
+        patch.setattr(suite, "ATTACK_STEPS", 3)
         return bench("digits", **TINY, factors=(0.5,), out=out), out
 
 
-def test_there_is_a_row_for_each_method_model_and_sigma(done):
+def test_every_method_expectation_and_sigma_has_a_row(done):
     rows, out = done
     found = {(r["method"], r["expectation"], r["queries"]) for r in rows}
     for name, method in METHODS.items():
         for expectation in method.expectations:
             assert (name, expectation, 2) in found
-            assert ((name, expectation, 0) in found) == method.noise
+            assert ((name, expectation, 0) in found) == method.has_noise
     for row in rows:
         assert {"fgsm", "pgd", "margin"} <= set(row["accuracy"])
         assert ("square" in row["accuracy"]) == (row["queries"] > 0)
@@ -43,19 +44,17 @@ def test_there_is_a_row_for_each_method_model_and_sigma(done):
     assert (out / "table.md").is_file()
 
 
-def test_nothing_that_is_there_is_made_again(done, monkeypatch):
+def test_stored_rows_are_not_computed_again(done, monkeypatch):
     rows, out = done
     monkeypatch.setattr(loop, "tune", None)
     assert bench("digits", **TINY, factors=(0.5,), out=out) == rows
 
 
-def test_the_tables_show_costs_and_signs(done):
+def test_the_tables_show_costs_and_failed_checks(done):
     rows, _ = done
     main, sweep = tables(rows)
-    assert main.caption == (
-        "Accuracy under attack, percent: data digits, n 100, epochs 1, attacked 20"
-    )
-    assert main.head[-2:] == ("cost", "signs of masking")
+    assert main.caption == ("Accuracy under attack: data digits, n 100, epochs 1, n_attacked 20")
+    assert main.head[-2:] == ("time / plain", "gradient-masking checks failed")
     plain = next(line for line in main.rows if line[0] == "plain")
     assert plain[-2] == "1.0"
     assert len(main.rows) == sum(len(m.expectations) for m in METHODS.values())
@@ -64,7 +63,7 @@ def test_the_tables_show_costs_and_signs(done):
     assert tables(masked)[0].rows[0][-1] == "square-not-stronger"
 
 
-def test_the_picture_is_a_file_of_its_own(done):
+def test_the_plot_is_a_file(done):
     _, out = done
     root = ElementTree.parse(out / "sigma.svg").getroot()
     text = "".join(root.itertext())
@@ -72,7 +71,7 @@ def test_the_picture_is_a_file_of_its_own(done):
     assert "PGD 0.2" in text
 
 
-def test_a_line_goes_through_its_points():
+def test_a_line_chart_goes_through_its_points():
     picture = line_chart({"a<b": [(0.0, 0.0), (1.0, 50.0)], "none": []}, x="x", y="y")
     root = ElementTree.fromstring(picture)
     line = root.find("{*}polyline")
@@ -88,18 +87,18 @@ def test_a_line_goes_through_its_points():
 def test_relearning_compares_variants_on_one_partition(tmp_path):
     variants = (("plain", 0.0), ("diagonal", 0.5))
     settings = {"n": 200, "epochs": (1, 2), "variants": variants, "out": tmp_path}
-    rows = relearning("digits", **settings)
+    rows = bench_relearning("digits", **settings)
     assert [(r["epochs"], r["method"]) for r in rows] == [
         (e, m) for e in (1, 2) for m in ("plain", "diagonal")
     ]
-    assert len({r["missed_samples"] for r in rows}) == 1
-    assert all(0 <= r[k] <= 1 for r in rows for k in ("accuracy", "wrong"))
-    assert relearning("digits", **settings) == rows
+    assert len({r["n_missed"] for r in rows}) == 1
+    assert all(0 <= r[k] <= 1 for r in rows for k in ("accuracy", "wrong_labels_reproduced"))
+    assert bench_relearning("digits", **settings) == rows
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert "missed ones predicted" in table
+    assert "missed wrong labels reproduced (%)" in table
 
 
-def test_unknown_names_are_answered(tmp_path):
+def test_unknown_names_are_refused_with_a_hint(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'sampled'"):
         bench("digits", methods=("sample",), out=tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
@@ -108,12 +107,21 @@ def test_unknown_names_are_answered(tmp_path):
 
 def test_the_command_prints_the_table_or_the_rows(tmp_path, done, monkeypatch):
     _, out = done
-    monkeypatch.setattr(noise_layers.loop, "tune", None)
-    arguments = ["bench", "noise-layers", "--on", "digits", "--out", str(out), "--factor", "0.5"]
+    monkeypatch.setattr(loop, "tune", None)
+    arguments = [
+        "bench",
+        "noise-layers",
+        "--dataset",
+        "digits",
+        "--out",
+        str(out),
+        "--factor",
+        "0.5",
+    ]
     for name, value in TINY.items():
-        arguments += [f"--{name}", str(value)]
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 0, found.output
     assert "| linearised | plain |" in found.stdout
     found = CliRunner().invoke(app, [*arguments, "--json"])
-    assert len(json.loads(found.stdout)) == len(noise_layers.Ledger(out, ()).rows())
+    assert len(json.loads(found.stdout)) == len(ResultStore(out, ()).rows())

@@ -1,4 +1,4 @@
-"""The suites on recorded words: a folder of tones that stand for words, and who says them."""
+"""The benchmarks on recorded words. Each word is a tone; clips belong to speakers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from typer.testing import CliRunner
 
-from expunge import cli, stages
+from expunge import cli
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
+from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
-from expunge_bench import detect, folders, published, repair, speech
+from expunge_bench import detect, folders, oracles, repair, rlap, speech
 from expunge_bench.cifar import Cifar
-from expunge_bench.fields import Setting, grid
+from expunge_bench.datasets import Setting, grid
 from oracles_audio import encoded
 
 N, TEST = 180, 60
@@ -63,7 +64,7 @@ def data(folder):
 def quick(monkeypatch):
     """Short schedules."""
     short = TuneConfig(targets="all", epochs=2, lr=0.05, batch_size=20, augment=False)
-    monkeypatch.setattr(speech, "TRAINING", {"fresh": short, "memorised": short})
+    monkeypatch.setattr(speech, "TRAINING", {"regularised": short, "overfit": short})
 
 
 def stored(samples):
@@ -71,24 +72,28 @@ def stored(samples):
 
 
 @pytest.mark.parametrize("noise", speech.NOISES)
-def test_scenes_say_the_truth_about_their_faults(data, noise):
+def test_the_ground_truth_matches_the_noise(data, noise):
     rate = (speech.NOISES[noise] or (0.0,))[0]
-    scene, clean = (data.scene(Setting(*what, n=120)) for what in ((noise, rate), ("none", 0.0)))
-    assert_array_equal(scene.train.ids, clean.train.ids)
-    assert_array_equal(scene.truth.labels, clean.train.labels)
-    assert_array_equal(scene.truth.label_fault, scene.train.labels != clean.train.labels)
-    changed = (stored(scene.train) != stored(clean.train)).any(axis=1)
-    assert_array_equal(scene.truth.input_fault, changed)
-    assert scene.truth.noisy.mean() == pytest.approx({"both": 0.36}.get(noise, rate), abs=0.03)
-    assert not scene.truth.input_fault[scene.truth.labels == SILENCE].any()
-    assert len(scene.test) == TEST
-    assert scene.test.classes == scene.train.classes == CLASSES
+    dataset, clean = (
+        data.noisy_dataset(Setting(*what, n=120)) for what in ((noise, rate), ("none", 0.0))
+    )
+    assert_array_equal(dataset.train.ids, clean.train.ids)
+    assert_array_equal(dataset.truth.labels, clean.train.labels)
+    assert_array_equal(dataset.truth.label_fault, dataset.train.labels != clean.train.labels)
+    changed = (stored(dataset.train) != stored(clean.train)).any(axis=1)
+    assert_array_equal(dataset.truth.input_fault, changed)
+    assert dataset.truth.noisy.mean() == pytest.approx({"both": 0.36}.get(noise, rate), abs=0.03)
+    assert not dataset.truth.input_fault[dataset.truth.labels == SILENCE].any()
+    assert len(dataset.test) == TEST
+    assert dataset.test.classes == dataset.train.classes == CLASSES
 
 
-def test_faults_are_of_all_kinds_in_turn(data):
-    scene, clean = (data.scene(Setting(*w, n=120)) for w in (("faults", 0.5), ("none", 0.0)))
-    bad = np.flatnonzero(scene.truth.input_fault)
-    before, after = stored(clean.train)[bad].astype(float), stored(scene.train)[bad].astype(float)
+def test_kinds_of_noise_alternate(data):
+    dataset, clean = (
+        data.noisy_dataset(Setting(*w, n=120)) for w in (("faults", 0.5), ("none", 0.0))
+    )
+    bad = np.flatnonzero(dataset.truth.input_fault)
+    before, after = stored(clean.train)[bad].astype(float), stored(dataset.train)[bad].astype(float)
     silent = (np.abs(after) <= 1).all(axis=1)
     truncated = (np.abs(after[:, 9_000:]) <= 1).all(axis=1) & ~silent
     louder = after.std(axis=1) > 1.2 * before.std(axis=1)
@@ -97,74 +102,74 @@ def test_faults_are_of_all_kinds_in_turn(data):
 
 
 @pytest.mark.parametrize("noise", ["symmetric", "white"])
-def test_what_is_held_out_has_the_faults_and_no_speaker_of_the_training(data, noise):
-    scene = data.scene(Setting(noise, 0.5, n=122))
+def test_held_out_clips_are_noisy_and_of_other_speakers(data, noise):
+    dataset = data.noisy_dataset(Setting(noise, 0.5, n=122))
     rows = {i: row for row, i in enumerate(data.train.ids.tolist())}
     trained, held_out = (
         {data.speakers[rows[i]] for i in samples.ids.tolist()}
-        for samples in (scene.train, scene.held_out)
+        for samples in (dataset.train, dataset.held_out)
     )
     assert trained.isdisjoint(held_out)
     # The rest of the speaker that 122 cuts in two is left out: 180 clips, four a speaker.
-    assert len(scene.held_out) == N - 124
-    again = np.array([rows[i] for i in scene.held_out.ids.tolist()])
-    wrong = scene.held_out.labels != data.train.labels[again]
-    changed = (stored(scene.held_out) != stored(data.train)[again]).any(axis=1)
+    assert len(dataset.held_out) == N - 124
+    again = np.array([rows[i] for i in dataset.held_out.ids.tolist()])
+    wrong = dataset.held_out.labels != data.train.labels[again]
+    changed = (stored(dataset.held_out) != stored(data.train)[again]).any(axis=1)
     assert (wrong | changed).mean() == pytest.approx(0.5)
-    assert data.scene(Setting("none", n=N)).held_out is None
+    assert data.noisy_dataset(Setting("none", n=N)).held_out is None
 
 
-def test_rates_and_numbers_that_are_not_possible_are_errors(data):
-    with pytest.raises(DataError, match=f"{N + 1} clips of {N}"):
-        data.scene(Setting("none", n=N + 1))
-    with pytest.raises(ConfigError, match="cannot have a fault: 165 are of words"):
-        data.scene(Setting("white", 0.95, n=N))
-    with pytest.raises(ConfigError, match="noise 'gaussian' is none of: none, symmetric"):
+def test_impossible_rates_and_sizes_are_refused(data):
+    with pytest.raises(DataError, match=f"n = {N + 1} samples requested, the data set has {N}"):
+        data.noisy_dataset(Setting("none", n=N + 1))
+    with pytest.raises(ConfigError, match="only 165 are of words"):
+        data.noisy_dataset(Setting("white", 0.95, n=N))
+    with pytest.raises(ConfigError, match="a noise among none, symmetric.*got 'gaussian'"):
         grid(data, noises=["gaussian"])
 
 
-def test_the_columns_of_a_folder_say_what_it_holds(folder, tmp_path):
-    assert isinstance(folders.field_of(folder), speech.Speech)
-    assert isinstance(folders.field_of(tmp_path), Cifar)
+def test_the_columns_of_a_folder_identify_its_data(folder, tmp_path):
+    assert isinstance(folders.dataset_in_folder(folder), speech.Speech)
+    assert isinstance(folders.dataset_in_folder(tmp_path), Cifar)
     pq.write_table(pa.table({"image": [b""], "label": [0]}), tmp_path / "train.parquet")
-    assert isinstance(folders.field_of(tmp_path), Cifar)
+    assert isinstance(folders.dataset_in_folder(tmp_path), Cifar)
     pq.write_table(pa.table({"audio": [b""], "label": [0]}), tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="has the columns audio, label: neither images"):
-        folders.field_of(tmp_path)
+    with pytest.raises(DataError, match="got audio, label"):
+        folders.dataset_in_folder(tmp_path)
 
 
-def test_the_published_set_is_mfcc_of_ten_words_with_noise_on_half(data):
-    scene = data.published(n=100, seed=0)
-    assert scene.train.classes == speech.WORDS
-    assert scene.train.inputs.tensor.shape == (100, 1, 40, 130)
+def test_the_published_data_are_mfcc_of_ten_words_with_noise_on_half(data):
+    dataset = data.published_dataset(n=100, seed=0)
+    assert dataset.train.classes == speech.WORDS
+    assert dataset.train.inputs.tensor.shape == (100, 1, 40, 130)
     rows = {i: row for row, i in enumerate(data.train.ids.tolist())}
-    at = np.array([rows[i] for i in scene.train.ids.tolist()])
+    at = np.array([rows[i] for i in dataset.train.ids.tolist()])
     features = np.pad(MFCC()(data.train.batch(at)).numpy(), [(0, 0)] * 3 + [(0, 98)])
-    difference = stored(scene.train) - features
-    assert_array_equal(scene.truth.input_fault, np.abs(difference).max(axis=(1, 2, 3)) > 1)
-    assert scene.truth.input_fault.sum() == 50
-    assert difference[scene.truth.input_fault].std() == pytest.approx(15, rel=0.01)
-    assert_allclose(difference[~scene.truth.input_fault], 0, atol=1e-4)
+    difference = stored(dataset.train) - features
+    assert_array_equal(dataset.truth.input_fault, np.abs(difference).max(axis=(1, 2, 3)) > 1)
+    assert dataset.truth.input_fault.sum() == 50
+    assert difference[dataset.truth.input_fault].std() == pytest.approx(15, rel=0.01)
+    assert_allclose(difference[~dataset.truth.input_fault], 0, atol=1e-4)
     names = np.array(CLASSES)[data.train.labels[at]]
-    assert_array_equal(np.array(speech.WORDS)[scene.train.labels], names)
-    assert len(scene.test) == 50
-    assert (stored(scene.test)[..., 32:] == 0).all()
+    assert_array_equal(np.array(speech.WORDS)[dataset.train.labels], names)
+    assert len(dataset.test) == 50
+    assert (stored(dataset.test)[..., 32:] == 0).all()
 
 
 def test_detection_and_repair_have_rows_for_speech(data, tmp_path, monkeypatch, quick):
-    settings = grid(data, noises=["both"], states=["memorised"], n=120)
+    settings = grid(data, noises=["both"], states=["overfit"], n=120)
     rows = detect.bench(data, settings=settings, names=("loss",), out=tmp_path / "detect")
     assert [(r["data"], r["noise"], r["n"]) for r in rows] == [("speech", "both", 120)]
     # What so few clips would let one find is not asked here.
-    split = repair.true_partition(data.scene(settings[0]))
-    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
-    rows = repair.bench(data, settings=settings, names=("no-op",), out=tmp_path / "repair")
-    assert {r["recipe"] for r in rows} == {"no-op", "default"}
+    split = oracles.true_partition(data.noisy_dataset(settings[0]))
+    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    rows = repair.bench(data, settings=settings, names=("nothing",), out=tmp_path / "repair")
+    assert {r["recipe"] for r in rows} == {"nothing", "default"}
 
 
 def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypatch):
-    split = repair.true_partition(data.published(n=100, seed=0))
-    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
+    split = oracles.true_partition(data.published_dataset(n=100, seed=0))
+    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
     said = CliRunner().invoke(
         cli.app,
         [
@@ -174,7 +179,7 @@ def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypat
     )
     assert said.exit_code == 0, said.output
     rows = {r["model"]: r for r in json.loads(said.stdout)}
-    names = ["L-FT", "F-FT", "F-FT, nothing cut", "retrain"]
+    names = ["L-FT", "F-FT", "F-FT, unpruned", "retrain"]
     assert rows.keys() == {
         "noisy",
         *(f"{who} {name}" for who in ("rlap", "expunge") for name in names),
@@ -189,11 +194,11 @@ def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypat
 
 
 def test_the_protocol_on_speech_is_that_of_the_paper(data):
-    protocol = published.on_speech(data)
-    training, tuning = protocol.training, protocol.published
+    protocol = rlap.speech_protocol(data)
+    training, tuning = protocol.training, protocol.published_tuning
     assert (training.epochs, training.lr, training.batch_size) == (300, 5e-4, 64)
     assert (tuning.epochs, tuning.lr) == (150, 1e-3)
     assert {training.optimizer, tuning.optimizer} == {"adamw"}
     assert training.weight_decay == tuning.weight_decay == 0
-    assert protocol.ours == 120
-    assert published.PRINTED.get(protocol.name) is None
+    assert protocol.our_epochs == 120
+    assert rlap.PRINTED.get(protocol.name) is None

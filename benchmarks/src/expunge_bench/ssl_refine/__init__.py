@@ -1,6 +1,5 @@
 """`expunge bench ssl-refine`: label noise that depends on the image, refined in rounds."""
 
-from expunge_bench.ssl_refine.methods import MethodInput, Outcome, methods
 from expunge_bench.ssl_refine.suite import DEFAULT_RATES, bench
 
-__all__ = ["DEFAULT_RATES", "MethodInput", "Outcome", "bench", "methods"]
+__all__ = ["DEFAULT_RATES", "bench"]
