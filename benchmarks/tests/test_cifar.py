@@ -98,6 +98,6 @@ def test_digits_are_split_in_three_with_their_ground_truth(noise):
 
 
 def test_a_grid_refuses_an_unknown_noise(data):
-    with pytest.raises(ConfigError, match="a noise among none, symmetric.*got 'loud'"):
+    with pytest.raises(ConfigError, match=r"a noise among none, symmetric.*got 'loud'"):
         grid(data, noises=["loud"])
     assert len(grid(Digits(), seeds=[0, 1])) == 5 * 2 * 2

@@ -62,7 +62,8 @@ def test_each_row_is_computed_once(data, tmp_path, monkeypatch):
     ]
     fields = (
         "data n noise rate state detector seed auroc auprc f1 max_f1 miss_rate ece noise_rate "
-        "estimated_noise_rate fault_type_accuracy corrected_label_accuracy seconds passes peak_bytes"
+        "estimated_noise_rate fault_type_accuracy corrected_label_accuracy seconds passes "
+        "peak_bytes"
     )
     assert set(fields.split()) <= set(rows[0])
     assert rows[0]["seconds"] > 0

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from expunge.cli import app
 from expunge.errors import ConfigError
 from expunge.reporting.charts import line_chart
 from expunge.training import loop
+from expunge_bench.cli import bench as bench_commands
 from expunge_bench.noise_layers import METHODS, bench, bench_relearning, suite
 from expunge_bench.noise_layers.tables import tables
 from expunge_bench.results import ResultStore
@@ -109,7 +109,6 @@ def test_the_command_prints_the_table_or_the_rows(tmp_path, done, monkeypatch):
     _, out = done
     monkeypatch.setattr(loop, "tune", None)
     arguments = [
-        "bench",
         "noise-layers",
         "--dataset",
         "digits",
@@ -120,8 +119,8 @@ def test_the_command_prints_the_table_or_the_rows(tmp_path, done, monkeypatch):
     ]
     for name, value in TINY.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
-    found = CliRunner().invoke(app, arguments)
+    found = CliRunner().invoke(bench_commands, arguments)
     assert found.exit_code == 0, found.output
     assert "| linearised | plain |" in found.stdout
-    found = CliRunner().invoke(app, [*arguments, "--json"])
+    found = CliRunner().invoke(bench_commands, [*arguments, "--json"])
     assert len(json.loads(found.stdout)) == len(ResultStore(out, ()).rows())

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import t
 
 from expunge.errors import RunError
-from expunge_bench.results import ResultStore, Table, format_mean
+from expunge_bench.results import ResultStore, Table, format_mean, group_rows, paired_differences
 
 
 def test_means_carry_the_t_interval():
@@ -40,3 +40,22 @@ def test_tables_are_escaped_in_html(tmp_path):
     text = ResultStore(tmp_path, ("a",)).write_tables("T", "expunge bench", [table])
     assert text == "Caption\n\n| a | b |\n| --- | --- |\n| <b> | 1 |\n"
     assert "&lt;b&gt;" in (tmp_path / "table.html").read_text()
+
+
+def test_rows_are_grouped_in_order_of_appearance():
+    rows = [{"a": 2, "b": 1}, {"a": 1, "b": 1}, {"a": 2, "b": 1}]
+    assert group_rows(rows, "a", "b") == {(2, 1): [rows[0], rows[2]], (1, 1): [rows[1]]}
+
+
+def test_differences_are_row_minus_baseline_of_the_same_seed():
+    rows = [{"seed": s, "accuracy": a} for s, a in ((0, 0.7), (1, 0.9), (2, 0.1))]
+    baseline = [{"seed": s, "accuracy": a} for s, a in ((1, 0.5), (0, 0.6))]
+    assert paired_differences(rows, baseline) == pytest.approx([0.1, 0.4])
+    assert paired_differences(baseline, rows) == pytest.approx([-0.4, -0.1])
+
+
+def test_a_row_is_found_by_its_key(tmp_path):
+    store = ResultStore(tmp_path, ("a",))
+    store.add({"a": 1, "x": 0.5})
+    assert store.get({"a": 1}) == {"a": 1, "x": 0.5}
+    assert store.get({"a": 2}) is None

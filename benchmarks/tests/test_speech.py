@@ -11,13 +11,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from typer.testing import CliRunner
 
-from expunge import cli
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
 from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
 from expunge_bench import detect, folders, oracles, repair, rlap, speech
 from expunge_bench.cifar import Cifar
+from expunge_bench.cli import bench
 from expunge_bench.datasets import Setting, grid
 from oracles_audio import encoded
 
@@ -124,7 +124,7 @@ def test_impossible_rates_and_sizes_are_refused(data):
         data.noisy_dataset(Setting("none", n=N + 1))
     with pytest.raises(ConfigError, match="only 165 are of words"):
         data.noisy_dataset(Setting("white", 0.95, n=N))
-    with pytest.raises(ConfigError, match="a noise among none, symmetric.*got 'gaussian'"):
+    with pytest.raises(ConfigError, match=r"a noise among none, symmetric.*got 'gaussian'"):
         grid(data, noises=["gaussian"])
 
 
@@ -171,9 +171,9 @@ def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypat
     split = oracles.true_partition(data.published_dataset(n=100, seed=0))
     monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
     said = CliRunner().invoke(
-        cli.app,
+        bench,
         [
-            *("bench", "rlap", "--data", str(folder), "--n", "100", "--epochs", "2"),
+            *("rlap", "--data", str(folder), "--n", "100", "--epochs", "2"),
             *("--out", str(tmp_path / "run"), "--json"),
         ],
     )

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from expunge._core.rng import derive, temp_seed
-from expunge.data import Samples
-from expunge.data.samples import TensorInputs
-from expunge.data.sources import DataConfig, LabelFile, other_labels, read
+from expunge.data import Samples, TensorInputs
+from expunge.data.sources import DataConfig, LabelFile, read, replace_labels
 from expunge.demo.noise import GroundTruth, NoisyDataset, gaussian_inputs, mild_inputs, wrong_labels
 from expunge.errors import ConfigError
 from expunge.models.zoo import resnet
@@ -193,7 +192,7 @@ class Cifar:
         file, _, column = text.rpartition(":")
         if not file or not column:
             raise ConfigError(f"expected FILE:COLUMN, got '{text}'")
-        return other_labels(self.train, LabelFile(file, column), folder=Path.cwd()).labels
+        return replace_labels(self.train, LabelFile(file, column), folder=Path.cwd()).labels
 
     def _read(self, split: Literal["train", "test"]) -> Samples:
         file = self.path / f"{split}.parquet"

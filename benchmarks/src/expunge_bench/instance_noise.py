@@ -23,7 +23,8 @@ from expunge.detection.needs import Need
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, check_range, did_you_mean
 from expunge.storage.weights import fit_weights
-from expunge.training.loop import TuneConfig, targets_of, tune
+from expunge.training.loop import TuneConfig, tune
+from expunge.training.targets import build_targets
 
 # raw: pixels in 0 … 255, as published. unit: in [0, 1]. standardised: by channel.
 Scaling = Literal["raw", "unit", "standardised"]
@@ -185,7 +186,7 @@ def mean_prediction(
     tune(
         model,
         samples,
-        targets_of(samples, None, config),
+        build_targets(samples, None, config),
         config,
         seed=seed,
         checkpoint=average,

@@ -16,7 +16,7 @@ from expunge.models import inspection
 from expunge.recipes import resolve
 from expunge.records import Partition, RepairResult
 from expunge.storage import cached_stages
-from expunge.training.loop import with_learning_rate
+from expunge.training.optimisation import with_learning_rate
 from expunge_bench.peers import BenchmarkCase, peers
 
 # Retrains from scratch on the truly clean samples: 100 % of the oracle gap.
@@ -92,7 +92,7 @@ def retrain_filtered(case: BenchmarkCase, partition: Partition) -> nn.Module:
     """Train a new network on the samples that a partition does not flag."""
     config = replace(case.dataset.training["regularised"], targets="filter")
     return stages.tune(
-        inspection.reinitialised(case.model, case.setting.seed),
+        inspection.reinitialise(case.model, case.setting.seed),
         case.data.train,
         partition,
         seed=case.setting.seed,

@@ -23,11 +23,10 @@ from expunge._core.arrays import Bools, Floats, Ints
 from expunge._core.progress import Progress
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import generator
-from expunge.data import Samples
-from expunge.data.samples import Batch
+from expunge.data import Batch, Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
-from expunge.models.inspection import discover
+from expunge.models.inspection import inspect_layers
 from expunge.records import Partition, Scores
 from expunge_bench.datasets import BenchmarkDataset, Setting
 
@@ -120,7 +119,7 @@ def tracin(case: BenchmarkCase) -> DetectorOutput:
     from captum.influence import TracInCPFast
 
     train = case.data.train
-    layout = discover(case.model, train.example())
+    layout = inspect_layers(case.model, train.example())
     batches = DataLoader(_Batches(train), batch_size=None)
     influence = TracInCPFast(
         case.model,

@@ -18,7 +18,7 @@ from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
 from expunge.records import NeuronRanking, Partition
 from expunge.storage import cached_stages
-from expunge.training.loop import with_learning_rate
+from expunge.training.optimisation import with_learning_rate
 from expunge_bench.datasets import BenchmarkDataset, Setting, cached_model
 from expunge_bench.repair import REPAIR, samples_per_second
 from expunge_bench.results import (

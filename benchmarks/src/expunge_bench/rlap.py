@@ -15,7 +15,7 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
 from expunge.config import digest
 from expunge.demo.noise import NoisyDataset
-from expunge.models.inspection import reinitialised
+from expunge.models.inspection import reinitialise
 from expunge.models.zoo import resnet, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import Partition
@@ -193,7 +193,7 @@ def _retrain(partition: Partition, case: _Case) -> pipeline.Trained:
     """Train a new network as the noisy one was, on the samples that are not flagged."""
     kept = case.data.train.subset(np.flatnonzero(partition.kept))
     return pipeline.train(
-        reinitialised(case.noisy.model, case.seed),
+        reinitialise(case.noisy.model, case.seed),
         kept,
         case.protocol.training,
         seed=case.seed,

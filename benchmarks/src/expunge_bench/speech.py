@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from expunge._core.rng import derive, generator, temp_seed
-from expunge.data import DataConfig, Samples, read
-from expunge.data.audio import means_silence
-from expunge.data.labels import join
+from expunge.data import DataConfig, Samples, TensorInputs, read
+from expunge.data.audio import is_silence_class
+from expunge.data.labels import join_by_id
 from expunge.data.parquet import read_column
-from expunge.data.samples import TensorInputs
 from expunge.demo.noise import GroundTruth, NoisyDataset, wrong_labels
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
@@ -150,14 +149,14 @@ class Speech:
     def _speakers(self, samples: Samples) -> np.ndarray:
         file = self.path / "train.parquet"
         ids, names = read_column(file, "id"), read_column(file, "speaker")
-        return join(samples.ids, ids, names.astype(str), where=str(file))
+        return join_by_id(samples.ids, ids, names.astype(str), where=str(file))
 
     def _read(self, split: Literal["train", "test"]) -> Samples:
         config = DataConfig(
             path=str((self.path / f"{split}.parquet").absolute()),
             input="audio",
             id="id",
-            rate=SAMPLE_RATE,
+            sample_rate=SAMPLE_RATE,
             seconds=1.0,
             view="speech",
         )
@@ -184,7 +183,7 @@ def _clips(clean: Samples, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
     if not kinds:
         return clips, fault
     part = rate / 2 if noise == "both" else rate
-    silent = [c for c, name in enumerate(clean.classes) if means_silence(name)]
+    silent = [c for c, name in enumerate(clean.classes) if is_silence_class(name)]
     words = np.flatnonzero(~np.isin(clean.labels, silent))
     if part * len(clean) > len(words):
         raise ConfigError(

@@ -15,8 +15,7 @@ from expunge._core.arrays import Array
 from expunge._core.progress import Progress
 from expunge._core.rng import generator, temp_seed
 from expunge.config import digest
-from expunge.data import Samples
-from expunge.data.samples import TensorInputs
+from expunge.data import Samples, TensorInputs
 from expunge.demo.noise import wrong_labels
 from expunge.models.zoo import resnet
 from expunge.nmtune.encoders import adapt, embed, without_head

@@ -14,8 +14,7 @@ from expunge import pipeline, stages
 from expunge._core.arrays import Bools
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
-from expunge.data import Samples
-from expunge.data.samples import Prepare
+from expunge.data import Preparation, Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
 from expunge.recipes import DEFAULT_PRUNE_FRACTION, Recipe
@@ -23,6 +22,7 @@ from expunge.robustness.attacks import FromPixels
 from expunge.robustness.noise_layers import NoisyNetwork
 from expunge.training import loop
 from expunge.training.loop import TuneConfig
+from expunge.training.targets import Targets, build_targets
 from expunge_bench.datasets import Setting
 from expunge_bench.noise_layers.methods import METHODS, Task, task_for, with_noise
 from expunge_bench.results import (
@@ -115,7 +115,7 @@ class _PrunedModel:
     model: nn.Module
     samples: Samples
     data: NoisyDataset
-    targets: loop.Targets
+    targets: Targets
     missed: Bools
     config: TuneConfig
     seed: int
@@ -123,7 +123,7 @@ class _PrunedModel:
     @classmethod
     def make(cls, task: Task, data: NoisyDataset, *, seed: int, progress: Progress) -> _PrunedModel:
         prepare, recipe = data.train.prepare, Recipe()
-        samples = replace(data.train, prepare=Prepare())
+        samples = replace(data.train, prepare=Preparation())
         with temp_seed(seed, "network"):
             untrained = FromPixels(task.network(), prepare.mean, prepare.std)
         overfit = replace(task.training, epochs=4 * task.training.epochs, augment=False)
@@ -135,7 +135,7 @@ class _PrunedModel:
         pruned = stages.prune(model, plan, samples)
         config = replace(recipe.tune, precision="float32", lr=loop.MEMORISED_LR)
         missed = data.truth.label_fault & ~partition.flagged
-        targets = loop.targets_of(samples, partition, config)
+        targets = build_targets(samples, partition, config)
         return cls(pruned, samples, data, targets, missed, config, seed)
 
     def tune_and_measure(self, key: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class _PrunedModel:
         model, seconds = timed(work, clock=compute_seconds)
         if isinstance(model, NoisyNetwork):
             model.expectation = method.expectations[-1]
-        test = replace(self.data.test, prepare=Prepare())
+        test = replace(self.data.test, prepare=Preparation())
         reproduced = collect(model, self.samples).logits.argmax(1) == self.samples.labels
         wrong, missed = self.data.truth.label_fault, self.missed
         return {

@@ -13,11 +13,11 @@ from torch import nn
 
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed
-from expunge.data import Samples
-from expunge.data.samples import Prepare
+from expunge.data import Preparation, Samples
 from expunge.robustness.attacks import FromPixels, robustness
 from expunge.robustness.noise_layers import NoisyNetwork
 from expunge.training import loop
+from expunge.training.targets import build_targets
 from expunge_bench.datasets import Setting
 from expunge_bench.noise_layers.methods import METHODS, Task, task_for, with_noise
 from expunge_bench.noise_layers.tables import plot_sigma, tables
@@ -106,7 +106,7 @@ class _PixelData(NamedTuple):
 
     train: Samples
     test: Samples
-    prepare: Prepare
+    prepare: Preparation
 
 
 @dataclass
@@ -181,7 +181,7 @@ class _SeedRuns:
             return loop.tune(
                 network,
                 data.train,
-                loop.targets_of(data.train, None, config),
+                build_targets(data.train, None, config),
                 config,
                 seed=self.seed,
                 objective=method.objective(self.task.epsilons[-1]),
@@ -197,5 +197,5 @@ class _SeedRuns:
         data = self.task.dataset.noisy_dataset(setting)
         order = generator(self.seed, "attacked").permutation(len(data.test))
         test = data.test.subset(np.sort(order[: self.n_attacked]))
-        train, test = (replace(s, prepare=Prepare()) for s in (data.train, test))
+        train, test = (replace(s, prepare=Preparation()) for s in (data.train, test))
         return _PixelData(train, test, data.train.prepare)

@@ -20,7 +20,8 @@ from expunge.detection.signals import collect
 from expunge.selfsupervised.refinement import RefineConfig, Refined, finish, refine
 from expunge.selfsupervised.simclr import extract_features
 from expunge.training.baselines import trainers
-from expunge.training.loop import SCRATCH_LR, TuneConfig, targets_of, tune
+from expunge.training.loop import SCRATCH_LR, TuneConfig, tune
+from expunge.training.targets import build_targets
 from expunge_bench.datasets import BenchmarkDataset, Setting
 from expunge_bench.timing import compute_seconds, timed
 
@@ -104,7 +105,7 @@ class MethodInput:
         return tune(
             self.untrained_network(),
             self.data.train,
-            targets_of(self.data.train, None, config),
+            build_targets(self.data.train, None, config),
             config,
             seed=self.seed,
             progress=self.progress,
