@@ -109,7 +109,9 @@ def test_every_detector_of_the_benchmark_scores_noisy_samples_higher(cases, name
 def test_captum_agrees_with_the_closed_form_of_self_influence_except_for_the_bias(cases):
     case = cases["symmetric"]
     theirs = np.exp(peers.get("tracin")(case).score)
-    signals = collect(case.model, case.data.train, needs=frozenset({"head"}), precision="float32")
+    signals = collect(
+        case.model, case.data.train, needs=frozenset({"head_input_norm"}), precision="float32"
+    )
     ours = detectors.get("self_influence")(signals).score ** 2
     h = signals.per_sample["head_input_norm"]
     assert_allclose(theirs, ours * h**2 / (h**2 + 1), rtol=1e-4, atol=1e-7)

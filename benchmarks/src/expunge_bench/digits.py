@@ -16,7 +16,7 @@ from expunge._core.rng import derive
 from expunge.demo import digits as demos
 from expunge.demo.digits import TRAINING, Kind, digits_samples, noisy_digits, run_demo
 from expunge.demo.noise import LabelNoise, NoisyDataset
-from expunge.reporting import markdown
+from expunge.reporting.tables import outcomes
 from expunge.training.loop import TuneConfig
 from expunge_bench.datasets import Setting, check_sample_count
 from expunge_bench.results import (
@@ -94,7 +94,7 @@ def bench(
             **{name: measured.get(name) for name in ("auroc", "f1", "max_f1")},
             "corrected_label_accuracy": measured["corrected_label_accuracy"],
         }
-        for model in markdown.outcomes(result):
+        for model in outcomes(result):
             assert model.accuracy is not None
             yield {
                 **shared,

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator
 from expunge.data import Samples
-from expunge.detection.needs import Need
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, check_range, did_you_mean
 from expunge.storage.weights import fit_weights
@@ -211,8 +210,13 @@ class _SumOfPredictions:
     def save(self, epoch: int, tensors: dict[str, Tensor]) -> None:
         state = {k.removeprefix("model."): v for k, v in tensors.items() if k[:6] == "model."}
         fit_weights(self.model, state, where="noise")
-        needs: frozenset[Need] = frozenset({"views"})
-        signals = collect(self.model, self.samples, needs=needs, views=1, seed=self.seed + epoch)
+        signals = collect(
+            self.model,
+            self.samples,
+            needs=frozenset({"views"}),
+            views=1,
+            seed=self.seed + epoch,
+        )
         assert signals.augmented_probs is not None
         self.total = self.total + signals.augmented_probs.astype(np.float64)
 

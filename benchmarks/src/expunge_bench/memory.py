@@ -14,7 +14,8 @@ from expunge import stages
 from expunge._core.progress import Progress, silent
 from expunge.data import Samples
 from expunge.demo.noise import wrong_labels
-from expunge.detection.signals import COLUMNS, collect
+from expunge.detection.pooling import MAX_PART_MEANS
+from expunge.detection.signals import collect
 from expunge.recipes import ScoreConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.results import Row, Table
@@ -104,7 +105,7 @@ def _score_and_partition(
 
 def _n_features(cifar: Cifar) -> int:
     """Features of a sample, over all feature layers."""
-    few = cifar.train.subset(np.arange(min(4 * COLUMNS, len(cifar.train))))
+    few = cifar.train.subset(np.arange(min(4 * MAX_PART_MEANS, len(cifar.train))))
     signals = collect(cifar.network(0), few, needs=frozenset({"features"}), views=0)
     return sum(f.shape[1] for f in signals.features.values())
 

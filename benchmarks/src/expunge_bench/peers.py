@@ -150,7 +150,7 @@ def rlap_published(case: BenchmarkCase) -> DetectorOutput:
     nothing is flagged.
     """
     train = case.data.train
-    signals = collect(case.model, train, needs=frozenset({"vectors"}))
+    signals = collect(case.model, train, needs=frozenset({"attributions"}))
     assert signals.attributions is not None
     scaled = StandardScaler().fit_transform(signals.attributions)
     try:

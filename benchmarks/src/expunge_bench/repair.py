@@ -19,7 +19,7 @@ from expunge.detection.signals import collect
 from expunge.pruning import surgery
 from expunge.recipes import recipes
 from expunge.records import Evaluation, RepairResult
-from expunge.reporting.markdown import repair_seconds
+from expunge.reporting.summary import repair_seconds
 from expunge_bench.datasets import BenchmarkDataset, Setting, cached_model
 from expunge_bench.oracles import ORACLE, OracleInput, oracles_and_peers
 from expunge_bench.peers import BenchmarkCase

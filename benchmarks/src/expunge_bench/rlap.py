@@ -19,7 +19,7 @@ from expunge.models.inspection import reinitialise
 from expunge.models.zoo import resnet, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import Partition
-from expunge.reporting.markdown import repair_seconds
+from expunge.reporting.summary import repair_seconds
 from expunge.training.loop import TuneConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.datasets import Setting

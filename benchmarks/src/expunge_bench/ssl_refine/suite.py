@@ -13,7 +13,7 @@ from expunge import stages
 from expunge._core.progress import Progress, silent
 from expunge.data import Samples
 from expunge.demo.noise import NoisyDataset
-from expunge.detection.detectors import neighbour_votes
+from expunge.detection.neighbours import neighbour_votes
 from expunge.selfsupervised.refinement import RefineConfig
 from expunge.selfsupervised.simclr import extract_features, pretrain
 from expunge.storage.weights import load_weights, save_weights
