@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from expunge import stages
 from expunge.errors import ConfigError
-from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, oracles, prune
 from expunge_bench.datasets import Setting
@@ -17,10 +17,10 @@ def test_every_pruned_fraction_starts_from_one_network_and_partition(data, tmp_p
     monkeypatch.setattr(cifar, "MAX_HELD_OUT", 0)
     settings = [Setting("human_random1", state="overfit", n=100)]
     split = oracles.true_partition(data.noisy_dataset(settings[0]))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
     tuned = []
     monkeypatch.setattr(
-        prune.stages, "tune", lambda model, _, given, **settings: tuned.append(given) or model
+        prune.stages, "tune", lambda model, _, given, *_, **settings: tuned.append(given) or model
     )
     rows = prune.bench(data, settings=settings, fractions=(0.25, 0.5), out=tmp_path)
 

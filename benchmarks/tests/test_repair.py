@@ -6,8 +6,8 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
+from expunge import stages
 from expunge.errors import ConfigError
-from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, oracles, repair
 from expunge_bench.datasets import Setting
@@ -18,14 +18,14 @@ def repaired(data, tmp_path_factory):
     """Two seeds of a small suite, with short schedules."""
     out = tmp_path_factory.mktemp("repair")
     settings = [Setting("human_random1", state="overfit", n=100, seed=s) for s in (0, 1)]
-    names = ("nothing", "finetune-only", "oracle-finetune", "oracle-retrain", "cleanlab-retrain")
+    names = ("no-op", "finetune-only", "oracle-finetune", "oracle-retrain", "cleanlab-retrain")
     short = TuneConfig(targets="all", epochs=12, lr=0.05, batch_size=10, augment=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "TRAINING", {"regularised": short, "overfit": short})
         # Neither the partition nor the decision by held-out samples is what is tested.
         patch.setattr(cifar, "MAX_HELD_OUT", 0)
         split = oracles.true_partition(data.noisy_dataset(settings[0]))
-        patch.setattr(cached_stages, "partition", lambda scores, **_: split)
+        patch.setattr(stages, "partition", lambda *_, **__: split)
         rows = repair.bench(data, settings=settings, names=names, out=out)
     return out, settings, names, rows
 
@@ -40,8 +40,8 @@ def test_every_recipe_has_a_row_with_its_cost(repaired):
     )
     assert all(set(fields.split()) <= set(row) for row in rows)
     by_name = {r["recipe"]: r for r in rows if r["seed"] == 0}
-    assert by_name["nothing"]["seconds"] == 0 < by_name["default"]["seconds"]
-    assert by_name["default"]["parameters"] == by_name["nothing"]["parameters"]  # not memorised
+    assert by_name["no-op"]["seconds"] == 0 < by_name["default"]["seconds"]
+    assert by_name["default"]["parameters"] == by_name["no-op"]["parameters"]  # not memorised
     assert "| human_random1 | overfit | default | 2 |" in (out / "table.md").read_text()
 
 
@@ -53,10 +53,10 @@ def test_stored_rows_are_not_computed_again(repaired, data, monkeypatch):
 
 def test_the_oracle_gap_is_measured_from_the_unrepaired_model_to_the_oracle():
     key = {"data": "d", "n": 1, "noise": "x", "rate": 0.1, "state": "regularised", "seed": 0}
-    accuracy = {"nothing": 0.4, "oracle-retrain": 0.8, "default": 0.7}
+    accuracy = {"no-op": 0.4, "oracle-retrain": 0.8, "default": 0.7}
     rows = [{**key, "recipe": k, "accuracy": v} for k, v in accuracy.items()]
     gaps = {r["recipe"]: r["oracle_gap_recovered"] for r in repair.with_oracle_gaps(rows)}
-    assert gaps == {"nothing": 0, "oracle-retrain": 1, "default": pytest.approx(0.75)}
+    assert gaps == {"no-op": 0, "oracle-retrain": 1, "default": pytest.approx(0.75)}
     assert [r["oracle_gap_recovered"] for r in repair.with_oracle_gaps(rows[2:])] == [None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expunge.storage import cached_stages
+from expunge import stages
 from expunge_bench import oracles, rlap
 from expunge_bench.datasets import Setting
 
@@ -10,7 +10,7 @@ from expunge_bench.datasets import Setting
 def test_the_published_protocol_has_a_row_for_each_repair(data, tmp_path, monkeypatch):
     # The partition is not what is tested.
     split = oracles.true_partition(data.noisy_dataset(Setting("gaussian", 0.5, n=100)))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
     protocol = rlap.image_protocol(data, epochs=2, width=4)
     rows = rlap.bench(protocol, n=100, out=tmp_path)
     names = ["L-FT", "F-FT", "F-FT, unpruned", "retrain"]

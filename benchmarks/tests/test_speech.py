@@ -11,9 +11,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from typer.testing import CliRunner
 
+from expunge import stages
 from expunge.errors import ConfigError, DataError
 from expunge.models.audio import MFCC
-from expunge.storage import cached_stages
 from expunge.training.loop import TuneConfig
 from expunge_bench import detect, folders, oracles, repair, rlap, speech
 from expunge_bench.cifar import Cifar
@@ -162,14 +162,14 @@ def test_detection_and_repair_have_rows_for_speech(data, tmp_path, monkeypatch, 
     assert [(r["data"], r["noise"], r["n"]) for r in rows] == [("speech", "both", 120)]
     # What so few clips would let one find is not asked here.
     split = oracles.true_partition(data.noisy_dataset(settings[0]))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
-    rows = repair.bench(data, settings=settings, names=("nothing",), out=tmp_path / "repair")
-    assert {r["recipe"] for r in rows} == {"nothing", "default"}
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
+    rows = repair.bench(data, settings=settings, names=("no-op",), out=tmp_path / "repair")
+    assert {r["recipe"] for r in rows} == {"no-op", "default"}
 
 
 def test_the_published_protocol_runs_on_speech(folder, data, tmp_path, monkeypatch):
     split = oracles.true_partition(data.published_dataset(n=100, seed=0))
-    monkeypatch.setattr(cached_stages, "partition", lambda scores, **_: split)
+    monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
     said = CliRunner().invoke(
         bench,
         [

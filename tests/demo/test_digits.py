@@ -9,6 +9,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from expunge import pipeline
+from expunge._core.progress import silent
+from expunge.config import DEFAULT_BASELINES
 from expunge.data import Samples
 from expunge.demo import digits
 from expunge.demo.digits import detection_metrics, noisy_digits_dataset, run_demo
@@ -42,7 +44,7 @@ def test_the_repair_receives_noisy_samples_and_no_ground_truth(monkeypatch):
         received.extend([train, test])
         assert {type(s) for s in settings.values()} <= {
             *(str, int, float, bool, tuple, type(None)),
-            type(pipeline.silent),
+            type(silent),
         }
         raise KeyboardInterrupt
 
@@ -57,7 +59,7 @@ def test_the_repair_receives_noisy_samples_and_no_ground_truth(monkeypatch):
 
 
 def test_baselines_of_the_demo_include_the_long_retraining():
-    assert {*pipeline.CONTROLS, "retrain-filtered-3x"} == set(digits.DEFAULT_BASELINES)
+    assert {*DEFAULT_BASELINES, "retrain-filtered-3x"} == set(digits.BASELINES)
 
 
 def test_detection_metrics_compare_the_partition_with_the_ground_truth():

@@ -10,11 +10,11 @@ import numpy as np
 
 from expunge import stages
 from expunge._core.progress import Progress, silent
+from expunge.config import ScoreConfig
 from expunge.demo.noise import GroundTruth
 from expunge.detection.detectors import detectors
 from expunge.detection.signals import collect
 from expunge.evaluation import metrics
-from expunge.recipes import ScoreConfig
 from expunge_bench.datasets import BenchmarkDataset, Setting, cached_model
 from expunge_bench.peers import BenchmarkCase, DetectorOutput, peers
 from expunge_bench.results import Row, Table, group_rows, mean_cells, noise_label

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -15,8 +15,6 @@ from expunge.demo.noise import NoisyDataset
 from expunge.models import inspection
 from expunge.recipes import resolve
 from expunge.records import Partition, RepairResult
-from expunge.storage import cached_stages
-from expunge.training.optimisation import with_learning_rate
 from expunge_bench.peers import BenchmarkCase, peers
 
 # Retrains from scratch on the truly clean samples: 100 % of the oracle gap.
@@ -47,11 +45,11 @@ oracles_and_peers: Registry[Callable[[OracleInput], nn.Module], NoMetadata] = Re
 @oracles_and_peers.register("oracle-finetune")
 def oracle_finetune(given: OracleInput) -> nn.Module:
     """Oracle: the repair's fine-tuning, on the truly clean samples."""
-    case, recipe, partition = given.case, resolve("default"), true_partition(given.case.data)
-    train, scores = case.data.train, given.result.scores
-    learning_rate = cached_stages.default_learning_rate(recipe, scores, partition)
-    config = with_learning_rate(replace(recipe.tune, targets="filter"), len(train), learning_rate)
-    return stages.tune(case.model, train, partition, seed=case.setting.seed, **asdict(config))
+    case, config = given.case, replace(resolve("default").tune, targets="filter")
+    # The learning rate depends on whether the model has memorised its labels.
+    memorised = given.result.partition.memorised
+    partition = replace(true_partition(case.data), memorised=memorised)
+    return stages.tune(case.model, case.data.train, partition, config, seed=case.setting.seed)
 
 
 @oracles_and_peers.register(ORACLE)
@@ -95,7 +93,7 @@ def retrain_filtered(case: BenchmarkCase, partition: Partition) -> nn.Module:
         inspection.reinitialise(case.model, case.setting.seed),
         case.data.train,
         partition,
+        config,
         seed=case.setting.seed,
         progress=case.progress,
-        **asdict(config),
     )

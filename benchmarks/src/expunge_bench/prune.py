@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,6 @@ from expunge.errors import ConfigError, check_range
 from expunge.pruning import surgery
 from expunge.recipes import recipes, resolve
 from expunge.records import NeuronRanking, Partition
-from expunge.storage import cached_stages
-from expunge.training.optimisation import with_learning_rate
 from expunge_bench.datasets import BenchmarkDataset, Setting, cached_model
 from expunge_bench.repair import REPAIR, samples_per_second
 from expunge_bench.results import (
@@ -88,15 +86,13 @@ def bench(
             out=out / "runs" / setting.name,
             progress=progress,
         )
-        partition, recipe = found.partition, resolve(REPAIR)
+        partition, config = found.partition, resolve(REPAIR).tune
         assert partition is not None
-        learning_rate = cached_stages.default_learning_rate(recipe, found.scores, partition)
-        config = asdict(with_learning_rate(recipe.tune, len(data.train), learning_rate))
         pruner = _Pruner(model, data.train, partition, found.ranking, setting.seed)
         for key in missing:
             pruned = pruner.prune(key["ranking"], key["fraction"])
             tuned = stages.tune(
-                pruned, data.train, partition, seed=setting.seed, progress=progress, **config
+                pruned, data.train, partition, config, seed=setting.seed, progress=progress
             )
             size = surgery.size(tuned, stages.example_batch(data.train))
             yield {
@@ -147,12 +143,11 @@ class _Pruner:
             return self._model
         recipe, ranking = resolve(name), self._ranking
         if ranking is None or recipe.rank != resolve(REPAIR).rank:
-            options = asdict(recipe.rank)
             ranking = stages.rank(
-                self._model, self._train, self._partition, seed=self._seed, **options
+                self._model, self._train, self._partition, recipe.rank, seed=self._seed
             )
-        options = asdict(replace(recipe.prune, fraction=fraction, count=None))
-        plan = stages.plan(ranking, seed=self._seed, **options)
+        config = replace(recipe.prune, fraction=fraction, count=None)
+        plan = stages.plan(ranking, config, seed=self._seed)
         return stages.prune(self._model, plan, self._train)
 
 

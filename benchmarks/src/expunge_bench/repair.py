@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from expunge_bench.suites import RowGroup, Suite, check_names
 from expunge_bench.timing import timed
 
 # The repair that every other row is compared with, and the row of the unrepaired model.
-REPAIR, UNREPAIRED = "default", "nothing"
+REPAIR, UNREPAIRED = "default", "no-op"
 BASELINES = (
     *(UNREPAIRED, "rounds", "finetune-only", "random-units", "magnitude", "rlap"),
     *("retrain-filtered", "retrain-filtered-3x", "finetune-all-labels"),
@@ -110,7 +110,7 @@ def _measure_recipes(
         case.data.test,
         recipe=REPAIR,
         held_out=case.data.held_out,
-        controls=tuple(name for name in names if name in recipes.names() and name != REPAIR),
+        baselines=tuple(name for name in names if name in recipes.names() and name != REPAIR),
         seed=setting.seed,
         out=case.out / "runs" / setting.name,
         train_seconds=train_seconds,
@@ -197,9 +197,9 @@ def training_seconds(case: BenchmarkCase) -> float:
     One epoch is timed and multiplied, because the stored model may be from another machine.
     """
     config = case.dataset.training[case.setting.state]
-    one_epoch = asdict(replace(config, epochs=1))
+    one_epoch = replace(config, epochs=1)
     _, seconds = timed(
-        lambda: stages.tune(case.model, case.data.train, seed=case.setting.seed, **one_epoch)
+        lambda: stages.tune(case.model, case.data.train, None, one_epoch, seed=case.setting.seed)
     )
     return config.epochs * seconds
 

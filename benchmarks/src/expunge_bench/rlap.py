@@ -13,13 +13,13 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
-from expunge.config import digest
 from expunge.demo.noise import NoisyDataset
 from expunge.models.inspection import reinitialise
 from expunge.models.zoo import resnet, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import Partition
 from expunge.reporting.summary import repair_seconds
+from expunge.storage.hashing import digest
 from expunge.training.loop import TuneConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.datasets import Setting
@@ -174,7 +174,7 @@ def _models(case: _Case) -> dict[str, pipeline.Trained]:
             case.data.test,
             recipe=recipe,
             overrides={"tune": {**tune, "targets": "filter"}},
-            controls=("head-only", "finetune-only"),
+            baselines=("head-only", "finetune-only"),
             seed=case.seed,
             out=case.folder / name,
             train_seconds=case.noisy.seconds,

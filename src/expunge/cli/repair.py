@@ -81,8 +81,8 @@ def demo(
         typer.echo(
             f"Against the true labels, which the repair did not see: AUROC {truth['auroc']:.3f}, "
             f"F1 {truth['f1']:.3f}, noise rate {truth['noise_rate']:.1%}. Suggested labels are "
-            f"right for {truth['corrected_label_accuracy']:.1%} of the training samples, given labels "
-            f"for {1 - truth['noise_rate']:.1%}.",
+            f"right for {truth['corrected_label_accuracy']:.1%} of the training samples, given "
+            f"labels for {1 - truth['noise_rate']:.1%}.",
             err=as_json,
         )
     _exit(result, strict)

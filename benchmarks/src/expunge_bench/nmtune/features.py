@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from expunge._core.arrays import Array, Floats32, Ints
 from expunge._core.progress import Progress
-from expunge.config import digest
+from expunge.storage.hashing import digest
 
 # A method beside the presets: the encoder is adapted by low-rank updates.
 ADAPTED = "adapted"

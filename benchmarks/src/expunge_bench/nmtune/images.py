@@ -14,12 +14,12 @@ from expunge import pipeline, stages
 from expunge._core.arrays import Array
 from expunge._core.progress import Progress
 from expunge._core.rng import generator, temp_seed
-from expunge.config import digest
 from expunge.data import Samples, TensorInputs
 from expunge.demo.noise import wrong_labels
 from expunge.models.zoo import resnet
 from expunge.nmtune.encoders import adapt, embed, without_head
 from expunge.nmtune.objectives import PRESETS
+from expunge.storage.hashing import digest
 from expunge.training.loop import TuneConfig
 from expunge_bench.cifar import Cifar
 from expunge_bench.datasets import check_sample_count

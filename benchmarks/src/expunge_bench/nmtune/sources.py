@@ -12,9 +12,9 @@ import numpy as np
 from expunge._core.arrays import Array, Floats32
 from expunge._core.progress import Progress
 from expunge._core.rng import generator
-from expunge.config import digest
 from expunge.errors import ConfigError, DataError
 from expunge.nmtune.objectives import PRESETS
+from expunge.storage.hashing import digest
 from expunge.text.encoders import Encoder, encoded
 from expunge_bench.cifar import Cifar
 from expunge_bench.datasets import check_sample_count

@@ -14,10 +14,11 @@ from expunge import pipeline, stages
 from expunge._core.arrays import Bools
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
+from expunge.config import DEFAULT_PRUNE_FRACTION
 from expunge.data import Preparation, Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.signals import collect
-from expunge.recipes import DEFAULT_PRUNE_FRACTION, Recipe
+from expunge.recipes import Recipe
 from expunge.robustness.attacks import FromPixels
 from expunge.robustness.noise_layers import NoisyNetwork
 from expunge.training import loop

@@ -225,7 +225,9 @@ def _repair(given: MethodInput, train: Samples) -> Outcome:
     """The default repair, and its detection beside that of nearest neighbours alone."""
     model, epochs, training_seconds = given.noisy_model
     result, seconds = timed_compute(
-        lambda: pipeline.repair(model, train, seed=given.seed, controls=(), progress=given.progress)
+        lambda: pipeline.repair(
+            model, train, seed=given.seed, baselines=(), progress=given.progress
+        )
     )
     partition, truth = result.partition, given.data.truth
     signals = collect(model, train, needs=frozenset({"features"}), views=0)

@@ -13,7 +13,7 @@ import numpy as np
 from expunge._core.arrays import Floats
 from expunge._core.progress import Progress
 from expunge._core.rng import generator
-from expunge.config import digest
+from expunge.storage.hashing import digest
 from expunge.text.characters import CharacterModel
 from expunge.text.encoders import Encoder, TokenStates
 from expunge.text.filters import HELD_OUT, SETTINGS, Kind, TextNoiseFilter, TextScores
