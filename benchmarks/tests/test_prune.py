@@ -20,7 +20,9 @@ def test_every_pruned_fraction_starts_from_one_network_and_partition(data, tmp_p
     monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
     tuned = []
     monkeypatch.setattr(
-        prune.stages, "tune", lambda model, _, given, *_, **settings: tuned.append(given) or model
+        prune.stages,
+        "tune",
+        lambda model, data, given, *config, **settings: tuned.append(given) or model,
     )
     rows = prune.bench(data, settings=settings, fractions=(0.25, 0.5), out=tmp_path)
 
