@@ -197,7 +197,7 @@ def bench_text_noise(
     """Noise in news articles: its detection, and what summaries gain by its removal."""
     return text_noise.bench(
         data,
-        encoder=HuggingFaceEncoder.of(encoder, device=device),
+        encoder=HuggingFaceEncoder.from_pretrained(encoder, device=device),
         encoder_name=encoder,
         faults=fault or text_noise.FAULTS,
         amounts=amount or text_noise.AMOUNTS,
@@ -308,7 +308,7 @@ def bench_nmtune(
         sizes=nmtune.Sizes(pretrain, epochs, tune, test),
         rates=rate or nmtune.DEFAULT_RATES,
         articles=articles or nmtune.DEFAULT_ARTICLES,
-        encoder=lambda: HuggingFaceEncoder.of(encoder, device=device),
+        encoder=lambda: HuggingFaceEncoder.from_pretrained(encoder, device=device),
         encoder_name=encoder,
         device=device,
         out=run.out,

@@ -71,7 +71,7 @@ class Speech:
     def network(self, seed: int) -> nn.Module:
         """An untrained DS-CNN for keyword spotting, without masks, so that it can memorise."""
         with temp_seed(seed, "network"):
-            return kws(classes=len(self.train.classes), rate=SAMPLE_RATE, masks=0)
+            return kws(classes=len(self.train.classes), sample_rate=SAMPLE_RATE, n_masks=0)
 
     @cached_property
     def train(self) -> Samples:

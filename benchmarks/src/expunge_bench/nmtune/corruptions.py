@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from expunge._core.rng import generator
-from expunge.text.sentences import sentences
+from expunge.text.sentences import split_sentences
 
 # Six kinds of arXiv 1903.12261 at about the middle of its five severities for small images; the
 # numbers are ours. Pixels ``float32[n, 3, h, w]`` in [0, 1] → the same.
@@ -84,7 +84,7 @@ def _map_pil_images(x: np.ndarray, change: Callable[[Image.Image], Image.Image])
 
 def headline(text: str, rng: np.random.Generator) -> str:
     """Keep the first sentence: the title of a news article."""
-    spans = sentences(text)
+    spans = split_sentences(text)
     return text[spans[0, 0] : spans[0, 1]] if len(spans) else text
 
 

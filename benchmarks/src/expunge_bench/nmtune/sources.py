@@ -15,7 +15,7 @@ from expunge._core.rng import generator
 from expunge.errors import ConfigError, DataError
 from expunge.nmtune.objectives import PRESETS
 from expunge.storage.hashing import digest
-from expunge.text.encoders import Encoder, encoded
+from expunge.text.encoders import Encoder, encode_texts
 from expunge_bench.cifar import Cifar
 from expunge_bench.datasets import check_sample_count
 from expunge_bench.news import read_articles
@@ -110,7 +110,7 @@ def _embed_texts(encoder: Encoder, texts: Sequence[str], progress: Progress) -> 
     rows = []
     for start in range(0, len(texts), 32):
         part = [" ".join(text.split()[:N_WORDS]) for text in texts[start : start + 32]]
-        rows += [one.states.mean(axis=0) for one in encoded(encoder, part, first=start)]
+        rows += [one.states.mean(axis=0) for one in encode_texts(encoder, part, first=start)]
         progress("embed", len(rows), len(texts))
     found = np.stack(rows)
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from expunge._core.rng import generator
 from expunge.errors import DataError
-from expunge.text.sentences import sentences
+from expunge.text.sentences import split_sentences
 from expunge_bench.news import read_articles
 from expunge_bench.text_noise.faults import untokenized
 
@@ -68,7 +68,11 @@ class Corpus:
             If a file cannot be read.
         """
         fitted, measured = (
-            [row for row in read_articles(folder, part) if len(sentences(row["document"])) > 1]
+            [
+                row
+                for row in read_articles(folder, part)
+                if len(split_sentences(row["document"])) > 1
+            ]
             for part in _PARTS
         )
         background = join_lines(_read_lines(folder, "valid"))

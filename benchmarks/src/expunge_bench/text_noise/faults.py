@@ -18,7 +18,7 @@ import numpy as np
 
 from expunge._core.rng import generator
 from expunge.errors import ConfigError, DataError, check_range, did_you_mean
-from expunge.text.sentences import sentences
+from expunge.text.sentences import split_sentences
 
 TextFault = Literal["code", "url", "emoji", "sentence"]
 AMOUNTS = (0.05, 0.10, 0.25, 0.50)
@@ -104,7 +104,7 @@ def inject(
     ['x = 1']
     """
     check_range(ConfigError, {"the amount": (amount, "[0, 1)")})
-    spans = sentences(document)
+    spans = split_sentences(document)
     sizes = [count_tokens(piece) for piece in pieces]
     if not len(spans) or not any(sizes):
         raise DataError("expected a document with sentences, and pieces with tokens")
@@ -217,7 +217,7 @@ def stray_sentences(lines: Sequence[str], n: int, *, seed: int) -> list[str]:
     contain ``<unk>``: both would give the noise away.
     """
     text = "\n".join(line for line in map(untokenized, lines) if not line.startswith("="))
-    found = sorted({text[a:b] for a, b in sentences(text).tolist()})
+    found = sorted({text[a:b] for a, b in split_sentences(text).tolist()})
     found = [s for s in found if count_tokens(s) > 3 and "<unk>" not in s]
     if not found:
         raise DataError("no sentence of four tokens or more found")

@@ -11,7 +11,7 @@ from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from expunge._core.arrays import Bools, Floats
 from expunge.evaluation import metrics
 from expunge.text.encoders import Encoder
-from expunge.text.filters import TextScores
+from expunge.text.scores import TextScores
 from expunge.text.summarisers import centroid, lead, rouge
 from expunge_bench.text_noise.faults import NoisyText, count_tokens
 
@@ -54,7 +54,7 @@ def measure_detection(
     by_document = [_auroc(*column) for column in columns]
     defined = [value for value in by_document if value is not None]
     pooled = [np.concatenate(part) for part in zip(*columns, strict=True)]
-    y, flagged = np.concatenate(truth), np.concatenate([s.noise for s in found])
+    y, flagged = np.concatenate(truth), np.concatenate([s.is_noise for s in found])
     scores = np.concatenate([s.scores for s in found])
     return {
         "auroc": _auroc(*pooled),

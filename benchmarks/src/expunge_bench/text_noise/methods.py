@@ -16,13 +16,15 @@ from expunge._core.rng import generator
 from expunge.storage.hashing import digest
 from expunge.text.characters import CharacterModel
 from expunge.text.encoders import Encoder, TokenStates
-from expunge.text.filters import HELD_OUT, SETTINGS, Kind, TextNoiseFilter, TextScores
+from expunge.text.filter_files import SETTINGS_FILE
+from expunge.text.filters import HELD_OUT_FRACTION, TextNoiseFilter
 from expunge.text.published import Granularity
-from expunge.text.sentences import sentences
+from expunge.text.scores import ScoreKind, TextScores
+from expunge.text.sentences import split_sentences
 from expunge_bench.text_noise.corpus import Corpus
 from expunge_bench.text_noise.faults import NoisyText
 
-PUBLISHED: Mapping[str, tuple[Kind, Granularity]] = {
+PUBLISHED: Mapping[str, tuple[ScoreKind, Granularity]] = {
     "relative": ("relative", "sentence"),
     "plain": ("plain", "sentence"),
     "leave-one-sentence-out": ("relative", "leave-one-sentence-out"),
@@ -96,14 +98,14 @@ class MethodFactory:
             return perplexity(self.corpus.in_domain, seed=self.key["seed"])
         kind, granularity = PUBLISHED.get(name, ("combined", "sentence"))
         fitted = self._fitted_filter(kind, encoder)
-        return fitted.using(kind=kind, granularity=granularity).score
+        return fitted.with_settings(kind=kind, granularity=granularity).score
 
-    def _fitted_filter(self, kind: Kind, encoder: Encoder) -> TextNoiseFilter:
+    def _fitted_filter(self, kind: ScoreKind, encoder: Encoder) -> TextNoiseFilter:
         """Fit the filter, or load it if one was fitted on the same texts."""
-        fitted_kind: Kind = "combined" if kind == "combined" else "relative"
+        fitted_kind: ScoreKind = "combined" if kind == "combined" else "relative"
         texts = {"inside": self.corpus.in_domain, "background": self.corpus.background}
         folder = self.folder / f"{fitted_kind}-{digest({**self.key, **texts})[:16]}"
-        if not (folder / SETTINGS).exists():  # written last
+        if not (folder / SETTINGS_FILE).exists():  # written last
             TextNoiseFilter.fit(
                 *texts.values(),
                 encoder=self.encoder,
@@ -116,7 +118,7 @@ class MethodFactory:
 
 def rules(document: str) -> TextScores:
     """Score a sentence 1 if a regular expression for links, code and emoji matches it, else 0."""
-    spans = sentences(document)
+    spans = split_sentences(document)
     matches = [bool(_NOISE_PATTERN.search(document[a:b])) for a, b in spans.tolist()]
     return sentence_scores(document, np.array(matches, dtype=np.float64), threshold=0.5)
 
@@ -133,12 +135,12 @@ def perplexity(documents: Sequence[str], *, seed: int) -> Method:
         Seed of the split.
     """
     order = generator(seed, "perplexity").permutation(len(documents))
-    n_held_out = max(1, round(HELD_OUT * len(documents)))
+    n_held_out = max(1, round(HELD_OUT_FRACTION * len(documents)))
     model = CharacterModel.fit([documents[i] for i in order[n_held_out:]])
 
     def score(document: str) -> Floats:
-        total = np.r_[0.0, np.cumsum(model.surprise(document))]
-        start, end = sentences(document).T
+        total = np.r_[0.0, np.cumsum(model.surprisal(document))]
+        start, end = split_sentences(document).T
         return np.asarray((total[end] - total[start]) / np.maximum(end - start, 1))
 
     held_out = np.concatenate([score(documents[i]) for i in order[:n_held_out]])
@@ -148,11 +150,11 @@ def perplexity(documents: Sequence[str], *, seed: int) -> Method:
 
 def remove_true_noise(noisy: NoisyText) -> str:
     """Oracle: the text without its noise."""
-    is_noise = noisy.noisy(sentences(noisy.text)).astype(np.float64)
+    is_noise = noisy.noisy(split_sentences(noisy.text)).astype(np.float64)
     return sentence_scores(noisy.text, is_noise, threshold=0.5).cleaned
 
 
 def sentence_scores(document: str, scores: Floats, *, threshold: float) -> TextScores:
     """Scores of sentences, without any of tokens."""
     no_scores, no_tokens = np.zeros(0), np.zeros((0, 2), dtype=np.int64)
-    return TextScores(document, sentences(document), scores, no_tokens, no_scores, threshold)
+    return TextScores(document, split_sentences(document), scores, no_tokens, no_scores, threshold)

@@ -173,7 +173,7 @@ def _measure_clean(documents: _Documents, name: str) -> Measures:
     """The fraction of sentences that a method removes from clean articles; seconds per article."""
     articles, factory = documents.corpus.documents, documents.factory
     method = factory.make(name, encoder=documents.encoder)
-    removed = np.concatenate([method(article).noise for article in articles])
+    removed = np.concatenate([method(article).is_noise for article in articles])
     uncached = factory.make(name, encoder=factory.encoder)
     timed_articles = articles[:N_TIMED_DOCUMENTS]
     _, seconds = timed(lambda: [uncached(article) for article in timed_articles])
