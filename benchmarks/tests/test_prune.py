@@ -18,12 +18,15 @@ def test_every_pruned_fraction_starts_from_one_network_and_partition(data, tmp_p
     settings = [Setting("human_random1", state="overfit", n=100)]
     split = oracles.true_partition(data.noisy_dataset(settings[0]))
     monkeypatch.setattr(stages, "partition", lambda *_, **__: split)
-    tuned = []
-    monkeypatch.setattr(
-        prune.stages,
-        "tune",
-        lambda model, data, given, *config, **settings: tuned.append(given) or model,
-    )
+    tuned, train = [], stages.tune
+
+    def tune(model, samples, given, *config, **settings):
+        if given is None:  # the training of the noisy model
+            return train(model, samples, given, *config, **settings)
+        tuned.append(given)
+        return model
+
+    monkeypatch.setattr(stages, "tune", tune)
     rows = prune.bench(data, settings=settings, fractions=(0.25, 0.5), out=tmp_path)
 
     assert [(r["ranking"], r["fraction"]) for r in rows] == [
