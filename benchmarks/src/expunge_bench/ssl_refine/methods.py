@@ -17,8 +17,8 @@ from expunge.data import Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.detectors import detect
 from expunge.detection.signals import collect
-from expunge.selfsupervised.refinement import RefineConfig, Refined, finish, refine
-from expunge.selfsupervised.simclr import extract_features
+from expunge.selfsupervised.features import extract_features
+from expunge.selfsupervised.refinement import RefineConfig, Refined, refine, train_final
 from expunge.training.baselines import trainers
 from expunge.training.loop import SCRATCH_LR, TuneConfig, tune
 from expunge.training.targets import build_targets
@@ -199,12 +199,12 @@ def from_checkpoint(given: MethodInput) -> Outcome:
 @methods.register("ssl-refine+divide-mix")
 def refine_then_divide_mix(given: MethodInput) -> Outcome:
     """The refinement; DivideMix with its labels and network replaces the final training."""
-    final_seconds = given.epoch_seconds * given.config.last
+    final_seconds = given.epoch_seconds * given.config.final_epochs
     epochs = _divide_mix_epochs(given, final_seconds)
-    config = replace(given.config, finish="divide-mix", last=epochs)
+    config = replace(given.config, final_method="divide-mix", final_epochs=epochs)
     last_round = given.refined[0].rounds[-1]
     model, seconds = timed_compute(
-        lambda: finish(
+        lambda: train_final(
             given.data.train,
             last_round,
             given.encoder,
@@ -261,7 +261,7 @@ def _refinement_outcome(given: MethodInput, refined: Refined, seconds: float) ->
             }
         )
         before = after
-    return Outcome(refined.model, given.config.trained, seconds, {"rounds": rounds})
+    return Outcome(refined.model, given.config.total_epochs, seconds, {"rounds": rounds})
 
 
 def _train_divide_mix(

@@ -14,8 +14,9 @@ from expunge._core.progress import Progress, silent
 from expunge.data import Samples
 from expunge.demo.noise import NoisyDataset
 from expunge.detection.neighbours import neighbour_votes
+from expunge.selfsupervised.features import extract_features
 from expunge.selfsupervised.refinement import RefineConfig
-from expunge.selfsupervised.simclr import extract_features, pretrain
+from expunge.selfsupervised.simclr import pretrain
 from expunge.storage.weights import load_weights, save_weights
 from expunge_bench.cifar import INSTANCE_NOISES
 from expunge_bench.datasets import BenchmarkDataset, Setting
