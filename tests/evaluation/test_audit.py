@@ -37,7 +37,7 @@ def partition(ids, labels, flagged) -> Partition:
 
 # What the model predicts before (columns 0 and 1) and after (columns 2 and 3).
 BEFORE = np.array([0, 0, 0, 1, 1, 0, 1, 0])
-AFTER = np.array([0, 1, 1, 1, 0, 0, 1, 1])
+AFTER = np.array([0, 1, 1, 1, 0, 0, 1, 0])
 LABELS = np.array([0, 0, 0, 0, 1, 0, 1, 0])
 FLAGGED = np.array([1, 1, 1, 1, 0, 0, 0, 0], dtype=bool)
 X = np.hstack([np.eye(2)[BEFORE], np.eye(2)[AFTER]]).astype(np.float32)
@@ -51,7 +51,7 @@ def test_the_audit_counts_reproduced_labels_of_flagged_and_changed_predictions_o
     found = audit(Table(0), Table(2), data, split)
     assert found.samples == 4
     assert found.predicted == (0.75, 0.25)
-    assert found.churn == 0.5  # two of the four kept
+    assert found.churn == 0.25  # one of the four kept samples, two of the flagged
     assert found.membership_auroc is None
 
 

@@ -72,8 +72,8 @@ def import_constructor(name: str, folder: Path) -> Callable[..., Any]:
                 where=module_name,
                 fix="correct the error above in that module",
             ) from error
-    found = getattr(module, function, None)
-    if not callable(found):
+    found: Callable[..., Any] | None = getattr(module, function, None)
+    if found is None or not callable(found):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ModelError(
             f"has no function '{function}'", where=module_name, fix=did_you_mean(function, public)
