@@ -1,10 +1,11 @@
-# make demo   a network that memorised wrong labels, repaired
-# make test   lint, format check, type check, tests
+# make demo      a network that memorised wrong labels, repaired
+# make test      lint, format check, type check, tests and doctests
+# make package   wheel and sdist; the wheel is tried in a fresh environment without extras
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint package clean
 .DEFAULT_GOAL := test
 
 # Installed again whenever the requirements change.
@@ -25,6 +26,13 @@ lint: $(VENV)/installed
 
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadscope
+
+package: $(VENV)/installed
+	rm -rf build/dist build/smoke
+	$(BIN)/python -m build --outdir build/dist .
+	$(PYTHON) -m venv build/smoke
+	build/smoke/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/dist/*.whl
+	build/smoke/bin/python tests/smoke.py
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache

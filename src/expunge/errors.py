@@ -9,15 +9,21 @@ from typing import Any
 
 
 class ExpungeError(Exception):
-    """An error that the user can mend.
+    """An error that the user can fix.
 
     Parameters
     ----------
-    what: what was expected and what came instead.
-    where: the file, stage, layer or sample ids concerned.
-    fix: what the user can do about it.
+    what
+        What was expected and what came instead.
+    where
+        The file, stage, layer or sample ids concerned.
+    fix
+        What the user can do about it.
 
-    problems: the message, or one for each problem where the error tells of several.
+    Attributes
+    ----------
+    problems : tuple of str
+        The message, or one for every problem if the error reports several.
     """
 
     problems: tuple[str, ...]
@@ -124,7 +130,7 @@ def format_ids(values: Iterable[object], limit: int = 5) -> str:
 def group_by_reason(what: str, reasons: Mapping[Any, str], limit: int = 8) -> list[str]:
     """Lines that name what is wrong with which ids, in the order in which the reasons come.
 
-    >>> by_reason("clips", {3: "are silent", 5: "are silent"})
+    >>> group_by_reason("clips", {3: "are silent", 5: "are silent"})
     ['clips that are silent: ids 3, 5']
     """
     groups: dict[str, list[Any]] = {}
