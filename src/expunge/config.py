@@ -383,7 +383,7 @@ def build(kind: type[T], values: dict[str, Any], *, where: str) -> T:
     Messages call a field by the ``path`` in its metadata where it has one, else by its name.
     """
     problems: list[str] = []
-    result = _dataclass(kind, values, "", problems)
+    result: T = _dataclass(kind, values, "", problems)
     raise_all(ConfigError, problems, where=where)
     return result
 

@@ -545,7 +545,8 @@ def evaluate(
 
 def predict(model: nn.Module, data: DataLike, *, progress: Progress = silent) -> Ints:
     """Predict the class of every sample, ``int64[n]``, in one forward pass."""
-    return collect(model, as_samples(data), progress=progress, what="predict").logits.argmax(axis=1)
+    logits = collect(model, as_samples(data), progress=progress, what="predict").logits
+    return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
 
 def clean_input_probability(model: nn.Module, data: DataLike, split: Partition) -> Floats:
