@@ -11,7 +11,7 @@ import pyarrow as pa
 from torch import nn
 
 from expunge.config import MIN_FLAGGED_FRACTION
-from expunge.errors import DataError, ExpungeError, PruneError, format_ids
+from expunge.errors import DataError, ExpungeError, PruneError, check_range, format_ids
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -295,15 +295,38 @@ class Fit:
 
 @dataclass(frozen=True)
 class Partition:
-    """The probability that each sample is bad, and what to do about it.
+    """Estimate for every sample the probability that it is noisy.
 
-    p_noisy, p_label_fault, p_input_fault: ``float64[n]`` in [0, 1];
-    ``p_noisy = 1 − (1 − p_label_fault)(1 − p_input_fault)``.
-    suggested_label: ``int64[n]``; the given label where no other is better supported.
-    suggested_probability: ``float64[n]``, of the suggested label.
-    noise_rate: (value, low, high), as fractions.
-    memorised: whether the model has memorised its labels: it reproduces far more of them on the
-    plain inputs than under random views. False where no views were made.
+    ``p_noisy = 1 − (1 − p_label_fault)(1 − p_input_fault)``
+
+    Parameters
+    ----------
+    ids
+        ``int64[n]`` or ``str[n]``, unique.
+    labels
+        The given labels, ``int64[n]``.
+    p_noisy, p_label_fault, p_input_fault
+        Probability that the sample, its label or its input is bad, ``float64[n]`` in [0, 1].
+    suggested_label
+        ``int64[n]``; the given label where no other is better supported.
+    suggested_probability
+        Probability of the suggested label, ``float64[n]`` in [0, 1].
+    threshold
+        Samples with a larger ``p_noisy`` are flagged. In [0, 1].
+    noise_rate
+        Estimated fraction of noisy samples: (value, low, high), each in [0, 1].
+    fits
+        The mixtures behind the probabilities, for the report.
+    evidence
+        Columns ``float64[n]`` by name: the evidence that the probabilities were made from.
+    memorised
+        Whether the model has memorised its labels: it reproduces far more of them on the plain
+        inputs than under random views. False where no views were made.
+
+    Raises
+    ------
+    DataError
+        If columns differ in length, or a probability lies outside [0, 1].
     """
 
     ids: np.ndarray
@@ -374,12 +397,30 @@ class Partition:
 
 @dataclass(frozen=True)
 class NeuronRanking:
-    """Units by how much noise they carry, most first: sorted by ``(−effect, layer, unit)``.
+    """Rank units by how much of the noise they carry: sorted by ``(−effect, layer, unit)``.
 
-    effect: the regression coefficient (or criterion), float64; stderr: its standard error, and
-    q_value: Benjamini–Hochberg adjusted p-value of ``effect ≤ 0`` (NaN where the ranker has none).
-    groups: for every layer, the layer whose units it shares (residual additions couple layers).
-    explained: share of the variance of badness that the layer explains.
+    Parameters
+    ----------
+    layer
+        Name of the layer of every unit, ``str[u]``.
+    unit
+        Index of the unit in its layer, ``int64[u]``.
+    effect
+        The regression coefficient, or the criterion of the ranker, ``float64[u]``.
+    stderr
+        Standard error of the effect, ``float64[u]``; NaN where the ranker has none.
+    q_value
+        Benjamini–Hochberg adjusted p-value of ``effect ≤ 0``, ``float64[u]`` in [0, 1]; NaN where
+        the ranker has none.
+    groups
+        For every layer, the layer whose units it shares: residual additions couple layers.
+    explained
+        R² of ``p_noisy`` by layer.
+
+    Raises
+    ------
+    PruneError
+        If an effect is not finite.
     """
 
     layer: np.ndarray
@@ -419,10 +460,23 @@ class NeuronRanking:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many units to cut: a fraction (of each layer, or of all together) or a count.
+    """How many units to prune: a fraction or a count.
 
-    scope ``"layer"``: the fraction or count holds for every layer; ``"global"``: over all layers.
-    max_layer_fraction: the largest fraction of any one layer that may go.
+    Parameters
+    ----------
+    fraction
+        Fraction of the units, in [0, 1]. Excludes ``count``.
+    count
+        Number of units, 0 or more.
+    scope
+        ``"layer"``: fraction or count hold for every layer; ``"global"``: over all layers.
+    max_layer_fraction
+        The largest fraction of any layer that is pruned, in [0, 1).
+
+    Raises
+    ------
+    PruneError
+        If both or neither of fraction and count are given, or a value is out of range.
     """
 
     fraction: float | None = None
@@ -433,23 +487,34 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.fraction is None) == (self.count is None):
             raise PruneError("a budget is either a fraction or a count", fix="give exactly one")
-        if self.fraction is not None and not 0.0 <= self.fraction <= 1.0:
-            raise PruneError(
-                f"fraction must lie in [0, 1], not {self.fraction}", fix="0.1 means ten percent"
-            )
-        if self.count is not None and self.count < 0:
-            raise PruneError(f"count must not be negative: {self.count}")
-        if not 0.0 <= self.max_layer_fraction < 1.0:
-            raise PruneError(
-                f"max_layer_fraction must lie in [0, 1), not {self.max_layer_fraction}"
-            )
+        limits = {
+            "fraction": (self.fraction, "[0, 1]"),
+            "count": (self.count, "[0, inf)"),
+            "max_layer_fraction": (self.max_layer_fraction, "[0, 1)"),
+        }
+        check_range(PruneError, limits)
         if self.scope not in ("layer", "global"):
             raise PruneError(f"scope must be 'layer' or 'global', not '{self.scope}'")
 
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Units to cut: ``{layer: sorted units}``; how many were asked for, and why fewer are."""
+    """Which units are pruned.
+
+    Parameters
+    ----------
+    units
+        Sorted indices of units by layer.
+    requested
+        How many units were asked for.
+    reasons
+        Why fewer are granted.
+
+    Raises
+    ------
+    PruneError
+        If units were requested and none is granted.
+    """
 
     units: Mapping[str, tuple[int, ...]]
     requested: int
@@ -470,7 +535,15 @@ class PrunePlan:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number with its interval and the number of samples behind it."""
+    """A number with its interval.
+
+    Parameters
+    ----------
+    value, low, high
+        ``low ≤ value ≤ high``; 95 % unless said otherwise.
+    n
+        Number of samples behind it.
+    """
 
     value: float
     low: float
@@ -487,10 +560,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's quality on held-out samples.
+    """Measure a model on labelled samples.
 
-    per_class: accuracy by class name. correct: ``bool[n]`` in the order of ``ids``, for paired
-    comparisons.
+    Parameters
+    ----------
+    ids
+        Ids of the samples, ``[n]``.
+    correct
+        Whether each sample's label is predicted, ``bool[n]``, for paired comparisons.
+    metrics
+        Metrics by name; ``"accuracy"`` is among them.
+    per_class
+        Accuracy by class name, in [0, 1].
     """
 
     ids: np.ndarray
@@ -509,7 +590,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters and multiply-adds (for one sample) of a model."""
+    """The size of a model.
+
+    Parameters
+    ----------
+    parameters
+        Number of weights.
+    macs
+        Multiply-adds of one sample.
+    """
 
     parameters: int
     macs: int
@@ -517,7 +606,15 @@ class Size:
 
 @dataclass(frozen=True)
 class Flag:
-    """A reason to doubt the numbers: a code, and the evidence."""
+    """A red flag: a reason to doubt the numbers.
+
+    Parameters
+    ----------
+    code
+        A fixed name.
+    message
+        The evidence.
+    """
 
     code: str
     message: str
@@ -525,7 +622,21 @@ class Flag:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What another recipe reaches from the same start."""
+    """What another recipe reaches from the same start.
+
+    Parameters
+    ----------
+    evaluation
+        Measured on the validation samples.
+    seconds
+        Of all stages behind it.
+    size
+        Of its model.
+    gain
+        Accuracy of the repair − accuracy of the baseline, paired.
+    model
+        The model; None in a run that was read from disk.
+    """
 
     evaluation: Evaluation
     seconds: float
@@ -536,13 +647,21 @@ class Baseline:
 
 @dataclass(frozen=True)
 class UnlearningAudit:
-    """What a model knows of the samples that were to be unlearned: each (before, after).
+    """What is left of the samples that were to be unlearned; pairs are (before, after).
 
-    samples: how many of them were asked about. predicted: share whose given label is predicted.
-    membership_auroc: how often the model is surer of one of them than of a sample it never saw
-    (AUROC of
-    the largest probability; 0.5 is no trace), None without unseen samples. churn: share of the kept
-    samples that are predicted otherwise than before.
+    It measures. It does not prove that the model is as if it had never seen them.
+
+    Parameters
+    ----------
+    samples
+        Number of flagged samples that were measured.
+    predicted
+        Fraction of them whose given label is predicted.
+    membership_auroc
+        AUROC of the largest probability for telling them from unseen samples; 0.5 is no trace.
+        None without unseen samples.
+    churn
+        Fraction of the kept samples whose prediction changed.
     """
 
     samples: int
@@ -553,11 +672,18 @@ class UnlearningAudit:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do with a repair, and why in a sentence.
+    """Whether the repair is kept.
 
-    ``"skip"``: the repair does no good. ``"retrain"``: a network trained anew is ahead.
-    gain: of the repair over the model that came in, in accuracy, estimated from held-out labels;
-    None where nothing was held out, or no repair was begun.
+    Parameters
+    ----------
+    action
+        ``"keep"``: the repaired model is better. ``"retrain"``: a network retrained from scratch is
+        better. ``"skip"``: there is nothing to repair, and no repair was begun. ``"revert"``: the
+        repair does harm, and the model is as it came.
+    reason
+        Why, in a sentence.
+    gain
+        Gain in accuracy of the repair, estimated from held-out labels; None without these.
     """
 
     action: Literal["keep", "retrain", "skip", "revert"]
@@ -572,10 +698,38 @@ class Decision:
 
 @dataclass(frozen=True, repr=False)
 class RepairResult:
-    """Everything that a repair did; on disk it is the run folder.
+    """Everything that a repair did. On disk it is the run folder; see `expunge.load_run`.
 
-    skipped: samples that could not be used and took no part, ``{data set: {id: reason}}``.
-    prune_skipped_reason: why nothing was cut, where the repair decided that.
+    Parameters
+    ----------
+    model
+        The repaired model, or a copy of the one given.
+    recipe, seed, config
+        What was done: name, seed, and settings of every stage.
+    scores, partition, ranking, plan
+        The records of the stages; ranking and plan are None where nothing was pruned.
+    before, after, gain
+        Evaluations on the validation samples and the paired gain; None without validation.
+    baselines
+        What other recipes reach, by name.
+    size_before, size_after
+        Sizes of the two models.
+    seconds
+        Seconds by stage.
+    flags
+        Red flags.
+    run
+        The run folder; empty if nothing was kept.
+    classes
+        Names of the classes.
+    decision
+        Whether the repair is kept.
+    audit
+        What is left of the flagged samples; None if none was flagged.
+    skipped
+        Samples that could not be used: ``{data set: {id: reason}}``.
+    prune_skipped_reason
+        Why nothing was pruned, where the repair decided that.
     """
 
     model: nn.Module
