@@ -235,9 +235,9 @@ def test_columns_of_a_ranking_have_the_same_length(n):
     [
         ({}, "either a fraction or a count"),
         ({"fraction": 0.1, "count": 3}, "give exactly one"),
-        ({"fraction": 10}, r"fraction must lie in \[0, 1\], not 10\n.*0.1 means ten percent"),
+        ({"fraction": 10}, r"fraction must lie in \[0, 1\], not 10"),
         ({"fraction": float("nan")}, r"fraction must lie in \[0, 1\]"),
-        ({"count": -1}, "count must not be negative: -1"),
+        ({"count": -1}, "count must be 0 or more, not -1"),
         (
             {"count": 1, "max_layer_fraction": 1.0},
             r"max_layer_fraction must lie in \[0, 1\), not 1.0",
