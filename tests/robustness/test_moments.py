@@ -25,11 +25,11 @@ from expunge.robustness.noise_layers import (
     NoisyNetwork,
     bound,
     closed_form,
+    first_order_adversarial,
     linearised,
     pre_activations,
     sampled,
     second_order,
-    shifted,
     squared_error,
 )
 from expunge.training.loop import TuneConfig, tune
@@ -474,7 +474,7 @@ def test_the_linearised_part_is_half_the_variance_that_sampling_shows(kind):
     assert_close(added.double(), 0.5 * losses.var(0), atol=0, rtol=0.1)
 
 
-@pytest.mark.parametrize("objective", [linearised(), shifted()])
+@pytest.mark.parametrize("objective", [linearised(), first_order_adversarial()])
 def test_without_noise_the_loss_of_first_order_is_cross_entropy(objective):
     net, x, y = build(ResidualNet), inputs(ResidualNet), torch.arange(4) % 3
     assert_close(objective(NoisyNetwork(net, 0.0), x, y), cross_entropy(net(x), y))
@@ -492,14 +492,18 @@ def test_the_shifted_gradient_is_the_linearised_one_but_for_the_fourth_power_of_
         return torch.cat([g.flatten() for g in found])
 
     def left_over(sigma):
-        return float((gradient(shifted(), sigma) - gradient(linearised(), sigma)).norm())
+        return float(
+            (gradient(first_order_adversarial(), sigma) - gradient(linearised(), sigma)).norm()
+        )
 
     noise = gradient(linearised(), 0.2) - gradient(linearised(), 0.0)
     assert left_over(0.2) < 0.1 * noise.norm()
     assert left_over(0.4) / left_over(0.2) == pytest.approx(16, rel=0.2)
 
 
-@pytest.mark.parametrize("objective", [closed_form(), linearised(), shifted(), sampled()])
+@pytest.mark.parametrize(
+    "objective", [closed_form(), linearised(), first_order_adversarial(), sampled()]
+)
 def test_every_objective_trains_the_model_through_the_training_loop(objective):
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3

@@ -165,7 +165,7 @@ def square(
 
 
 def adversarial(*, eps: float = 8 / 255, steps: int = 5) -> Objective:
-    """What `tuning.tune` minimises in adversarial training (arXiv 1706.06083): CE after PGD.
+    """What `tune` minimises in adversarial training (arXiv 1706.06083): CE after PGD.
 
     The model takes pixels (see `FromPixels`), the samples are not standardised. Steps of
     ``2.5 ε / steps``, one random start, found in evaluation mode. Cost: ``steps + 1`` forward and

@@ -171,10 +171,32 @@ class NoisyNetwork(nn.Module):
 
 
 def closed_form(loss: LossName = "bound") -> Objective:
-    """What `tuning.tune` minimises for a `NoisyNetwork`: a loss of the propagated moments.
+    """Return an objective of `tune` for a `NoisyNetwork`: a loss of the propagated moments.
 
-    Its gradient is the noise-aware one, ``∂L/∂m · ∂m/∂θ + ∂L/∂v · ∂v/∂θ``, by autograd through
-    both moments.
+    Autograd through both moments gives ``∂L/∂m · ∂m/∂θ + ∂L/∂v · ∂v/∂θ``.
+
+    Parameters
+    ----------
+    loss
+        ``"bound"``, ``"second-order"`` or ``"squared-error"``; see `LOSSES`.
+
+    Returns
+    -------
+    Objective
+        A loss for each sample.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown loss.
+
+    Notes
+    -----
+    Cost: about two forward and backward passes of plain training.
+
+    References
+    ----------
+    arXiv:2312.08877.
     """
     if loss not in LOSSES:
         raise ConfigError(f"there is no loss '{loss}'", fix=did_you_mean(loss, LOSSES))
@@ -186,7 +208,7 @@ def closed_form(loss: LossName = "bound") -> Objective:
 
 
 def linearised() -> Objective:
-    """What `tuning.tune` minimises for a `NoisyNetwork`, all covariances in it: to first order.
+    """Return an objective of `tune` with all covariances of the noise, to first order.
 
     To first order in the noise the logits are ``N(z, S)`` with ``S = Σ_l σ_l² J_l J_lᵀ``, ``J_l``
     their Jacobian at site l, and the cross-entropy L has the variance ``gᵀ S g = Σ_l σ_l²
@@ -194,42 +216,42 @@ def linearised() -> Objective:
     second order, and the expected cross-entropy with ``g gᵀ`` for its Hessian (the empirical
     Fisher matrix). Nothing is drawn, no S is formed. Cost: one more backward pass, and the backward
     pass through that: three to five times that of plain training on a CPU, where the second
-    derivative of batch norm is slow; `shifted` avoids it. No `torch.compile`.
+    derivative of batch norm is slow; `first_order_adversarial` avoids it. No `torch.compile`.
     """
 
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
-        losses, slopes = _slopes(model, x, y, twice=True)
-        for site, slope in slopes.items():
-            norm = slope.square().sum(tuple(range(1, slope.dim())))
+        losses, gradients = _gradients_at_sites(model, x, y, twice=True)
+        for site, gradient in gradients.items():
+            norm = gradient.square().sum(tuple(range(1, gradient.dim())))
             losses = losses + 0.5 * _sigma(model)[site] ** 2 * norm
         return losses
 
     return objective
 
 
-def shifted() -> Objective:
-    """The gradient of `linearised` without a second derivative: that of ``L(h + σ² ∂L/∂h)``.
+def first_order_adversarial() -> Objective:
+    """Return the objective ``L(h + σ² ∂L/∂h)``: `linearised` without a second derivative.
 
     Every site is moved by its variance times the gradient there, all at once. The moves are
     constants of the backward pass, so that the gradient to the weights is ``∂/∂θ (L + ½ Σ_l σ_l²
     ‖∂L/∂h_l‖²) + O(σ⁴)``: the finite difference of arXiv 1905.11468, at every layer, with the one
     step at which the loss without noise cancels. Where σ is large it is not what `linearised`
-    minimises but its kin: training after one gradient step against every layer. Cost: a forward
-    pass and a backward pass to the activations more than plain training, less than twice as much.
+    minimises, but related: training after one adversarial gradient step at every layer. Cost: a
+    forward pass and a backward pass to the activations more than plain training, less than twice.
     """
 
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
-        losses, slopes = _slopes(model, x, y, twice=False)
-        if not slopes:
+        losses, gradients = _gradients_at_sites(model, x, y, twice=False)
+        if not gradients:
             return losses
-        moves = {site: _sigma(model)[site] ** 2 * g for site, g in slopes.items()}
+        moves = {site: _sigma(model)[site] ** 2 * g for site, g in gradients.items()}
         logits = model(x, "moved", moves)
         return F.cross_entropy(logits.float(), y, reduction="none")
 
     return objective
 
 
-def _slopes(
+def _gradients_at_sites(
     model: nn.Module, x: Batch, y: Tensor, *, twice: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy a sample, ``[b]``, and its gradient at every site with noise.
@@ -240,8 +262,8 @@ def _slopes(
     losses = F.cross_entropy(logits.float(), y, reduction="none")
     if not shifts:
         return losses, {}
-    slopes = torch.autograd.grad(losses.sum(), list(shifts.values()), create_graph=twice)
-    return losses, dict(zip(shifts, slopes, strict=True))
+    gradients = torch.autograd.grad(losses.sum(), list(shifts.values()), create_graph=twice)
+    return losses, dict(zip(shifts, gradients, strict=True))
 
 
 def _sigma(model: nn.Module) -> Mapping[str, float]:
@@ -251,7 +273,23 @@ def _sigma(model: nn.Module) -> Mapping[str, float]:
 
 
 def sampled(draws: int = 1) -> Objective:
-    """The baseline: cross-entropy averaged over draws of the noise, one pass each."""
+    """Return the baseline objective: cross-entropy averaged over draws of the noise.
+
+    Parameters
+    ----------
+    draws
+        Number of draws, 1 or more. Each is one forward and backward pass.
+
+    Returns
+    -------
+    Objective
+        A loss for each sample.
+
+    Raises
+    ------
+    ConfigError
+        If ``draws`` is less than 1.
+    """
     if draws < 1:
         raise ConfigError(f"draws must be 1 or more, not {draws}")
 

@@ -16,10 +16,10 @@ from expunge.robustness.noise_layers import (
     Expectation,
     NoisyNetwork,
     closed_form,
+    first_order_adversarial,
     linearised,
     pre_activations,
     sampled,
-    shifted,
 )
 from expunge.training.loop import Objective, TuneConfig, cross_entropy
 from expunge_bench.cifar import Cifar
@@ -58,8 +58,8 @@ METHODS: Mapping[str, Method] = {
     "sampled": Method(lambda eps: sampled(), expectations=_BOTH_EXPECTATIONS),
     "diagonal": Method(lambda eps: closed_form("bound"), expectations=_BOTH_EXPECTATIONS),
     "linearised": Method(lambda eps: linearised()),
-    "shifted": Method(lambda eps: shifted()),
-    "shifted-inside": Method(lambda eps: shifted(), has_input_noise=False),
+    "shifted": Method(lambda eps: first_order_adversarial()),
+    "shifted-inside": Method(lambda eps: first_order_adversarial(), has_input_noise=False),
     "adversarial": Method(lambda eps: adversarial(eps=eps, steps=TRAINING_STEPS), has_noise=False),
 }
 
