@@ -133,3 +133,12 @@ def test_the_standard_error_of_a_share_falls_with_the_root_of_n():
     assert errors[0] == pytest.approx(np.sqrt(0.3 * 0.7 / 4_000), rel=0.3)
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.4)
     assert noisy_share_stderr(few, replace(fit, components=parts[:1]), seed=0) == 1 / 4_000
+
+
+def test_rows_that_are_not_usable_do_not_decide_which_component_is_noisy():
+    e, bad = two_groups(400, 0.3, apart=8.0)
+    usable = np.arange(400) >= 100
+    odds = np.where(bad, np.log(10), np.log(0.1))
+    odds[~usable] = np.log(1e6)
+    fit, _ = fit_evidence(e, usable, kind="label", components=2, rule=odds_rule(odds), seed=0)
+    assert [c.noisy for c in fit.components] == [False, True]
