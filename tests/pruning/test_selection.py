@@ -114,6 +114,11 @@ def test_coupled_layers_lose_the_units_with_the_largest_summed_effect():
     assert (plan.requested, plan.granted) == (5, 5)
 
 
+def test_the_effect_of_a_shared_unit_is_the_sum_and_not_the_largest_over_its_layers():
+    shared = ranking_of({"a": [3.0, 0.0, 2.0], "b": [0.0, 0.0, 2.0]}, {"a": "a", "b": "a"})
+    assert top_effect(shared, Budget(count=1), seed=0).units == {"a": (2,), "b": (2,)}
+
+
 def test_a_shared_unit_counts_once_for_each_layer_and_never_exceeds_the_budget():
     plan = top_effect(COUPLED, Budget(count=3, scope="global"), seed=0)
     assert plan.units == {"a": (1,), "b": (1,), "c": (0,)}
