@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
 
 from expunge import stages
+from expunge._core.progress import silent
 from expunge.errors import ConfigError
+from expunge.models.inspection import reinitialise
+from expunge.recipes import resolve
 from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, oracles, repair
 from expunge_bench.datasets import Setting
+from expunge_bench.peers import BenchmarkCase
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +92,107 @@ def test_the_true_partition_is_the_ground_truth(data):
 def test_unknown_recipes_are_refused_before_any_training(data, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'oracle-retrain'"):
         repair.bench(data, settings=[Setting("none")], names=("oracle-retrian",), out=tmp_path)
+
+
+# ---------------------------------------------------------------- oracles and measures
+
+
+@pytest.fixture
+def oracle_case(data, tmp_path, monkeypatch):
+    """A case, and the arguments of every call of `stages.tune` by an oracle."""
+    setting = Setting("human_random1", state="overfit", n=100, seed=5)
+    case = BenchmarkCase(
+        data, data.network(1), data.noisy_dataset(setting), setting, tmp_path, silent
+    )
+    calls = []
+
+    def tune(model, samples, partition, config, **options):
+        calls.append((model, samples, partition, config, options))
+        return model
+
+    monkeypatch.setattr(oracles.stages, "tune", tune)
+    return case, calls
+
+
+def same_weights(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_the_finetuning_oracle_tunes_the_noisy_model_on_truly_clean_samples(oracle_case):
+    case, calls = oracle_case
+    result = SimpleNamespace(partition=oracles.true_partition(case.data), scores=None)
+    oracles.oracle_finetune(oracles.OracleInput(case, result))
+    ((model, samples, partition, config, options),) = calls
+    assert model is case.model
+    assert samples is case.data.train
+    assert_array_equal(partition.flagged, case.data.truth.noisy)
+    assert config == replace(resolve("default").tune, targets="filter")
+    assert options["seed"] == 5
+
+
+def test_the_retraining_oracle_trains_a_new_network_on_truly_clean_samples(oracle_case):
+    case, calls = oracle_case
+    oracles.oracle_retrain(oracles.OracleInput(case, None))
+    ((model, _, partition, config, _),) = calls
+    assert not same_weights(model, case.model)
+    assert same_weights(model, reinitialise(case.model, 5))
+    assert_array_equal(partition.flagged, case.data.truth.noisy)
+    assert config == replace(cifar.TRAINING["regularised"], targets="filter")
+
+
+def test_the_cleanlab_peer_retrains_on_what_cleanlab_does_not_flag(oracle_case, monkeypatch):
+    case, calls = oracle_case
+    flagged = np.arange(100) % 7 == 0
+    output = SimpleNamespace(flagged=flagged)
+    monkeypatch.setattr(oracles.peers, "get", lambda name: {"cleanlab": lambda _: output}[name])
+    oracles.cleanlab_retrain(oracles.OracleInput(case, None))
+    ((model, _, partition, config, _),) = calls
+    assert_array_equal(partition.flagged, flagged)
+    assert not same_weights(model, case.model)
+    assert config.targets == "filter"
+
+
+def test_the_long_baseline_retrains_three_times_as_long_without_pruning():
+    short, long = resolve("retrain-filtered"), resolve("retrain-filtered-3x")
+    assert long.tune.epochs == 3 * short.tune.epochs == 3 * resolve("default").tune.epochs
+    assert replace(long, tune=short.tune) == short
+    assert (long.start, long.tune.targets) == ("scratch", "filter")
+    assert long.prune.fraction == 0
+
+
+def test_training_seconds_are_those_of_one_epoch_times_epochs(oracle_case, monkeypatch):
+    case, calls = oracle_case
+    monkeypatch.setattr(repair, "timed", lambda work: (work(), 2.0))
+    assert repair.training_seconds(case) == 2.0 * cifar.TRAINING["overfit"].epochs
+    ((model, _, partition, config, _),) = calls
+    assert (model, partition, config.epochs) == (case.model, None, 1)
+
+
+def test_speed_is_samples_divided_by_seconds_of_at_most_2048(data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(repair, "collect", lambda model, samples: seen.append(len(samples)))
+    monkeypatch.setattr(repair, "timed", lambda work: (work(), 0.5))
+    assert repair.samples_per_second(None, data.test) == 80  # 40 test samples
+    many = data.test.subset(np.zeros(1, dtype=int))
+    monkeypatch.setattr(type(many), "__len__", lambda self: 5_000, raising=True)
+    monkeypatch.setattr(type(many), "subset", lambda self, rows: rows)
+    assert repair.samples_per_second(None, many) == 4096
+    assert seen == [40, 2048]
+
+
+def test_the_table_shows_repair_minus_baseline():
+    shared = dict.fromkeys(
+        ("wrong_labels_reproduced", "worst_class", "calibration_error", "oracle_gap_recovered"), 0.5
+    )
+    shared |= {"parameters": 10, "macs": 20, "samples_per_second": 30.0, "train_seconds": 4.0}
+    shared |= {"noise": "pair", "rate": 0.4, "state": "overfit", "n": 9, "seed": 0, "seconds": 1.0}
+    rows = [
+        {**shared, "recipe": name, "accuracy": accuracy}
+        for name, accuracy in (("default", 0.8), ("magnitude", 0.7))
+    ]
+    (table,) = repair.tables(rows)
+    lines = [dict(zip(table.head, line, strict=True)) for line in table.rows]
+    assert [line["Δ repair − this (pp)"] for line in lines] == ["–", "+10.0"]
+    assert [line["training time (%)"] for line in lines] == ["25", "25"]
+    assert lines[0]["noise"] == "pair 0.4"
