@@ -96,7 +96,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads with short trainings."""
-    short = {k: replace(v, epochs=4, rates=(0.01, 0.003)) for k, v in heads.PRESETS.items()}
+    how = {"epochs": 4, "learning_rates": (0.01, 0.003)}
+    short = {k: replace(v, **how) for k, v in heads.PRESETS.items()}
     monkeypatch.setattr(heads, "PRESETS", short)
     monkeypatch.setattr(images, "ADAPTATION", replace(images.ADAPTATION, epochs=1))
 

@@ -264,6 +264,18 @@ def test_more_than_half_of_the_clips_unfit_is_an_error_with_all_reasons(tmp_path
         assert words in str(error.value)
 
 
+def test_of_equally_common_sample_rates_the_lower_one_is_kept(tmp_path):
+    files = [encoded(noise(800, seed=i), sample_rate=(16_000, 8000)[i // 3]) for i in range(6)]
+    assert read_here(hub(tmp_path / "d.parquet", files)).sample_rate == 8000
+
+
+def test_a_class_of_which_half_of_the_clips_are_silent_is_not_silence(tmp_path):
+    silent = encoded(np.zeros(800, dtype=np.int16))
+    files = [silent if i in (0, 2) else encoded(c) for i, c in enumerate(clips(8))]
+    samples = read_here(hub(tmp_path / "d.parquet", files))  # class "go": 0, 2, 4, 6
+    assert list(samples.skipped) == [0, 2]
+
+
 def test_half_of_the_clips_may_be_left_out(tmp_path):
     files = [encoded(c) if i < 4 else None for i, c in enumerate(clips())]
     assert len(read_here(hub(tmp_path / "d.parquet", files)).skipped) == 4

@@ -535,7 +535,7 @@ def test_settings_are_read_from_tables_and_checked() -> None:
     ],
 )
 def test_an_old_key_is_an_error_that_names_the_new_one(old, new):
-    with pytest.raises(ConfigError, match=f"unknown key '{old}': did you mean '{new}'"):
+    with pytest.raises(ConfigError, match=f"unknown key '{old}': .* '{new}'"):
         build(DataConfig, {"path": "x.parquet", old: 1}, where="spec")
 
 

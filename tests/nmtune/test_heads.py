@@ -36,7 +36,7 @@ from expunge.nmtune import (
 from oracles_digits import clean, network
 from oracles_training import assert_resumes
 
-QUICK = replace(PRESETS["paper"], epochs=4, rates=(0.01, 0.001))
+QUICK = replace(PRESETS["paper"], epochs=4, learning_rates=(0.01, 0.001))
 
 
 def planted(
@@ -164,7 +164,7 @@ def test_baselines_have_no_terms():
 
 def test_settings_that_make_no_sense_are_named_all_at_once():
     with pytest.raises(ConfigError, match=r"(?s)ratio.*consistency.*batch_size.*rates"):
-        NMTuneConfig(ratio=0, batch_size=1, consistency=-1.0, rates=())
+        NMTuneConfig(ratio=0, batch_size=1, consistency=-1.0, learning_rates=())
 
 
 # Heads
@@ -185,7 +185,7 @@ def test_the_head_is_its_formula():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_planted_classes_are_found(preset):
-    config = replace(PRESETS[preset], epochs=8, rates=(0.01, 0.003))
+    config = replace(PRESETS[preset], epochs=8, learning_rates=(0.01, 0.003))
     fitted = NMTune.fit(*planted(), config=config)
     x, y = planted(seed=1)
     assert (fitted.predict(x) == y).mean() > 0.9
@@ -199,7 +199,9 @@ def test_the_probe_does_what_a_logistic_regression_does():
     from sklearn.linear_model import LogisticRegression
 
     x, y = planted(classes=4)
-    config = replace(PRESETS["linear"], epochs=400, weight_decay=0.0, rates=(0.03,), batch_size=120)
+    config = replace(
+        PRESETS["linear"], epochs=400, weight_decay=0.0, learning_rates=(0.03,), batch_size=120
+    )
     head = NMTune.fit(x, y, config=config).probabilities(x)
     other = LogisticRegression(C=np.inf, max_iter=400).fit(x, y).predict_proba(x)
     assert np.abs(head - other).max() < 0.05
@@ -207,7 +209,7 @@ def test_the_probe_does_what_a_logistic_regression_does():
 
 def test_a_stronger_term_moves_what_it_is_about():
     x, y = planted(n=200)
-    plain = replace(PRESETS["mlp"], rates=(0.003,), epochs=10)
+    plain = replace(PRESETS["mlp"], learning_rates=(0.003,), epochs=10)
 
     def fitted(**weights: float) -> NMTune:
         return NMTune.fit(x, y, config=replace(plain, **weights))
@@ -245,29 +247,29 @@ def test_predictions_do_not_depend_on_the_batch(monkeypatch):
     x, y = planted()
     fitted = NMTune.fit(x, y, config=QUICK)
     whole = fitted.probabilities(x)
-    monkeypatch.setattr(heads, "TOGETHER", 7)
+    monkeypatch.setattr(heads, "BATCH_SIZE", 7)
     np.testing.assert_allclose(fitted.probabilities(x), whole, atol=1e-6)
 
 
 def test_the_rate_is_chosen_on_what_is_held_out():
     x, y = planted()
-    fitted = NMTune.fit(x, y, config=replace(QUICK, rates=(1e-9, 0.01)))
-    assert [t.rate for t in fitted.trials] == [1e-9, 0.01]
-    assert fitted.rate == 0.01
+    fitted = NMTune.fit(x, y, config=replace(QUICK, learning_rates=(1e-9, 0.01)))
+    assert [t.learning_rate for t in fitted.trials] == [1e-9, 0.01]
+    assert fitted.learning_rate == 0.01
     assert fitted.trials[1].rank > fitted.trials[0].rank
     # spectra are those of the 24 held out
     assert fitted.spectra["features"].shape == (12,)
-    own, others = heads._apart(y, 0.2, ("a", "b", "c"), seed=0)
+    own, others = heads._split(y, 0.2, ("a", "b", "c"), seed=0)
     assert sorted([*own, *others]) == list(range(120))
     assert np.bincount(y[others]).tolist() == [8, 8, 8]
-    one = NMTune.fit(x, y, config=replace(QUICK, rates=(0.01,)))
+    one = NMTune.fit(x, y, config=replace(QUICK, learning_rates=(0.01,)))
     assert one.trials == ()
     np.testing.assert_allclose(one.spectra["features"], singular_values(x), rtol=1e-5)
 
 
 def test_of_equal_rates_the_smaller_one_is_taken():
     trials = [heads.Trial(r, 0.9, 0.1) for r in (0.1, 0.01, 0.03)]
-    assert max(trials, key=lambda t: t.rank).rate == 0.01
+    assert max(trials, key=lambda t: t.rank).learning_rate == 0.01
     assert heads.Trial(1.0, 0.8, 0.1).rank > heads.Trial(0.1, 0.9, 0.2).rank
     assert heads.Trial(1.0, 0.91, 0.2).rank > heads.Trial(0.1, 0.9, 0.2).rank
 
@@ -275,8 +277,8 @@ def test_of_equal_rates_the_smaller_one_is_taken():
 def test_a_trial_is_the_mean_over_views():
     head = heads.Head(4, 3, PRESETS["linear"]).eval()
     views, y = torch.randn(3, 10, 4), np.arange(10) % 3
-    found = heads._trial(head, views, y, 0.1)
-    single = [heads._trial(head, view[None], y, 0.1) for view in views]
+    found = heads._evaluate(head, views, y, 0.1)
+    single = [heads._evaluate(head, view[None], y, 0.1) for view in views]
     assert found.loss == pytest.approx(np.mean([t.loss for t in single]))
     assert found.accuracy == pytest.approx(np.mean([t.accuracy for t in single]))
 
@@ -311,28 +313,28 @@ def test_a_saved_head_is_the_same(tmp_path):
     fitted.save(tmp_path / "head")
     again = NMTune.load(tmp_path / "head")
     assert np.array_equal(fitted.probabilities(x), again.probabilities(x))
-    assert (again.classes, again.rate, again.trials, again.config) == (
+    assert (again.classes, again.learning_rate, again.trials, again.config) == (
         ("a", "b", "c"),
-        *(fitted.rate, fitted.trials, fitted.config),
+        *(fitted.learning_rate, fitted.trials, fitted.config),
     )
     np.testing.assert_array_equal(again.spectra["features"], fitted.spectra["features"])
     assert pages.report(again) == pages.report(fitted)
 
 
-def test_a_folder_without_a_sound_head_is_refused(tmp_path):
+def test_a_folder_without_a_valid_head_is_refused(tmp_path):
     with pytest.raises(ModelError, match="expunge nmtune fit"):
         NMTune.load(tmp_path)
     x, y = planted()
     NMTune.fit(x, y, config=QUICK).save(tmp_path)
-    facts = json.loads((tmp_path / heads.SETTINGS).read_text())
-    (tmp_path / heads.SETTINGS).write_text(json.dumps({**facts, "version": 9}))
-    with pytest.raises(ModelError, match="version 9"):
+    facts = json.loads((tmp_path / heads.SETTINGS_FILE).read_text())
+    (tmp_path / heads.SETTINGS_FILE).write_text(json.dumps({**facts, "version": 9}))
+    with pytest.raises(ModelError, match="head format 9, this version reads 2"):
         NMTune.load(tmp_path)
-    (tmp_path / heads.SETTINGS).write_text(json.dumps({**facts, "width": 5}))
+    (tmp_path / heads.SETTINGS_FILE).write_text(json.dumps({**facts, "width": 5}))
     with pytest.raises(ModelError, match="wrong shape"):
         NMTune.load(tmp_path)
-    (tmp_path / heads.NUMBERS).write_bytes(b"no")
-    with pytest.raises(ModelError, match="holds no head"):
+    (tmp_path / heads.TENSORS_FILE).write_bytes(b"no")
+    with pytest.raises(ModelError, match="the head is damaged"):
         NMTune.load(tmp_path)
 
 
@@ -355,7 +357,7 @@ def test_what_cannot_be_fitted_is_said():
     with pytest.raises(DataError, match="fitted with 12"):
         NMTune.fit(x, y, config=QUICK).predict(x[:, :5])
     with pytest.raises(ModelError, match=r"nmtune 1e\+30: (the loss|features) became"):
-        NMTune.fit(x, y, config=replace(QUICK, rates=(1e30,)))
+        NMTune.fit(x, y, config=replace(QUICK, learning_rates=(1e30,)))
 
 
 def test_features_that_are_all_zero_are_no_error():
@@ -414,7 +416,7 @@ def test_low_ranks_start_as_nothing_and_can_be_added_for_good():
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     before = model(x)
     changed = small().eval().requires_grad_(False)
-    learned = encoders.low_rank(changed, 2, seed=0)
+    learned = encoders.add_low_rank(changed, 2, seed=0)
     torch.testing.assert_close(changed(x), before)
     with torch.no_grad():
         for parameter in learned:
@@ -425,11 +427,11 @@ def test_low_ranks_start_as_nothing_and_can_be_added_for_good():
     torch.testing.assert_close(module.weight, weight + (change.b @ change.a).reshape(weight.shape))
     moved = changed(x)
     assert not torch.allclose(moved, before)
-    plain = encoders.merged(changed)
+    plain = encoders.merge_low_rank(changed)
     torch.testing.assert_close(plain(x), moved)
     assert plain.state_dict().keys() == model.state_dict().keys()
     with pytest.raises(ModelError, match="lower the rank"):
-        encoders.low_rank(small(), 1000, seed=0)
+        encoders.add_low_rank(small(), 1000, seed=0)
 
 
 def test_an_adapted_encoder_learns_and_the_given_one_stays():
@@ -437,7 +439,7 @@ def test_an_adapted_encoder_learns_and_the_given_one_stays():
     encoder = without_head(small(), samples)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     config = replace(PRESETS["code"], epochs=10, batch_size=16)
-    model = adapt(encoder, samples, config=config, rate=0.01, rank=2)
+    model = adapt(encoder, samples, config=config, learning_rate=0.01, rank=2)
     assert (stages.predict(model, samples) == samples.labels).mean() > 0.8
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
     assert model[0].state_dict().keys() == before.keys()
@@ -478,7 +480,7 @@ def test_a_spectrum_with_zeros_is_drawn():
 def test_an_interrupted_head_resumes_bit_for_bit(preset, steps):
     x, y = planted()
     views = np.stack([x, x + 0.1, x - 0.1])
-    config = replace(PRESETS[preset], epochs=4, rates=(0.01,))
+    config = replace(PRESETS[preset], epochs=4, learning_rates=(0.01,))
 
     def trained(*, checkpoint, progress):
         fitted = NMTune.fit(
@@ -502,6 +504,6 @@ def test_an_interrupted_adaptation_resumes_bit_for_bit():
     config = replace(PRESETS["code"], epochs=3, batch_size=16)
 
     def trained(**how):
-        return adapt(encoder, samples, config=config, rate=0.01, rank=2, **how)
+        return adapt(encoder, samples, config=config, learning_rate=0.01, rank=2, **how)
 
     assert_resumes(trained, steps=6, first=5)

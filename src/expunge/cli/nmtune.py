@@ -72,7 +72,9 @@ def nmtune_fit(
     with progress() as show:
         for name in dict.fromkeys((preset.value, "linear")):
             config = replace(PRESETS[name], epochs=epochs)
-            config = replace(config, rates=tuple(learning_rate)) if learning_rate else config
+            config = (
+                replace(config, learning_rates=tuple(learning_rate)) if learning_rate else config
+            )
             heads[name] = NMTune.fit(
                 x,
                 y,
@@ -152,9 +154,9 @@ def nmtune_spectrum(
 
 
 def _facts(head: NMTune) -> dict[str, Any]:
-    best = next((t for t in head.trials if t.rate == head.rate), None)
+    best = next((t for t in head.trials if t.learning_rate == head.learning_rate), None)
     return {
-        "learning_rate": head.rate,
+        "learning_rate": head.learning_rate,
         "accuracy_held_out": best.accuracy if best else None,
         "loss_held_out": best.loss if best else None,
         "sve": {name: sve(values) for name, values in head.spectra.items()},
@@ -169,4 +171,4 @@ def _summary(head: NMTune) -> str:
     before, after = (
         f"{facts['sve'][k]:.2f} and {facts['lsvr'][k]:.2f}" for k in ("features", "transformed")
     )
-    return f"learning rate {head.rate:g}{held_out}; SVE and LSVR from {before} to {after}"
+    return f"learning rate {head.learning_rate:g}{held_out}; SVE and LSVR from {before} to {after}"

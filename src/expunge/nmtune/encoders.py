@@ -1,4 +1,4 @@
-"""Encoders: their features as arrays, a fitted head put on one, and one adapted by low ranks."""
+"""Encoders: embed samples, attach a fitted head, and adapt by low-rank changes of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.data import Batch, Samples
-from expunge.errors import ConfigError, ModelError
+from expunge.errors import ConfigError, ModelError, check_range
 from expunge.models.inspection import (
     device_of,
     eval_mode,
@@ -21,34 +21,66 @@ from expunge.models.inspection import (
     inspect_layers,
     to_channels_last,
 )
-from expunge.nmtune.heads import Head, NMTune, ViewHead, scale_of
+from expunge.nmtune.heads import NMTune
+from expunge.nmtune.networks import Head, ViewHead, input_scale
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig
 from expunge.nmtune.training import ViewOutputs, train_head
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.steps import Step
 
-# Samples that go through an encoder at once; random views are drawn by blocks of so many.
-BLOCK = 256
+# Samples that an encoder reads at once. The random views depend on it.
+BLOCK_SIZE = 256
 # The published rank of the adapters.
-RANK = 8
+DEFAULT_RANK = 8
 
 
 def without_head(model: nn.Module, samples: Samples) -> nn.Module:
-    """A copy of a classifier that returns what its last linear layer reads, ``float[b, d]``.
+    """Copy a classifier without its last linear layer: it returns features ``float[b, d]``.
 
-    ModelError if no linear layer makes the logits. Cost: one pass over two samples.
+    Parameters
+    ----------
+    model
+        The classifier; it is not changed.
+    samples
+        Two of them are passed through the model to find the layer.
+
+    Raises
+    ------
+    ModelError
+        If no linear layer computes the logits.
+
+    Examples
+    --------
+    >>> from expunge.data import from_arrays
+    >>> samples = from_arrays(np.eye(4, dtype=np.float32), [0, 1, 0, 1])
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> without_head(model, samples)(torch.zeros(1, 4)).shape
+    torch.Size([1, 3])
     """
     fix = "give an encoder that returns its features"
     name = find_head(model, samples.example(), fix=fix)
     encoder = copy.deepcopy(model)
-    return _put(encoder, name, nn.Identity())
+    return _replace_module(encoder, name, nn.Identity())
 
 
 def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
-    """A copy of a classifier with a fitted head where its last linear layer was.
+    """Copy a classifier with a fitted head in place of its last linear layer.
 
-    The result returns logits of the head's classes: compare, export and save it as any model.
-    ModelError if no linear layer makes the logits, or one of another width.
+    The result returns logits of the head's classes. Compare, export and save it like any model.
+
+    Parameters
+    ----------
+    model
+        The classifier; it is not changed.
+    fitted
+        A head that was fitted to the features of this model.
+    samples
+        Two of them are passed through the model to find the layer.
+
+    Raises
+    ------
+    ModelError
+        If no linear layer computes the logits, or it has another width.
     """
     name = inspect_layers(model, samples.example()).head
     width = getattr(model.get_submodule(name), "in_features", None) if name else None
@@ -58,7 +90,7 @@ def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
             f"{fitted.head.linear.in_features}",
             fix="fit the head on embed(without_head(model, samples), samples)",
         )
-    return _put(copy.deepcopy(model), name, copy.deepcopy(fitted.head)).eval()
+    return _replace_module(copy.deepcopy(model), name, copy.deepcopy(fitted.head)).eval()
 
 
 def embed(
@@ -69,30 +101,62 @@ def embed(
     seed: int = 0,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """What an encoder makes of samples: ``float32[1, n, d]``, or ``[views, n, d]`` of random views.
+    """Compute the features of samples.
 
-    encoder: returns ``float[b, d]``; see `without_head`. It runs where it is, in evaluation mode,
-    and is left as it was. views: as the samples' own `view` draws them. ModelError for another
-    shape or numbers that are not finite, ConfigError for views of samples that have none.
-    Cost: one pass a view; memory for the result.
+    Parameters
+    ----------
+    encoder
+        Returns ``float[b, d]``; see `without_head`. It runs on its device in evaluation mode and is
+        not changed.
+    samples
+        What to embed.
+    views
+        The number of random views, by the samples' own ``view``; 0: the inputs as they are.
+    seed
+        Draws the views.
+    progress
+        Called with the number of samples.
+
+    Returns
+    -------
+    np.ndarray
+        ``float32[max(1, views), n, d]``.
+
+    Raises
+    ------
+    ModelError
+        If the output has another shape, or is NaN or infinite.
+    ConfigError
+        If views are requested of samples that have none.
+
+    Notes
+    -----
+    Cost: one pass for each view.
+
+    Examples
+    --------
+    >>> from expunge.data import from_arrays
+    >>> samples = from_arrays(np.eye(4, dtype=np.float32), [0, 1, 0, 1])
+    >>> embed(nn.Linear(4, 3), samples).shape
+    (1, 4, 3)
     """
     if views and samples.view is None:
         raise ConfigError("the samples have no views", where=samples.name, fix="views=0")
     device = device_of(encoder)
-    looks, done = [], 0
+    embedded, done = [], 0
     with eval_mode(encoder), torch.inference_mode():
-        for look in range(max(1, views)):
+        for number in range(max(1, views)):
             parts = []
-            for at in samples.batches(BLOCK):
-                draw = torch_generator(seed, "nmtune", "view", look, int(at[0]))
+            for at in samples.batches(BLOCK_SIZE):
+                draw = torch_generator(seed, "nmtune", "view", number, int(at[0]))
                 x = _inputs(samples, at, device, draw if views else None)
                 parts.append(_features(encoder, x).float().cpu().numpy())
                 done += len(at)
                 progress("embed", done, len(samples) * max(1, views))
-            looks.append(np.concatenate(parts))
-    found = np.stack(looks)
+            embedded.append(np.concatenate(parts))
+    found = np.stack(embedded)
     if not np.isfinite(found).all():
-        raise ModelError("features that are NaN or infinite", where="encoder")
+        raise ModelError("features are NaN or infinite", where="encoder")
     return found
 
 
@@ -101,35 +165,69 @@ def adapt(
     samples: Samples,
     *,
     config: NMTuneConfig | None = None,
-    rate: float = 1e-3,
-    rank: int = RANK,
+    learning_rate: float = 1e-3,
+    rank: int = DEFAULT_RANK,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
     progress: Progress = silent,
 ) -> nn.Sequential:
-    """The parameter-efficient variant: low-rank changes of the encoder learn with the head.
+    """Train a head together with low-rank changes of the encoder.
 
-    Every linear and convolution weight ``W[o, i]`` (``i`` counts inputs × kernel) becomes
-    ``W + B A`` with ``A[rank, i]`` and ``B[o, rank]`` (arXiv 2106.09685), B zero at first, where
-    this has fewer numbers than W. As in the published code there is no consistency term, since
-    features move, and batch norm keeps its averages. Published: adapters in the MLP layers of a
-    transformer only.
+    Every weight ``W[o, i]`` of a linear or convolution layer (``i`` counts inputs × kernel) becomes
+    ``W + B A`` with ``A[rank, i]`` and ``B[o, rank]``, B zero at first, if these have fewer values
+    than W.
 
-    encoder: see `embed`; left as it was. config: of the `code` preset if None. rate: one, as this
-    is a training of the encoder. checkpoint: where the state is kept between epochs. Views are
-    those of the samples, if they have any.
-    Returns encoder and head in a row, the changes added to the weights: a plain module that returns
-    logits, in evaluation mode. Cost: ``epochs`` passes forward and back over two views.
+    Parameters
+    ----------
+    encoder
+        See `embed`; it is not changed.
+    samples
+        What to train on. Two views of each are used if the samples have a view.
+    config
+        None: the preset ``code``. The consistency term is left out, since features change.
+    learning_rate
+        Above 0.
+    rank
+        1 or more.
+    seed
+        Draws the weights, the order and the views.
+    checkpoint
+        Where the state is stored between epochs.
+    progress
+        Called with the number of steps.
+
+    Returns
+    -------
+    nn.Sequential
+        Encoder and head, the changes added to the weights: a plain module that returns logits, in
+        evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        If no layer is larger than its change, or the loss is not finite.
+
+    Notes
+    -----
+    Batch norm keeps its averages. Published: adapters only in the MLP layers of a transformer.
+    Cost: ``epochs`` forward and backward passes over two views.
+
+    References
+    ----------
+    LoRA, https://arxiv.org/abs/2106.09685; NMTune, https://arxiv.org/abs/2309.17002.
     """
-    if rank < 1:
-        raise ConfigError(f"rank must be 1 or more, not {rank}")
+    check_range(ConfigError, {"rank": (rank, "[1, inf)")}, where="adapt")
     config = replace(config or PRESETS["code"], consistency=0.0)
     model = copy.deepcopy(encoder).eval().requires_grad_(False)
     device = device_of(model)
-    first = _features(model, _inputs(samples, np.arange(min(len(samples), BLOCK)), device, None))
+    first = _features(
+        model, _inputs(samples, np.arange(min(len(samples), BLOCK_SIZE)), device, None)
+    )
     with temp_seed(seed, "nmtune", "head"):
-        head = Head(first.shape[1], len(samples.classes), config, scale=scale_of(first)).to(device)
-    low_rank(model, rank, seed=seed)
+        head = Head(first.shape[1], len(samples.classes), config, scale=input_scale(first)).to(
+            device
+        )
+    add_low_rank(model, rank, seed=seed)
     views = 2 if samples.view is not None else 1
 
     def inputs(step: Step, random: np.random.Generator) -> list[Batch]:
@@ -142,12 +240,12 @@ def adapt(
         inputs,
         samples.labels,
         config,
-        learning_rate=rate,
+        learning_rate=learning_rate,
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
     )
-    return nn.Sequential(merged(model), head).eval()
+    return nn.Sequential(merge_low_rank(model), head).eval()
 
 
 class _AdaptedEncoder(nn.Module):
@@ -182,8 +280,8 @@ class LowRank(nn.Module):
         return weight + (self.b @ self.a).view_as(weight)
 
 
-def low_rank(model: nn.Module, rank: int, *, seed: int) -> list[nn.Parameter]:
-    """Add `LowRank` to the weights where it is smaller than these; returns what may learn.
+def add_low_rank(model: nn.Module, rank: int, *, seed: int) -> list[nn.Parameter]:
+    """Add `LowRank` to the weights that are larger than it; return the new parameters.
 
     ModelError if there is no such weight.
     """
@@ -204,15 +302,15 @@ def low_rank(model: nn.Module, rank: int, *, seed: int) -> list[nn.Parameter]:
     return learned
 
 
-def merged(model: nn.Module) -> nn.Module:
-    """The model with its low-rank changes added to the weights for good."""
+def merge_low_rank(model: nn.Module) -> nn.Module:
+    """Add the low-rank changes to the weights, in place; return the model."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
     return model
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+def _replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, module)
     return model

@@ -11,7 +11,7 @@ import numpy as np
 from expunge.data.paths import require_file
 from expunge.data.sources import DataConfig, read
 from expunge.errors import DataError, did_you_mean
-from expunge.nmtune.spectra import checked
+from expunge.nmtune.spectra import check_features
 
 FILE_TYPES = (".parquet", ".npz", ".npy")
 
@@ -113,6 +113,6 @@ def write(path: Path, columns: Mapping[str, np.ndarray], *, source: Path) -> Non
 
 def _rows(x: np.ndarray, path: Path) -> np.ndarray:
     try:
-        return checked(x).astype(np.float32)
+        return check_features(x).astype(np.float32)
     except DataError as error:
         raise DataError(error.what, where=str(path), fix=error.fix) from error

@@ -1,4 +1,4 @@
-"""NMTune: a small head that transforms frozen features and classifies them (arXiv 2309.17002)."""
+"""Fit, apply, save and load a head on frozen features (arXiv 2309.17002)."""
 
 from __future__ import annotations
 
@@ -12,98 +12,106 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
 from expunge.config import build
-from expunge.data.arrays import from_arrays
-from expunge.errors import ConfigError, DataError, ModelError, did_you_mean, format_ids
+from expunge.data import Labels, from_arrays
+from expunge.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    check_range,
+    did_you_mean,
+    format_ids,
+)
+from expunge.nmtune.networks import Head, ViewHead, input_scale
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig
-from expunge.nmtune.spectra import checked, singular_values
-from expunge.nmtune.training import ViewOutputs, choose_two_views, train_head
+from expunge.nmtune.spectra import check_features, singular_values
+from expunge.nmtune.training import choose_two_views, train_head
+from expunge.storage.json_files import read_json
 from expunge.storage.weights import fit_weights
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.steps import Step
 
 Preset = Literal["linear", "mlp", "paper", "code"]
-NUMBERS, SETTINGS, VERSION = "nmtune.safetensors", "nmtune.json", 1
-# Rows that go through a head at once, and rows of which the spectrum is taken at most.
-TOGETHER, SPECTRUM = 4096, 5000
-
-
-class Head(nn.Module):
-    """``z = c f + g ⊙ MLP(c f)``, logits ``= W z + b``; without an MLP ``z = c f``.
-
-    The MLP is Linear(d, r d) – BatchNorm – ReLU – Linear(r d, d); g is learned, from ones. From the
-    published code; whether the paper's MLP has the residual path and the batch norm is not known to
-    us. scale: the number c. Published is 1; ours makes the mean square of the features 1, so that
-    a learning rate means the same for embeddings of every length.
-    """
-
-    def __init__(self, width: int, classes: int, config: NMTuneConfig, *, scale: float = 1.0):
-        super().__init__()
-        self.scale: Tensor
-        self.register_buffer("scale", torch.tensor(float(scale)))
-        self.mlp: nn.Module | None = None
-        if config.hidden:
-            inside = config.ratio * width
-            self.mlp = nn.Sequential(
-                nn.Linear(width, inside),
-                nn.BatchNorm1d(inside),
-                nn.ReLU(),
-                nn.Linear(inside, width),
-            )
-            self.gate = nn.Parameter(torch.ones(width))
-        self.linear = nn.Linear(width, classes)
-        nn.init.zeros_(self.linear.bias)
-
-    def transform(self, f: Tensor) -> Tensor:
-        """``float[b, d] → float[b, d]``."""
-        f = f * self.scale
-        return f if self.mlp is None else f + self.gate * self.mlp(f)
-
-    def forward(self, f: Tensor) -> Tensor:
-        return self.linear(self.transform(f))
+TENSORS_FILE, SETTINGS_FILE, FORMAT_VERSION = "nmtune.safetensors", "nmtune.json", 2
+# Rows that a head reads at once.
+BATCH_SIZE = 4096
+# Rows that the singular spectrum is computed of, at most.
+MAX_SPECTRUM_ROWS = 5000
+_FIX = "run `expunge nmtune fit` again"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How a learning rate did on samples held out, the mean over their views.
+    """The result of a learning rate on held-out samples, averaged over their views.
 
-    accuracy: in [0, 1]. loss: cross-entropy.
+    Parameters
+    ----------
+    learning_rate
+        Above 0.
+    accuracy
+        In [0, 1].
+    loss
+        Cross-entropy in nats, 0 or more.
     """
 
-    rate: float
+    learning_rate: float
     accuracy: float
     loss: float
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """Higher is better: the loss, then accuracy, then the smaller rate.
+        """Higher is better: by loss, then by accuracy, then by the smaller learning rate.
 
-        On some hundred samples the loss is the steadier of the two.
+        On a few hundred samples the loss varies less than the accuracy.
         """
-        return -self.loss, self.accuracy, -self.rate
+        return -self.loss, self.accuracy, -self.learning_rate
 
 
 @dataclass(frozen=True)
 class NMTune:
-    """A fitted head, which takes embeddings and knows nothing of where they come from.
+    """A head that was fitted to embeddings, of any encoder.
 
-    rate: the learning rate that was chosen. trials: how all did on the part held out; () if there
-    was one. spectra: singular values of the ``features`` as given and ``transformed``, of samples
-    that the transformation did not see if some were held out.
+    Make one with `fit` or `load`.
 
-    >>> fitted = NMTune.fit(embeddings, labels, preset="paper")  # doctest: +SKIP
-    >>> fitted.predict(others)  # doctest: +SKIP
+    Parameters
+    ----------
+    head
+        The network, in evaluation mode.
+    config
+        Its settings.
+    classes
+        The names of the classes, in order.
+    learning_rate
+        The learning rate that was chosen.
+    trials
+        The results of all learning rates on the held-out part; empty if there is only one.
+    spectra
+        ``float64[min(n, d)]``: singular values of the ``features`` as given and ``transformed``, of
+        held-out samples if there are any.
+
+    References
+    ----------
+    Understanding and Mitigating the Label Noise in Pre-training on Downstream Tasks,
+    https://arxiv.org/abs/2309.17002.
+
+    Examples
+    --------
+    >>> features = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    >>> labels = (features[:, 0] > 0).astype(int)
+    >>> config = NMTuneConfig(hidden=False, learning_rates=(0.1,), epochs=20)
+    >>> fitted = NMTune.fit(features, labels, config=config)
+    >>> bool((fitted.predict(features) == labels).mean() > 0.9)
+    True
     """
 
     head: Head
     config: NMTuneConfig
     classes: tuple[str, ...]
-    rate: float
+    learning_rate: float
     trials: tuple[Trial, ...]
     spectra: Mapping[str, np.ndarray]
 
@@ -111,7 +119,7 @@ class NMTune:
     def fit(
         cls,
         features: np.ndarray,
-        labels: np.ndarray | Sequence[int] | Sequence[str],
+        labels: Labels,
         *,
         preset: Preset = "paper",
         config: NMTuneConfig | None = None,
@@ -122,44 +130,80 @@ class NMTune:
         checkpoints: Callable[[str], Checkpoint | None] | None = None,
         progress: Progress = silent,
     ) -> NMTune:
-        """Choose a learning rate on a part that is held out, then train on everything with it.
+        """Choose a learning rate on a held-out part, then train on all samples with it.
 
-        features: ``float[n, d]``, or ``float[v, n, d]`` for v views of every sample, of which each
-        batch draws two. labels: class indices or names, one a sample. config: instead of a preset,
-        for other numbers. held_out: the share, drawn by class; the best rate has the lowest
-        cross-entropy there. With one rate nothing is held out.
-        classes: names by index. checkpoints: where the state of a training is kept, by its name; an
-        interrupted fit resumes from it.
+        Parameters
+        ----------
+        features
+            ``float[n, d]``, or ``float[v, n, d]`` for v views of every sample. A batch has two of
+            the views of each sample.
+        labels
+            ``[n]``: class indices or names.
+        preset
+            ``"paper"``, ``"code"`` (the published code), ``"mlp"`` (no regularisation) or
+            ``"linear"`` (a linear probe).
+        config
+            Settings that replace the preset.
+        held_out
+            The fraction of the samples that is held out, by class, in (0, 1). The learning rate
+            with the lowest cross-entropy there is chosen. With one learning rate nothing is held
+            out.
+        classes
+            The names of the classes, by index.
+        seed
+            Draws the held-out part, the weights, the order and the views.
+        device
+            Where the head is trained.
+        checkpoints
+            Gives, by its name, the place of a training's state; an interrupted fit resumes from it.
+        progress
+            Called with the name of the training and the number of steps.
 
-        DataError for what does not fit or is not finite, and for a class with one sample where some
-        are held out. Cost: ``rates + 1`` trainings, each ``epochs · n / batch_size`` steps of
-        ``16 d²`` multiply-adds a sample and a singular value decomposition ``[2 b, d]``.
+        Returns
+        -------
+        NMTune
+            The fitted head.
+
+        Raises
+        ------
+        DataError
+            If features and labels do not match, are not finite, or a class is too small to hold
+            samples out.
+        ConfigError
+            If there is no such preset, or ``held_out`` is out of range.
+        ModelError
+            If the loss is not finite.
+
+        Notes
+        -----
+        Cost: ``learning_rates + 1`` trainings of ``epochs · n / batch_size`` steps, with ``16 d²``
+        multiply-adds a sample and a singular value decomposition of ``[2 b, d]`` each.
         """
         chosen = config or _preset(preset)
-        x, y, names = _data(features, labels, tuple(classes))
+        x, y, names = _check_data(features, labels, tuple(classes))
         views = torch.from_numpy(x).to(device)
         task = _Task(views, y, names, chosen, seed, progress, checkpoints)
-        everything, rate = np.arange(len(y)), chosen.rates[0]
+        everything, learning_rate = np.arange(len(y)), chosen.learning_rates[0]
         trials: tuple[Trial, ...] = ()
-        if len(chosen.rates) > 1:
-            own, others = _apart(y, held_out, names, seed)
-            rate, trials, unseen = task.searched(own, others)
-            head = task.trained(everything, rate, "final")
+        if len(chosen.learning_rates) > 1:
+            fitted, others = _split(y, held_out, names, seed)
+            learning_rate, trials, unseen = task.search(fitted, others)
+            head = task.train(everything, learning_rate, "final")
         else:
-            unseen = head = task.trained(everything, rate, "final")
+            unseen = head = task.train(everything, learning_rate, "final")
             others = everything
-        few = views[0, others[:SPECTRUM]]
-        spectra = {"features": singular_values(few.cpu().numpy())}
+        rows = views[0, others[:MAX_SPECTRUM_ROWS]]
+        spectra = {"features": singular_values(rows.cpu().numpy())}
         with torch.inference_mode():
-            spectra["transformed"] = singular_values(unseen.transform(few).cpu().numpy())
-        return cls(head, chosen, names, rate, trials, spectra)
+            spectra["transformed"] = singular_values(unseen.transform(rows).cpu().numpy())
+        return cls(head, chosen, names, learning_rate, trials, spectra)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """``float32[n, c]`` for features ``float[n, d]``, rows sum to 1."""
+        """Class probabilities ``float32[n, c]`` of features ``float[n, d]``."""
         return np.concatenate([self.head(f).softmax(dim=1).cpu() for f in self._batches(features)])
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """The most probable class by its index, ``int64[n]``; of ties the first."""
+        """The most probable class, ``int64[n]``; the first of ties."""
         return self.probabilities(features).argmax(axis=1)
 
     def transform(self, features: np.ndarray) -> np.ndarray:
@@ -168,7 +212,7 @@ class NMTune:
         return np.concatenate(parts)
 
     def _batches(self, features: np.ndarray) -> Iterator[Tensor]:
-        x, width = checked(features), self.head.linear.in_features
+        x, width = check_features(features), self.head.linear.in_features
         if x.shape[1] != width:
             raise DataError(
                 f"features have {x.shape[1]} columns, the head was fitted with {width}",
@@ -176,53 +220,61 @@ class NMTune:
             )
         device = self.head.linear.weight.device
         with torch.inference_mode():
-            for start in range(0, len(x), TOGETHER):
-                part = np.ascontiguousarray(x[start : start + TOGETHER], dtype=np.float32)
+            for start in range(0, len(x), BATCH_SIZE):
+                part = np.ascontiguousarray(x[start : start + BATCH_SIZE], dtype=np.float32)
                 yield torch.from_numpy(part).to(device)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``nmtune.safetensors`` and ``nmtune.json`` into a folder, made if not there."""
+        """Write ``nmtune.safetensors`` and ``nmtune.json``; create the folder if necessary."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = {f"head.{k}": v.cpu().contiguous() for k, v in self.head.state_dict().items()}
-        numbers |= {f"spectrum.{k}": torch.from_numpy(v) for k, v in self.spectra.items()}
-        save_file(numbers, folder / NUMBERS)
+        tensors = {f"head.{k}": v.cpu().contiguous() for k, v in self.head.state_dict().items()}
+        tensors |= {f"spectrum.{k}": torch.from_numpy(v) for k, v in self.spectra.items()}
+        save_file(tensors, folder / TENSORS_FILE)
         facts = {
-            "version": VERSION,
+            "version": FORMAT_VERSION,
             "width": self.head.linear.in_features,
             "classes": self.classes,
-            "rate": self.rate,
+            "learning_rate": self.learning_rate,
             "trials": [asdict(trial) for trial in self.trials],
             "config": asdict(self.config),
         }
-        (folder / SETTINGS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> NMTune:
-        """A head as it was saved; ModelError for a folder without one, or a damaged one."""
+        """Load a saved head.
+
+        Raises
+        ------
+        ModelError
+            If the folder has no head, a damaged one, or one of another format.
+        """
         folder = Path(folder)
-        try:
-            facts = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            numbers = load_file(folder / NUMBERS)
-            version, width, names = facts["version"], facts["width"], tuple(facts["classes"])
-            trials = tuple(Trial(**t) for t in facts["trials"])
-            rate, settings = float(facts["rate"]), facts["config"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        where, settings = str(folder), folder / SETTINGS_FILE
+        facts = read_json(settings, error=ModelError, fix=_FIX)
+        version = facts.get("version")
+        if version != FORMAT_VERSION:
             raise ModelError(
-                f"holds no head: {error}", where=str(folder), fix="`expunge nmtune fit`"
-            ) from error
-        if version != VERSION:
-            raise ModelError(f"the head is of version {version}", where=str(folder), fix="fit it")
-        config = build(NMTuneConfig, settings, where=str(folder / SETTINGS))
+                f"head format {version}, this version reads {FORMAT_VERSION}", where=where, fix=_FIX
+            )
+        try:
+            tensors = load_file(folder / TENSORS_FILE)
+            width, names = facts["width"], tuple(facts["classes"])
+            trials = tuple(Trial(**t) for t in facts["trials"])
+            learning_rate = float(facts["learning_rate"])
+            config = build(NMTuneConfig, facts["config"], where=str(settings))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(f"the head is damaged: {error}", where=where, fix=_FIX) from error
         head = Head(width, len(names), config)
-        fit_weights(head, _under("head.", numbers), where=str(folder / NUMBERS))
-        spectra = {k: v.numpy() for k, v in _under("spectrum.", numbers).items()}
-        return cls(head.to(device).eval(), config, names, rate, trials, spectra)
+        fit_weights(head, _with_prefix("head.", tensors), where=str(folder / TENSORS_FILE))
+        spectra = {k: v.numpy() for k, v in _with_prefix("spectrum.", tensors).items()}
+        return cls(head.to(device).eval(), config, names, learning_rate, trials, spectra)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What does not change between trainings. views: ``float32[v, n, d]``."""
+    """What all trainings share. views: ``float32[v, n, d]``."""
 
     views: Tensor
     labels: np.ndarray
@@ -232,24 +284,24 @@ class _Task:
     progress: Progress
     checkpoints: Callable[[str], Checkpoint | None] | None
 
-    def searched(
-        self, own: np.ndarray, others: np.ndarray
+    def search(
+        self, fitted: np.ndarray, others: np.ndarray
     ) -> tuple[float, tuple[Trial, ...], Head]:
-        """The best learning rate on the rows held out, all trials, and the head of that rate."""
+        """The best learning rate on the held-out rows, all trials, and its head."""
         best: tuple[Trial, Head] | None = None
         trials = []
-        for rate in self.config.rates:
-            head = self.trained(own, rate, f"held-out-{rate:g}")
-            trials.append(_trial(head, self.views[:, others], self.labels[others], rate))
+        for lr in self.config.learning_rates:
+            head = self.train(fitted, lr, f"held-out-{lr:g}")
+            trials.append(_evaluate(head, self.views[:, others], self.labels[others], lr))
             if best is None or trials[-1].rank > best[0].rank:
                 best = trials[-1], head
         assert best is not None
-        return best[0].rate, tuple(trials), best[1]
+        return best[0].learning_rate, tuple(trials), best[1]
 
-    def trained(self, rows: np.ndarray, rate: float, name: str) -> Head:
-        """A head trained on these rows, in evaluation mode; name: of its checkpoint."""
+    def train(self, rows: np.ndarray, learning_rate: float, name: str) -> Head:
+        """Train a head on these rows; it ends in evaluation mode. name: of its checkpoint."""
         device, config = self.views.device, self.config
-        scale = scale_of(self.views[:, rows])
+        scale = input_scale(self.views[:, rows])
         with temp_seed(self.seed, "nmtune", "head"):
             head = Head(self.views.shape[2], len(self.names), config, scale=scale).to(device)
 
@@ -263,7 +315,7 @@ class _Task:
             inputs,
             self.labels[rows],
             config,
-            learning_rate=rate,
+            learning_rate=learning_rate,
             seed=self.seed,
             checkpoint=self.checkpoints(name) if self.checkpoints else None,
             progress=self.progress,
@@ -271,28 +323,15 @@ class _Task:
         return head
 
 
-class ViewHead(nn.Module):
-    """A head that takes the features of several views at once."""
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, f: Tensor) -> ViewOutputs:
-        """From features ``[v, b, d]`` to these, transformed features and logits."""
-        z = self.head.transform(f.flatten(0, 1))
-        return f, z.view_as(f), self.head.linear(z).unflatten(0, f.shape[:2])
-
-
 def _preset(name: str) -> NMTuneConfig:
     if name not in PRESETS:
-        raise ConfigError(f"there is no preset '{name}'", fix=did_you_mean(name, PRESETS))
+        raise ConfigError(f"unknown preset '{name}'", fix=did_you_mean(name, PRESETS))
     return PRESETS[name]
 
 
-def _data(
+def _check_data(
     features: np.ndarray,
-    labels: np.ndarray | Sequence[int] | Sequence[str],
+    labels: Labels,
     classes: tuple[str, ...],
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """``float32[v, n, d]``, ``int64[n]``, and the names of the classes."""
@@ -301,27 +340,22 @@ def _data(
     if x.ndim != 3:
         raise DataError(f"expected features [n, d] or [v, n, d], got {list(x.shape)}")
     for view in x:
-        checked(view)
+        check_features(view)
     samples = from_arrays(x[0], labels, classes=classes or None, name="nmtune")
     return np.ascontiguousarray(x, dtype=np.float32), np.array(samples.labels), samples.classes
 
 
-def scale_of(features: Tensor) -> float:
-    """The number that makes their mean square 1; 1 if they are all zero."""
-    size = float(features.double().square().mean().sqrt())
-    return 1 / size if size > 0 else 1.0
-
-
-def _apart(
-    y: np.ndarray, share: float, names: tuple[str, ...], seed: int
+def _split(
+    y: np.ndarray, held_out: float, names: tuple[str, ...], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out, both in order."""
-    if not 0 < share < 1:
-        raise ConfigError(f"held_out must lie in (0, 1), not {share}")
+    """Rows to train on and held-out rows, both in order."""
+    from sklearn.model_selection import train_test_split
+
+    check_range(ConfigError, {"held_out": (held_out, "(0, 1)")}, where="nmtune")
     counts = np.bincount(y, minlength=len(names))
     single = np.flatnonzero(counts == 1)
     present = int((counts > 0).sum())
-    size = max(round(share * len(y)), present)
+    size = max(round(held_out * len(y)), present)
     if len(single) or len(y) - size < max(2, present):
         what = f"class {format_ids(names[c] for c in single)} has" if len(single) else "there are"
         raise DataError(
@@ -332,18 +366,18 @@ def _apart(
     split = train_test_split(
         np.arange(len(y)), test_size=size, stratify=y, random_state=derive(seed, "held out") % 2**32
     )
-    own, others = (np.sort(part) for part in split)
-    return own, others
+    fitted, others = (np.sort(part) for part in split)
+    return fitted, others
 
 
 @torch.inference_mode()
-def _trial(head: Head, views: Tensor, labels: np.ndarray, rate: float) -> Trial:
-    """views: ``float32[v, n, d]``. labels: ``int64[n]``."""
-    logits = torch.cat([head(part) for part in views.flatten(0, 1).split(TOGETHER)])
+def _evaluate(head: Head, views: Tensor, labels: np.ndarray, learning_rate: float) -> Trial:
+    """Evaluate a head on views ``float32[v, n, d]`` of samples with labels ``int64[n]``."""
+    logits = torch.cat([head(part) for part in torch.split(views.flatten(0, 1), BATCH_SIZE)])
     y = torch.from_numpy(labels).to(logits.device).repeat(len(views))
     accuracy = float((logits.argmax(dim=1) == y).double().mean())
-    return Trial(rate, accuracy, float(nn.functional.cross_entropy(logits, y)))
+    return Trial(learning_rate, accuracy, float(nn.functional.cross_entropy(logits, y)))
 
 
-def _under(prefix: str, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in numbers.items() if k.startswith(prefix)}
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

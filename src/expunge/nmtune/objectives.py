@@ -14,7 +14,7 @@ from expunge.errors import ConfigError, raise_all, range_problems
 
 Reduction = Literal["sum", "mean"]
 # Candidate learning rates. The published code has 0.01 for the probe and 0.001 for the others.
-RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+LEARNING_RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class NMTuneConfig:
         Whether ``L_MSE`` compares the output of one view with the features of another.
     top
         The number of singular values in ``L_SVD``, 1 or more.
-    rates
+    learning_rates
         Candidate learning rates, one or more, above 0.
     epochs
         1 or more.
@@ -71,7 +71,7 @@ class NMTuneConfig:
     covariance: float = 0.0
     dominance: float = 0.0
     top: int = 1
-    rates: tuple[float, ...] = RATES
+    learning_rates: tuple[float, ...] = LEARNING_RATES
     epochs: int = 30
     batch_size: int = 64
     weight_decay: float = 1e-4
@@ -89,8 +89,10 @@ class NMTuneConfig:
                 "weight_decay": (self.weight_decay, "[0, inf)"),
             }
         )
-        if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
-            problems.append(f"rates must be one or more finite numbers above 0, not {self.rates}")
+        if not self.learning_rates or not all(0 < lr < math.inf for lr in self.learning_rates):
+            problems.append(
+                f"learning_rates must be one or more numbers above 0, not {self.learning_rates}"
+            )
         raise_all(ConfigError, problems, where="NMTune")
 
 

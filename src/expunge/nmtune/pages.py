@@ -31,7 +31,7 @@ def report(fitted: NMTune, probe: NMTune | None = None) -> str:
     """
     heads = {"head": fitted} | ({"linear probe": probe} if probe else {})
     trials = [
-        (name, t.rate, t.accuracy, t.loss, t.rate == head.rate)
+        (name, t.learning_rate, t.accuracy, t.loss, t.learning_rate == head.learning_rate)
         for name, head in heads.items()
         for t in head.trials
     ]

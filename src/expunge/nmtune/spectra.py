@@ -52,7 +52,7 @@ def singular_values(
     >>> singular_values(np.diag([3.0, 4.0]))
     array([4., 3.])
     """
-    x = checked(features).astype(np.float64)
+    x = check_features(features).astype(np.float64)
     if normalise:
         length = np.linalg.norm(x, axis=1, keepdims=True)
         x = x / np.where(length > 0, length, 1.0)
@@ -137,7 +137,7 @@ def _fractions(values: np.ndarray) -> np.ndarray:
     return np.asarray(s / s.sum())
 
 
-def checked(features: np.ndarray) -> np.ndarray:
+def check_features(features: np.ndarray) -> np.ndarray:
     """Check that features are finite numbers ``[n, d]`` and not empty; return them as an array."""
     x = np.asarray(features)
     if x.ndim != 2 or x.dtype.kind not in "fiu" or not x.size:
