@@ -204,7 +204,7 @@ class NMTune:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """The most probable class, ``int64[n]``; the first of ties."""
-        return self.probabilities(features).argmax(axis=1)
+        return np.asarray(self.probabilities(features).argmax(axis=1))
 
     def transform(self, features: np.ndarray) -> np.ndarray:
         """The features that the linear layer reads, ``float32[n, d]``."""

@@ -197,7 +197,8 @@ def dominance(z: Tensor, *, top: int = 1) -> Tensor:
     tensor(-0.7500)
     """
     s = torch.linalg.svdvals(z)
-    return -(s[:top] / s.sum()).mean()
+    mean: Tensor = (s[:top] / s.sum()).mean()
+    return -mean
 
 
 def regularisation(z: Tensor, f: Tensor, config: NMTuneConfig) -> Tensor:
