@@ -111,7 +111,7 @@ def _tune_and_measure(
         }
         values = singular_values(head.transform(embedded.tests[IN_DOMAIN]))
         spectrum = {
-            "learning_rate": head.rate,
+            "learning_rate": head.learning_rate,
             "sve": sve(values),
             "lsvr": lsvr(values),
             "spectrum": (values / values.sum()).round(8).tolist(),
