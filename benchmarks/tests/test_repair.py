@@ -14,7 +14,7 @@ from expunge import stages
 from expunge._core.progress import silent
 from expunge.errors import ConfigError
 from expunge.models.inspection import reinitialise
-from expunge.recipes import resolve
+from expunge.recipes import recipes, resolve
 from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, oracles, repair
 from expunge_bench.datasets import Setting
@@ -196,3 +196,8 @@ def test_the_table_shows_repair_minus_baseline():
     assert [line["Δ repair − this (pp)"] for line in lines] == ["–", "+10.0"]
     assert [line["training time (%)"] for line in lines] == ["25", "25"]
     assert lines[0]["noise"] == "pair 0.4"
+
+
+def test_every_default_name_is_a_recipe():
+    assert set(repair.BASELINES) <= set(recipes.names())
+    assert repair.REPAIR in recipes.names()

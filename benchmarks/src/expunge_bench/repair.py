@@ -38,7 +38,7 @@ from expunge_bench.timing import timed
 # The repair that every other row is compared with, and the row of the unrepaired model.
 REPAIR, UNREPAIRED = "default", "no-op"
 BASELINES = (
-    *(UNREPAIRED, "rounds", "finetune-only", "random-units", "magnitude", "rlap"),
+    *(UNREPAIRED, "iterative", "finetune-only", "random-units", "magnitude", "rlap"),
     *("retrain-filtered", "retrain-filtered-3x", "finetune-all-labels"),
     *("elr", "co-teaching", "divide-mix"),
 )
