@@ -111,7 +111,7 @@ def test_what_cannot_be_read_or_written_is_said(call):
     for arguments, words in (
         (("fit", "a.parquet", "--label", "knd", "--out", "h"), "did you mean 'kind'?"),
         (("fit", "a.parquet", "--column", "key", "--label", "kind", "--out", "h"), "column 'key'"),
-        (("apply", "a.parquet", "--head", "h", "--out", "o.parquet"), "nmtune.json: cannot be read"),
+        (("apply", "a.parquet", "--head", "h", "--out", "o.parquet"), "json: cannot be read"),
         (("apply", "a.parquet", "--head", "head", "--out", "o.csv"), ".parquet or .npz"),
         (("apply", "a.parquet", "--column", "kind", "--head", "head", "--out", "o.npz"), "lists"),
         (("spectrum", "no.npz"), "no array is called 'x'"),
