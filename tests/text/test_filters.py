@@ -11,12 +11,14 @@ from sklearn.covariance import ledoit_wolf
 from expunge._core.rng import generator
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.text.characters import CharacterModel
+from expunge.text.combined import _contrast as contrast
 from expunge.text.encoders import TokenStates
 from expunge.text.evidence import incoherence
 from expunge.text.filters import TextNoiseFilter
 from expunge.text.gaussians import Gaussian
 from expunge.text.length_normaliser import LengthNormaliser
 from expunge.text.published import MahalanobisScorer
+from expunge.text.scores import TextScores
 from expunge.text.states import group_by_sentence
 from oracles_text import covariance_of, encoder, news, slow_mahalanobis, stars
 
@@ -380,3 +382,15 @@ def test_a_huge_document_is_scored_in_blocks(combined):
     assert len(found.sentences) == 1201
     assert found.is_noise[600]
     assert found.is_noise.mean() < 0.05
+
+
+def test_a_score_at_the_threshold_is_not_noise():
+    spans, none = np.array([[0, 4]]), (np.zeros((0, 2), dtype=np.int64), np.zeros(0))
+    at, above = (TextScores("One.", spans, np.array([s]), *none, 1.0) for s in (1.0, 1.1))
+    assert not at.is_noise.any()
+    assert above.is_noise.all()
+
+
+def test_evidence_for_the_background_raises_the_domain_contrast():
+    names = ("relative", "token_relative", "relative_surprisal")
+    assert contrast({name: np.array([1.0]) for name in names}).tolist() == [1.5]
