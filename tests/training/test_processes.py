@@ -55,7 +55,7 @@ def trained(name: str) -> nn.Module:
         x = data.batch(np.arange(157)).flatten(1).numpy()
         views = np.stack([x, x + 0.1])
         preset = PRESETS["linear" if name == "linear head" else "code"]
-        settings = replace(preset, epochs=2, rates=(0.01,))
+        settings = replace(preset, epochs=2, learning_rates=(0.01,))
         return NMTune.fit(views, data.labels, config=settings).head
     if name == "augmented elr":
         name, config = "elr", replace(config, augment=True)
