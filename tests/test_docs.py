@@ -1,0 +1,191 @@
+"""README, CONTRIBUTING, CHANGELOG and docs: their code runs, their commands and links exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import typer
+
+from expunge import specs
+from expunge.cli.terminal import app
+from expunge.detection.detectors import detectors
+from expunge.models import mlp
+from expunge.recipes import recipes
+from expunge.storage.weights import save_weights
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += [p for p in [ROOT / "benchmarks" / "README.md"] if p.is_file()]
+SOURCES = sorted(p for p in (ROOT / "src").rglob("*") if p.suffix in (".py", ".j2"))
+# Words of the former, private dialect. The right column of vocabulary tables has the field's terms.
+DIALECT = re.compile(
+    r"\bby heart\b|\btold\b|\bheard\b|\bsurer\b|\btrained anew\b|\ball the same\b"
+    r"|\bspeaks? against\b|\b(has|have) (a|no) say\b|\bso many at a time\b|\bmended\b"
+    r"|\blooks? again\b|\bgoes on from\b"
+)
+MAX_README_LINES = 250
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every line in a bash block that begins with ``expunge``."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("expunge ")]
+    return [words[1:] for words in found]
+
+
+def application() -> click.Group:
+    known = {group.name for group in app.registered_groups}
+    for point in entry_points(group="expunge.commands"):
+        if point.name not in known:
+            app.add_typer(point.load(), name=point.name)
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group)
+    return command
+
+
+@pytest.fixture
+def _plugins_of_examples_go():
+    """What an example registers is removed again, for the tests that run after it."""
+    before = {registry: set(registry.names()) for registry in (detectors, recipes)}
+    yield
+    for registry, names in before.items():
+        for name in set(registry.names()) - names:
+            del registry._items[name], registry._metadata[name]
+
+
+@pytest.mark.usefixtures("_plugins_of_examples_go")
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_python_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": name}
+    code = "\n".join(blocks(ROOT / name, "python"))
+    assert code
+    exec(compile(code, name, "exec"), names)
+    if name == "README.md":
+        assert (tmp_path / "runs" / "first" / "report.html").is_file()
+
+
+def test_the_spec_in_the_readme_has_no_problems(tmp_path):
+    (spec,) = blocks(ROOT / "README.md", "toml")
+    (tmp_path / "spec.toml").write_text(spec, encoding="utf-8")
+    x = np.random.default_rng(0).random((60, 1, 8, 8), dtype=np.float32)
+    for name, rows in (("train", slice(0, 40)), ("validation", slice(40, 60))):
+        np.savez(tmp_path / f"{name}.npz", x=x[rows], y=np.arange(60)[rows] % 10)
+    save_weights(mlp(inputs=64, classes=10), tmp_path / "weights.safetensors")
+    assert specs.check(tmp_path / "spec.toml") == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_in_the_docs_exist_with_their_options(page):
+    root = application()
+    for words in commands(page):
+        command: click.Command = root
+        rest = list(words)
+        while isinstance(command, click.Group):
+            assert rest, f"{page.name}: {' '.join(words)} names a group and no command"
+            found = command.commands.get(rest[0])
+            assert found is not None, f"{page.name}: no command '{' '.join(words)}'"
+            command, rest = found, rest[1:]
+        options = {o for parameter in command.params for o in parameter.opts}
+        for word in rest:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in options, f"{page.name}: {' '.join(words)}: {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_recipes_detectors_and_other_choices_in_commands_exist(page):
+    root = application()
+    for words in commands(page):
+        if "--recipe" in words and words[0] != "bench":
+            assert words[words.index("--recipe") + 1] in recipes.names()
+        if words[0] == "bench":
+            bench = root.commands["bench"]
+            assert isinstance(bench, click.Group)
+            _check_choices(bench.commands[words[1]], words[2:])
+
+
+def _check_choices(command: click.Command, words: list[str]) -> None:
+    for parameter in command.params:
+        choices = getattr(parameter.type, "choices", None)
+        for option, value in zip(words, words[1:], strict=False):
+            if choices and option in parameter.opts:
+                names = [getattr(choice, "value", choice) for choice in choices]
+                assert value in names, f"{' '.join(words)}: {option} is none of {names}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_relative_links_point_to_files(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:|#", target):
+            file = page.parent / target.partition("#")[0]
+            assert file.is_file(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_the_docs_import_exists(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("expunge"):
+                module = import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{page.name}: {node.module}.{alias.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_row_of_a_table_has_the_cells_of_its_head(page):
+    head = 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if re.match(r"\s*\|", line) else 0
+        assert not (head and cells and cells != head), f"{page.name}: {line}"
+        head = cells and (head or cells)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_docs_use_the_terms_of_the_field(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    if page.name == "CHANGELOG.md":  # its tables quote former names
+        lines = [line for line in lines if not line.startswith("|")]
+    assert [line for line in lines if DIALECT.search(line)] == []
+
+
+def test_the_source_uses_the_terms_of_the_field():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if DIALECT.search(line) and '"told"' not in line
+    ]
+    assert found == []
+
+
+def test_every_key_of_a_data_set_is_in_the_reference_of_specs():
+    from dataclasses import fields
+
+    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    data = [f.name for f in fields(specs.DataConfig)]
+    tune = [f.name for f in fields(specs.TuneConfig)]
+    model = [f"model.{f.name}" for f in fields(specs.ModelConfig)]
+    missing = [name for name in (*data, *tune, *model) if f"`{name}`" not in text]
+    assert missing == []
+    for stage in ("score", "partition", "rank", "prune", "rounds"):
+        for f in fields(type(getattr(recipes.get("default")(specs.Recipe()), stage))):
+            assert f"`{stage}.{f.name}" in text, f"{stage}.{f.name}"
