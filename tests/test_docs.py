@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     """The arguments of every line in a bash block that begins with ``expunge``."""
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
-    found = [shlex.split(line, comments=True) for line in lines if line.startswith("expunge ")]
-    return [words[1:] for words in found]
+    found = [*blocks(page, "bash"), *blocks(page, "sh")]
+    lines = [line for block in found for line in block.splitlines()]
+    split = [shlex.split(line, comments=True) for line in lines if line.startswith("expunge ")]
+    return [words[1:] for words in split]
 
 
 def application() -> Any:
@@ -117,7 +119,7 @@ def test_recipes_detectors_and_states_in_commands_exist(page):
         "--state": [state.value for state in options.State],
     }
     for words in commands(page):
-        for option, value in zip(words, words[1:], strict=False):
+        for option, value in pairwise(words):
             assert option not in known or value in known[option], f"{page.name}: {option} {value}"
 
 

@@ -234,7 +234,7 @@ class RoundsConfig:
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """Everything that a repair can be told, beside model and data.
+    """All settings of a repair, beside model and data.
 
     Parameters
     ----------

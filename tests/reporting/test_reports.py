@@ -9,6 +9,7 @@ import re
 import wave
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -720,3 +721,11 @@ def test_skipped_samples_are_in_every_report():
     assert lines[0] in text
     assert "ids &lt;b&gt;" in text
     assert "Skipped samples" not in render_html(make_result()) + render_markdown(make_result())
+
+
+def test_a_source_tree_without_metadata_gets_its_page(monkeypatch):
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("expunge.reporting.html.version", missing)
+    assert "(not installed)" in render_html(make_result())

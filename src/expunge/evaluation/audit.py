@@ -38,7 +38,7 @@ def audit(
         Says which are flagged; matched by id.
     unseen
         Held-out samples. With them the audit measures membership: without samples that the model
-        never saw, memory cannot be told from skill.
+        never saw, memorisation cannot be distinguished from generalisation.
     seed
         Draws at most `MAX_AUDIT_SAMPLES` flagged, kept and unseen samples.
 

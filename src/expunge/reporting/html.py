@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -97,9 +97,17 @@ def render_html(
         audit=unlearning_lines(result),
         per_class=class_rows(result),
         config=json.dumps(dict(result.config), indent=2, default=str, ensure_ascii=False),
-        version=version("expunge"),
+        version=_installed_version(),
         bar=charts.bar,
     )
+
+
+def _installed_version() -> str:
+    """Return the installed version of expunge; a source tree that is only on the path has none."""
+    try:
+        return version("expunge")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _tiles(result: RepairResult) -> list[tuple[str, str, str]]:

@@ -221,7 +221,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Accuracy by attack and budget on the same n samples, fractions; and what speaks against it.
+    """Accuracy (fractions) by attack and budget on the same n samples, and checks of it.
 
     clean: without an attack. accuracy: ``{attack: {eps: accuracy}}``; attacks are fgsm, pgd, margin
     (PGD on the margin of the logits), square and, with a surrogate, transfer. checks: see `checks`.
