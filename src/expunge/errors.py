@@ -1,4 +1,4 @@
-"""What expunge raises. Every message says what is wrong, where, and how to fix it."""
+"""The exceptions of expunge. Every message names what is wrong, where, and the fix."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PartitionError(ExpungeError):
 
 
 class PruneError(ExpungeError):
-    """Nothing can be cut as asked."""
+    """No unit can be pruned as requested."""
 
 
 class RunError(ExpungeError):

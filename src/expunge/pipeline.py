@@ -141,7 +141,7 @@ def forget(
     model, train, validation
         See `repair`.
     ids
-        Ids of training samples. Text stands for numbers too.
+        Ids of training samples. Numbers may be given as text.
     **options
         See `repair`.
 
@@ -177,7 +177,7 @@ def forget(
 
 
 class StageResults(NamedTuple):
-    """What the stages up to the one asked for have made; None behind it."""
+    """Results of the stages up to the requested one; None for later ones."""
 
     scores: Scores
     partition: Partition | None = None
@@ -483,7 +483,7 @@ def _decide(
 
 
 def _mask_of_ids(samples: Samples, ids: Collection[Any] | Array) -> Bools:
-    """Return which samples have one of these ids, ``bool[n]``; text stands for numbers too."""
+    """Return which samples have one of these ids, ``bool[n]``; numbers may be given as text."""
     if isinstance(ids, str) or not isinstance(ids, (Sequence, np.ndarray, set, frozenset)):
         raise DataError(
             f"expected a list or array of ids, got {type(ids).__name__}",

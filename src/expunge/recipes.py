@@ -134,7 +134,7 @@ def rlap(recipe: Recipe) -> Recipe:
 
     As published: attribution clusters, least squares on activations, 15.6 % of the last hidden
     layer pruned, Adam with learning rate 0.001 on the kept samples, no augmentation. Corrected: the
-    cluster with the higher mean loss is the noisy one (the published code looks at the truth); the
+    cluster with the higher mean loss is the noisy one (the published code uses true labels); the
     attributions are reduced to 16 principal components first (a dead unit makes a full covariance
     singular); the regression target is the sample's own noise probability (published: indexed by
     class); units are removed, not zeroed with their bias kept; the training order is shuffled in

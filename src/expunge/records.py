@@ -21,7 +21,7 @@ KINDS = ("label", "input")
 
 
 def frozen_array(values: ArrayLike, dtype: Any = None) -> np.ndarray:
-    """A read-only copy; an array that is read-only already stands for itself."""
+    """Return a read-only copy, or the array itself if it is read-only already."""
     if isinstance(values, np.ndarray) and dtype in (None, values.dtype) and _constant(values):
         return values
     array = np.array(values, dtype=dtype)

@@ -40,7 +40,7 @@ from expunge.storage.weights import load_weights
 from expunge.training.optimisation import TuneConfig
 
 DATA_SETS = ("train", "validation", "held_out")
-# What a set says where neither it nor [data] does.
+# Settings of a set that neither it nor [data] gives.
 SET_DEFAULTS: dict[str, dict[str, Any]] = {"validation": {"split": "test"}}
 STAGES = ("score", "partition", "rank", "prune", "tune", "rounds")
 
@@ -81,7 +81,7 @@ class Spec:
     rounds: dict[str, Any] = field(default_factory=dict)
 
     def overrides(self) -> dict[str, Any]:
-        """The stages' tables that say something."""
+        """Return the tables of stages that are not empty."""
         return {name: getattr(self, name) for name in STAGES if getattr(self, name)}
 
 
@@ -91,7 +91,7 @@ def read_spec(path: str | Path) -> Spec:
 
 
 def _values(file: Path) -> dict[str, Any]:
-    """What the file says, by the names of `Spec`."""
+    """Return the values of the file, by the names of `Spec`."""
     if not file.is_file():
         raise ConfigError("there is no such spec file", where=str(file), fix="check the path")
     try:
@@ -106,7 +106,7 @@ def _values(file: Path) -> dict[str, Any]:
             where=str(file),
             fix='add [data.train] with path = "…"',
         )
-    # What [data] says holds for all sets; each can say otherwise.
+    # Settings in [data] hold for all sets; each set can override them.
     sets = {k: data.pop(k) for k in DATA_SETS if k in data}
     values |= {f"{k}_data": {**SET_DEFAULTS.get(k, {}), **data, **own} for k, own in sets.items()}
     if isinstance(values.get("train"), dict):
@@ -145,7 +145,7 @@ def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None, Sample
 
 
 def _others(spec: Spec) -> list[tuple[str, DataConfig | None]]:
-    """What a spec says of the sets that are optional, with what messages call them."""
+    """Return the settings of the optional sets, with their names in messages."""
     return [("validation data", spec.validation_data), ("held-out data", spec.held_out_data)]
 
 

@@ -34,7 +34,7 @@ nmtune = typer.Typer(help="Tune heads on embeddings, NMTune among them.", no_arg
 app.add_typer(nmtune, name="nmtune")
 out_console = Console()
 err_console = Console(stderr=True)
-# Columns, where nothing says how many there are.
+# Columns if the output has no width of its own.
 UNLIMITED = 10_000
 
 
@@ -52,7 +52,7 @@ Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cu
 
 
 def command_line() -> str:
-    """What the user typed, for tables that say how they were made."""
+    """Return the command line, for tables that name the command that made them."""
     return shlex.join(["expunge", *sys.argv[1:]])
 
 

@@ -81,7 +81,7 @@ def transition(partition: Partition, classes: int) -> Floats:
 
     ``T_jk = Σ_{i: y_i = k} q_i(j) / Σ_i q_i(j)``, where q_i is ``1 − p_label_fault`` for the label
     given and the rest for the label suggested, or spread over all others where none is suggested;
-    times ``1 − p_input_fault``, as corrupted inputs say nothing about labels.
+    times ``1 − p_input_fault``, as corrupted inputs are no evidence about labels.
 
     Parameters
     ----------

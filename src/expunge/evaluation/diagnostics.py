@@ -101,7 +101,7 @@ def _mixture_not_separated(partition: Partition) -> Iterator[Flag]:
 
 
 def _one_component_fits_better(partition: Partition) -> Iterator[Flag]:
-    """Only if it does for every kind of evidence: clean inputs say nothing about labels."""
+    """Only if it does for every kind of evidence: clean inputs are no evidence about labels."""
     margins = []
     for fit in partition.fits:
         others = [bic for k, bic in fit.bic.items() if k != 1]

@@ -372,7 +372,7 @@ def checks(
     losses: Mapping[float, float],
     unbounded: float,
 ) -> tuple[Check, ...]:
-    """Signs that gradients say too little, so that robustness is overrated (arXiv 1802.00420).
+    """Check for gradient masking, which overrates robustness (arXiv 1802.00420).
 
     accuracy: as in `Robustness`. losses: mean loss under PGD by budget, 0 without an attack.
     unbounded: accuracy where PGD may change every pixel at will. A point of accuracy is tolerated.

@@ -140,7 +140,7 @@ class NoisyNetwork(nn.Module):
         """Logits without noise, and what is added at each site on the way: zeros that carry a
         gradient.
 
-        The gradient of anything with respect to these says how noise there moves it.
+        The gradient of a value with respect to these is its sensitivity to noise there.
         """
         found: dict[str, Tensor] = {}
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What is kept on disk: the run folder, cached stages, weights, and their hashes."""

@@ -136,7 +136,7 @@ class Run:
             file.write(line + "\n")
 
     def _broadcast(self, answer: bool) -> bool:
-        """The main process's answer: the others must not look at a disk that it is writing to."""
+        """The main process's answer: the others must not read a disk that it is writing to."""
         return broadcast_decision(self.accelerator, lambda: answer) if self.accelerator else answer
 
     def _checkpoint_dir(self, name: str) -> Path:
@@ -394,7 +394,7 @@ def read_table(file: Path) -> pa.Table:
 
 @contextmanager
 def wrap_io_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk says (full, read-only, forbidden) into one of our errors."""
+    """Turn errors of the disk (full, read-only, forbidden) into one of ours."""
     try:
         yield
     except (OSError, SafetensorError) as error:

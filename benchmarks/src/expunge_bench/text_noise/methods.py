@@ -34,7 +34,7 @@ METHODS = ("combined", *PUBLISHED, "rules", "perplexity")
 MAX_CACHED_TOKENS = 300_000
 # Quantile of the perplexity of clean, held-out sentences that is the threshold.
 _PERPLEXITY_QUANTILE = 0.99
-# What links, code and emoji look like to a reader who knows these kinds of noise.
+# Rules for links, code and emoji, written with these kinds of noise in mind.
 _NOISE_PATTERN = re.compile(
     r"\w+://|www\.|[=;{}]\s*$|[\w)\]]\(.*\)|\w\s*[!=+-]?=\s*\S|^\s*(?:def|class|import|from|return|if|"
     r"for|while|else|elif|try|except|raise|with)\b.*:?$|[\U0001F300-\U0001FAFF\u2600-\u27BF]"
