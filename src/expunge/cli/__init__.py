@@ -10,26 +10,40 @@ import io
 import os
 import sys
 from contextlib import nullcontext, redirect_stdout
+from importlib import import_module
 from importlib.metadata import entry_points
 
-# Each adds its commands to the application.
-from expunge.cli import nmtune, repair, results, text  # noqa: F401
+import typer
+
+from expunge.cli import repair, results  # noqa: F401  (they add their commands)
 from expunge.cli.terminal import app, err_console
 from expunge.errors import ExpungeError
 
+# The modules of the command groups. They load heavy packages, so only the group called is loaded.
+_GROUPS = {"text": "expunge.cli.text", "nmtune": "expunge.cli.nmtune"}
 
-def add_plugins() -> None:
-    """Add the command groups that installed packages bring: entry points `expunge.commands`."""
-    known = {group.name for group in app.registered_groups}
+
+def load_group(command: str) -> None:
+    """Load the commands of a group; of all other groups only the help is known.
+
+    Installed packages bring groups by entry points `expunge.commands`.
+    """
+    if command in _GROUPS:
+        import_module(_GROUPS[command])
     for point in entry_points(group="expunge.commands"):
-        if point.name not in known:
+        groups = [group for group in app.registered_groups if group.name == point.name]
+        if point.name == command:
+            app.registered_groups = [g for g in app.registered_groups if g not in groups]
             app.add_typer(point.load(), name=point.name)
+        elif not groups:
+            summary = point.dist.metadata["Summary"] if point.dist else ""
+            app.add_typer(typer.Typer(help=summary), name=point.name)
 
 
 def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 1."""
     _keep_freed_memory()
-    add_plugins()
+    load_group(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
     try:
         # Of several processes, which all have the result, the first one prints it.
         with redirect_stdout(io.StringIO()) if int(os.environ.get("RANK", 0)) else nullcontext():
