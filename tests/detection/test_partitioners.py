@@ -69,3 +69,10 @@ def test_the_widths_of_two_intervals_add_in_quadrature():
     assert_allclose(both.p_noisy, 1 - 0.8 * 0.5)
     assert_allclose(both.p_label_fault, 0.2)
     assert_allclose(both.noise_rate, (0.6, 0.55, 0.65))
+
+
+def test_the_interval_of_external_posteriors_is_that_of_independent_samples():
+    p = np.tile([0.1, 0.5, 0.9, 0.0], 100)
+    rate, low, high = partitioners.get("posterior")(scores([p]), seed=0).noise_rate
+    half = 1.96 * np.sqrt((p * (1 - p)).sum()) / 400
+    assert_allclose((rate, low, high), (p.mean(), p.mean() - half, p.mean() + half))
