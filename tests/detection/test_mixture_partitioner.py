@@ -8,6 +8,9 @@ from numpy.testing import assert_allclose
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from expunge._core.rng import derive
+from expunge.detection.gaussian_mixture import fit_evidence, odds_rule
+from expunge.detection.label_detectors import label_margin
 from expunge.detection.mixture_partitioner import mixture
 from expunge.errors import ConfigError
 from oracles_detection import both_kinds, scores, two_groups
@@ -132,3 +135,21 @@ def test_groups_that_are_closer_than_the_separation_are_one():
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(ConfigError, match=f"{option} must be .* or more, not {value}"):
         mixture(both_kinds("mixture"), seed=0, **{option: value})
+
+
+def test_labels_of_bad_inputs_do_not_shape_the_mixture_of_label_evidence():
+    label, wrong = two_groups(600, 0.3, apart=6.0)
+    inputs, bad = two_groups(600, 0.2, apart=12.0, seed=1)
+    s = scores([np.where(bad, 3.0, label)], [inputs], contradicted=wrong)
+    made = mixture(s, seed=0)
+    odds = label_margin(np.log(s.class_probs.astype(np.float64)), s.labels)
+    expected, _ = fit_evidence(
+        made.evidence["label_evidence"],
+        ~bad,
+        kind="label",
+        components=3,
+        rule=odds_rule(odds),
+        seed=derive(0, "mixture", "label"),
+    )
+    assert ((made.p_input_fault > 0.5) == bad).all()
+    assert made.fits[-1] == expected
