@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from expunge import cli
+from expunge.cli import text as text_cli
 from expunge.text.encoders import HuggingFaceEncoder
 from expunge.text.filters import TextNoiseFilter
 from oracles_text import news, stars, tiny_bert, tiny_tokenizer
@@ -37,10 +38,10 @@ def call(
 
     def run(*arguments: object, terminal: bool = True) -> Said:
         wide = Console(stderr=True, width=200)
-        for module in (cli, cli.text):
+        for module in (cli, text_cli):
             monkeypatch.setattr(module, "err_console", wide)
         monkeypatch.setattr(
-            cli.text,
+            text_cli,
             "out_console",
             Console(
                 width=200, color_system="standard" if terminal else None, force_terminal=terminal
