@@ -15,9 +15,9 @@ from expunge.detection.neighbours import PROJECTION_CHUNK, principal_projection
 from expunge.detection.uncertainty import early_layers, uncertainty_above_lower_quartile
 from expunge.records import Signals
 
-# A cluster has at least so many samples, or there are none.
+# A cluster has at least this many samples, or there are none.
 _MIN_CLUSTER = 20
-# A cluster of inputs is less certain than the other one if it is in so many of all pairs.
+# A cluster of inputs is less certain than the other one if it is in this many of all pairs.
 _MIN_GROUP_AUROC = 0.55
 
 
@@ -110,7 +110,7 @@ def feature_clusters(
     components
         The number of principal components.
     max_reference_samples
-        The clusters are fitted on at most so many samples.
+        The clusters are fitted on at most this many samples.
     separation
         The least Ashman's D, in pooled standard deviations. Clean data sets reach 5 by their
         classes; gross noise has 29 and more.

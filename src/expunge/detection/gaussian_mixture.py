@@ -16,13 +16,13 @@ from expunge.records import Component, Fit
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-# A mixture is fitted on at most so many samples, and the bootstrap of its rate resamples so many.
+# A mixture is fitted on at most this many samples, and the bootstrap of its rate resamples this many.
 MAX_ROWS, MAX_BOOTSTRAP_ROWS = 20_000, 4_000
 # Below this many samples no mixture is fitted.
 MIN_SAMPLES = 20
 # What a larger share of the inputs has in common is no fault of theirs.
 MAX_NOISY_SHARE = 2 / 3
-# A component is noisy if the best other label is so many times as likely as the given one.
+# A component is noisy if the best other label is this many times as likely as the given one.
 MIN_ODDS = 2.0
 # EM has converged when a step gains less log-likelihood a sample.
 _TOLERANCE = 1e-5

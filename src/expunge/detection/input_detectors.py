@@ -20,8 +20,8 @@ from expunge.detection.uncertainty import (
 )
 from expunge.records import Signals
 
-# feature_distance changes its sign if the nearest samples are the less certain ones in so many of
-# all pairs, and compares at least so many of the nearest with as many of the farthest.
+# feature_distance changes its sign if the nearest samples are the less certain ones in this many of
+# all pairs, and compares at least this many of the nearest with as many of the farthest.
 _FLIP_AUROC, _TAIL_SIZE = 0.9, 20
 
 
@@ -148,7 +148,7 @@ def local_uncertainty(
     components
         The number of principal components in which they are searched.
     max_reference_samples
-        Neighbours are searched among at most so many samples.
+        Neighbours are searched among at most this many samples.
 
     Returns
     -------

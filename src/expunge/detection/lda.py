@@ -16,7 +16,7 @@ SHRINKAGE = 0.1
 RIDGE = 0.03
 # Posteriors are never lower.
 MIN_POSTERIOR = 1e-4
-# Rows are taken in chunks of so many, so that memory does not grow with their number.
+# Rows are taken in chunks of this many, so that memory does not grow with their number.
 _CHUNK = 8192
 
 _posteriors_of: WeakKeyDictionary[Signals, tuple[Floats, ...]] = WeakKeyDictionary()

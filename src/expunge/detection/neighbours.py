@@ -13,7 +13,7 @@ from expunge.detection.lda import row_chunks, safe_scale
 from expunge.errors import ConfigError, extra_required
 
 NeighbourSearch = Literal["exact", "approximate"]
-# Rows are projected on principal components in chunks of so many.
+# Rows are projected on principal components in chunks of this many.
 PROJECTION_CHUNK = 4096
 # Find the k nearest other rows of the rows start … start + count − 1: int64[count, k].
 Find = Callable[[int, int, int], torch.Tensor]

@@ -14,7 +14,7 @@ from expunge._core.rng import generator, subsample
 from expunge.detection.noise_likelihood import NoiseLikelihood, log_clean_label_probs, log_evidence
 from expunge.detection.transition import transition_corrected
 
-# The model is fitted on at most so many samples, and its sources are selected on fewer.
+# The model is fitted on at most this many samples, and its sources are selected on fewer.
 MAX_ROWS, MAX_SELECTION_ROWS = 10_000, 3_000
 # If the network has memorised, added sources may explain away this share of the reference's rate.
 MAX_RATE_LOSS = 0.2

@@ -9,11 +9,11 @@ import numpy as np
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge._core.rng import subsample
 
-# The weights are fitted on at most so many samples.
+# The weights are fitted on at most this many samples.
 _MAX_ROWS = 20_000
 # The penalty on the weights keeps those of certain sources finite.
 _RIDGE = 1e-3
-# From so many trusted samples on, only they fit the weights.
+# From this many trusted samples on, only they fit the weights.
 MIN_TRUSTED = 100
 
 

@@ -10,7 +10,7 @@ from expunge.models.inspection import WEIGHT_LAYERS, ModelLayout
 
 # The number of layers whose features are compared, unless they are named.
 N_FEATURE_LAYERS = 6
-# The means of an image are taken by parts, if a layer has at most so many of them.
+# The means of an image are taken by parts, if a layer has at most this many of them.
 MAX_PART_MEANS = 512
 
 
@@ -43,7 +43,7 @@ def pool(output: Tensor, *, unit: int, max_part_means: int = MAX_PART_MEANS) -> 
     unit
         The dimension of size d.
     max_part_means
-        Parts are used if there are at most so many means.
+        Parts are used if there are at most this many means.
     """
     over = tuple(k for k in range(1, output.dim()) if k != unit)
     if not over or all(output.shape[k] == 1 for k in over):

@@ -17,7 +17,7 @@ from expunge.records import (
 )
 
 # Stages that prepare or measure the repair and are no part of it.
-UNTIMED_STAGES = ("compare", "baselines", "report", "train")
+UNTIMED_STAGES = ("compare", "baselines", "train")
 
 
 def summarise(result: RepairResult) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Checkpoint(Protocol):
         ...
 
     def save(self, epoch: int, tensors: dict[str, Tensor]) -> None:
-        """Replace the state by that after so many epochs."""
+        """Replace the state by that after this many epochs."""
         ...
 
 

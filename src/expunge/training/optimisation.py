@@ -17,7 +17,7 @@ from expunge.errors import ConfigError, check_range
 # The peak learning rate where none is given, for batches of 128: by default, in a repair of a model
 # that has memorised wrong labels, and from scratch.
 DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
-# The batch size where none is given lies between these, and gives an epoch at least so many steps
+# The batch size where none is given lies between these, and gives an epoch at least this many steps
 # if it can.
 MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
 
