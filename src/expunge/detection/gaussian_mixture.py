@@ -16,7 +16,8 @@ from expunge.records import Component, Fit
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
 
-# A mixture is fitted on at most this many samples, and the bootstrap of its rate resamples this many.
+# A mixture is fitted on at most this many samples, and the bootstrap of its rate resamples this
+# many.
 MAX_ROWS, MAX_BOOTSTRAP_ROWS = 20_000, 4_000
 # Below this many samples no mixture is fitted.
 MIN_SAMPLES = 20

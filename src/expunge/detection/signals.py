@@ -46,7 +46,8 @@ from expunge.models.inspection import (
 from expunge.records import Signals
 from expunge.training.optimisation import autocast
 
-# Random views are drawn in blocks of this many samples, so that neither the batch size nor the number
+# Random views are drawn in blocks of this many samples, so that neither the batch size nor the
+# number
 # of processes changes them.
 BLOCK_SIZE = 64
 _AT_ONE_LAYER: frozenset[Need] = frozenset(
