@@ -137,7 +137,7 @@ def test_the_square_attack_needs_no_gradient():
 def test_without_the_package_the_black_box_attack_says_what_to_install(monkeypatch):
     monkeypatch.setattr(attacks, "find_spec", lambda name: None)
     x, y = pixels(bright(4))
-    with pytest.raises(ConfigError, match=r"expunge\[robustness\]"):
+    with pytest.raises(ConfigError, match=r"pip install adversarial-robustness-toolbox"):
         square(small(), x, y, eps=0.1)
 
 

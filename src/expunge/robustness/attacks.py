@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data import Batch, Preparation, Samples
-from expunge.errors import ConfigError, DataError, extra_required, format_ids
+from expunge.errors import ConfigError, DataError, format_ids
 from expunge.export.onnx import PreparedModel
 from expunge.models.inspection import eval_mode, logits_of, on_device
 from expunge.training.loop import Objective
@@ -139,12 +139,15 @@ def square(
 ) -> Tensor:
     """The square attack (arXiv 1912.00049): random search that sees logits and no gradient.
 
-    Of the package adversarial-robustness-toolbox (``pip install 'expunge[robustness]'``), which
+    Of the package adversarial-robustness-toolbox, which expunge-bench installs. It
     places one square for the whole batch in every step. x: images ``float[b, C, H, W]``. Cost:
     three forward passes a query of what is still classified rightly; images 2 pixels wide or more.
     """
     if find_spec("art") is None:
-        raise extra_required("adversarial-robustness-toolbox", "robustness")
+        raise ConfigError(
+            "the package 'adversarial-robustness-toolbox' is not installed",
+            fix="pip install adversarial-robustness-toolbox",
+        )
     from art.attacks.evasion import SquareAttack
     from art.estimators.classification import BlackBoxClassifierNeuralNetwork
 
@@ -268,9 +271,9 @@ def robustness(
 
     samples: whose prepared inputs the model takes; attacked is what they are before, in [0, 1].
     epsilons: budgets, as parts of the range of pixels. steps, restarts: of PGD. queries: of the
-    black-box attack; 0 leaves it out, and else ``expunge[robustness]`` must be there. surrogate: a
-    model whose adversarial examples are tried too. Cost a sample and budget: about ``2 · restarts ·
-    steps`` forward and backward passes and ``3 · queries`` forward passes.
+    black-box attack, which needs the package adversarial-robustness-toolbox; 0 leaves it out.
+    surrogate: a model whose adversarial examples are tried too. Cost a sample and budget: about
+    ``2 · restarts · steps`` forward and backward passes and ``3 · queries`` forward passes.
     """
     if not epsilons or any(not 0 < eps <= 1 for eps in epsilons):
         raise ConfigError(
