@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # Installed again whenever the requirements change.
 $(VENV)/installed: pyproject.toml benchmarks/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1,<26.2"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable ".[audio,faiss,onnx,text]" --editable ./benchmarks --group test
 	touch $@
