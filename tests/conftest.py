@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
@@ -11,5 +13,10 @@ from threadpoolctl import threadpool_limits
 def one_thread_for_all():
     """The networks are so small that threads only wait for each other."""
     torch.set_num_threads(1)
+    # On a GPU: float32 that is float32, and sums in one order. Some versions warn of the old name.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     with threadpool_limits(1):
         yield

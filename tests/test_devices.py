@@ -120,8 +120,10 @@ def test_neurons_are_ranked_on_one_device(scene, uses):
     p, none = np.linspace(0, 1, 48), np.zeros(48)
     split = Partition(scene.samples.ids, Y, p, p, none, Y, none + 1, 0.5, (0.5, 0.4, 0.6))
     layers = tuple(inspect_layers(scene.model, scene.samples.example()).readouts)
-    given = scene.model, scene.samples, split, layers, uses, 16, lambda *_: None
-    assert set(ranking._moments(*given)) == set(layers)
+    sums = ranking.collect_sums(
+        scene.model, scene.samples, split, layers=layers, regressors=uses, batch_size=16
+    )
+    assert set(sums) == set(layers)
     assert at_home(scene.model)
 
 
