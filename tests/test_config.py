@@ -7,10 +7,11 @@ from typing import Literal
 
 import pytest
 
-from expunge.config import build, canonical, digest
+from expunge.config import build
 from expunge.errors import (
     ConfigError,
 )
+from expunge.storage.hashing import canonical, digest
 
 
 @dataclass(frozen=True)
