@@ -63,6 +63,7 @@ class ScoreConfig:
     """
 
     detectors: tuple[str, ...] = (
+        "pooled_margin",
         "augmented_margin",
         "lda_margin",
         "local_uncertainty",
@@ -100,7 +101,7 @@ class PartitionConfig:
         Options of the partitioner.
     """
 
-    method: str = "noise-model"
+    method: str = "evidence-pool"
     threshold: float = 0.5
     fdr: float | None = None
     options: dict[str, Any] = field(default_factory=dict)

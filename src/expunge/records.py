@@ -104,6 +104,8 @@ class Signals:
         The number of random views; 0 if the plain inputs were used instead.
     attribution_features
         Pooled gradient × activation of the plain inputs by layer, ``float32[n, d]``.
+    inputs
+        The plain inputs as a table, ``float32[n, d]``.
 
     Raises
     ------
@@ -129,6 +131,7 @@ class Signals:
     trusted: np.ndarray | None = None
     views: int = 0
     attribution_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    inputs: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -142,7 +145,7 @@ class Signals:
         _freeze_mapping(self, "features")
         _freeze_mapping(self, "attribution_features")
         _freeze_mapping(self, "external_probs")
-        optional = ("augmented_probs", "augmented_loss", "attributions", "trusted")
+        optional = ("augmented_probs", "augmented_loss", "attributions", "trusted", "inputs")
         parts = [p for p in optional if getattr(self, p) is not None]
         _freeze(self, **{p: (getattr(self, p), None) for p in parts})
         _require_rows(self, n, "labels", "logits", *parts)
@@ -156,6 +159,71 @@ class Signals:
             if len(column) != n:
                 raise DataError(f"Signals: '{name}' has {len(column)} rows, expected {n}")
             _require_finite(column, self.ids, f"'{name}'")
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """One source of pooled evidence.
+
+    Parameters
+    ----------
+    name
+        What it is made of: ``"trees:input"``, ``"linear:<layer>"``, ``"model"``, ``"views"``.
+    weight
+        Its weight in the pool, in [0, 1]: how far it is believed.
+    agreement
+        The share of the given labels that it predicts.
+    noise_rate
+        The noise rate that it would give alone, by the confident joint.
+    """
+
+    name: str
+    weight: float
+    agreement: float
+    noise_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class PooledEvidence:
+    """What cross-fitted probes say about the labels; see `expunge.detection.evidence`.
+
+    Parameters
+    ----------
+    probs
+        ``float32[n, c]``, class probabilities made without the sample's own label, calibrated for
+        the given labels.
+    novelty
+        ``float64[n]``, how unusual the input is for its predicted class, in robust deviations.
+    sources
+        The sources of the pool.
+    memorised_fraction
+        How far the model fits its labels better than expected, in [0, 1].
+    expected_agreement
+        The agreement with the given labels to expect of the model without memorisation.
+    contradicting_fraction
+        The share of labels that must be wrong because identical inputs have other labels.
+    log_likelihood_gain
+        Of the given labels above that of their frequencies, in nats a sample.
+    held_out_probs, held_out_labels
+        ``float32[m, c]`` and ``int64[m]``: the model's predictions of samples that it was not
+        trained on, and their given labels.
+    """
+
+    probs: np.ndarray
+    novelty: np.ndarray
+    sources: tuple[SourceReport, ...] = ()
+    memorised_fraction: float = 0.0
+    expected_agreement: float = 1.0
+    contradicting_fraction: float = 0.0
+    log_likelihood_gain: float = 0.0
+    held_out_probs: np.ndarray | None = None
+    held_out_labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        _freeze(self, probs=(self.probs, np.float32), novelty=(self.novelty, np.float64))
+        if self.held_out_probs is not None and self.held_out_labels is not None:
+            _freeze(self, held_out_probs=(self.held_out_probs, np.float32))
+            _freeze(self, held_out_labels=(self.held_out_labels, np.int64))
 
 
 @dataclass(frozen=True)
@@ -186,6 +254,8 @@ class Scores:
         mean over random views.
     external_probs
         ``float32[e, n, c]``, probabilities that came with the samples.
+    pooled
+        The pool of cross-fitted probes, if detector ``pooled_margin`` made one.
 
     Raises
     ------
@@ -217,6 +287,7 @@ class Scores:
     loo_probs: np.ndarray | None = None
     model_probs: np.ndarray | None = None
     external_probs: np.ndarray | None = None
+    pooled: PooledEvidence | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -321,7 +392,10 @@ class Partition:
         Columns ``float64[n]`` by name: the evidence that the probabilities were made from.
     memorised
         Whether the model has memorised its labels: it reproduces far more of them on the plain
-        inputs than under random views. False where no views were made.
+        inputs than under random views. Without views, than cross-fitted probes or held-out
+        labels let expect, and most of the wrong ones.
+    rate_estimates
+        The noise rate by each estimator alone, by name, if there are several.
 
     Raises
     ------
@@ -341,6 +415,7 @@ class Partition:
     fits: tuple[Fit, ...] = ()
     evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
     memorised: bool = False
+    rate_estimates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)

@@ -147,10 +147,12 @@ def cached_score(
             model or context.model,
             context.train,
             config,
+            held_out=context.held_out,
             seed=context.seed,
             progress=context.options.progress,
         ),
         serialization.SCORES,
+        held_out=context.header["held_out"],
     )
 
 

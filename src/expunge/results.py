@@ -85,15 +85,15 @@ def measure(
     split, plan = outcome.partition, outcome.plan
     audited = audit(context.model, outcome.model, context.train, split, validation, seed=seed)
     shared = shared_inputs(context.train, validation) if validation is not None else 0
-    memorised = diagnostics.memorised(scores)
     flags = diagnostics.find_flags(
         partition=split,
         plan=plan,
         before=before,
         after=after,
         baselines=baselines,
+        gain=gain,
         shared_inputs=shared,
-        extra=memorised,
+        extra=(*diagnostics.memorised(scores, split), *diagnostics.hopeless(scores)),
     )
     trained, run = context.options.train_seconds, outcome.chain.run
     return RepairResult(

@@ -35,6 +35,7 @@ from expunge.config import (
 )
 from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.detection.detectors import detect, detectors, needs_of
+from expunge.detection.memorisation import has_memorised_faults, label_agreement
 from expunge.detection.partitioners import partitioners
 from expunge.detection.signals import collect
 from expunge.detection.thresholds import fdr_threshold
@@ -54,6 +55,7 @@ from expunge.records import (
     Partition,
     PrunePlan,
     Scores,
+    Signals,
 )
 from expunge.storage.weights import fit_weights, load_weights
 from expunge.training import loop
@@ -85,6 +87,8 @@ __all__ = [
 _MIN_INPUT_FAULTS = 0.01
 # The random numbers of the tuning are derived from this name.
 _TUNE_STREAM = "5-tune"
+# The detector that pools evidence and uses held-out labels.
+_POOLED_DETECTOR = "pooled_margin"
 
 
 def score(
@@ -92,6 +96,7 @@ def score(
     data: DataLike,
     config: ScoreConfig | None = None,
     *,
+    held_out: DataLike | None = None,
     seed: int = 0,
     progress: Progress = silent,
     **settings: Unpack[ScoreKeywords],
@@ -107,6 +112,9 @@ def score(
         data set.
     config
         Settings, see `ScoreConfig`.
+    held_out
+        Samples of the same source that the model was not trained on. How well it predicts their
+        labels shows how far it has memorised its own, and how many of these are wrong.
     seed
         Seed of the random views.
     progress
@@ -129,7 +137,7 @@ def score(
     Notes
     -----
     Cost: one forward pass, one more for every view, and a backward pass where a detector needs
-    attributions of hidden layers. Scores do not depend on batch size, order or number of processes
+    attributions of hidden layers; one forward pass of the held-out samples. Scores do not depend on batch size, order or number of processes
     beyond rounding.
 
     Examples
@@ -158,7 +166,34 @@ def score(
         seed=seed,
         progress=progress,
     )
-    return detect(signals, names, config.options)
+    if held_out is None or _POOLED_DETECTOR not in names:
+        return detect(signals, names, config.options)
+    unseen = collect(
+        model,
+        as_samples(held_out),
+        batch_size=config.batch_size,
+        precision=config.precision,
+        progress=progress,
+        what="held out",
+    )
+    return _detect_with_held_out(signals, unseen, names, config)
+
+
+def _detect_with_held_out(
+    signals: Signals, unseen: Signals, names: tuple[str, ...], config: ScoreConfig
+) -> Scores:
+    """Run the detectors; the pooled evidence uses the model's held-out predictions."""
+    agreement = label_agreement(unseen.logits, unseen.labels)
+    pooled_options = {
+        "held_out_agreement": agreement,
+        **config.options.get(_POOLED_DETECTOR, {}),
+    }
+    scores = detect(signals, names, {**config.options, _POOLED_DETECTOR: pooled_options})
+    if scores.pooled is None:
+        return scores
+    probs = softmax(unseen.logits.astype(np.float64), axis=1)
+    pooled = replace(scores.pooled, held_out_probs=probs, held_out_labels=unseen.labels)
+    return replace(scores, pooled=pooled)
 
 
 def average_checkpoint_probs(
@@ -253,7 +288,8 @@ def partition(
     partitioners.check_options(config.method, config.options)
     method = partitioners.get(config.method)
     split = method(scores, seed=seed, threshold=config.threshold, **config.options)
-    split = replace(split, memorised=bool(memorised(scores)))
+    is_memorised = bool(memorised(scores)) or has_memorised_faults(scores, split.p_label_fault)
+    split = replace(split, memorised=is_memorised)
     if config.fdr is None:
         return split
     return replace(split, threshold=fdr_threshold(split.p_noisy, config.fdr))

@@ -19,7 +19,7 @@ from expunge._core.registry import Registry
 from expunge.detection.memorisation import informative_sources, label_agreement
 from expunge.detection.needs import Need, missing_needs
 from expunge.errors import ConfigError, DataError
-from expunge.records import Scores, Signals
+from expunge.records import PooledEvidence, Scores, Signals
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,14 @@ class Detection:
         Class probabilities of each of its sources, each ``float[n, c]``; empty if it has none.
     is_leave_one_out
         Whether each sample's class probabilities were made without its own label.
+    pooled
+        The pooled evidence of which the score is the margin.
     """
 
     score: Floats
     class_probs: tuple[AnyFloats, ...] = ()
     is_leave_one_out: bool = False
+    pooled: PooledEvidence | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def detect(
         loo_probs=np.stack(loo_probs) if loo_probs else None,
         model_probs=np.stack(model_probs),
         external_probs=np.stack(external) if external else None,
+        pooled=next((d.pooled for d in found.values() if d.pooled is not None), None),
     )
 
 

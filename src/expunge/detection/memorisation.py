@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge._core.arrays import AnyFloats, Ints
+from expunge._core.arrays import AnyFloats, Floats, Ints
 from expunge.records import Scores, Signals
 
 # Predictions that agree with the given labels so much more often than augmented ones do, are of a
@@ -68,3 +68,61 @@ def has_memorised(scores: Scores) -> bool | None:
     if augmented is not None:
         return plain - augmented > MEMORISATION_GAP
     return True if plain > MEMORISED_AGREEMENT else None
+
+
+def expected_agreement(
+    signals: Signals, pool_agreement: float, held_out_agreement: float | None = None
+) -> float:
+    """Return the agreement with the given labels to expect of the model without memorisation.
+
+    That of its augmented predictions; without views, that on held-out labels; without these, that
+    of cross-fitted probes.
+
+    Parameters
+    ----------
+    signals
+        Holds the labels and, with views, the augmented predictions.
+    pool_agreement
+        The share of the given labels that the pooled probes predict, in [0, 1].
+    held_out_agreement
+        The share of held-out labels that the model predicts, in [0, 1].
+    """
+    if signals.augmented_probs is not None and signals.views:
+        return label_agreement(signals.augmented_probs, signals.labels)
+    return pool_agreement if held_out_agreement is None else held_out_agreement
+
+
+def memorised_fraction(agreement: float, expected: float) -> float:
+    """Return how far a model fits its labels better than expected: ``m = (a − e) / (1 − e)``.
+
+    Clipped to [0, 1]; e is that of `expected_agreement`.
+
+    Examples
+    --------
+    >>> memorised_fraction(0.9, 0.8)
+    0.5
+    """
+    return float(np.clip(round((agreement - expected) / max(1 - expected, 1e-9), 12), 0.0, 1.0))
+
+
+def has_memorised_faults(scores: Scores, p_label_fault: Floats) -> bool:
+    """Return whether the model has memorised wrong labels, by its gap to the expected agreement.
+
+    It has if it agrees with more given labels than expected, by more than `MEMORISATION_GAP`, and
+    predicts most of the labels that are probably wrong. The second condition matters without
+    views and held-out labels: a good model agrees with right labels more often than weak probes.
+
+    Parameters
+    ----------
+    scores
+        With ``pooled`` evidence and the model's plain predictions; otherwise the answer is no.
+    p_label_fault
+        ``float64[n]``, the probability that each label is wrong.
+    """
+    is_wrong = p_label_fault > 0.5
+    model_probs = np.asarray(scores.model_probs)
+    if scores.pooled is None or not len(model_probs) or not is_wrong.any():
+        return False
+    gap = label_agreement(model_probs[0], scores.labels) - scores.pooled.expected_agreement
+    reproduced = label_agreement(model_probs[0][is_wrong], scores.labels[is_wrong])
+    return gap > MEMORISATION_GAP and reproduced > 0.5

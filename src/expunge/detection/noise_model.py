@@ -201,6 +201,15 @@ def fit_noise_model(
     return replace(model, rate=rows.rate(model))
 
 
+def transition_rate(probs: AnyFloats, labels: Ints) -> float:
+    """Return the rate of wrong labels by a transition fitted on one source, ``float[n, c]``.
+
+    Low if noise follows ambiguity: what a sharper source explains needs no wrong labels.
+    """
+    rows = _Rows(probs[None], labels, None, max_rows=MAX_SELECTION_ROWS)
+    return rows.rate(_fit_sources(rows, (0,)))
+
+
 def _fit_trusting_model(rows: _Rows, n_model_sources: int) -> tuple[NoiseModel, float]:
     """Fit all sources; the rate is the mean over those that are not the model's predictions."""
     s, _, c = rows.logs.shape

@@ -119,7 +119,7 @@ def noise_model(
         {"label": p_label, "input": inputs.p},
         threshold=threshold,
         rate_stderr=float(np.hypot(inputs.rate_stderr, model.rate_stderr)),
-        fits=(*inputs.fits, _summarise(e, p_label, usable, model.bic)),
+        fits=(*inputs.fits, two_sided_fit(e, p_label, usable, model.bic)),
         evidence={**inputs.evidence, "label_evidence": e},
     )
     best, probability = q.argmax(axis=1), np.clip(q.max(axis=1), 0.0, 1.0)
@@ -153,12 +153,24 @@ def _fit_right_labels(
     return model, np.where(trusted[:, None], given, q)
 
 
-def _summarise(e: Floats, p: Floats, usable: Bools, bic: Mapping[int, float]) -> Fit:
-    """Summarise the clean and the noisy side of the label evidence: weight, mean, deviation."""
+def two_sided_fit(
+    e: Floats, p: Floats, usable: Bools, bic: Mapping[int, float] | None = None
+) -> Fit:
+    """Summarise the clean and the noisy side of the label evidence: weight, mean, deviation.
+
+    Parameters
+    ----------
+    e, p
+        ``float64[n]``, the evidence and the probability of a wrong label.
+    usable
+        ``bool[n]``, the samples that count.
+    bic
+        By number of components, if models were compared.
+    """
     parts = []
     for noisy, share in ((False, (1 - p) * usable), (True, p * usable)):
         if share.sum() > 0:
             mean = float(np.average(e, weights=share))
             std = float(np.sqrt(np.average((e - mean) ** 2, weights=share)))
             parts.append(Component(float(share.sum() / usable.sum()), mean, std, noisy))
-    return Fit("label", tuple(parts), bic, noise_separation(tuple(parts)))
+    return Fit("label", tuple(parts), bic or {}, noise_separation(tuple(parts)))

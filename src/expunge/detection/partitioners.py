@@ -2,7 +2,7 @@
 
 A partitioner is one function ``(scores, *, seed, threshold, **options) -> Partition``, registered
 with ``@partitioners.register(name)``. The built-in ones are in `mixture_partitioner`,
-`noise_model_partitioner` and `posterior_partitioner`.
+`noise_model_partitioner`, `pooled_partitioner` and `posterior_partitioner`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ partitioners: Registry[Callable[..., Partition], NoMetadata] = Registry(
     NoMetadata,
     modules=(
         "expunge.detection.mixture_partitioner",
+        "expunge.detection.pooled_partitioner",
         "expunge.detection.noise_model_partitioner",
         "expunge.detection.posterior_partitioner",
     ),

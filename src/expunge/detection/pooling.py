@@ -1,4 +1,4 @@
-"""Features of a layer: which layers, and how their outputs are pooled."""
+"""Features of layers and inputs: which layers, and how they are pooled."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge.data import Batch
 from expunge.models.inspection import WEIGHT_LAYERS, ModelLayout
 
 # The number of layers whose features are compared, unless they are named.
 N_FEATURE_LAYERS = 6
 # The means of an image are taken by parts, if a layer has at most this many of them.
 MAX_PART_MEANS = 512
+# The most numbers to which an input is pooled, and the bins of inputs that are indices.
+MAX_INPUT_COLUMNS, N_INDEX_BINS = 512, 256
 
 
 def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
@@ -58,6 +61,49 @@ def pool(output: Tensor, *, unit: int, max_part_means: int = MAX_PART_MEANS) -> 
         grids = (g for g in (4, 2) if g <= side and g * g * d <= max_part_means)
         parts = nn.functional.adaptive_avg_pool2d(x, next(grids, 1)).flatten(1)
     return torch.cat([parts, spread], dim=1)
+
+
+def pool_input(x: Batch) -> Tensor:
+    """Return the plain inputs as a table: ``float32[b, d]``, with d at most 512 a part.
+
+    What the network has never touched cannot have memorised a label.
+
+    Parameters
+    ----------
+    x
+        A batch. Few columns stay as they are; many become means and root mean squares of bins.
+        Images become means over a grid of at most 8 × 8 parts and the spread of each channel,
+        sequences and clips means and spreads over time. Indices (words) become square roots of
+        their counts in 256 hashed bins. Of a dict, the parts stand beside each other.
+
+    Examples
+    --------
+    >>> pool_input(torch.zeros(2, 3, 32, 32)).shape, pool_input(torch.zeros(2, 30)).shape
+    (torch.Size([2, 195]), torch.Size([2, 30]))
+    """
+    parts = list(x.values()) if isinstance(x, dict) else [x]
+    return torch.cat([_pool_input_part(part) for part in parts], dim=1)
+
+
+def _pool_input_part(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    if not x.is_floating_point():
+        bins = torch.remainder(flat.long() * 2654435761, 2**31 - 1) % N_INDEX_BINS
+        counts = torch.zeros(len(x), N_INDEX_BINS, device=x.device)
+        return counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float32)).sqrt()
+    if flat.shape[1] <= MAX_INPUT_COLUMNS:
+        return flat.float()
+    if x.dim() == 2:
+        means = nn.functional.adaptive_avg_pool1d(flat[:, None].float(), MAX_INPUT_COLUMNS // 2)
+        power = nn.functional.adaptive_avg_pool1d(
+            flat[:, None].float() ** 2, MAX_INPUT_COLUMNS // 2
+        )
+        return torch.cat([means[:, 0], power[:, 0].sqrt()], dim=1)
+    if x.dim() == 4:
+        side = max(1, min(8, int((MAX_INPUT_COLUMNS / x.shape[1]) ** 0.5) - 1, *x.shape[2:]))
+        grid = nn.functional.adaptive_avg_pool2d(x.float(), side).flatten(1)
+        return torch.cat([grid, x.float().flatten(2).std(dim=2)], dim=1)
+    return pool(x, unit=x.dim() - 1, max_part_means=MAX_INPUT_COLUMNS).float()
 
 
 def unit_dimension(layer: nn.Module, chains: list[nn.Module], output: Tensor) -> int:

@@ -29,6 +29,7 @@ from expunge.detection.pooling import (
     MAX_PART_MEANS,
     default_feature_layers,
     pool,
+    pool_input,
     unit_dimension,
 )
 from expunge.errors import ModelError, format_ids
@@ -200,6 +201,8 @@ def _passes(
         x = to_channels_last(samples.batch(batch, device=config.device))
         y = torch.from_numpy(samples.labels[batch]).to(config.device)
         outputs = _plain_pass(model, x, y, config)
+        if "features" in config.needs:
+            outputs["inputs"] = pool_input(x)
         if config.needs & _BY_GRADIENTS:
             outputs |= _layerwise_attributions(model, x, y, outputs["logits"], config)
         if config.has_views and isinstance(x, Tensor):
@@ -232,6 +235,7 @@ def _signals_of(samples: Samples, config: _PassConfig, parts: dict[str, Array]) 
         augmented_probs=parts.pop("augmented_probs", None),
         augmented_loss=parts.pop("augmented_loss", None),
         attributions=parts.pop("attributions", None),
+        inputs=parts.pop("inputs", None),
         external_probs=samples.external_probs,
         views=config.n_views if config.has_views else 0,
         trusted=samples.trusted,

@@ -7,12 +7,17 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from expunge.detection.memorisation import MEMORISATION_GAP
-from expunge.records import Baseline, Evaluation, Flag, Partition, PrunePlan, Scores
-from expunge.reporting.formatting import counted, percent, signed_gain, span
+from expunge.records import Baseline, Evaluation, Flag, Metric, Partition, PrunePlan, Scores
+from expunge.reporting.formatting import counted, percent, signed_gain
 
 MIN_SEPARATION = 1.5  # pooled standard deviations between clean and noisy components
 MIN_ONE_CLASS_FRACTION = 0.9  # of the flagged samples
 MIN_FLAGGED = 10  # for a statement about the classes of flagged samples
+MIN_CONTRADICTING = 0.02  # of the labels
+MIN_LOG_LIKELIHOOD_GAIN = 0.005  # nats a sample
+MIN_SAMPLES, MIN_CLASS_SAMPLES = 50, 5  # for cross-fitted evidence
+MAX_RATE_WIDTH = 0.25  # of the noise rate's interval
+_REVIEW_PRECISION = 0.03  # of the noise rate that reviewed samples would give
 
 
 def find_flags(
@@ -22,6 +27,7 @@ def find_flags(
     before: Evaluation | None,
     after: Evaluation | None,
     baselines: Mapping[str, Baseline],
+    gain: Metric | None = None,
     shared_inputs: int = 0,
     extra: tuple[Flag, ...] = (),
 ) -> tuple[Flag, ...]:
@@ -37,6 +43,8 @@ def find_flags(
         Of the same validation samples; None without them.
     baselines
         ``random-units`` is checked if something was cut.
+    gain
+        The paired gain in accuracy, after − before.
     shared_inputs
         Number of validation inputs that are also training inputs.
     extra
@@ -58,20 +66,23 @@ def find_flags(
         *(_mixture_not_separated(partition) if partition else ()),
         *(_one_component_fits_better(partition) if partition else ()),
         *(_flagged_set_is_one_class(partition) if partition else ()),
+        *(_noise_rate_not_identified(partition) if partition else ()),
         *_granted_less_than_requested(plan),
         *_validation_overlaps_training(shared_inputs),
-        *_clean_accuracy_fell(before, after),
+        *_clean_accuracy_fell(before, after, gain),
         *(_random_baseline_as_good(baselines) if plan is not None else ()),
     )
 
 
-def memorised(scores: Scores) -> tuple[Flag, ...]:
-    """A flag if the model fits the given labels far better than it does under augmentation.
+def memorised(scores: Scores, partition: Partition | None = None) -> tuple[Flag, ...]:
+    """A flag if the model fits the given labels far better than could be expected.
 
     Parameters
     ----------
     scores
         With ``agreement`` of the plain and of the augmented pass.
+    partition
+        Says whether the model has memorised where there are no views.
 
     Returns
     -------
@@ -79,6 +90,8 @@ def memorised(scores: Scores) -> tuple[Flag, ...]:
         One flag or none.
     """
     plain, augmented = scores.agreement.get("plain"), scores.agreement.get("augmented")
+    if plain is not None and augmented is None and partition is not None and partition.memorised:
+        return (_memorised_without_views(scores, plain),)
     if plain is None or augmented is None or plain - augmented <= MEMORISATION_GAP:
         return ()
     message = (
@@ -87,6 +100,81 @@ def memorised(scores: Scores) -> tuple[Flag, ...]:
         "early-layer features are used instead."
     )
     return (Flag("model-memorised-its-labels", message),)
+
+
+def _memorised_without_views(scores: Scores, plain: float) -> Flag:
+    expected = scores.pooled.expected_agreement if scores.pooled is not None else None
+    message = (
+        f"The model predicts {percent(plain)} of the given labels, where {percent(expected)} are "
+        "to be expected of one that has not seen them: it has memorised its labels. Its "
+        "predictions hardly count, and cross-fitted probes are used instead."
+    )
+    return Flag("model-memorised-its-labels", message)
+
+
+def hopeless(scores: Scores) -> tuple[Flag, ...]:
+    """Flags for data from which nobody could tell which labels are wrong.
+
+    Parameters
+    ----------
+    scores
+        With pooled evidence; without it there is no flag.
+
+    Returns
+    -------
+    tuple of Flag
+        ``labels-contradict``, ``labels-independent-of-inputs``, ``too-few-samples``,
+        ``model-disagrees-with-labels``; those that apply.
+    """
+    pooled = scores.pooled
+    if pooled is None:
+        return ()
+    counts = np.bincount(scores.labels)
+    smallest, n = int(counts[counts > 0].min()), len(scores.labels)
+    model = scores.agreement.get("plain")
+    found = []
+    if pooled.contradicting_fraction >= MIN_CONTRADICTING:
+        message = (
+            f"At least {percent(pooled.contradicting_fraction)} of the labels are wrong: identical "
+            "inputs have other labels."
+        )
+        found.append(Flag("labels-contradict", message))
+    if pooled.log_likelihood_gain <= MIN_LOG_LIKELIHOOD_GAIN:
+        message = (
+            "Cross-fitted probes predict the given labels no better than their frequencies do: "
+            "these inputs do not show which labels are wrong."
+        )
+        found.append(Flag("labels-independent-of-inputs", message))
+    if n < MIN_SAMPLES or smallest < MIN_CLASS_SAMPLES:
+        message = (
+            f"There are {counted(n, 'sample')}, {smallest} in the smallest class: too few for "
+            "cross-fitted evidence."
+        )
+        found.append(Flag("too-few-samples", message))
+    if model is not None and model <= float(counts.max() / counts.sum()):
+        message = (
+            f"The model predicts {percent(model)} of the given labels, no more than the most "
+            "frequent class alone: check that classes and labels match."
+        )
+        found.append(Flag("model-disagrees-with-labels", message))
+    return tuple(found)
+
+
+def n_reviews_needed(partition: Partition) -> int:
+    """Return how many reviewed samples, drawn at random, give the rate within 3 points (95 %)."""
+    share = max(partition.noise_rate[0], 0.1)
+    return int(np.ceil(1.96**2 * share * (1 - share) / _REVIEW_PRECISION**2))
+
+
+def _noise_rate_not_identified(partition: Partition) -> Iterator[Flag]:
+    _, low, high = partition.noise_rate
+    if high - low > MAX_RATE_WIDTH:
+        yield Flag(
+            "noise-rate-not-identified",
+            f"Between {percent(low)} and {percent(high)} of the samples are noisy: hard samples "
+            f"cannot be told from wrong labels here. {n_reviews_needed(partition):,} reviewed "
+            "samples, drawn at random, would give the rate within 3 points.",
+        )
 
 
 def _mixture_not_separated(partition: Partition) -> Iterator[Flag]:
@@ -148,16 +236,18 @@ def _validation_overlaps_training(shared_inputs: int) -> Iterator[Flag]:
         )
 
 
-def _clean_accuracy_fell(before: Evaluation | None, after: Evaluation | None) -> Iterator[Flag]:
-    """If the accuracy is below the interval of the accuracy before."""
-    if before is None or after is None:
+def _clean_accuracy_fell(
+    before: Evaluation | None, after: Evaluation | None, gain: Metric | None
+) -> Iterator[Flag]:
+    """If the interval of the paired gain lies below 0."""
+    if before is None or after is None or gain is None:
         return
     old, new = before.accuracy, after.accuracy
-    if new.value < old.low:
+    if gain.high < 0:
         yield Flag(
             "clean-accuracy-fell",
-            f"Accuracy fell from {percent(old.value)} ({span(old)}) to {percent(new.value)} "
-            f"({span(new)}): the repair did harm.",
+            f"Accuracy fell from {percent(old.value)} to {percent(new.value)}, by "
+            f"{signed_gain(gain)} points: the repair did harm.",
         )
 
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 Stage = Literal["score", "partition", "rank", "prune", "tune"]
 
 # Raised when a stage computes something else than before, so that old results are not reused.
-CACHE_VERSION = 14
+CACHE_VERSION = 15
 # The folder of every stage.
 FOLDERS: Mapping[Stage, str] = {
     "score": "1-score",

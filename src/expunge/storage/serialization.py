@@ -11,7 +11,16 @@ import pyarrow as pa
 import torch
 
 from expunge._core.arrays import Array
-from expunge.records import Component, Fit, NeuronRanking, Partition, PrunePlan, Scores
+from expunge.records import (
+    Component,
+    Fit,
+    NeuronRanking,
+    Partition,
+    PooledEvidence,
+    PrunePlan,
+    Scores,
+    SourceReport,
+)
 from expunge.storage.run_folder import Artefact
 
 T = TypeVar("T")
@@ -27,9 +36,14 @@ class Codec(NamedTuple, Generic[T]):
 def store_scores(scores: Scores) -> Artefact:
     """The scores as a table; who made them and the class probabilities beside it."""
     return Artefact(
-        metadata={"kinds": dict(scores.kinds), "agreement": dict(scores.agreement)},
+        metadata={
+            "kinds": dict(scores.kinds),
+            "agreement": dict(scores.agreement),
+            "pooled": None if scores.pooled is None else _pooled_metadata(scores.pooled),
+        },
         tables={"scores": scores.to_table()},
         tensors={
+            **_pooled_tensors(scores.pooled),
             "class_probs": torch.from_numpy(scores.class_probs.copy()),
             "loo_probs": torch.from_numpy(np.array(scores.loo_probs)),
             "model_probs": torch.from_numpy(np.array(scores.model_probs)),
@@ -53,7 +67,41 @@ def load_scores(artefact: Artefact) -> Scores:
         loo_probs=artefact.tensors["loo_probs"].numpy(),
         model_probs=artefact.tensors["model_probs"].numpy(),
         external_probs=artefact.tensors["external_probs"].numpy(),
+        pooled=_load_pooled(artefact),
     )
+
+
+_POOLED_NUMBERS = (
+    "memorised_fraction",
+    "expected_agreement",
+    "contradicting_fraction",
+    "log_likelihood_gain",
+)
+_POOLED_ARRAYS = ("probs", "novelty", "held_out_probs", "held_out_labels")
+
+
+def _pooled_metadata(pooled: PooledEvidence) -> dict[str, object]:
+    numbers = {name: getattr(pooled, name) for name in _POOLED_NUMBERS}
+    return {"sources": [asdict(source) for source in pooled.sources], **numbers}
+
+
+def _pooled_tensors(pooled: PooledEvidence | None) -> dict[str, torch.Tensor]:
+    arrays = {name: getattr(pooled, name, None) for name in _POOLED_ARRAYS}
+    return {f"pooled.{k}": torch.from_numpy(v.copy()) for k, v in arrays.items() if v is not None}
+
+
+def _load_pooled(artefact: Artefact) -> PooledEvidence | None:
+    facts = artefact.metadata["pooled"]
+    if facts is None:
+        return None
+    arrays = {
+        name: artefact.tensors[f"pooled.{name}"].numpy()
+        for name in _POOLED_ARRAYS
+        if f"pooled.{name}" in artefact.tensors
+    }
+    sources = tuple(SourceReport(**source) for source in facts["sources"])
+    numbers = {name: facts[name] for name in _POOLED_NUMBERS}
+    return PooledEvidence(sources=sources, **numbers, **arrays)
 
 
 def store_partition(partition: Partition) -> Artefact:
@@ -64,6 +112,7 @@ def store_partition(partition: Partition) -> Artefact:
         "fits": [asdict(fit) for fit in partition.fits],
         "evidence": list(partition.evidence),
         "memorised": partition.memorised,
+        "rate_estimates": dict(partition.rate_estimates),
     }
     return Artefact(metadata=facts, tables={"partition": partition.to_table()})
 
@@ -90,6 +139,7 @@ def load_partition(artefact: Artefact) -> Partition:
         fits=tuple(fits),
         evidence={name: columns[name] for name in facts["evidence"]},
         memorised=facts["memorised"],
+        rate_estimates=facts["rate_estimates"],
     )
 
 

@@ -1,0 +1,264 @@
+"""The noise rate and its interval: several estimators, weighted by evidence. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import expit
+
+from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
+from expunge.detection.calibration import (
+    calibrate,
+    confident_joint,
+    log_likelihood_gain,
+    sharpening_exponent,
+    tempered,
+)
+from expunge.detection.noise_model import transition_rate
+from expunge.records import PooledEvidence
+
+# A range (low, high) in which a weight rises from 0 to 1.
+Ramp = tuple[float, float]
+
+# All bounds were chosen on the development part of `expunge bench zoo`.
+
+# Of the labels that disagree with the pool, the share that noise explains. Below the range they are
+# ambiguous and no label counts as wrong, above it there is noise.
+EXPLAINED: Ramp = (0.32, 0.38)
+# The sharpening exponent. Below the range noise follows ambiguity, so that the posterior
+# underestimates it; above it noise does not depend on the input.
+SHARPENING: Ramp = (1.7, 2.3)
+# If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
+_DISAGREEMENT_WEIGHT = 0.67
+# A pool that disagrees with so many labels is weak: only what its most confident tenth disagrees
+# with, or a fitted transition, shows noise, if it is such a part of the posterior.
+WEAK_POOL: Ramp = (0.2, 0.3)
+STRONG_EVIDENCE: Ramp = (0.25, 0.35)
+_TOP_SHARE = 0.1
+# So many evidently wrong labels, if such a part of the posterior, are noise at any disagreement.
+EVIDENT_RATE: Ramp = (0.03, 0.05)
+CLEAR_EVIDENCE: Ramp = (0.6, 0.9)
+# If nearly all of the posterior is evident, noise hardly follows ambiguity.
+_NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
+_EVIDENT_WEIGHT = 0.7
+# The lower bound contains this share of the posterior if it explains most of the disagreement.
+_LOWER_EXPLAINED: Ramp = (0.3, 0.8)
+_LOWER_SHARE = 0.9
+_INTERVAL_STDERRS = 1.96
+# The transition of more classes has too many parameters to be fitted.
+_MAX_TRANSITION_CLASSES = 100
+# The rate is never 0: so much, and at most so much if no label counts as wrong.
+_MIN_RATE, _MAX_CLEAN_RATE = 0.001, 0.005
+# Fewer held-out samples are ignored.
+MIN_HELD_OUT = 100
+
+
+@dataclass(frozen=True)
+class RateEstimate:
+    """The share of wrong labels, and what each estimator alone finds.
+
+    Parameters
+    ----------
+    value, low, high
+        The rate and an interval that spans what the data leave open, with sampling error: from the
+        labels that ambiguity does not explain to all that disagree with the pool.
+    estimates
+        The rate by each estimator alone, by name; see `estimate_noise_rate`.
+    exponent
+        See `sharpening_exponent`.
+    transition
+        ``float64[c, c]``, ``P(given | right)``.
+    right
+        ``float64[n, c]``, the distribution of the right label without the given one.
+    log_odds
+        ``float64[n]``, log-odds of a wrong label before the rate shifts them.
+    """
+
+    value: float
+    low: float
+    high: float
+    estimates: Mapping[str, float]
+    exponent: float
+    transition: Floats
+    right: Floats
+    log_odds: Floats
+
+
+def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -> RateEstimate:
+    """Estimate the noise rate among usable samples from cross-fitted class distributions.
+
+    Four estimators that err in different directions:
+
+    - *confident_joint*: too high where classes overlap (`confident_joint`);
+    - *posterior*: the mean of ``1 − π(y) T_yy / Σ_c π(c) T_cy``, with the joint's transition T and
+      the pool sharpened to π (`sharpening_exponent`). Right if noise does not depend on the input,
+      too low if it follows ambiguity;
+    - *evident*: the disagreement of the tenth of which the pool is most confident, or the rate of a
+      transition fitted by maximum likelihood (`transition_rate`), if that is larger. A lower bound
+      that hard samples do not raise;
+    - *disagreement*: the share with ``argmax p ≠ y``. An upper bound, except for labels that the
+      pool has learned from the noise.
+
+    Three measures weigh them. ``posterior / disagreement``: where noise explains less than a third
+    of the disagreement, the classes overlap and no label counts as wrong. The sharpening exponent:
+    the nearer to 1, the more noise follows ambiguity, and the nearer is the rate to the
+    disagreement. The disagreement: a pool that disagrees with a quarter of the labels or more is
+    weak, and then only what is evident counts.
+
+    If held-out predictions of the model say more about their labels than the pool about the given
+    ones, the rate is the held-out one, by the same estimators.
+
+    Parameters
+    ----------
+    evidence
+        What `pool_evidence` returned, possibly with held-out predictions.
+    labels
+        ``int[n]``, the given labels.
+    usable
+        ``bool[n]``: samples that are neither trusted nor have a corrupted input.
+
+    Returns
+    -------
+    RateEstimate
+        The rate lies within its interval.
+
+    Notes
+    -----
+    Without held-out or reviewed labels, noise that follows ambiguity cannot be told from hard
+    samples, so the interval is wide where classes overlap. Cost: O(n c) for some sixty evaluations.
+    """
+    estimate = _estimate(evidence.probs, labels, usable)
+    held_out = _held_out_estimate(evidence)
+    if held_out is not None:
+        low, high = max(held_out.low, estimate.low), min(held_out.high, estimate.high)
+        if low >= high:
+            low, high = held_out.low, held_out.high
+        estimate = replace(
+            estimate,
+            value=float(np.clip(held_out.value, low, high)),
+            low=low,
+            high=high,
+            estimates={**estimate.estimates, "held_out": held_out.value},
+        )
+    floor = min(evidence.contradicting_fraction, estimate.high)
+    return replace(estimate, low=max(estimate.low, floor), value=max(estimate.value, floor))
+
+
+def _held_out_estimate(evidence: PooledEvidence) -> RateEstimate | None:
+    """Estimate the rate of held-out labels, if the model says more about them than the pool."""
+    probs, labels = evidence.held_out_probs, evidence.held_out_labels
+    if probs is None or labels is None or len(labels) < MIN_HELD_OUT:
+        return None
+    calibrated, _ = calibrate(probs, labels)
+    if log_likelihood_gain(calibrated, labels) <= evidence.log_likelihood_gain:
+        return None
+    return _estimate(calibrated, labels, np.ones(len(labels), dtype=bool))
+
+
+def _estimate(probs: AnyFloats, labels: Ints, usable: Bools) -> RateEstimate:
+    given = labels[usable]
+    _, calibration = calibrate(probs[usable], given)
+    calibrated = tempered(probs, calibration)
+    transition, joint_rate = confident_joint(calibrated[usable], given)
+    exponent = sharpening_exponent(calibrated[usable], given, transition)
+    right = tempered(calibrated, exponent)
+    log_odds = wrong_log_odds(right, labels, transition)
+    margin = wrong_log_odds(calibrated, labels, np.ones_like(transition), use_largest=True)
+    estimates = {
+        "confident_joint": joint_rate,
+        "posterior": float(expit(log_odds[usable]).mean()),
+        "evident": _evident_rate(calibrated[usable], margin[usable] > 0, given),
+        "disagreement": float((margin[usable] > 0).mean()),
+    }
+    value = _weigh(estimates, exponent)
+    low, high = _interval(estimates, value, len(given))
+    return RateEstimate(
+        value, low, high, estimates, exponent, transition, right, log_odds + margin
+    )
+
+
+def _weigh(estimates: Mapping[str, float], exponent: float) -> float:
+    """Combine the estimators' rates; see `estimate_noise_rate`."""
+    posterior, disagreement = estimates["posterior"], estimates["disagreement"]
+    evident, joint = estimates["evident"], estimates["confident_joint"]
+    clear = min(evident / max(posterior, 1e-9), 1.0)
+    has_noise = max(
+        ramp(posterior / max(disagreement, 1e-9), EXPLAINED),
+        ramp(evident, EVIDENT_RATE) * ramp(clear, CLEAR_EVIDENCE),
+    )
+    ambiguous = 1 - ramp(exponent, SHARPENING)
+    ambiguous *= 1 - _EVIDENT_WEIGHT * ramp(clear, _NEARLY_ALL_EVIDENT)
+    wide = _DISAGREEMENT_WEIGHT * disagreement + (1 - _DISAGREEMENT_WEIGHT) * joint
+    strict = clear * posterior + (1 - clear) * evident
+    strict *= ramp(clear, STRONG_EVIDENCE)
+    weak = ramp(disagreement, WEAK_POOL)
+    value = (1 - weak) * (posterior + ambiguous * (wide - posterior)) + weak * strict
+    return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
+
+
+def _interval(estimates: Mapping[str, float], value: float, n: int) -> tuple[float, float]:
+    """Return the interval of a rate among n samples."""
+    posterior, disagreement = estimates["posterior"], estimates["disagreement"]
+    stderr = float(np.sqrt(max(disagreement * (1 - disagreement), 0.01) / n))
+    explained = posterior / max(disagreement, 1e-9)
+    certain = _LOWER_SHARE * ramp(explained, _LOWER_EXPLAINED) * min(posterior, value)
+    weak = ramp(disagreement, WEAK_POOL)
+    certain = (1 - weak) * certain + weak * min(certain, estimates["evident"])
+    low = max(0.0, certain - _INTERVAL_STDERRS * stderr)
+    high = min(1.0, disagreement + _INTERVAL_STDERRS * stderr)
+    return min(low, value), max(high, value)
+
+
+def _evident_rate(probs: Floats, disagrees: Bools, labels: Ints) -> float:
+    """Return the rate that neither ambiguity nor a weak pool explains."""
+    confidence = probs.max(axis=1)
+    top = np.argsort(-confidence, kind="stable")[: max(1, round(_TOP_SHARE * len(labels)))]
+    rate = float(disagrees[top].mean())
+    if probs.shape[1] <= _MAX_TRANSITION_CLASSES:
+        rate = max(rate, transition_rate(probs, labels))
+    return rate
+
+
+def wrong_log_odds(
+    right: Floats, labels: Ints, transition: Floats, *, use_largest: bool = False
+) -> Floats:
+    """Return log-odds of a wrong label: ``log Σ_{c≠y} π(c) T_cy − log π(y) T_yy``.
+
+    Parameters
+    ----------
+    right
+        ``float64[n, c]``, the distribution π of the right label.
+    labels
+        ``int[n]``, the given labels y.
+    transition
+        ``float64[c, c]``, T.
+    use_largest
+        Use the largest term instead of the sum.
+
+    Examples
+    --------
+    >>> right, transition = np.array([[0.75, 0.25]]), np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> wrong_log_odds(right, np.array([1]), transition).round(2)
+    array([-1.1])
+    """
+    rows = np.arange(len(labels))
+    joint = right * transition[:, labels].T
+    at_label = joint[rows, labels].copy()
+    joint[rows, labels] = 0.0
+    others = joint.max(axis=1) if use_largest else joint.sum(axis=1)
+    odds: Floats = np.log(np.maximum(others, 1e-9)) - np.log(np.maximum(at_label, 1e-12))
+    return odds
+
+
+def ramp(x: float, between: Ramp) -> float:
+    """Return a weight that rises linearly from 0 to 1 within a range.
+
+    Examples
+    --------
+    >>> ramp(0.25, (0.0, 1.0)), ramp(3.0, (0.0, 1.0))
+    (0.25, 1.0)
+    """
+    low, high = between
+    return float(np.clip((x - low) / (high - low), 0.0, 1.0))
