@@ -34,6 +34,7 @@ def signals(n=80, c=4, seed=0, **changes):
             "folds": softmax(rng.standard_normal((n, c)), axis=1).astype(np.float32)
         },
         "attribution_features": {"early": rng.standard_normal((n, 6)).astype(np.float32)},
+        "inputs": rng.standard_normal((n, 5)).astype(np.float32),
     }
     fields["per_sample"]["attribution.early"] = rng.standard_normal(n)
     fields["per_sample"]["attribution.late"] = rng.standard_normal(n)
@@ -54,6 +55,7 @@ def signal_rows(s, at):
         s.attributions[at],
         part(s.external_probs),
         attribution_features=part(s.attribution_features),
+        inputs=s.inputs[at],
     )
 
 

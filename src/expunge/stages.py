@@ -137,8 +137,8 @@ def score(
     Notes
     -----
     Cost: one forward pass, one more for every view, and a backward pass where a detector needs
-    attributions of hidden layers; one forward pass of the held-out samples. Scores do not depend on batch size, order or number of processes
-    beyond rounding.
+    attributions of hidden layers; one forward pass of the held-out samples. Scores do not depend on
+    batch size, order or number of processes beyond rounding.
 
     Examples
     --------

@@ -109,9 +109,7 @@ def _probe(name: str, features: AnyFloats, labels: Ints, classes: int) -> tuple[
     near, distances = nearest_others(space, n_neighbours(len(labels)))
     pool.add(f"neighbours:{name}", vote_shares(labels[near], classes))
     for kind, probe in probes_for(classes).items():
-        pool.add(
-            f"{kind}:{name}", probe(features if kind == "linear" else space, labels, classes)
-        )
+        pool.add(f"{kind}:{name}", probe(features if kind == "linear" else space, labels, classes))
     return pool, distances
 
 

@@ -174,9 +174,7 @@ def _estimate(probs: AnyFloats, labels: Ints, usable: Bools) -> RateEstimate:
     }
     value = _weigh(estimates, exponent)
     low, high = _interval(estimates, value, len(given))
-    return RateEstimate(
-        value, low, high, estimates, exponent, transition, right, log_odds + margin
-    )
+    return RateEstimate(value, low, high, estimates, exponent, transition, right, log_odds + margin)
 
 
 def _weigh(estimates: Mapping[str, float], exponent: float) -> float:

@@ -46,7 +46,8 @@ def evidence_pool(
     An input is corrupted if it lies four robust deviations farther from its nearest neighbours than
     is usual in its predicted class, both in the plain input and in the first layer. What the input
     detectors find by their mixture counts too, if that group is unusual for its class; groups that
-    are classes, clusters or hard regions are not.
+    are classes, clusters or hard regions are not. The label of a corrupted input carries no
+    evidence, so that ``p_label`` is the rate there.
 
     Parameters
     ----------
@@ -112,7 +113,8 @@ def evidence_pool(
         usable = np.ones(len(labels), dtype=bool)
     rate = estimate_noise_rate(scores.pooled, labels, usable)
     log_odds = shift_to_rate(rate.log_odds, usable, rate.value)
-    p_label: Floats = expit(log_odds)
+    # The label of a corrupted input carries no evidence: it is as likely wrong as any other.
+    p_label: Floats = (1 - inputs.p) * expit(log_odds) + inputs.p * rate.value
     partition = build_partition(
         scores,
         {"label": p_label, "input": inputs.p},

@@ -42,7 +42,8 @@ def principal_space(features: AnyFloats) -> AnyFloats:
         return project(slice(None)).astype(np.float32)
     location = features.mean(axis=0, dtype=np.float64)
     scale = safe_scale(features.std(axis=0, dtype=np.float64), location)
-    return ((features - location) / scale).astype(np.float32)
+    standardised: AnyFloats = ((features - location) / scale).astype(np.float32)
+    return standardised
 
 
 def n_neighbours(n: int) -> int:
@@ -74,7 +75,8 @@ def vote_shares(labels: Ints, classes: int) -> Floats:
     votes = np.zeros((n, classes))
     for column in labels.T:
         votes[np.arange(n), column] += 1
-    return (votes + 1 / classes) / (k + 1)
+    shares: Floats = (votes + 1 / classes) / (k + 1)
+    return shares
 
 
 def nearest_others(space: AnyFloats, k: int) -> tuple[Ints, Floats]:
@@ -148,8 +150,9 @@ def tree_probe(space: AnyFloats, labels: Ints, classes: int) -> Floats:
     found = np.zeros((len(labels), classes))
     shares = forest.oob_decision_function_
     found[:, forest.classes_] = np.where(np.isfinite(shares), shares, 1 / shares.shape[1])
-    smoothed: Floats = found * N_TREES + 1
-    return smoothed / (found.sum(axis=1, keepdims=True) * N_TREES + classes)
+    counts = found * N_TREES
+    smoothed: Floats = (counts + 1) / (counts.sum(axis=1, keepdims=True) + classes)
+    return smoothed
 
 
 def kernel_probe(space: AnyFloats, labels: Ints, classes: int) -> Floats:

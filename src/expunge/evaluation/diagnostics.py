@@ -9,6 +9,7 @@ import numpy as np
 from expunge.detection.memorisation import MEMORISATION_GAP
 from expunge.records import Baseline, Evaluation, Flag, Metric, Partition, PrunePlan, Scores
 from expunge.reporting.formatting import counted, percent, signed_gain
+from expunge.reporting.sources import n_reviews_needed
 
 MIN_SEPARATION = 1.5  # pooled standard deviations between clean and noisy components
 MIN_ONE_CLASS_FRACTION = 0.9  # of the flagged samples
@@ -17,7 +18,6 @@ MIN_CONTRADICTING = 0.02  # of the labels
 MIN_LOG_LIKELIHOOD_GAIN = 0.005  # nats a sample
 MIN_SAMPLES, MIN_CLASS_SAMPLES = 50, 5  # for cross-fitted evidence
 MAX_RATE_WIDTH = 0.25  # of the noise rate's interval
-_REVIEW_PRECISION = 0.03  # of the noise rate that reviewed samples would give
 
 
 def find_flags(
@@ -158,12 +158,6 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
         )
         found.append(Flag("model-disagrees-with-labels", message))
     return tuple(found)
-
-
-def n_reviews_needed(partition: Partition) -> int:
-    """Return how many reviewed samples, drawn at random, give the rate within 3 points (95 %)."""
-    share = max(partition.noise_rate[0], 0.1)
-    return int(np.ceil(1.96**2 * share * (1 - share) / _REVIEW_PRECISION**2))
 
 
 def _noise_rate_not_identified(partition: Partition) -> Iterator[Flag]:

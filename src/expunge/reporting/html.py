@@ -27,6 +27,7 @@ from expunge.reporting.formatting import (
     signed_gain,
 )
 from expunge.reporting.media import Clip, data_uri, heat, pixels, wav_uri
+from expunge.reporting.sources import rate_lines, source_rows
 from expunge.reporting.summary import repair_seconds
 from expunge.reporting.tables import (
     MAX_SHOWN,
@@ -88,6 +89,8 @@ def render_html(
         metrics=_other_metrics(result),
         evidence=_evidence(result.partition),
         p_noisy=_p_noisy(result.partition),
+        sources=source_rows(result.scores.pooled),
+        rates=rate_lines(result.partition, result.scores.pooled),
         suspects=_suspects(result, images or {}, clips or {}),
         skipped=skipped_lines(result),
         matrix=_matrix(result),

@@ -15,6 +15,7 @@ from expunge.reporting.formatting import (
     signed_gain,
     span,
 )
+from expunge.reporting.sources import rate_lines, source_rows
 from expunge.reporting.tables import (
     class_rows,
     headline,
@@ -49,6 +50,7 @@ def render_markdown(result: RepairResult) -> str:
         _result_table(result),
         "## Partition",
         _partition_lines(result.partition),
+        _source_table(result),
         "## Skipped samples" if result.skipped else "",
         "\n".join(f"- {_text(line)}" for line in skipped_lines(result)),
         "## Pruning",
@@ -113,9 +115,21 @@ def _partition_lines(partition: Partition) -> str:
         bics = ", ".join(f"{k}: {bic:,.0f}" for k, bic in sorted(fit.bic.items()))
         lines.append(
             f"- {_text(fit.kind)} evidence: {counted(len(fit.components), 'component')}, "
-            f"separation {decimals(fit.separation)}; BIC by number of components: {bics}"
+            f"separation {decimals(fit.separation)}"
+            + (f"; BIC by number of components: {bics}" if bics else "")
         )
     return "\n".join(lines)
+
+
+def _source_table(result: RepairResult) -> str:
+    pooled = result.scores.pooled
+    rows = [
+        (s.name, f"{s.weight:.2f}", percent(s.agreement), percent(s.noise_rate))
+        for s in source_rows(pooled)
+    ]
+    head = ("source", "weight", "agrees with labels", "noise rate alone")
+    lines = "\n".join(f"- {_text(line)}" for line in rate_lines(result.partition, pooled))
+    return "\n\n".join(part for part in (lines, _table(head, rows)) if part)
 
 
 def _pruning_lines(result: RepairResult) -> str:

@@ -15,6 +15,7 @@ from expunge.records import (
     RepairResult,
     Scores,
 )
+from expunge.reporting.sources import narrowing_lines, source_rows
 
 # Stages that prepare or measure the repair and are no part of it.
 UNTIMED_STAGES = ("compare", "baselines", "train")
@@ -47,6 +48,7 @@ def summarise(result: RepairResult) -> dict[str, Any]:
             "n": len(partition.ids),
             "noise_rate": {"value": value, "low": low, "high": high},
             "threshold": float(partition.threshold),
+            **_why(result.scores, partition),
         },
         "pruning": _pruning(result),
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
@@ -78,6 +80,7 @@ def summarise_stages(
     if partition is not None:
         found["flagged"] = int(partition.flagged.sum())
         found["noise_rate"] = dict(zip(("value", "low", "high"), partition.noise_rate, strict=True))
+        found |= _why(scores, partition)
     if ranking is not None:
         found["r_squared"] = dict(ranking.explained)
         rows = range(min(10, len(ranking.unit)))
@@ -86,6 +89,15 @@ def summarise_stages(
         found |= {"requested": plan.requested, "granted": plan.granted}
         found["units"] = {layer: list(units) for layer, units in plan.units.items()}
     return found
+
+
+def _why(scores: Scores, partition: Partition) -> dict[str, Any]:
+    """Which sources were believed and how far, what each estimator finds, and what would help."""
+    return {
+        "sources": [asdict(source) for source in source_rows(scores.pooled)],
+        "rate_estimates": {k: float(v) for k, v in partition.rate_estimates.items()},
+        "to_narrow": narrowing_lines(partition, scores.pooled),
+    }
 
 
 def _baseline(baseline: Baseline) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -94,7 +94,7 @@ def _load_pooled(artefact: Artefact) -> PooledEvidence | None:
     facts = artefact.metadata["pooled"]
     if facts is None:
         return None
-    arrays = {
+    arrays: dict[str, Any] = {
         name: artefact.tensors[f"pooled.{name}"].numpy()
         for name in _POOLED_ARRAYS
         if f"pooled.{name}" in artefact.tensors

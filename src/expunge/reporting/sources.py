@@ -1,0 +1,55 @@
+"""Which sources of evidence a partition believed, and what would narrow its noise rate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expunge.records import Partition, PooledEvidence, SourceReport
+from expunge.reporting.formatting import percent
+
+# Half the width of the noise rate's interval after a review.
+REVIEW_HALF_WIDTH = 0.03
+# Held-out labels that make the noise rate much more certain.
+_N_HELD_OUT = 500
+
+
+def source_rows(pooled: PooledEvidence | None) -> list[SourceReport]:
+    """The sources of the pooled evidence, those with the largest weight first."""
+    return sorted(pooled.sources, key=lambda s: (-s.weight, s.name)) if pooled else []
+
+
+def rate_lines(partition: Partition, pooled: PooledEvidence | None) -> list[str]:
+    """What each estimator of the noise rate finds alone, and what would narrow the interval."""
+    if pooled is None or not partition.rate_estimates:
+        return []
+    alone = ", ".join(f"{_words(k)} {percent(v)}" for k, v in partition.rate_estimates.items())
+    lines = [
+        f"noise rate by each estimator alone: {alone}",
+        f"memorised: {percent(pooled.memorised_fraction)} of what the model fits beyond the "
+        f"{percent(pooled.expected_agreement)} of the given labels that are to be expected",
+    ]
+    lines += [f"to narrow the interval: {line}" for line in narrowing_lines(partition, pooled)]
+    return lines
+
+
+def narrowing_lines(partition: Partition, pooled: PooledEvidence | None) -> list[str]:
+    """What would narrow the interval of the noise rate."""
+    _, low, high = partition.noise_rate
+    if pooled is None or high - low <= 2 * REVIEW_HALF_WIDTH:
+        return []
+    lines = [f"review {n_reviews_needed(partition):,} samples drawn at random (±3 points)"]
+    if pooled.held_out_labels is None:
+        lines.append(
+            f"hold out {_N_HELD_OUT} labels of the same source that the model was not trained on"
+        )
+    return lines
+
+
+def n_reviews_needed(partition: Partition) -> int:
+    """How many reviewed samples, drawn at random, give the noise rate within 3 points (95 %)."""
+    share = max(partition.noise_rate[0], 0.1)
+    return int(np.ceil(1.96**2 * share * (1 - share) / REVIEW_HALF_WIDTH**2))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

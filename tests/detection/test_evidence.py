@@ -1,0 +1,109 @@
+"""Pooled evidence: what joins the pool and how far, novelty, contradicting copies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.testing import assert_allclose
+from sklearn.metrics import roc_auc_score
+
+from expunge.detection.evidence import (
+    contradicting_fraction,
+    log_mean_distance,
+    pool_evidence,
+    robust_deviation,
+)
+from expunge.detection.probes import nearest_others
+from expunge.records import Signals
+
+
+def blobs(n=300, c=3, seed=0, apart=3.0, d=5):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, c, n)
+    return (apart * rng.standard_normal((c, d))[y] + rng.standard_normal((n, d))), y
+
+
+def signals(n=300, rate=0.2, seed=0, fitted=True):
+    """Inputs in groups, some wrong labels, a model that has memorised them or knows nothing."""
+    x, right = blobs(n, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    wrong = rng.random(n) < rate
+    y = np.where(wrong, (right + rng.integers(1, 3, n)) % 3, right)
+    logits = 8.0 * np.eye(3)[y if fitted else right]
+    features = {"first": x @ rng.standard_normal((5, 8)), "last": np.eye(3)[y] + 0.1 * x[:, :3]}
+    features = {k: v.astype(np.float32) for k, v in features.items()}
+    made = Signals(np.arange(n) * 3, y, logits, features=features, inputs=x.astype(np.float32))
+    return made, wrong
+
+
+def test_wrong_labels_are_found_though_the_model_has_memorised_them():
+    made, wrong = signals()
+    pooled = pool_evidence(made)
+    own = pooled.probs[np.arange(300), made.labels]
+    assert roc_auc_score(wrong, -own) > 0.95
+    assert pooled.memorised_fraction > 0.9
+    weights = {source.name: source.weight for source in pooled.sources}
+    assert weights["model"] < 1e-3
+    assert weights["linear:last"] < 1e-3
+    assert weights["neighbours:input"] == 1.0
+
+
+def test_a_model_that_has_not_memorised_joins():
+    pooled = pool_evidence(signals(fitted=False)[0])
+    assert {s.name: s.weight for s in pooled.sources}["model"] > 0.9
+
+
+def test_the_pool_does_not_depend_on_the_order_of_the_samples():
+    made, _ = signals(120)
+    at = np.random.default_rng(5).permutation(120)
+    shuffled = Signals(
+        made.ids[at],
+        made.labels[at],
+        made.logits[at],
+        features={k: v[at] for k, v in made.features.items()},
+        inputs=made.inputs[at],
+    )
+    first, second = pool_evidence(made), pool_evidence(shuffled)
+    assert_allclose(first.probs[at], second.probs, atol=1e-4)
+    assert_allclose(first.novelty[at], second.novelty, atol=1e-3)
+
+
+def test_without_inputs_there_is_no_pool():
+    assert pool_evidence(replace(signals()[0], inputs=None)) is None
+
+
+def test_contradicting_copies_are_a_lower_bound():
+    inputs = np.array([[1.0], [1.0], [1.0], [2.0], [2.0], [3.0]])
+    assert_allclose(contradicting_fraction(inputs, np.array([0, 0, 1, 1, 0, 1])), 2 / 6)
+    assert contradicting_fraction(inputs, np.array([0, 0, 0, 1, 1, 0])) == 0
+
+
+def test_far_samples_are_strange_for_their_class_and_tight_classes_are_not():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([0.1 * rng.standard_normal((100, 3)), 5 + rng.standard_normal((100, 3))])
+    x[0] += 3.0
+    _, distance = nearest_others(x, 10)
+    novelty = robust_deviation(log_mean_distance(distance), np.repeat([0, 1], 100))
+    assert novelty.argmax() == 0
+    assert novelty[0] > 4
+    assert (np.abs(novelty[1:]) < 4).mean() > 0.97
+
+
+def test_what_the_model_should_fit_is_measured_by_views_held_out_labels_or_the_pool():
+    made, _ = signals()
+    found = pool_evidence(made)
+    own = found.sources[0]
+    assert own.name == "neighbours:input"
+    assert 0.6 < found.expected_agreement < 0.9
+    assert_allclose(pool_evidence(made, held_out_agreement=0.3).expected_agreement, 0.3)
+    views = np.roll(np.eye(3)[made.labels], 1, axis=1).astype(np.float32)
+    seen = replace(made, augmented_probs=views, augmented_loss=np.ones(300), views=2)
+    assert pool_evidence(seen, held_out_agreement=0.3).expected_agreement == 0.0
+
+
+def test_sources_report_the_rate_that_they_would_give_alone():
+    made, wrong = signals()
+    rates = {s.name: s.noise_rate for s in pool_evidence(made).sources}
+    assert_allclose(rates["kernel:input"], wrong.mean(), atol=0.05)
+    assert rates["model"] < 0.01

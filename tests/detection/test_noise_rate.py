@@ -1,0 +1,59 @@
+"""The noise rate: its estimators, their weights, its interval."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from expunge.detection.noise_rate import estimate_noise_rate, wrong_log_odds
+from oracles_pooled import everyone, evidence
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.4])
+def test_the_rate_of_scattered_noise_is_found_and_held_by_the_interval(rate):
+    pooled, labels, wrong = evidence(rate=rate)
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert abs(found.value - wrong.mean()) < 0.03
+    assert found.low <= wrong.mean() <= found.high
+    assert found.high - found.low < 0.2
+
+
+def test_classes_that_overlap_are_no_noise_but_bound_it_from_above():
+    pooled, labels, _ = evidence(rate=0.0, spread=2.0)
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert found.value < 0.01
+    assert found.low == 0.0
+    assert found.high >= found.estimates["disagreement"] > 0.15
+
+
+def test_contradicting_copies_are_the_least_rate():
+    pooled, labels, _ = evidence(rate=0.0, spread=2.0)
+    pooled = replace(pooled, contradicting_fraction=0.08)
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert found.low == found.value == 0.08
+
+
+def test_held_out_labels_decide_where_the_model_knows_more_than_the_pool():
+    pooled, labels, _ = evidence(rate=0.2, spread=2.0)
+    sure, own, wrong = evidence(rate=0.2, seed=5)
+    held = replace(pooled, held_out_probs=sure.probs, held_out_labels=own)
+    found = estimate_noise_rate(held, labels, everyone(labels))
+    assert abs(found.value - wrong.mean()) < 0.04
+    assert found.low <= found.value <= found.high
+    known = replace(
+        pooled, log_likelihood_gain=10.0, held_out_probs=sure.probs, held_out_labels=own
+    )
+    assert "held_out" not in estimate_noise_rate(known, labels, everyone(labels)).estimates
+
+
+def test_odds_are_those_of_a_slow_loop():
+    rng = np.random.default_rng(0)
+    right, transition = rng.dirichlet(np.ones(3), 5), rng.dirichlet(np.ones(3), 3)
+    labels = np.array([0, 1, 2, 0, 1])
+    for i, y in enumerate(labels):
+        joint = [right[i, c] * transition[c, y] for c in range(3)]
+        expected = np.log(sum(joint) - joint[y]) - np.log(joint[y])
+        assert_allclose(wrong_log_odds(right, labels, transition)[i], expected)
