@@ -9,7 +9,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from expunge.detection.detectors import detect, detectors
-from expunge.detection.memorisation import has_memorised, informative_sources
+from expunge.detection.memorisation import (
+    has_memorised,
+    has_memorised_faults,
+    informative_sources,
+    memorised_fraction,
+)
+from expunge.records import PooledEvidence, Scores
 from oracles_detection import scores, signals
 
 
@@ -67,3 +73,44 @@ def test_views_are_a_source_unless_the_network_has_memorised(plain, n_sources):
     s = signals(100, labels=np.zeros(100), logits=logits, augmented_probs=agreeing(60))
     for name in ("augmented_loss", "augmented_margin"):
         assert len(detectors.get(name)(s).class_probs) == n_sources
+
+
+@pytest.mark.parametrize(
+    ("agreement", "expected", "fraction"),
+    [(1.0, 0.8, 1.0), (0.9, 0.8, 0.5), (0.8, 0.8, 0.0), (0.7, 0.8, 0.0), (1.0, 1.0, 0.0)],
+)
+def test_the_memorised_fraction_is_what_the_model_fits_beyond_expectation(
+    agreement, expected, fraction
+):
+    assert memorised_fraction(agreement, expected) == fraction
+
+
+def _fitted_scores(expected, n_wrong_fitted):
+    """A model that fits 100 labels, of which 20 are wrong, but for some of the wrong ones."""
+    labels = np.zeros(100, dtype=np.int64)
+    probs = np.tile([0.9, 0.1], (100, 1))
+    probs[n_wrong_fitted:20] = [0.1, 0.9]
+    pooled = PooledEvidence(probs, np.zeros(100), expected_agreement=expected)
+    return Scores(
+        np.arange(100),
+        labels,
+        {"loss": np.zeros(100)},
+        {"loss": "label"},
+        probs,
+        model_probs=probs[None],
+        pooled=pooled,
+    )
+
+
+@pytest.mark.parametrize(
+    ("expected", "n_wrong_fitted", "memorised"),
+    [(0.8, 20, True), (0.91, 20, False), (0.7, 9, False), (0.7, 11, True)],
+)
+def test_a_model_has_memorised_faults_if_it_fits_more_than_expected_and_most_wrong_labels(
+    expected, n_wrong_fitted, memorised
+):
+    p = np.where(np.arange(100) < 20, 0.9, 0.1)
+    made = _fitted_scores(expected, n_wrong_fitted)
+    assert has_memorised_faults(made, p) == memorised
+    assert not has_memorised_faults(replace(made, pooled=None), p)
+    assert not has_memorised_faults(made, np.zeros(100))
