@@ -546,7 +546,10 @@ PLANTED = {
     },
     "granted-less-than-requested": {"plan": PrunePlan({"a": (1,)}, 3, ("a: cap reached",))},
     "validation-overlaps-training": {"shared_inputs": 1},
-    "clean-accuracy-fell": {"after": make_evaluation(0.54)},
+    "clean-accuracy-fell": {
+        "after": make_evaluation(0.54),
+        "gain": Metric(-0.06, -0.1, -0.02, 100),
+    },
     "flagged-set-is-one-class": one_class(0.9),
 }
 
@@ -610,7 +613,7 @@ def test_sentences_hold_the_numbers():
         found["granted-less-than-requested"] == "1 of 3 requested units were cut: a: cap reached."
     )
     assert "share 1 input:" in found["validation-overlaps-training"]
-    assert "60.0% (55.0% to 65.0%) to 54.0%" in found["clean-accuracy-fell"]
+    assert "60.0% to 54.0%, by −6.0 (−10.0 to −2.0) points" in found["clean-accuracy-fell"]
     assert "18 of 20 flagged samples (90.0%)" in found["flagged-set-is-one-class"]
     assert "label 2" in found["flagged-set-is-one-class"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from expunge_bench import (
     rlap,
     ssl_refine,
     text_noise,
+    zoo,
 )
 from expunge_bench.cifar import Cifar
 from expunge_bench.folders import dataset_in_folder
@@ -143,6 +145,32 @@ def bench_memory(
 ) -> list[Row]:
     """Peak memory of scores and partition, by number of samples."""
     return memory.bench(Cifar(data), sizes=n or (25_000, 250_000), views=views, **run.options)
+
+
+class ZooPart(StrEnum):
+    """Settings on which defaults were chosen, and settings on which none was."""
+
+    development = "development"
+    reported = "reported"
+
+
+@bench_command("zoo", has_seeds=False)
+def bench_zoo(
+    run: BenchmarkRun,
+    part: Annotated[ZooPart, typer.Option(help="Which settings.")] = ZooPart.reported,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with bbc_news_summary and cifar10. Default: settings without these."
+        ),
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Methods. Default: all.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of signals and scores. Default: in the out folder.")
+    ] = None,
+) -> list[Row]:
+    """The decision on many small data sets, kinds of noise and networks, beside its peers."""
+    return zoo.bench(part=part.value, data=data, cache=cache, methods=method or (), **run.options)
 
 
 @bench_command("ssl-refine")

@@ -87,7 +87,7 @@ peers: Registry[Callable[[BenchmarkCase], DetectorOutput], NoMetadata] = Registr
 @peers.register("cleanlab")
 def cleanlab(case: BenchmarkCase) -> DetectorOutput:
     """Confident learning (cleanlab) on the probabilities of the model, without further training."""
-    return _confident_learning(case.data.train.labels, _probabilities(case.model, case.data.train))
+    return confident_learning(case.data.train.labels, _probabilities(case.model, case.data.train))
 
 
 @peers.register("cleanlab-folds")
@@ -107,7 +107,7 @@ def cleanlab_folds(case: BenchmarkCase) -> DetectorOutput:
         )
         held_out = np.flatnonzero(fold == k)
         probs[held_out] = _probabilities(fitted.model, train.subset(held_out))
-    return _confident_learning(train.labels, probs)
+    return confident_learning(train.labels, probs)
 
 
 @peers.register("tracin")
@@ -175,7 +175,8 @@ def noisy_cluster(cluster: Ints, noisy: Bools) -> Bools:
     return max(sides, key=lambda side: 2 * (side & noisy).sum() / (side.sum() + noisy.sum() + 1))
 
 
-def _confident_learning(labels: Ints, probs: Floats) -> DetectorOutput:
+def confident_learning(labels: Ints, probs: Floats) -> DetectorOutput:
+    """Apply cleanlab's default filter to class probabilities, ``float64[n, c]``."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
