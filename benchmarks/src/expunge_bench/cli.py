@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +34,7 @@ from expunge_bench.options import (
     bench_command,
 )
 from expunge_bench.results import Row
+from expunge_bench.zoo_data import Part
 
 __all__ = ["bench"]
 
@@ -147,17 +147,13 @@ def bench_memory(
     return memory.bench(Cifar(data), sizes=n or (25_000, 250_000), views=views, **run.options)
 
 
-class ZooPart(StrEnum):
-    """Settings on which defaults were chosen, and settings on which none was."""
-
-    development = "development"
-    reported = "reported"
-
-
 @bench_command("zoo", has_seeds=False)
 def bench_zoo(
     run: BenchmarkRun,
-    part: Annotated[ZooPart, typer.Option(help="Which settings.")] = ZooPart.reported,
+    development: Annotated[
+        bool,
+        typer.Option(help="Settings on which defaults were chosen, instead of the reported ones."),
+    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -170,7 +166,8 @@ def bench_zoo(
     ] = None,
 ) -> list[Row]:
     """The decision on many small data sets, kinds of noise and networks, beside its peers."""
-    return zoo.bench(part=part.value, data=data, cache=cache, methods=method or (), **run.options)
+    part: Part = "development" if development else "reported"
+    return zoo.bench(part=part, data=data, cache=cache, methods=method or (), **run.options)
 
 
 @bench_command("ssl-refine")

@@ -35,7 +35,7 @@ from expunge.storage import serialization
 from expunge.storage.run_folder import Artefact
 from expunge_bench.peers import confident_learning
 from expunge_bench.results import ResultStore, Row, Table
-from expunge_bench.zoo_data import FROM_FILES, Fit, ZooSetting, make_case
+from expunge_bench.zoo_data import FROM_FILES, Fit, Part, ZooSetting, make_case
 
 # What is put in, and how the network is trained; every set takes some of them in turn.
 _FAULTS: tuple[tuple[str, float, Fit], ...] = (
@@ -62,11 +62,12 @@ _IMAGES = (("none", 0.0), ("human_random1", 0.0), ("idn_20", 0.0))
 def zoo_settings() -> list[ZooSetting]:
     """The designed subset: sets and seeds of `development`, and others that are `reported`."""
     found = []
-    for part, names, seed in (
+    sets: tuple[tuple[Part, tuple[str, ...], int], ...] = (
         ("development", _DEVELOPMENT, 0),
         ("reported", _REPORTED, 100),
         ("reported", _DEVELOPMENT, 101),
-    ):
+    )
+    for part, names, seed in sets:
         for number, name in enumerate(names):
             count = _PER_SET if seed < 101 else 3
             for k in range(count):
@@ -76,10 +77,11 @@ def zoo_settings() -> list[ZooSetting]:
         for noise, rate in _IMAGES if seed < 101 else ():
             found.append(ZooSetting("cifar", noise, rate, "half", True, 500, seed and 7, part))
     # Few wrong labels, among classes that overlap too.
-    for part, few, seed in (
+    few_sets: tuple[tuple[Part, tuple[str, ...], int], ...] = (
         ("development", ("digits", "made4", "clusters", "moons"), 0),
         ("reported", ("news", "made8", "overlap", "rings"), 100),
-    ):
+    )
+    for part, few, seed in few_sets:
         found += [ZooSetting(k, "symmetric", 0.05, "early", False, 500, seed, part) for k in few]
     return list({setting.name: setting for setting in found}.values())
 
@@ -93,7 +95,7 @@ INPUT_DEPENDENT = ("annotator", "ambiguous", "human_random1", "human_aggregate",
 
 def bench(
     *,
-    part: str,
+    part: Part,
     out: Path,
     data: Path | None = None,
     cache: Path | None = None,
@@ -101,7 +103,7 @@ def bench(
     methods: Sequence[str] = (),
     command: str = "",
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """One row for each setting and decision; rows that ``out`` holds are not made again.
 
     part: ``"development"`` or ``"reported"``. data: the folder that news and CIFAR-10 are read
@@ -121,7 +123,7 @@ def bench(
             if key not in store and (not methods or name in methods):
                 store.add({**common, **key, **measure(decide(), truth)})
         progress("zoo", number + 1, len(chosen))
-    rows = store.rows()
+    rows: list[Row] = list(store.rows())
     (out / "summary.json").write_text(json.dumps(summary(rows), indent=1), encoding="utf-8")
     store.write_tables("Zoo", command, tables(rows))
     return rows

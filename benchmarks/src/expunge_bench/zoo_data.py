@@ -33,6 +33,7 @@ from expunge.models.zoo import convnet, mlp
 from expunge_bench.instance_noise import ambiguous
 
 Fit = Literal["early", "half", "late"]
+Part = Literal["development", "reported"]
 # Epochs of a network that is stopped early, and the most that any gets.
 EARLY_EPOCHS, MAX_EPOCHS = 10, 300
 # Share of the given labels that a network fits before its training ends.
@@ -56,7 +57,7 @@ class ZooSetting:
     views: bool = False
     held_out: int = 0
     seed: int = 0
-    part: Literal["development", "reported"] = "development"
+    part: Part = "development"
 
     @property
     def name(self) -> str:
@@ -246,7 +247,8 @@ def _weak_predictions(data: ZooData) -> Floats:
         flat = np.stack([np.bincount(row, minlength=int(flat.max()) + 1) for row in flat])
     half = flat[:, : max(2, flat.shape[1] // 2)]  # sees half of the columns
     weak = LogisticRegression(C=0.05, max_iter=200)
-    return cross_val_predict(weak, half, data.labels, cv=3, method="predict_proba")
+    probs: Floats = cross_val_predict(weak, half, data.labels, cv=3, method="predict_proba")
+    return probs
 
 
 def with_noise(
@@ -357,7 +359,8 @@ class SmallTransformer(nn.Module):
         h = self.embed(x) + self.position[: x.shape[1]]
         for block in self.blocks:
             h = block(h)
-        return self.head(h.mean(dim=1))
+        logits: Tensor = self.head(h.mean(dim=1))
+        return logits
 
 
 def _network(data: ZooData) -> nn.Module:
@@ -383,12 +386,13 @@ def _train(model: nn.Module, x: Array, y: Ints, fit: Fit) -> float:
     for epoch in range(EARLY_EPOCHS if fit == "early" else most):
         model.train()
         right = 0
-        for rows in torch.randperm(len(inputs)).split(64):
+        for rows in torch.split(torch.randperm(len(inputs)), 64):
             if len(rows) < 2:
                 continue
             optimiser.zero_grad()
             logits = model(inputs[rows])
-            nn.functional.cross_entropy(logits, labels[rows]).backward()
+            loss = nn.functional.cross_entropy(logits, labels[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             right += int((logits.argmax(1) == labels[rows]).sum())
         reached = right / len(labels)
