@@ -101,7 +101,7 @@ class PartitionConfig:
         Options of the partitioner.
     """
 
-    method: str = "evidence-pool"
+    method: str = "auto"
     threshold: float = 0.5
     fdr: float | None = None
     options: dict[str, Any] = field(default_factory=dict)

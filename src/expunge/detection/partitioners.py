@@ -1,8 +1,8 @@
 """Partitioners: from scores to the probability that each sample is bad. Pure functions.
 
 A partitioner is one function ``(scores, *, seed, threshold, **options) -> Partition``, registered
-with ``@partitioners.register(name)``. The built-in ones are in `mixture_partitioner`,
-`noise_model_partitioner`, `pooled_partitioner` and `posterior_partitioner`.
+with ``@partitioners.register(name)``. The built-in ones are in `auto_partitioner`,
+`mixture_partitioner`, `noise_model_partitioner`, `pooled_partitioner` and `posterior_partitioner`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ partitioners: Registry[Callable[..., Partition], NoMetadata] = Registry(
     "partition",
     NoMetadata,
     modules=(
+        "expunge.detection.auto_partitioner",
         "expunge.detection.mixture_partitioner",
         "expunge.detection.pooled_partitioner",
         "expunge.detection.noise_model_partitioner",

@@ -89,7 +89,7 @@ def render_html(
         metrics=_other_metrics(result),
         evidence=_evidence(result.partition),
         p_noisy=_p_noisy(result.partition),
-        sources=source_rows(result.scores.pooled),
+        sources=source_rows(result.partition, result.scores.pooled),
         rates=rate_lines(result.partition, result.scores.pooled),
         suspects=_suspects(result, images or {}, clips or {}),
         skipped=skipped_lines(result),

@@ -125,7 +125,7 @@ def _source_table(result: RepairResult) -> str:
     pooled = result.scores.pooled
     rows = [
         (s.name, f"{s.weight:.2f}", percent(s.agreement), percent(s.noise_rate))
-        for s in source_rows(pooled)
+        for s in source_rows(result.partition, pooled)
     ]
     head = ("source", "weight", "agrees with labels", "noise rate alone")
     lines = "\n".join(f"- {_text(line)}" for line in rate_lines(result.partition, pooled))

@@ -13,9 +13,14 @@ REVIEW_HALF_WIDTH = 0.03
 _N_HELD_OUT = 500
 
 
-def source_rows(pooled: PooledEvidence | None) -> list[SourceReport]:
-    """The sources of the pooled evidence, those with the largest weight first."""
-    return sorted(pooled.sources, key=lambda s: (-s.weight, s.name)) if pooled else []
+def source_rows(partition: Partition, pooled: PooledEvidence | None) -> list[SourceReport]:
+    """The sources of the pooled evidence, those with the largest weight first.
+
+    Empty if the partition was not made from it.
+    """
+    if pooled is None or not partition.rate_estimates:
+        return []
+    return sorted(pooled.sources, key=lambda s: (-s.weight, s.name))
 
 
 def rate_lines(partition: Partition, pooled: PooledEvidence | None) -> list[str]:

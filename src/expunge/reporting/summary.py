@@ -94,7 +94,7 @@ def summarise_stages(
 def _why(scores: Scores, partition: Partition) -> dict[str, Any]:
     """Which sources were believed and how far, what each estimator finds, and what would help."""
     return {
-        "sources": [asdict(source) for source in source_rows(scores.pooled)],
+        "sources": [asdict(source) for source in source_rows(partition, scores.pooled)],
         "rate_estimates": {k: float(v) for k, v in partition.rate_estimates.items()},
         "to_narrow": narrowing_lines(partition, scores.pooled),
     }
