@@ -31,6 +31,8 @@ partitioners: Registry[Callable[..., Partition], NoMetadata] = Registry(
 
 # Standard errors from the noise rate to each end of its 95 % interval.
 _INTERVAL_STDERRS = 1.96
+# Columns of evidence that speak about inputs.
+_INPUT_EVIDENCE = ("input_evidence", "novelty")
 
 
 def build_partition(
@@ -125,9 +127,8 @@ def with_input_faults(
     p_input = other.p_input_fault[at]
     p_noisy = np.clip(1.0 - (1.0 - partition.p_label_fault) * (1.0 - p_input), 0.0, 1.0)
     width, other_width = (p.noise_rate[2] - p.noise_rate[1] for p in (partition, other))
-    evidence = {k: e for k, e in partition.evidence.items() if k != "input_evidence"}
-    if "input_evidence" in other.evidence:
-        evidence["input_evidence"] = other.evidence["input_evidence"][at]
+    evidence = {k: e for k, e in partition.evidence.items() if k not in _INPUT_EVIDENCE}
+    evidence |= {k: e[at] for k, e in other.evidence.items() if k in _INPUT_EVIDENCE}
     fits = [f for f in other.fits if f.kind == "input"]
     return replace(
         partition,
