@@ -418,8 +418,9 @@ def test_what_the_first_look_says_of_inputs_stands_in_all_rounds():
     expected = 1 - (1 - last.p_label_fault) * (1 - first.p_input_fault)
     assert np.allclose(last.p_noisy, expected)
     assert last.noise_rate[1] < last.noise_rate[0] == last.p_noisy.mean() < last.noise_rate[2]
-    assert {*last.evidence} == {*first.evidence} == {"label_evidence", "input_evidence"}
-    assert np.array_equal(last.evidence["input_evidence"], first.evidence["input_evidence"])
+    assert {*last.evidence} == {*first.evidence} == {"label_evidence", "input_evidence", "novelty"}
+    for name in ("input_evidence", "novelty"):
+        assert np.array_equal(last.evidence[name], first.evidence[name])
     assert [fit.kind for fit in last.fits] == [fit.kind for fit in first.fits]
 
 
