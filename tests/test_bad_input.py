@@ -451,7 +451,7 @@ SETTINGS: dict[str, Case] = {
     "a plan that cuts nothing": (
         lambda f: expunge.plan(ranking(), count=5, max_layer_fraction=0.0),
         PruneError,
-        r"10 units were to be cut and none can be: .*\n  fix: raise the cap",
+        r"10 units were to be cut and none can be: .*\n  fix: raise max_layer_fraction",
     ),
     "a threshold outside [0, 1]": (
         lambda f: fixing(overrides={"partition": {"threshold": 50.0}}),

@@ -366,7 +366,7 @@ def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     found = json.loads(said.out)
     assert found["partition"]["flagged"] == found["audit"]["samples"] == len(named)
     text = call("forget", spec, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "run").out
-    assert "given labels of flagged samples that are still predicted" in text
+    assert "given labels of flagged samples that the model reproduces" in text
 
 
 @pytest.mark.parametrize("trained", [False, True])

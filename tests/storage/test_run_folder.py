@@ -46,7 +46,7 @@ def made(folder: Path, key: dict | None = None) -> None:
 
 def same(a: Artefact, b: Artefact) -> bool:
     return (
-        a.facts == b.facts
+        a.metadata == b.metadata
         and a.tables == b.tables
         and all(torch.equal(a.tensors[k], b.tensors[k]) for k in {*a.tensors, *b.tensors})
     )
@@ -196,7 +196,7 @@ def test_a_damaged_run_file_is_one_of_our_errors(tmp_path, content):
         pytest.fail("the folder must not open")
 
 
-@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("stranger", ["thesis.tex", "1-score", "baselines", ".git"])
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path, stranger, overwrite):
     (tmp_path / stranger).write_text("mine")
@@ -209,7 +209,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path, stran
     assert not (tmp_path / "run.json").exists()
 
 
-def test_fresh_discards_what_a_run_made_and_nothing_else(tmp_path):
+def test_overwrite_discards_what_a_run_made_and_nothing_else(tmp_path):
     folder = tmp_path / "run"
     made(folder)
     ours = ["result.json", "report.md", "report.html", "model.safetensors", "partition.parquet"]
@@ -227,7 +227,7 @@ def test_fresh_discards_what_a_run_made_and_nothing_else(tmp_path):
     assert json.loads((folder / "run.json").read_text())["seed"] == 9
 
 
-@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_json_of_another_program_is_no_run_of_ours(tmp_path, overwrite):
     (tmp_path / "run.json").write_text('{"tool": "other", "train": 1}')
     (tmp_path / "model").mkdir()
@@ -241,7 +241,7 @@ def test_a_run_json_of_another_program_is_no_run_of_ours(tmp_path, overwrite):
     assert before.items() <= contents(tmp_path).items()
 
 
-def test_fresh_does_not_follow_links_out_of_the_folder(tmp_path):
+def test_overwrite_does_not_follow_links_out_of_the_folder(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x").write_text("mine")
     made(tmp_path / "run")
