@@ -357,11 +357,11 @@ FULL = """
 import resource, signal, sys
 import torch
 from expunge.errors import RunError
-from expunge.storage.run_folder import Artefact, opened
+from expunge.storage.run_folder import Artefact, open_run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 big = {"w": torch.zeros(100_000)}
-with opened(sys.argv[1], {}) as run:
+with open_run(sys.argv[1], {}) as run:
     for write in (
         lambda: run.stage("1-score", {}, lambda: Artefact(tensors=big)),
         lambda: run.checkpoint("5-tune", {}).save(1, big),
