@@ -3,7 +3,7 @@
 `repair` runs the stages one after the other and keeps the result of each in a run folder. It runs
 the baselines from the same partition, decides by held-out labels whether to keep the repair, and
 measures. The stages themselves are in `stages`; `repair_context` says what they work on and how
-they are remembered; `results` measures and writes.
+they are cached; `results` measures and writes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _NOT_MEMORISED = (
 
 
 class Detected(NamedTuple):
-    """What every recipe starts from: scores, partition, and the stages that made them."""
+    """What every recipe starts from: scores, partition, and the cached stages that made them."""
 
     scores: Scores
     partition: Partition
@@ -86,8 +86,8 @@ def repair(
     model
         A classifier: a batch of inputs to logits ``float[b, c]``. It is never changed.
     train
-        The data that it was trained on, noise and all: `Samples`, a pair ``(x, y)`` of arrays, or a
-        map-style data set.
+        The data that it was trained on, including its noise: `Samples`, a pair ``(x, y)`` of
+        arrays, or a map-style data set.
     validation
         Samples that measure the result. They decide nothing.
     held_out
@@ -100,9 +100,9 @@ def repair(
     Returns
     -------
     RepairResult
-        The repaired model with the evidence for every decision. ``result.decision.action`` is
-        ``"keep"``, ``"retrain"``, ``"skip"`` or ``"revert"``; after the last two the model is a
-        copy of the one given.
+        The evidence for every decision. ``result.decision.action`` is ``"keep"``, ``"retrain"``,
+        ``"skip"`` or ``"revert"``. ``result.decision.kept`` says whether ``result.model`` is the
+        repaired model; otherwise it is a copy of the one given. It is never a retrained network.
 
     Raises
     ------
@@ -163,7 +163,9 @@ def forget(
     if context.recipe.tune.epochs:
         _check_classes_remain(context.train, named)
     deleted = digest(context.train.ids[named].tolist())
-    context = replace(context, may_decline=False, header={**context.header, "forget": deleted})
+    context = replace(
+        context, may_skip_or_revert=False, header={**context.header, "forget": deleted}
+    )
     with _open(context) as run:
         run.log("start", recipe=context.options.recipe, seed=context.seed, forget=int(named.sum()))
         scores, chain = context.chain(run).stage(
@@ -199,7 +201,8 @@ def repair_until(
     Parameters
     ----------
     until
-        The last stage that is run.
+        The last stage that is run. Up to ``"prune"``, units are ranked and planned even if a
+        repair would prune nothing.
     model, train, validation, held_out, **options
         See `repair`.
     """
@@ -299,7 +302,7 @@ def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) ->
     split, chain = cached_partition(context, chain, recipe.partition, scores)
     start = Detected(scores, split, chain)
     reason = ""
-    if context.may_decline:
+    if context.may_skip_or_revert:
         reason = decisions.reason_to_skip(split, recipe, context.train.classes)
     repaired = None if reason else _run_recipe(context, recipe, start)
     baselines = {
@@ -326,13 +329,13 @@ def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) ->
 
 
 def _run_recipe(
-    context: RepairContext, recipe: Recipe, start: Detected, *, until: str = "tune"
+    context: RepairContext, recipe: Recipe, detected: Detected, *, until: str = "tune"
 ) -> RepairOutcome:
     """Rank, plan, prune and tune as a recipe says, in as many rounds as it says."""
     model = context.model
     if recipe.start == "scratch":
         model = reinitialise(model, context.seed)
-    outcome = _prune(context, recipe, start, model, until=until)
+    outcome = _prune(context, recipe, detected, model, until=until)
     if recipe.tune.epochs and until == "tune":
         model, chain = cached_tune(context, recipe, outcome)
         outcome = replace(outcome, model=model, chain=chain)
@@ -348,24 +351,25 @@ def _run_recipe(
 
 
 def _prune(
-    context: RepairContext, recipe: Recipe, start: Detected, model: nn.Module, *, until: str
+    context: RepairContext, recipe: Recipe, detected: Detected, model: nn.Module, *, until: str
 ) -> RepairOutcome:
     """Rank, plan and prune as a recipe says; where it leaves that open, see `PruneConfig`."""
     prune, ranking = recipe.prune, None
-    outcome = RepairOutcome(model, start.partition, start.chain)
+    outcome = RepairOutcome(model, detected.partition, detected.chain)
     if prune.is_auto:
-        decides = until == "tune" and context.may_decline
-        if decides and not start.partition.memorised_wrong_labels:
+        decides = until == "tune" and context.may_skip_or_revert
+        if decides and not detected.partition.memorised_wrong_labels:
             return replace(outcome, prune_skipped_reason=_NOT_MEMORISED)
         prune = replace(prune, fraction=DEFAULT_PRUNE_FRACTION)
     if not prune.is_enabled:
         return outcome
     try:
-        ranking, chain = _rank(context, recipe, start)
+        ranking, chain = _rank(context, recipe, detected)
         outcome = replace(outcome, ranking=ranking, chain=chain)
         if until == "rank":
             return outcome
         plan, chain = cached_plan(context, chain, prune, ranking)
+        # The stage "prune" keeps the plan. The cut itself takes little time and is repeated.
         smaller = stages.cut_model(model, plan, context.train, prune.mode)
     except (ModelError, PruneError) as error:
         if until != "tune" or not recipe.prune.is_auto:
@@ -374,13 +378,16 @@ def _prune(
     return replace(outcome, model=smaller, plan=plan, chain=chain)
 
 
-def _rank(context: RepairContext, recipe: Recipe, start: Detected) -> tuple[NeuronRanking, Chain]:
+def _rank(
+    context: RepairContext, recipe: Recipe, detected: Detected
+) -> tuple[NeuronRanking, Chain]:
     """Rank the units; a baseline that ranks as the repair does shares its ranking."""
-    chain = start.chain
+    chain = detected.chain
     is_shared = recipe.rank == context.recipe.rank and all(not r.baseline for r in chain.records)
+    # An empty baseline puts the result into the repair's own folder.
     baseline = "" if is_shared else chain.baseline
     ranking, ranked = cached_rank(
-        context, replace(chain, baseline=baseline), recipe.rank, start.partition
+        context, replace(chain, baseline=baseline), recipe.rank, detected.partition
     )
     return ranking, replace(ranked, baseline=chain.baseline)
 
@@ -398,7 +405,7 @@ def _run_round(
     Returns the outcome, and whether this was the last round.
     """
     rounds, before = recipe.rounds, outcome.partition
-    chain = replace(outcome.chain, round=number + 2)
+    chain = replace(outcome.chain, round=number + 2)  # round 1 was the repair before the rounds
     label_detectors = tuple(
         name for name in recipe.score.detectors if detectors.metadata(name).kind == "label"
     )
@@ -446,9 +453,9 @@ def _run_baseline(
     return _run_recipe(context, recipe, start)
 
 
-def _unchanged(context: RepairContext, start: Detected) -> RepairOutcome:
-    """Return a copy of the model as it came."""
-    return RepairOutcome(copy.deepcopy(context.model).eval(), start.partition, start.chain)
+def _unchanged(context: RepairContext, detected: Detected) -> RepairOutcome:
+    """Return an unchanged copy of the model."""
+    return RepairOutcome(copy.deepcopy(context.model).eval(), detected.partition, detected.chain)
 
 
 def _decide(
@@ -456,7 +463,7 @@ def _decide(
 ) -> Decision:
     """Decide by the held-out labels whether to keep the repair."""
     held_out = context.held_out
-    if not context.may_decline:
+    if not context.may_skip_or_revert:
         return Decision("keep", "the samples were to be unlearned, at whatever cost in accuracy")
     if held_out is None:
         return Decision("keep", "no held-out labels were given that could contradict it")

@@ -161,7 +161,7 @@ def rlap(recipe: Recipe) -> Recipe:
 
 @recipes.register("no-op", role="baseline")
 def no_op(recipe: Recipe) -> Recipe:
-    """Leave the model as it came."""
+    """Leave the model unchanged."""
     return replace(_without_pruning(recipe), tune=replace(recipe.tune, epochs=0))
 
 

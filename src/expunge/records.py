@@ -226,7 +226,7 @@ class PooledEvidence:
             _freeze(self, held_out_labels=(self.held_out_labels, np.int64))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """Suspicion of every sample by every detector; higher = more likely bad.
 
@@ -315,6 +315,9 @@ class Scores:
             if self.kinds.get(name) not in KINDS:
                 raise DataError(f"score '{name}' needs a kind: one of {KINDS}")
 
+    def __repr__(self) -> str:
+        return f"Scores({len(self.ids):,} samples, detectors {', '.join(self.values)})"
+
     def to_table(self) -> pa.Table:
         """``id, label, trusted`` and one column a detector."""
         columns = {"id": self.ids, "label": self.labels, "trusted": self.trusted, **self.values}
@@ -364,7 +367,7 @@ class Fit:
     separation: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Partition:
     """Estimate for every sample the probability that it is noisy.
 
@@ -437,6 +440,13 @@ class Partition:
             p = getattr(self, name)
             if not ((p >= 0) & (p <= 1)).all():
                 raise DataError(f"Partition.{name} must lie in [0, 1]")
+
+    def __repr__(self) -> str:
+        rate, low, high = self.noise_rate
+        return (
+            f"Partition({len(self.ids):,} samples, {int(self.flagged.sum()):,} flagged, "
+            f"noise rate {rate:.3f} [{low:.3f}, {high:.3f}])"
+        )
 
     @property
     def flagged(self) -> np.ndarray:
@@ -754,7 +764,7 @@ class Decision:
     action
         ``"keep"``: the repaired model is better. ``"retrain"``: a network retrained from scratch is
         better. ``"skip"``: there is nothing to repair, and no repair was begun. ``"revert"``: the
-        repair does harm, and the model is as it came.
+        repair does harm, and the model is unchanged.
     reason
         Why, in a sentence.
     gain
@@ -767,7 +777,7 @@ class Decision:
 
     @property
     def kept(self) -> bool:
-        """Whether the repaired model is handed back, and not the one that came in."""
+        """Whether the repaired model is returned, and not the original."""
         return self.action in ("keep", "retrain") and (self.gain is None or self.gain.value > 0)
 
 

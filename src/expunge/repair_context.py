@@ -41,7 +41,7 @@ class RepairContext:
         What identifies the run; written to ``run.json``.
     accelerator
         The processes.
-    may_decline
+    may_skip_or_revert
         Whether the repair may be skipped or reverted. A deletion may not.
     """
 
@@ -54,7 +54,7 @@ class RepairContext:
     baselines: tuple[str, ...]
     header: Mapping[str, object]
     accelerator: Accelerator
-    may_decline: bool = True
+    may_skip_or_revert: bool = True
 
     @property
     def seed(self) -> int:

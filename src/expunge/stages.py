@@ -108,8 +108,8 @@ def score(
     model
         A classifier: a batch of inputs to logits ``float[b, c]``. It is left as it was.
     data
-        The training data, noise and all: `Samples`, a pair ``(x, y)`` of arrays, or a map-style
-        data set.
+        The training data, including its noise: `Samples`, a pair ``(x, y)`` of arrays, or a
+        map-style data set.
     config
         Settings, see `ScoreConfig`.
     held_out

@@ -263,8 +263,8 @@ def test_list_names_everything_that_can_be_named(call):
     for kind in cli.results.REGISTRIES:
         registry = cli.results._registry(kind)
         assert list(found[kind]) == registry.names()
-        for name, summary in found[kind].items():
-            assert summary, (kind, name)
+        for name, described in found[kind].items():
+            assert described["summary"], (kind, name)
             assert name in said.out
     assert list(json.loads(call("list", "recipes", "--json").out)) == ["recipes"]
     said = call("list", "recipies")

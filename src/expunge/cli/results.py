@@ -111,14 +111,25 @@ def list_(
     if what and what not in REGISTRIES:
         raise typer.BadParameter(f"'{what}' is none of: {', '.join(REGISTRIES)}")
     chosen = {kind: _registry(kind) for kind in REGISTRIES if not what or kind == what}
-    found = {kind: {n: r.summary(n) for n in r.names()} for kind, r in chosen.items()}
     if as_json:
-        print_json(found)
+        print_json({kind: _described(registry) for kind, registry in chosen.items()})
         return
-    for kind, items in found.items():
+    for kind, registry in chosen.items():
         typer.echo(kind)
-        for name, summary in items.items():
-            typer.echo(f"  {name:24}{summary}")
+        for name, described in _described(registry).items():
+            words = ", ".join(str(v) for k, v in described.items() if k != "summary")
+            typer.echo(f"  {name:24}{f'({words}) ' if words else ''}{described['summary']}")
+
+
+def _described(registry: Registry[Any, Any]) -> dict[str, dict[str, Any]]:
+    """The plug-ins of a registry: what they do, and their metadata that are not empty."""
+    return {
+        name: {
+            "summary": registry.summary(name),
+            **{k: v for k, v in vars(registry.metadata(name)).items() if v and k != "needs"},
+        }
+        for name in registry.names()
+    }
 
 
 def _registry(kind: str) -> Registry[Any, Any]:
