@@ -217,8 +217,8 @@ def pooled_margin(signals: Signals, *, held_out_agreement: float | None = None) 
 
     Notes
     -----
-    No class probabilities join the other detectors' pool. Fails if the classes cannot be told from
-    the plain input and the first layer and the model has memorised its labels. Cost: see
+    No class probabilities join the other detectors' pool. Fails if neither the plain input nor the
+    first layer separates the classes and the model has memorised its labels. Cost: see
     `pool_evidence`; no further pass over the data.
 
     References

@@ -126,7 +126,7 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
 
     Notes
     -----
-    Without held-out or reviewed labels, noise that follows ambiguity cannot be told from hard
+    Without held-out or reviewed labels, noise that follows ambiguity looks like hard
     samples, so the interval is wide where classes overlap. Cost: O(n c) for some sixty evaluations.
     """
     estimate = _estimate(evidence.probs, labels, usable)

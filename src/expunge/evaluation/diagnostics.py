@@ -166,7 +166,7 @@ def _noise_rate_not_identified(partition: Partition) -> Iterator[Flag]:
         yield Flag(
             "noise-rate-not-identified",
             f"Between {percent(low)} and {percent(high)} of the samples are noisy: hard samples "
-            f"cannot be told from wrong labels here. {n_reviews_needed(partition):,} reviewed "
+            f"cannot be distinguished from wrong labels. {n_reviews_needed(partition):,} reviewed "
             "samples, drawn at random, would give the rate within 3 points.",
         )
 
