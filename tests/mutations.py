@@ -262,7 +262,7 @@ OTHER_MUTATIONS = [
         "tests/evaluation",
     ),
     Mutation(
-        CORE + "records.py",
+        CORE + "records/partition.py",
         "return self.memorised and wrong >= MIN_FLAGGED_FRACTION",
         "return self.memorised",
         "tests/test_records.py tests/test_pipeline.py",

@@ -1,0 +1,40 @@
+"""The records that the stages hand on: frozen, checked when made, keyed by sample id."""
+
+from expunge.records.arrays import align, frozen_array
+from expunge.records.partition import Component, Fit, Partition
+from expunge.records.pruning import Budget, NeuronRanking, PrunePlan
+from expunge.records.result import (
+    Baseline,
+    Decision,
+    Evaluation,
+    Flag,
+    Metric,
+    RepairResult,
+    Size,
+    UnlearningAudit,
+)
+from expunge.records.scores import KINDS, PooledEvidence, Scores, Signals, SourceReport
+
+__all__ = [
+    "KINDS",
+    "Baseline",
+    "Budget",
+    "Component",
+    "Decision",
+    "Evaluation",
+    "Fit",
+    "Flag",
+    "Metric",
+    "NeuronRanking",
+    "Partition",
+    "PooledEvidence",
+    "PrunePlan",
+    "RepairResult",
+    "Scores",
+    "Signals",
+    "Size",
+    "SourceReport",
+    "UnlearningAudit",
+    "align",
+    "frozen_array",
+]
