@@ -27,16 +27,19 @@ def _constant(array: np.ndarray) -> bool:
 
 
 def freeze(record: object, **arrays: tuple[ArrayLike, Any]) -> None:
+    """Replace fields of a frozen record by read-only copies of a dtype."""
     for name, (values, dtype) in arrays.items():
         object.__setattr__(record, name, frozen_array(values, dtype))
 
 
 def freeze_mapping(record: object, name: str, dtype: Any = None) -> None:
+    """Replace a field that maps names to arrays by read-only copies."""
     arrays = {k: frozen_array(v, dtype) for k, v in getattr(record, name).items()}
     object.__setattr__(record, name, arrays)
 
 
 def require_finite(array: np.ndarray, ids: np.ndarray, what: str) -> None:
+    """Raise DataError with the ids of rows that are NaN or infinite."""
     finite = np.isfinite(array.reshape(len(ids), -1)).all(axis=1)
     if not finite.all():
         raise DataError(
@@ -46,6 +49,7 @@ def require_finite(array: np.ndarray, ids: np.ndarray, what: str) -> None:
 
 
 def require_rows(record: object, n: int, *names: str) -> None:
+    """Raise DataError unless these fields of a record have n rows."""
     for name in names:
         got = len(getattr(record, name))
         if got != n:
