@@ -317,6 +317,7 @@ def test_public_functions_are_typed_and_document_every_parameter(name):
     parsed, signature = parsed_docstring(function), inspect.signature(function)
     assert documented_parameters(parsed) == set(signature.parameters), name
     assert parsed.short_description
+    assert ">>> " in (inspect.getdoc(function) or ""), name  # run by --doctest-modules
     hints = get_type_hints(function)
     assert set(signature.parameters) <= set(hints), name
     assert Any not in [hints[p] for p in signature.parameters], name

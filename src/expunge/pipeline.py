@@ -115,6 +115,16 @@ def repair(
     Cost of the default recipe: four passes to score, six epochs on the kept samples, and the
     baselines, each for as many epochs. An interrupted run resumes from ``out``; on a CPU it ends
     with the same bits as an uninterrupted one.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> result = repair(model, data, overrides={"tune": {"epochs": 1}})
+    >>> result.decision.action in ("keep", "skip")
+    True
     """
     context = validate_inputs(model, train, validation, held_out, RepairOptions.of(options))
     with _open(context) as run:
@@ -149,6 +159,16 @@ def forget(
     ------
     DataError
         If an id is not there, or if no sample of a class would be left to tune on.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> result = forget(model, data, [3, 17], overrides={"tune": {"epochs": 1}})
+    >>> result.audit.samples
+    2
     """
     given = RepairOptions.of(options)
     settings = dict(given.overrides or {})

@@ -235,6 +235,15 @@ def average_checkpoint_probs(
     Notes
     -----
     Cost: one forward pass for every checkpoint.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> average_checkpoint_probs(model, data, [model.state_dict()]).shape
+    (60, 2)
     """
     samples, other, total, count = as_samples(data), copy.deepcopy(model), 0.0, 0
     for checkpoint in checkpoints:
@@ -283,6 +292,16 @@ def partition(
     Notes
     -----
     Cost: seconds for 50,000 samples; no pass over the data.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> split = partition(score(model, data, detectors=("loss",)), threshold=0.7)
+    >>> split.p_noisy.shape, split.threshold
+    ((60,), 0.7)
     """
     config = merge(PartitionConfig, config, settings)
     partitioners.check_options(config.method, config.options)
@@ -337,6 +356,16 @@ def rank(
     Notes
     -----
     Cost: one forward and one backward pass over at most ``max_samples`` samples.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> split = partition(score(model, data, detectors=("loss",)))
+    >>> rank(model, data, split).units_by_layer()
+    {'0': 8}
     """
     samples, config = as_samples(data), merge(RankConfig, config, settings)
     example = example_batch(samples)
@@ -394,6 +423,16 @@ def plan(
         If neither a fraction nor a count above 0 is given.
     PruneError
         If the fraction is less than one unit, or no unit can be pruned.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> split = partition(score(model, data, detectors=("loss",)))
+    >>> plan(rank(model, data, split), fraction=0.25).granted
+    2
     """
     config = merge(PruneConfig, config, settings)
     if not config.is_enabled:
@@ -426,6 +465,16 @@ def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
     PruneError
         If the model has no such units, or the smaller model does not compute the same function of
         the remaining units.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> from expunge import PrunePlan
+    >>> prune(model, PrunePlan({"0": (1, 5)}, requested=2), data)[0].out_features
+    6
     """
     return surgery.prune(model, plan, as_samples(data).example())
 
@@ -489,6 +538,16 @@ def tune(
     Notes
     -----
     Cost: ``epochs`` forward and backward passes over the samples with a weight above 0.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> tuned = tune(model, data, epochs=1, lr=0.1)
+    >>> tuned.training, torch.equal(tuned[0].weight, model[0].weight)
+    (False, False)
     """
     samples, config = as_samples(data), merge(TuneConfig, config, settings)
     config = with_default_lr(config, len(samples), split, from_scratch=from_scratch)
@@ -564,6 +623,15 @@ def compare(before: nn.Module, after: nn.Module, data: DataLike, *, seed: int = 
     Notes
     -----
     Cost: one forward pass for each model.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> compare(model, model, data).gain.value
+    0.0
     """
     samples = as_samples(data)
     first, second = (evaluate(m, samples, seed=seed) for m in (before, after))

@@ -226,6 +226,13 @@ def load_exported_model(folder: str | Path) -> ExportedModel:
         If the manifest cannot be read, or a file has changed since it was written.
     ModelError
         If the network cannot be made or does not fit the weights.
+
+    Examples
+    --------
+    >>> load_exported_model("no/such/folder")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    expunge.errors.RunError: no/such/folder/manifest.json: cannot be read: ...
+      fix: name a folder that `expunge export` wrote
     """
     try:
         return _load(Path(folder))

@@ -39,6 +39,17 @@ def render_markdown(result: RepairResult) -> str:
     -------
     str
         Names from the user (classes, layers, ids) are escaped.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> from expunge import repair
+    >>> result = repair(model, data, overrides={"tune": {"epochs": 1}})
+    >>> print(render_markdown(result).splitlines()[0])
+    # expunge report: recipe default, seed 0
     """
     parts = [
         f"# expunge report: recipe {_text(result.recipe)}, seed {result.seed}",
