@@ -289,7 +289,7 @@ OTHER_MUTATIONS = [
         CORE + "stages.py",
         "_MIN_INPUT_FAULTS = 0.01",
         "_MIN_INPUT_FAULTS = 0.3",
-        "tests/test_pipeline.py tests/evaluation",
+        "tests/test_stages.py",
     ),
     Mutation(
         CORE + "stages.py",

@@ -1,0 +1,36 @@
+"""Rules of the stages that the repair as a whole does not show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from expunge import stages
+from expunge.records import Partition
+from oracles_digits import clean, memorised
+
+
+def with_bad_inputs(count: int, n: int = 400) -> Partition:
+    p = np.where(np.arange(n) < count, 0.9, 0.0)
+    y = np.arange(n) % 10
+    return Partition(np.arange(n), y, p, 0 * p, p, y, np.ones(n), 0.5, (0.0, 0.0, 0.1))
+
+
+@pytest.mark.parametrize(("count", "is_scored"), [(0, False), (3, False), (4, True), (40, True)])
+def test_held_out_inputs_are_scored_from_one_bad_training_input_in_a_hundred(
+    monkeypatch, count, is_scored
+):
+    calls, score = [], stages.score
+
+    def spy(*args, **settings):
+        calls.append(settings["detectors"])
+        return score(*args, **settings)
+
+    monkeypatch.setattr(stages, "score", spy)
+    found = stages.clean_input_probability(memorised(), clean(60), with_bad_inputs(count))
+    assert bool(calls) == is_scored
+    assert found.shape == (60,)
+    if not is_scored:
+        assert (found == 1).all()
+    else:
+        assert calls == [("local_uncertainty", "feature_clusters")]
