@@ -230,13 +230,13 @@ OTHER_MUTATIONS = [
         CORE + "recipes.py",
         "_with_epochs(retrain_filtered(recipe), 3.0)",
         "_with_epochs(retrain_filtered(recipe), 2.0)",
-        "tests/contracts/test_recipes.py tests/test_pipeline.py tests/training",
+        "tests/test_recipes.py",
     ),
     Mutation(
         CORE + "recipes.py",
         "prune=PruneConfig(fraction=0.156)",
         "prune=PruneConfig(fraction=0.256)",
-        "tests/contracts/test_recipes.py",
+        "tests/test_recipes.py",
     ),
     # Decisions.
     Mutation(
@@ -265,7 +265,7 @@ OTHER_MUTATIONS = [
         CORE + "records/partition.py",
         "return self.memorised and wrong >= MIN_FLAGGED_FRACTION",
         "return self.memorised",
-        "tests/test_records.py tests/test_pipeline.py",
+        "tests/test_records.py",
     ),
     Mutation(
         CORE + "pipeline.py",

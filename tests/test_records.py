@@ -276,3 +276,15 @@ def test_an_evaluation_has_one_outcome_a_sample():
     assert made.accuracy.value == 0.5
     with pytest.raises(DataError, match=r"Evaluation\.correct has 3 rows, expected 2"):
         Evaluation(np.arange(2), np.ones(3), metrics, {})
+
+
+@pytest.mark.parametrize(
+    ("memorised", "wrong", "expected"),
+    [(True, 2, True), (True, 1, False), (False, 50, False), (True, 0, False)],
+)
+def test_wrong_labels_are_memorised_if_there_are_enough_of_them(memorised, wrong, expected):
+    p, y = np.where(np.arange(100) < wrong, 0.9, 0.1), np.zeros(100, dtype=int)
+    made = Partition(
+        np.arange(100), y, p, p, 0 * p, y, 1 - p, 0.5, (0.1, 0.0, 0.2), memorised=memorised
+    )
+    assert made.memorised_wrong_labels == expected

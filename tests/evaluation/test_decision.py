@@ -228,3 +228,13 @@ def test_a_transition_is_used_up_to_a_condition_number_of_100(condition, used):
     labels = np.array([0, 1, 0, 1])
     found = decision.gain(labels, 1 - labels, held_out(labels), noise)
     assert found.value == pytest.approx(condition if used else 1.0)
+
+
+def test_a_repair_that_loses_anything_is_reverted_whatever_the_interval():
+    """The estimate decides: a loss within the interval is no reason to keep the repair."""
+    labels = np.random.default_rng(0).integers(0, CLASSES, 200)
+    before, after = labels.copy(), labels.copy()
+    after[:3], before[3:5] = (after[:3] + 1) % CLASSES, (before[3:5] + 1) % CLASSES
+    made = decision.decide(before, Candidate(after, 1.0), {}, held_out(labels), np.eye(CLASSES))
+    assert made.gain.low < made.gain.value < 0 < made.gain.high
+    assert (made.action, made.kept) == ("revert", False)
