@@ -1192,6 +1192,14 @@ def test_the_model_of_a_run_needs_its_network_to_be_called(tmp_path):
         expunge.load_run(tmp_path)
 
 
+def test_a_run_whose_units_were_masked_is_read_with_its_masks(tmp_path):
+    masked = {**FAST, "prune": {"fraction": 0.3, "mode": "mask"}}
+    made = repaired(out=tmp_path / "run", overrides=masked)
+    read = expunge.load_run(tmp_path / "run", network(), noisy())
+    x = clean().batch(np.arange(20))
+    assert_close(read.model(x), made.model(x))
+
+
 def test_a_result_is_shown_in_a_few_lines(tmp_path):
     shown = repr(repaired(out=tmp_path / "run")).splitlines()
     assert len(shown) <= 6

@@ -29,6 +29,7 @@ from expunge.detection.partitioners import with_input_faults
 from expunge.errors import DataError, ModelError, PruneError, format_ids
 from expunge.evaluation import decision as decisions
 from expunge.models.inspection import check_fit, check_model, reinitialise
+from expunge.pruning import surgery
 from expunge.recipes import Recipe, recipes
 from expunge.records import (
     Decision,
@@ -390,7 +391,9 @@ def _prune(
             return outcome
         plan, chain = cached_plan(context, chain, prune, ranking)
         # The stage "prune" keeps the plan. The cut itself takes little time and is repeated.
-        smaller = stages.cut_model(model, plan, context.train, prune.mode)
+        smaller = surgery.apply_plan(
+            model, plan, stages.example_batch(context.train), mode=prune.mode
+        )
     except (ModelError, PruneError) as error:
         if until != "tune" or not recipe.prune.is_auto:
             raise

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from torch import Tensor, nn
 
+from expunge.config import PruneMode
 from expunge.data import DataLike, as_samples
 from expunge.errors import ModelError, RunError
 from expunge.pruning import surgery
@@ -99,11 +100,11 @@ def load_run(
     }
     plan = _stage_of(path, record, "prune", serialization.PLAN)
     return RepairResult(
-        model=_model_of(path, model, data, plan),
+        model=_model_of(path, model, data, plan, mode=record["config"]["prune"]["mode"]),
         recipe=record["recipe"],
         seed=record["seed"],
         config=record["config"],
-        scores=serialization.SCORES.load(read_artefact(path / "1-score")),
+        scores=serialization.SCORES.load(read_artefact(path / FOLDERS["score"])),
         partition=serialization.PARTITION.load(Artefact(record["partition"], tables)),
         ranking=_stage_of(path, record, "rank", serialization.RANKING),
         plan=plan,
@@ -115,7 +116,7 @@ def load_run(
                 evaluations[name],
                 found["seconds"],
                 Size(**record["sizes"][name]),
-                _require_metric(summary["baselines"][name]["gain"]),
+                Metric(**summary["baselines"][name]["gain"]),
             )
             for name, found in summary["baselines"].items()
         },
@@ -150,7 +151,12 @@ def _stage_of(path: Path, record: Mapping[str, Any], stage: Stage, codec: Codec[
 
 
 def _model_of(
-    path: Path, model: nn.Module | None, data: DataLike | None, plan: PrunePlan | None
+    path: Path,
+    model: nn.Module | None,
+    data: DataLike | None,
+    plan: PrunePlan | None,
+    *,
+    mode: PruneMode,
 ) -> nn.Module:
     """The repaired model: the network given with the weights of the run."""
     state = read_weights(path / "model.safetensors")
@@ -166,15 +172,12 @@ def _model_of(
             where=str(path),
             fix="expunge.load_run(folder, model=network, data=samples)",
         )
-    return surgery.rebuild(model, plan, as_samples(data).example(), state).eval()
+    example = as_samples(data).example()
+    return surgery.rebuild(model, plan, example, state, mode=mode).eval()
 
 
 def _metric(found: Mapping[str, Any] | None) -> Metric | None:
     return None if found is None else Metric(**found)
-
-
-def _require_metric(found: Mapping[str, Any]) -> Metric:
-    return Metric(**found)
 
 
 def _audit_of(found: Mapping[str, Any] | None) -> UnlearningAudit | None:

@@ -667,15 +667,6 @@ def clean_input_probability(model: nn.Module, data: DataLike, split: Partition) 
     return 1.0 - partition(scores, method="mixture").p_input_fault
 
 
-def cut_model(model: nn.Module, plan: PrunePlan, samples: Samples, mode: str) -> nn.Module:
-    """Return a copy of the model without the planned units: removed, or silenced by masks."""
-    if mode == "remove":
-        return surgery.prune(model, plan, example_batch(samples))
-    masked = copy.deepcopy(model)
-    surgery.mask(masked, plan, example_batch(samples))
-    return masked
-
-
 def example_batch(samples: Samples) -> Batch:
     """Return the first input, prepared: a batch of one, enough to trace a model."""
     return samples.batch(np.arange(1))

@@ -378,7 +378,7 @@ def _network(data: ZooData) -> nn.Module:
 
 
 def _train(model: nn.Module, x: Array, y: Ints, fit: Fit) -> float:
-    """Train with AdamW until so many labels are fitted; return the share that is."""
+    """Train with AdamW until this many labels are fitted; return the share that is."""
     inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4)
     target, reached = 1.0, 0.0

@@ -14,7 +14,7 @@ from expunge._core.arrays import AnyFloats, Floats, Ints
 MAX_EXPONENT = 10.0
 _MIN_EXPONENT, _MIN_SHARPENING = 0.05, 0.2
 _MIN_PROBABILITY = 1e-6
-# Rows of a transition are drawn towards symmetric noise by so many samples a class.
+# Rows of a transition are drawn towards symmetric noise by this many samples a class.
 _PSEUDO_COUNT = 1.0
 
 

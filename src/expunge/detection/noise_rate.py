@@ -32,12 +32,12 @@ EXPLAINED: Ramp = (0.32, 0.38)
 SHARPENING: Ramp = (1.7, 2.3)
 # If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
 _DISAGREEMENT_WEIGHT = 0.67
-# A pool that disagrees with so many labels is weak: only what its most confident tenth disagrees
+# A pool that disagrees with this many labels is weak: only what its most confident tenth disagrees
 # with, or a fitted transition, shows noise, if it is such a part of the posterior.
 WEAK_POOL: Ramp = (0.2, 0.3)
 STRONG_EVIDENCE: Ramp = (0.25, 0.35)
 _TOP_SHARE = 0.1
-# So many evidently wrong labels, if such a part of the posterior, are noise at any disagreement.
+# This many evidently wrong labels, if such a part of the posterior, are noise at any disagreement.
 EVIDENT_RATE: Ramp = (0.03, 0.05)
 CLEAR_EVIDENCE: Ramp = (0.6, 0.9)
 # If nearly all of the posterior is evident, noise hardly follows ambiguity.

@@ -14,7 +14,7 @@ from expunge.detection.neighbours import principal_projection
 
 # Neighbours that vote, and the most samples among which they are searched.
 N_NEIGHBOURS, MAX_REFERENCE_SAMPLES = 25, 20_000
-# Features become at most so many principal components.
+# Features become at most this many principal components.
 MAX_COMPONENTS = 60
 N_TREES, MAX_TREE_SAMPLES, MAX_TREE_CLASSES = 150, 10_000, 100
 N_LANDMARKS = 300

@@ -340,10 +340,8 @@ def _rebuild(
     """Make the network of a constructor, remove or mask the units, and load the weights."""
     model = specs.build_model(config, folder, 0).eval()
     plan = PrunePlan(units, sum(map(len, units.values())))
-    if units and mode == "remove":
-        return surgery.rebuild(model, plan, example, state).eval()
     if units:
-        surgery.mask(model, plan, example)
+        return surgery.rebuild(model, plan, example, state, mode=mode).eval()
     fit_weights(model, state, where=WEIGHTS)
     return model
 

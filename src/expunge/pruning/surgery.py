@@ -5,6 +5,7 @@ A cut is verified: the smaller model must give the output of the masked one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from expunge.config import PruneMode
 from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids, raise_all
 from expunge.pruning.dependencies import (
@@ -288,8 +290,22 @@ def mask(model: nn.Module, plan: PrunePlan, example: Batch) -> MaskHandle:
     return zero_inputs(model, consumers) + zero_outputs(model, at_output)
 
 
+def apply_plan(model: nn.Module, plan: PrunePlan, example: Batch, *, mode: PruneMode) -> nn.Module:
+    """Return a copy of the model without the planned units: removed, or silenced by masks."""
+    if mode == "remove":
+        return prune(model, plan, example)
+    masked = copy.deepcopy(model)
+    mask(masked, plan, example)
+    return masked
+
+
 def rebuild(
-    model: nn.Module, plan: PrunePlan, example: Batch, state: Mapping[str, Tensor]
+    model: nn.Module,
+    plan: PrunePlan,
+    example: Batch,
+    state: Mapping[str, Tensor],
+    *,
+    mode: PruneMode = "remove",
 ) -> nn.Module:
     """The pruned model from an unpruned one of the same constructor, the plan and the weights.
 
@@ -301,6 +317,8 @@ def rebuild(
         As in `prune`.
     state
         The state dictionary of the pruned model.
+    mode
+        How the units were pruned: ``"remove"`` or ``"mask"``.
 
     Returns
     -------
@@ -322,7 +340,7 @@ def rebuild(
     >>> torch.equal(rebuild(model, plan, x, small.state_dict())(x), small(x))
     True
     """
-    pruned = prune(model, plan, example)
+    pruned = apply_plan(model, plan, example, mode=mode)
     fit_weights(pruned, state, where="pruned model")
     return pruned
 

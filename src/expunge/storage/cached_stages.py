@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from expunge.storage.run_folder import EpochCheckpoint, Run
@@ -62,7 +62,7 @@ class Chain:
     inputs: Mapping[str, Any]
     baseline: str = ""
     round: int = 1
-    records: tuple[StageRecord, ...] = field(default=())
+    records: tuple[StageRecord, ...] = ()
 
     @property
     def seconds(self) -> float:
