@@ -38,6 +38,7 @@ LAYERS = [
     {"stages"},
     {"repair_context"},
     {"results"},
+    {"model_free"},
     {"pipeline", "saved_run"},
     {"specs"},
     {"export"},

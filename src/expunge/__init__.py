@@ -32,12 +32,14 @@ if TYPE_CHECKING:
         RunError,
     )
     from expunge.export import ExportedModel, export_model, load_exported_model
+    from expunge.model_free import detect
     from expunge.pipeline import forget, repair
     from expunge.recipes import Recipe
     from expunge.records import (
         Baseline,
         Budget,
         Decision,
+        DetectionResult,
         Evaluation,
         Flag,
         Metric,
@@ -75,6 +77,7 @@ _PUBLIC = {
     "DataError": "expunge.errors",
     "DataLike": "expunge.data",
     "Decision": "expunge.records",
+    "DetectionResult": "expunge.records",
     "Evaluation": "expunge.records",
     "ExportedModel": "expunge.export",
     "ExpungeError": "expunge.errors",
@@ -103,6 +106,7 @@ _PUBLIC = {
     "audit": "expunge.stages",
     "average_checkpoint_probs": "expunge.stages",
     "compare": "expunge.stages",
+    "detect": "expunge.model_free",
     "export_model": "expunge.export",
     "forget": "expunge.pipeline",
     "from_arrays": "expunge.data",
@@ -128,6 +132,7 @@ __all__ = [
     "DataError",
     "DataLike",
     "Decision",
+    "DetectionResult",
     "Evaluation",
     "ExportedModel",
     "ExpungeError",
@@ -157,6 +162,7 @@ __all__ = [
     "audit",
     "average_checkpoint_probs",
     "compare",
+    "detect",
     "export_model",
     "forget",
     "from_arrays",

@@ -137,7 +137,7 @@ def detect(
         agreement=agreement,
         trusted=signals.trusted,
         loo_probs=np.stack(loo_probs) if loo_probs else None,
-        model_probs=np.stack(model_probs),
+        model_probs=np.stack(model_probs) if model_probs else None,
         external_probs=np.stack(external) if external else None,
         pooled=next((d.pooled for d in found.values() if d.pooled is not None), None),
     )
@@ -173,6 +173,8 @@ def _model_probs(signals: Signals) -> AnyFloats:
 
 def _model_evidence(signals: Signals) -> tuple[dict[str, float], list[AnyFloats]]:
     """Return the model's agreement with the labels and its probabilities: plain and augmented."""
+    if not signals.has_model:
+        return {}, []
     agreement = {"plain": label_agreement(signals.logits, signals.labels)}
     model_probs = [_model_probs(signals)]
     if signals.augmented_probs is not None and signals.views:

@@ -85,7 +85,8 @@ def pool_evidence(
     reference = expected_agreement(
         signals, label_agreement(pool.joined(others).probs(), labels), held_out_agreement
     )
-    memorised = memorised_fraction(label_agreement(signals.logits, signals.labels), reference)
+    agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
+    memorised = memorised_fraction(agreement, reference)
     pool = pool.joined(others, (1 - memorised) ** _EARLY_POWER)
     for name, probs in _trained_sources(signals):
         pool.add(name, probs[order], (1 - memorised) ** _TRAINED_POWER)
@@ -118,7 +119,8 @@ def _trained_sources(signals: Signals) -> Iterator[tuple[str, AnyFloats]]:
     names = list(signals.features)[N_EARLY_LAYERS:]
     for name, probs in zip(names, layer_posteriors(signals)[N_EARLY_LAYERS:], strict=True):
         yield f"linear:{name}", probs
-    yield "model", softmax(signals.logits.astype(np.float64), axis=1)
+    if signals.has_model:
+        yield "model", softmax(signals.logits.astype(np.float64), axis=1)
     if signals.augmented_probs is not None and signals.views:
         yield "views", signals.augmented_probs.astype(np.float64)
     for name, external in signals.external_probs.items():

@@ -1,6 +1,7 @@
 """The records that the stages hand on: frozen, checked when made, keyed by sample id."""
 
 from expunge.records.arrays import align, frozen_array
+from expunge.records.detection import DetectionResult, ProbsKind
 from expunge.records.partition import Component, Fit, Partition
 from expunge.records.pruning import Budget, NeuronRanking, PrunePlan
 from expunge.records.result import (
@@ -21,6 +22,7 @@ __all__ = [
     "Budget",
     "Component",
     "Decision",
+    "DetectionResult",
     "Evaluation",
     "Fit",
     "Flag",
@@ -28,6 +30,7 @@ __all__ = [
     "NeuronRanking",
     "Partition",
     "PooledEvidence",
+    "ProbsKind",
     "PrunePlan",
     "RepairResult",
     "Scores",

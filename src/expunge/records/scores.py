@@ -52,6 +52,8 @@ class Signals:
         Pooled gradient × activation of the plain inputs by layer, ``float32[n, d]``.
     inputs
         The plain inputs as a table, ``float32[n, d]``.
+    has_model
+        Whether the logits are those of a model; without one they count for nothing.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class Signals:
     views: int = 0
     attribution_features: Mapping[str, np.ndarray] = field(default_factory=dict)
     inputs: np.ndarray | None = None
+    has_model: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.ids)
