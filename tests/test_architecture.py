@@ -39,6 +39,7 @@ LAYERS = [
     {"repair_context"},
     {"results"},
     {"model_free"},
+    {"detection_run"},
     {"pipeline", "saved_run"},
     {"specs"},
     {"export"},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +13,7 @@ from expunge import stages
 from expunge._core.arrays import Array, Bools, Floats, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
-from expunge.data.feature_table import FeatureTable, as_feature_table
+from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import as_column
 from expunge.detection.calibration import safe_log
 from expunge.detection.detectors import detect as run_detectors
@@ -22,13 +22,7 @@ from expunge.errors import ConfigError, DataError, did_you_mean, format_ids, rai
 from expunge.evaluation import diagnostics
 from expunge.records import DetectionResult, Flag, Partition, ProbsKind, Scores, Signals
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
 ProbsSource = Literal["auto", "out-of-sample", "in-sample"]
-# Any of these is features or labels; see `as_feature_table`.
-Features = Any
 # Probabilities that predict more than this share of the labels that are surely wrong have seen
 # them, and those that predict at most this share have not.
 _MIN_REPRODUCED = 0.5
@@ -39,9 +33,9 @@ _WHERE = "detect"
 
 
 def detect(
-    features: np.ndarray | Tensor | pd.DataFrame | pa.Table | Mapping[str, Sequence[object]],
+    features: Table,
     labels: np.ndarray | Tensor | Sequence[object],
-    probs: np.ndarray | Tensor | pd.DataFrame | None = None,
+    probs: np.ndarray | Tensor | DataFrame | None = None,
     *,
     ids: np.ndarray | Sequence[int] | Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
@@ -100,7 +94,7 @@ def detect(
 
     Notes
     -----
-    Cost: ``n · 20,000 · 60`` for the neighbours and ``n · (300² + d²)`` for the other probes: two
+    Cost: ``n · 20,000 · 60`` for the neighbours and ``n · (300² + d²)`` for the other probes: some
     minutes on one core for 100,000 samples of 128 features. Memory: some 10 kB a sample. Fails if
     the features do not separate the classes; a red flag says so.
 

@@ -26,7 +26,7 @@ from expunge.records import (
 from expunge.repair_context import RepairContext, RepairOutcome
 from expunge.reporting.html import render_html
 from expunge.reporting.markdown import render_markdown
-from expunge.reporting.media import clips_for, images_for
+from expunge.reporting.media import clips_for, images_for, rows_for
 from expunge.reporting.summary import summarise
 from expunge.reporting.tables import MAX_SHOWN, top_suspects
 from expunge.stages import evaluate, example_batch
@@ -142,11 +142,11 @@ def write(context: RepairContext, run: Run, result: RepairResult) -> None:
     rows = top_suspects(result.partition, MAX_SHOWN)
     suspects = result.partition.ids[rows].tolist()
     images = images_for(context.train, suspects)
-    clips = clips_for(context.train, suspects)
+    clips, values = clips_for(context.train, suspects), rows_for(context.train, suspects)
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
     run.write("model.safetensors", lambda p: save_weights(result.model, p, {"plan": plan}))
     run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
-    run.write("report.html", render_html(result, images=images, clips=clips))
+    run.write("report.html", render_html(result, images=images, clips=clips, rows=values))
     run.write("report.md", render_markdown(result))
     run.write(EVALUATIONS, lambda p: pq.write_table(_evaluation_table(result), p))
     run.write(RECORD, json.dumps(_record(result), indent=2, default=list) + "\n")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,20 @@ MAX_CATEGORIES = 32
 MAX_TEXTS, MAX_TEXT_SHARE = 100, 0.2
 # A sparse matrix of more bytes is not made dense.
 MAX_DENSE_BYTES = 4 << 30
+
+
+class DataFrame(Protocol):
+    """A DataFrame of pandas or polars."""
+
+    @property
+    def columns(self) -> Any: ...
+    def __len__(self) -> int: ...
+
+
+# What can be read as features; see `as_feature_table`.
+Table: TypeAlias = (
+    np.ndarray | Tensor | DataFrame | pa.Table | Mapping[str, Sequence[object]] | Sequence[object]
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class _Column(NamedTuple):
     note: str = ""
 
 
-def as_feature_table(features: object, *, where: str = "features") -> FeatureTable:
+def as_feature_table(features: Table, *, where: str = "features") -> FeatureTable:
     """Convert features to numbers.
 
     Numbers and truth values stay as they are, dates become days. A column of lists of numbers
@@ -109,13 +123,14 @@ def as_feature_table(features: object, *, where: str = "features") -> FeatureTab
             where=where,
             fix="name columns of numbers, categories or vectors (embeddings of texts, for example)",
         )
-    values = np.hstack([c.values for c in filled]).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what 32 bits do not hold is named below
+        values = np.hstack([c.values for c in filled]).astype(np.float32, copy=False)
     _check_values(values, where)
     names = tuple(name for c in filled for name in c.names)
     return FeatureTable(values, names, rows, index, tuple(notes))
 
 
-def as_arrow(table: object, where: str) -> Any:
+def as_arrow(table: Any, where: str) -> Any:
     """Return a DataFrame, an Arrow table or a mapping of columns as an Arrow table.
 
     Raises
@@ -208,7 +223,8 @@ def _as_matrix(features: Any, where: str) -> Array | None:
             where=where,
             fix="give texts and categories as columns of a DataFrame",
         )
-    return features
+    matrix: Array = features
+    return matrix
 
 
 def _numbers_of_objects(features: Array, where: str) -> Array:
@@ -308,7 +324,7 @@ def _fill(column: _Column) -> _Column:
     values = np.where(np.isnan(values), medians, values)
     # A column of a vector that is missing together with others says the same as they do.
     patterns = np.unique(missing[:, has_missing & ~is_empty], axis=1)
-    named = [name for name, m in zip(column.names, has_missing, strict=True) if m]
+    named = [column.names[k] for k in np.flatnonzero(has_missing)]
     flags = [f"{named[0]} is missing"] if patterns.shape[1] == 1 else []
     flags = flags or [f"missing pattern {k}" for k in range(patterns.shape[1])]
     share = float(missing.any(axis=1).mean())
@@ -322,7 +338,8 @@ def _check_values(values: Floats32, where: str) -> None:
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise DataError(
-            f"infinite numbers, or more than 32 bits hold, in rows {format_ids(np.flatnonzero(bad))}",
+            "infinite numbers, or larger ones than 32 bits hold: rows "
+            f"{format_ids(np.flatnonzero(bad))}",
             where=where,
             fix="repair these rows, or mark the values as missing (NaN)",
         )

@@ -105,6 +105,12 @@ def read_values(path: Path, name: str) -> np.ndarray:
     return values
 
 
+def read_columns(path: Path, names: list[str]) -> pa.Table:
+    """Read some columns as an Arrow table; a DataError says which is not there."""
+    _require_columns(_read_schema(path)[0], names, path)
+    return _read(path, list(dict.fromkeys(names)))
+
+
 def column_names(path: Path) -> list[str]:
     """The names of the columns, in their order."""
     return list(_read_schema(path)[0].names)

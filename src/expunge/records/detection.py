@@ -70,6 +70,11 @@ class DetectionResult(Partition):
         return self.summary()
 
     @property
+    def partition(self) -> Partition:
+        """The result itself, which is a partition."""
+        return self
+
+    @property
     def suggested(self) -> Array:
         """``[n]``: the suggested labels, as values of the labels that were given."""
         values: Array = self.class_values[self.suggested_label]

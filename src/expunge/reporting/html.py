@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Hashable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ from torch import Tensor
 
 from expunge._core.arrays import Array
 from expunge.models.audio import LogMel
-from expunge.records import Fit, Metric, NeuronRanking, Partition, PrunePlan, RepairResult
+from expunge.records import (
+    DetectionResult,
+    Fit,
+    Metric,
+    NeuronRanking,
+    Partition,
+    PooledEvidence,
+    PrunePlan,
+    RepairResult,
+)
 from expunge.reporting import charts
 from expunge.reporting.formatting import (
     change,
@@ -26,11 +35,12 @@ from expunge.reporting.formatting import (
     q_value,
     signed_gain,
 )
-from expunge.reporting.media import Clip, data_uri, heat, pixels, wav_uri
+from expunge.reporting.media import Clip, SuspectRows, data_uri, heat, pixels, wav_uri
 from expunge.reporting.sources import rate_lines, source_rows
 from expunge.reporting.summary import repair_seconds
 from expunge.reporting.tables import (
     MAX_SHOWN,
+    Partitioned,
     class_rows,
     headline,
     kind_of_evidence,
@@ -42,6 +52,9 @@ from expunge.reporting.tables import (
     unlearning_lines,
 )
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 MAX_UNITS = 30  # shown
 MAX_MATRIX_CLASSES = 20  # of the suggested-label matrix
 
@@ -51,6 +64,7 @@ def render_html(
     *,
     images: Mapping[Any, Tensor | Array] | None = None,
     clips: Mapping[Any, Clip] | None = None,
+    rows: SuspectRows | None = None,
 ) -> str:
     """Render the report of a repair as one self-contained page.
 
@@ -63,12 +77,82 @@ def render_html(
     clips
         Audio by sample id, shown with a player, a waveform and a spectrogram; see
         `media.clips_for`. Samples with neither are listed in a table.
+    rows
+        Values of these samples for that table; see `media.rows_for`.
 
     Returns
     -------
     str
         It loads nothing from elsewhere; names from the user are escaped.
     """
+    suspects = _suspects(result, images or {}, clips or {}, rows or SuspectRows())
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **_common(result, suspects, rows, result.scores.pooled),
+            headline=headline(result),
+            tiles=_tiles(result),
+            outcomes=outcomes(result),
+            metrics=_other_metrics(result),
+            skipped=skipped_lines(result),
+            neurons=_neurons(result.ranking, result.plan),
+            layers=layer_rows(result.ranking, result.plan),
+            pruning_skipped=pruning_skipped(result),
+            audit=unlearning_lines(result),
+            per_class=class_rows(result, result.before, result.after),
+            config=json.dumps(dict(result.config), indent=2, default=str, ensure_ascii=False),
+        )
+    )
+
+
+def render_detection(
+    result: DetectionResult,
+    *,
+    name: str,
+    rows: SuspectRows | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> str:
+    """Render what `expunge.detect` found as one self-contained page.
+
+    Parameters
+    ----------
+    result
+        Of `expunge.detect`.
+    name
+        What the data are called, the file's name for example.
+    rows
+        Values of the most suspicious samples, see `media.SuspectRows`.
+    config
+        The settings.
+    """
+    flagged, n, (rate, low, high) = int(result.flagged.sum()), len(result.ids), result.noise_rate
+    headline = f"{flagged:,} of {n:,} samples are flagged ({percent(flagged / max(n, 1))})."
+    tiles = [
+        ("Flagged", f"{flagged:,}", f"of {n:,} samples"),
+        ("Estimated noise rate", percent(rate), f"{percent(low)} to {percent(high)}"),
+        ("Classes", f"{len(result.classes):,}", f"probabilities: {result.probs}"),
+    ]
+    suspects = _suspects(result, {}, {}, rows or SuspectRows())
+    return (
+        _environment()
+        .get_template("detection.html.j2")
+        .render(
+            **_common(result, suspects, rows, result.pooled),
+            name=name,
+            headline=headline,
+            tiles=tiles,
+            outcomes=[],
+            skipped=[],
+            notes=result.notes,
+            per_class=class_rows(result),
+            config=json.dumps(dict(config or {}), indent=2, default=str, ensure_ascii=False),
+        )
+    )
+
+
+def _environment() -> Environment:
+    """Return the templates; what they show is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     page = Environment(
@@ -81,28 +165,28 @@ def render_html(
     formats = (percent, points, duration, decimals, probability, q_value)
     page.filters.update({f.__name__: f for f in formats})
     page.filters["gain"] = signed_gain
-    return page.get_template("report.html.j2").render(
-        result=result,
-        headline=headline(result),
-        tiles=_tiles(result),
-        outcomes=outcomes(result),
-        metrics=_other_metrics(result),
-        evidence=_evidence(result.partition),
-        p_noisy=_p_noisy(result.partition),
-        sources=source_rows(result.partition, result.scores.pooled),
-        rates=rate_lines(result.partition, result.scores.pooled),
-        suspects=_suspects(result, images or {}, clips or {}),
-        skipped=skipped_lines(result),
-        matrix=_matrix(result),
-        neurons=_neurons(result.ranking, result.plan),
-        layers=layer_rows(result.ranking, result.plan),
-        pruning_skipped=pruning_skipped(result),
-        audit=unlearning_lines(result),
-        per_class=class_rows(result),
-        config=json.dumps(dict(result.config), indent=2, default=str, ensure_ascii=False),
-        version=_installed_version(),
-        bar=charts.bar,
-    )
+    return page
+
+
+def _common(
+    result: Partitioned,
+    suspects: list[dict[str, Any]],
+    rows: SuspectRows | None,
+    pooled: PooledEvidence | None,
+) -> dict[str, Any]:
+    """What the pages of a repair and of a detection both show."""
+    return {
+        "result": result,
+        "evidence": _evidence(result.partition),
+        "p_noisy": _p_noisy(result.partition),
+        "sources": source_rows(result.partition, pooled),
+        "rates": rate_lines(result.partition, pooled),
+        "suspects": suspects,
+        "row_names": rows.names if rows else (),
+        "matrix": _matrix(result),
+        "version": _installed_version(),
+        "bar": charts.bar,
+    }
 
 
 def _installed_version() -> str:
@@ -206,9 +290,10 @@ def _p_noisy(partition: Partition) -> str:
 
 
 def _suspects(
-    result: RepairResult,
+    result: Partitioned,
     images: Mapping[Any, Tensor | Array],
     clips: Mapping[Any, Clip],
+    values: SuspectRows,
 ) -> list[dict[str, Any]]:
     """The most suspicious flagged samples, with an image or a player if there is one."""
     p, names = result.partition, result.classes
@@ -227,6 +312,7 @@ def _suspects(
                 "same": bool(p.labels[i] == p.suggested_label[i]),
                 "probability": float(p.suggested_probability[i]),
                 "p_noisy": float(p.p_noisy[i]),
+                "row": values.values.get(name, ()),
             }
         )
     return rows
@@ -243,7 +329,7 @@ def _player(clip: Clip) -> dict[str, Any]:
     }
 
 
-def _matrix(result: RepairResult) -> dict[str, Any] | None:
+def _matrix(result: Partitioned) -> dict[str, Any] | None:
     """Given × suggested labels of the flagged samples; the classes with most of them."""
     p, c = result.partition, len(result.classes)
     if not p.flagged.any():

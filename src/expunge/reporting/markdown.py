@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from expunge.records import Partition, RepairResult
+from expunge.records import DetectionResult, Partition, PooledEvidence, RepairResult
 from expunge.reporting.formatting import (
     change,
     counted,
@@ -61,7 +61,8 @@ def render_markdown(result: RepairResult) -> str:
         _result_table(result),
         "## Partition",
         _partition_lines(result.partition),
-        _source_table(result),
+        "\n".join(f"- {_text(s)}" for s in rate_lines(result.partition, result.scores.pooled)),
+        _source_table(result.partition, result.scores.pooled),
         "## Skipped samples" if result.skipped else "",
         "\n".join(f"- {_text(line)}" for line in skipped_lines(result)),
         "## Pruning",
@@ -73,6 +74,18 @@ def render_markdown(result: RepairResult) -> str:
         "## Time",
         _table(("stage", "time"), [(s, duration(t)) for s, t in result.seconds.items()]),
         f"Run folder: {_text(result.run)}" if result.run else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def render_detection_markdown(result: DetectionResult, *, name: str) -> str:
+    """Render what `expunge.detect` found as Markdown, red flags among the lines of its summary."""
+    pooled = result.pooled
+    parts = [
+        f"# expunge detect: {_text(name)}",
+        "\n".join(f"- {_text(line)}" for line in result.summary().splitlines()),
+        "\n".join(f"- {_text(line)}" for line in rate_lines(result, pooled)),
+        _source_table(result, pooled),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -132,15 +145,12 @@ def _partition_lines(partition: Partition) -> str:
     return "\n".join(lines)
 
 
-def _source_table(result: RepairResult) -> str:
-    pooled = result.scores.pooled
+def _source_table(partition: Partition, pooled: PooledEvidence | None) -> str:
     rows = [
         (s.name, f"{s.weight:.2f}", percent(s.agreement), percent(s.noise_rate))
-        for s in source_rows(result.partition, pooled)
+        for s in source_rows(partition, pooled)
     ]
-    head = ("source", "weight", "agrees with labels", "noise rate alone")
-    lines = "\n".join(f"- {_text(line)}" for line in rate_lines(result.partition, pooled))
-    return "\n\n".join(part for part in (lines, _table(head, rows)) if part)
+    return _table(("source", "weight", "agrees with labels", "noise rate alone"), rows)
 
 
 def _pruning_lines(result: RepairResult) -> str:
@@ -171,7 +181,7 @@ def _class_table(result: RepairResult) -> str:
             percent(r.before),
             percent(r.after),
         )
-        for r in class_rows(result)
+        for r in class_rows(result, result.before, result.after)
     ]
     hidden = len(result.classes) - len(rows)
     note = f"\n\n{hidden} classes with a smaller flagged share are not shown." if hidden else ""

@@ -1,4 +1,4 @@
-"""Images and clips of samples for the report, and their embedding in a page."""
+"""Images, clips and rows of samples for the report, and their embedding in a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import base64
 import io
 import math
 import wave
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from expunge.errors import DataError, format_ids
 
 MAX_SIDE = 160  # of an embedded image, in pixels
 MIN_SIDE = 4  # a smaller "image" is a table of features
+# Of a table at most so many columns are shown; one of more columns than that holds embeddings.
+MAX_COLUMNS, MAX_TABLE_COLUMNS = 8, 64
 MAX_SECONDS, MAX_SAMPLE_RATE = 4, 16_000  # of an embedded clip
 
 # From quiet to loud, for people of all colour vision.
@@ -30,6 +33,30 @@ class Clip(NamedTuple):
 
     audio: Array
     sample_rate: int
+
+
+@dataclass(frozen=True)
+class SuspectRows:
+    """Values of samples, as text: the names of some columns, and the cells by sample id."""
+
+    names: tuple[str, ...] = ()
+    values: Mapping[Hashable, tuple[str, ...]] = field(default_factory=dict)
+
+
+def rows_for(samples: Samples, ids: Iterable[Hashable]) -> SuspectRows:
+    """The first columns of these samples if they are rows of a table: at most 64 numbers.
+
+    Raises DataError for unknown ids.
+    """
+    stored = {name: x for name, x in _stored(samples, ids).items() if x.dim() == 1}
+    width = max((len(x) for x in stored.values()), default=0)
+    if samples.sample_rate is not None or not 0 < width <= MAX_TABLE_COLUMNS:
+        return SuspectRows()
+    names = tuple(f"column {k}" for k in range(min(width, MAX_COLUMNS)))
+    cells = {
+        name: tuple(f"{v:.4g}" for v in x[:MAX_COLUMNS].tolist()) for name, x in stored.items()
+    }
+    return SuspectRows(names, cells)
 
 
 def images_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Array]:

@@ -28,11 +28,12 @@ def rate_lines(partition: Partition, pooled: PooledEvidence | None) -> list[str]
     if pooled is None or not partition.rate_estimates:
         return []
     alone = ", ".join(f"{_words(k)} {percent(v)}" for k, v in partition.rate_estimates.items())
-    lines = [
-        f"noise rate by each estimator alone: {alone}",
-        f"memorised: {percent(pooled.memorised_fraction)} of what the model fits beyond the "
-        f"{percent(pooled.expected_agreement)} of the given labels that are to be expected",
-    ]
+    lines = [f"noise rate by each estimator alone: {alone}"]
+    if _has_model(pooled):
+        lines.append(
+            f"memorised: {percent(pooled.memorised_fraction)} of what the model fits beyond the "
+            f"{percent(pooled.expected_agreement)} of the given labels that are to be expected"
+        )
     lines += [f"to narrow the interval: {line}" for line in narrowing_lines(partition, pooled)]
     return lines
 
@@ -43,11 +44,15 @@ def narrowing_lines(partition: Partition, pooled: PooledEvidence | None) -> list
     if pooled is None or high - low <= 2 * REVIEW_HALF_WIDTH:
         return []
     lines = [f"review {n_reviews_needed(partition):,} samples drawn at random (±3 points)"]
-    if pooled.held_out_labels is None:
+    if pooled.held_out_labels is None and _has_model(pooled):
         lines.append(
             f"hold out {_N_HELD_OUT} labels of the same source that the model was not trained on"
         )
     return lines
+
+
+def _has_model(pooled: PooledEvidence) -> bool:
+    return any(source.name == "model" for source in pooled.sources)
 
 
 def n_reviews_needed(partition: Partition) -> int:

@@ -7,10 +7,12 @@ from typing import Any
 
 from expunge.records import (
     Baseline,
+    DetectionResult,
     Evaluation,
     Metric,
     NeuronRanking,
     Partition,
+    PooledEvidence,
     PrunePlan,
     RepairResult,
     Scores,
@@ -48,7 +50,7 @@ def summarise(result: RepairResult) -> dict[str, Any]:
             "n": len(partition.ids),
             "noise_rate": {"value": value, "low": low, "high": high},
             "threshold": float(partition.threshold),
-            **_why(result.scores, partition),
+            **_why(result.scores.pooled, partition),
         },
         "pruning": _pruning(result),
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
@@ -80,7 +82,7 @@ def summarise_stages(
     if partition is not None:
         found["flagged"] = int(partition.flagged.sum())
         found["noise_rate"] = dict(zip(("value", "low", "high"), partition.noise_rate, strict=True))
-        found |= _why(scores, partition)
+        found |= _why(scores.pooled, partition)
     if ranking is not None:
         found["r_squared"] = dict(ranking.explained)
         rows = range(min(10, len(ranking.unit)))
@@ -91,12 +93,28 @@ def summarise_stages(
     return found
 
 
-def _why(scores: Scores, partition: Partition) -> dict[str, Any]:
+def summarise_detection(result: DetectionResult) -> dict[str, Any]:
+    """Turn what `expunge.detect` found into plain JSON values; fractions are in [0, 1]."""
+    value, low, high = (float(x) for x in result.noise_rate)
+    return {
+        "flagged": int(result.flagged.sum()),
+        "n": len(result.ids),
+        "classes": list(result.classes),
+        "noise_rate": {"value": value, "low": low, "high": high},
+        "threshold": float(result.threshold),
+        "probs": result.probs,
+        **_why(result.pooled, result),
+        "flags": [{"code": f.code, "message": f.message} for f in result.flags],
+        "notes": list(result.notes),
+    }
+
+
+def _why(pooled: PooledEvidence | None, partition: Partition) -> dict[str, Any]:
     """Which sources were believed and how far, what each estimator finds, and what would help."""
     return {
-        "sources": [asdict(source) for source in source_rows(partition, scores.pooled)],
+        "sources": [asdict(source) for source in source_rows(partition, pooled)],
         "rate_estimates": {k: float(v) for k, v in partition.rate_estimates.items()},
-        "to_narrow": narrowing_lines(partition, scores.pooled),
+        "to_narrow": narrowing_lines(partition, pooled),
     }
 
 

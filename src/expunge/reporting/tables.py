@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from expunge._core.arrays import Ints
 from expunge.errors import group_by_reason
-from expunge.records import Metric, NeuronRanking, Partition, PrunePlan, RepairResult
+from expunge.records import Evaluation, Metric, NeuronRanking, Partition, PrunePlan, RepairResult
 from expunge.reporting.formatting import counted, percent, points
 from expunge.reporting.summary import repair_seconds
 
@@ -16,6 +16,15 @@ MAX_SHOWN = 48  # suspicious samples
 MAX_CLASSES = 50  # rows of the per-class table
 
 Role = Literal["noisy", "repaired", "baseline"]
+
+
+class Partitioned(Protocol):
+    """What has a partition and the names of its classes."""
+
+    @property
+    def partition(self) -> Partition: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
 
 class Outcome(NamedTuple):
@@ -97,18 +106,19 @@ def outcomes(result: RepairResult) -> list[Outcome]:
     return rows
 
 
-def class_rows(result: RepairResult) -> list[ClassRow]:
+def class_rows(
+    result: Partitioned, before: Evaluation | None = None, after: Evaluation | None = None
+) -> list[ClassRow]:
     """One row per class, in order; at most `MAX_CLASSES`, those with the largest flagged share."""
     partition, c = result.partition, len(result.classes)
     n = np.bincount(partition.labels, minlength=c)
     flagged = np.bincount(partition.labels[partition.flagged], minlength=c)
     share = flagged / np.maximum(n, 1)
     shown = np.sort(np.argsort(-share, kind="stable")[:MAX_CLASSES])
-    before = result.before.per_class if result.before else {}
-    after = result.after.per_class if result.after else {}
+    old, new = (e.per_class if e else {} for e in (before, after))
     names = [(int(i), result.classes[i]) for i in shown]
     return [
-        ClassRow(name, int(n[i]), int(flagged[i]), before.get(name), after.get(name))
+        ClassRow(name, int(n[i]), int(flagged[i]), old.get(name), new.get(name))
         for i, name in names
     ]
 

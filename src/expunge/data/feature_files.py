@@ -1,0 +1,203 @@
+"""Files of labelled features: Parquet, CSV, JSONL, ``.npz`` and ``.npy``."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from expunge._core.arrays import Array
+from expunge.data.feature_table import as_feature_table
+from expunge.data.manifest import check_columns, read_table
+from expunge.data.parquet import class_names, column_names, read_columns
+from expunge.data.paths import require_file
+from expunge.errors import DataError, did_you_mean
+
+# Texts of a CSV file that stand for a missing number.
+_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """What a file holds for `expunge.detect`: features in any form, labels, probabilities, ids."""
+
+    features: Any
+    labels: Any
+    probs: Any = None
+    ids: Any = None
+    classes: tuple[str, ...] | None = None
+
+
+def read_labelled_features(
+    path: Path,
+    *,
+    label: str,
+    features: Sequence[str] = (),
+    probs: Sequence[str] = (),
+    ids: str | None = None,
+) -> LabelledFeatures:
+    """Read features and labels from a file.
+
+    Parameters
+    ----------
+    path
+        A ``.parquet``, ``.csv``, ``.jsonl``, ``.npz`` or ``.npy`` file.
+    label
+        The column or array of the labels. For a ``.npy`` file: a second file.
+    features
+        The columns or arrays of the features. By default all others, of an ``.npz`` file ``x``.
+    probs
+        One column of lists, an array, or one column of numbers for each class. For a ``.npy`` file:
+        a second file.
+    ids
+        The column or array of the ids.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read or lacks a column.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "flowers.csv"
+    ...     _ = path.write_text("width,kind\\n0.2,rose\\n,aster\\n")
+    ...     read = read_labelled_features(path, label="kind")
+    >>> read.features["width"].tolist(), read.labels
+    ([0.2, nan], ['rose', 'aster'])
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return _read_npy(path, label, probs)
+    if suffix == ".npz":
+        return _read_npz(path, label, features or ("x",), probs, ids)
+    if suffix == ".parquet":
+        return _read_parquet(path, label, features, probs, ids)
+    if suffix in (".csv", ".jsonl"):
+        return _read_text(path, label, features, probs, ids)
+    require_file(path)
+    raise DataError(
+        f"the suffix '{suffix}' is not known",
+        where=str(path),
+        fix="give a .parquet, .csv, .jsonl, .npz or .npy file",
+    )
+
+
+def _other_columns(
+    known: Sequence[str], named: Sequence[str], label: str, probs: Sequence[str], ids: str | None
+) -> list[str]:
+    """The columns named, or all that have no other role."""
+    return list(named) or [name for name in known if name not in (label, ids, *probs)]
+
+
+def _read_parquet(
+    path: Path, label: str, features: Sequence[str], probs: Sequence[str], ids: str | None
+) -> LabelledFeatures:
+    chosen = _other_columns(column_names(path), features, label, probs, ids)
+    table = read_columns(path, [*chosen, label, *probs, *([ids] if ids else [])])
+    names = class_names(path, label)
+    return LabelledFeatures(
+        table.select(chosen),
+        table.column(label).to_pylist(),
+        _probabilities(table.select(probs), path) if probs else None,
+        table.column(ids).to_pylist() if ids else None,
+        names or None,
+    )
+
+
+def _read_text(
+    path: Path, label: str, features: Sequence[str], probs: Sequence[str], ids: str | None
+) -> LabelledFeatures:
+    table = read_table(path)
+    chosen = _other_columns(list(table), features, label, probs, ids)
+    check_columns(table, [*chosen, label, *probs, *([ids] if ids else [])], path)
+    columns = {name: _parse_numbers(table[name]) for name in chosen}
+    matrix = {name: _parse_numbers(table[name]) for name in probs}
+    return LabelledFeatures(
+        columns,
+        list(table[label]),
+        _probabilities(pa.table(matrix), path) if probs else None,
+        list(table[ids]) if ids else None,
+    )
+
+
+def _parse_numbers(values: Sequence[object]) -> Any:
+    """Return numbers with NaN for what is missing if all texts are numbers, else the texts."""
+    texts = [v for v in values if isinstance(v, str) and v.strip().lower() not in _MISSING]
+    if not any(isinstance(v, str) for v in values):
+        return values
+    try:
+        numbers = {text: float(text) for text in set(texts)}
+    except ValueError:
+        return [None if v == "" else v for v in values]
+    return np.array(
+        [
+            numbers.get(v, np.nan) if isinstance(v, str) else np.nan if v is None else v
+            for v in values
+        ],
+        dtype=np.float64,
+    )
+
+
+def _probabilities(table: Any, path: Path) -> Array:
+    """One column of lists, or a column for each class, as ``float32[n, c]``."""
+    found: Array = as_feature_table(table, where=f"{path}, probabilities").values
+    return found
+
+
+def _read_npz(
+    path: Path, label: str, features: Sequence[str], probs: Sequence[str], ids: str | None
+) -> LabelledFeatures:
+    arrays = _load(path)
+    if not isinstance(arrays, dict):
+        raise DataError("one array, expected an .npz file", where=str(path))
+    for name in (*features, label, *probs, *([ids] if ids else [])):
+        if name not in arrays:
+            fix = did_you_mean(name, arrays)
+            raise DataError(f"no array is called '{name}'", where=str(path), fix=fix)
+    if len(features) == 1:
+        found: Any = arrays[features[0]]
+    else:
+        found = {name: arrays[name] for name in features}
+    return LabelledFeatures(
+        found,
+        arrays[label],
+        arrays[probs[0]] if probs else None,
+        arrays[ids] if ids else None,
+    )
+
+
+def _read_npy(path: Path, label: str, probs: Sequence[str]) -> LabelledFeatures:
+    """Arrays in files of their own; a relative path starts at the working directory."""
+    if not label.lower().endswith(".npy"):
+        raise DataError(
+            f"a .npy file holds no labels, and '{label}' is no .npy file",
+            where=str(path),
+            fix="name the file of the labels: --label labels.npy",
+        )
+    return LabelledFeatures(
+        _load(path), _load(Path(label)), _load(Path(probs[0])) if probs else None
+    )
+
+
+def _load(path: Path) -> Any:
+    """An array, or the arrays of an ``.npz`` file by name; nothing is unpickled."""
+    require_file(path)
+    try:
+        with path.open("rb") as stream:
+            found = np.load(stream, allow_pickle=False)
+            if isinstance(found, np.lib.npyio.NpzFile):
+                return {name: found[name] for name in found.files}
+            return found
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"not a file of plain arrays ({error})",
+            where=str(path),
+            fix="write it with numpy.save or numpy.savez, without objects",
+        ) from error

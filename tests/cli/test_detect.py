@@ -1,0 +1,30 @@
+"""`expunge detect`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from typer.testing import CliRunner
+
+from expunge.cli import app
+
+
+def test_detect_prints_a_summary_and_writes_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, right = np.random.default_rng(0), np.arange(120) % 2
+    x = np.eye(2)[right] + 0.1 * rng.standard_normal((120, 2))
+    given = np.where(np.arange(120) < 12, 1 - right, right)
+    np.savez("data.npz", x=x, y=given, p=np.full((120, 2), 0.5))
+    runner = CliRunner()
+    plain = runner.invoke(app, ["detect", "data.npz", "--label", "y"])
+    assert plain.exit_code == 0, plain.output
+    assert "of 120 samples are flagged" in plain.stdout
+    assert (tmp_path / "runs" / "detect-data" / "report.html").is_file()
+    options = ["--label", "y", "--features", "x", "--probs", "p", "--out", "other", "--json"]
+    found = json.loads(runner.invoke(app, ["detect", "data.npz", *options]).stdout)
+    assert found["probs"] == "out-of-sample"
+    assert found["run"] == "other"
+    assert abs(found["flagged"] - 12) <= 2
+    report = runner.invoke(app, ["report", "other"])
+    assert "# expunge detect: data.npz" in report.stdout

@@ -1,0 +1,104 @@
+"""Tables of any kind as numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from scipy import sparse
+
+from expunge.data.feature_table import MAX_CATEGORIES, as_feature_table
+from expunge.errors import DataError
+
+pd = pytest.importorskip("pandas")
+X = np.arange(12.0).reshape(4, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        X,
+        X.astype(np.float64),
+        X.astype(object),
+        X.tolist(),
+        torch.from_numpy(X),
+        sparse.csr_matrix(X),
+        pd.DataFrame(X),
+        pa.table({"a": X[:, 0], "b": X[:, 1], "c": X[:, 2]}),
+        {"a": X[:, 0], "rest": X[:, 1:]},
+        pd.DataFrame({"emb": list(X)}),
+    ],
+    ids=lambda features: type(features).__name__,
+)
+def test_every_form_of_a_table_gives_the_same_numbers(features):
+    table = as_feature_table(features)
+    np.testing.assert_array_equal(table.values, X)
+    assert table.values.dtype == np.float32
+    assert not table.notes
+
+
+def test_one_feature_is_one_column():
+    assert as_feature_table(np.arange(5)).values.shape == (5, 1)
+    assert as_feature_table(pd.Series([1.0, 2.0], name="age")).names == ("age",)
+
+
+def test_missing_numbers_become_the_median_and_are_marked():
+    table = as_feature_table(np.array([[1.0, 5.0], [np.nan, 6.0], [3.0, 7.0]]))
+    np.testing.assert_array_equal(table.values[:, 0], [1, 2, 3])
+    np.testing.assert_array_equal(table.values[:, 2], [0, 1, 0])
+    assert "33.3% of the rows" in table.notes[0]
+    nullable = pd.DataFrame({"a": pd.array([1, None, 3], dtype="Int64")})
+    np.testing.assert_array_equal(as_feature_table(nullable).values[:, 0], [1, 2, 3])
+
+
+def test_categories_become_columns_and_rare_ones_none():
+    values = [f"v{k:02}" for k in range(40) for _ in range(2 if k < 35 else 1)]
+    table = as_feature_table(pd.DataFrame({"v": pd.Categorical(values)}))
+    assert table.values.shape == (75, MAX_CATEGORIES)
+    assert table.values[:64].sum() == 64
+    assert table.values[64:].sum() == 0
+    flags = as_feature_table({"v": ["a", None, "b", "a"], "b": [True, False, True, True]})
+    assert flags.names == ("v=a", "v=b", "v is missing", "b")
+
+
+def test_dates_become_days_that_keep_their_differences():
+    dates = pd.DataFrame({"day": pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-04"])})
+    np.testing.assert_allclose(np.diff(as_feature_table(dates).values[:, 0]), [1, 2])
+
+
+def test_free_text_is_left_out_and_said():
+    text = {"text": [f"document {k}" for k in range(200)], "x": np.arange(200)}
+    table = as_feature_table(text)
+    assert table.names == ("x",)
+    assert table.notes == ("column 'text' holds 200 different texts and was left out",)
+    with pytest.raises(DataError, match="no column holds features; column 'text' holds 200"):
+        as_feature_table({"text": text["text"]})
+
+
+def test_the_index_of_a_frame_names_its_rows():
+    frame = pd.DataFrame({"x": [1.0, 2.0]}, index=["a", "b"])
+    assert as_feature_table(frame).index.tolist() == ["a", "b"]
+    assert as_feature_table(frame.reset_index(drop=True)).index is None
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\), expected \[n, d\]"),
+        (np.array([["a"], ["b"]]), "expected numbers"),
+        (np.array([[1.0], [np.inf], [2.0]]), "rows 1$"),
+        (np.array([[1.0], [1e39], [2.0]]), "larger ones than 32 bits hold: rows 1$"),
+        (np.empty((0, 3)), "no rows"),
+        ([[1, 2], [3]], "rows of different lengths"),
+        ({"a": [1, 2], "b": [1]}, "not a table of plain columns"),
+        ({"a": [1, "x"]}, "not a table of plain columns"),
+        ({"emb": [[1.0, 2.0], None, [1.0, 2.0]]}, r"must hold 2 numbers in every row: rows 1"),
+        ({"emb": [["a"], ["b"]]}, "column 'emb' holds list"),
+        (pa.table([[1], [2]], names=["a", "a"]), "columns of the same name"),
+        (7, "got int, expected an array"),
+    ],
+)
+def test_what_is_no_table_is_refused(features, message):
+    with pytest.raises(DataError, match=f"(?m){message}"):
+        as_feature_table(features)
