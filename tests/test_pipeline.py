@@ -1213,6 +1213,6 @@ def test_a_folder_of_an_older_format_is_refused_and_kept(tmp_path):
     header = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**header, "schema": 1}))
     before = contents(folder)
-    with pytest.raises(RunError, match="holds a run of format 1, this version reads 2"):
+    with pytest.raises(RunError, match="holds a run of format 1, this version reads 3"):
         repaired(out=folder)
     assert contents(folder) == before

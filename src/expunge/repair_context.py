@@ -18,9 +18,10 @@ from expunge.models.inspection import check_fit, check_model
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import NeuronRanking, Partition, PrunePlan, Scores
 from expunge.storage import serialization
+from expunge.storage.artefacts import Artefact
 from expunge.storage.cached_stages import Chain
 from expunge.storage.hashing import content_of, digest
-from expunge.storage.run_folder import Artefact, Run
+from expunge.storage.run_folder import Run
 from expunge.storage.serialization import Codec
 from expunge.storage.weights import fit_weights, model_fingerprint
 

@@ -32,14 +32,11 @@ from expunge.reporting.tables import MAX_SHOWN, top_suspects
 from expunge.stages import evaluate, example_batch
 from expunge.storage import serialization
 from expunge.storage.cached_stages import Chain, StageRecord
+from expunge.storage.finished_run import EVALUATIONS, RESULT, write_record
 from expunge.storage.run_folder import Run
 from expunge.storage.weights import save_weights
 
 T = TypeVar("T")
-
-
-# What `load_run` reads beside the stages: single fields, and which samples each model gets right.
-RECORD, EVALUATIONS = "record.json", "evaluation.parquet"
 
 
 def seconds_by_stage(chains: Iterable[Chain]) -> dict[str, float]:
@@ -149,8 +146,8 @@ def write(context: RepairContext, run: Run, result: RepairResult) -> None:
     run.write("report.html", render_html(result, images=images, clips=clips, rows=values))
     run.write("report.md", render_markdown(result))
     run.write(EVALUATIONS, lambda p: pq.write_table(_evaluation_table(result), p))
-    run.write(RECORD, json.dumps(_record(result), indent=2, default=list) + "\n")
-    run.write("result.json", json.dumps(summarise(result), indent=2) + "\n")
+    run.write(RESULT, json.dumps(summarise(result), indent=2) + "\n")
+    write_record(run, _record(result))
 
 
 def _record(result: RepairResult) -> dict[str, Any]:

@@ -25,15 +25,17 @@ from expunge.records import (
     Size,
     UnlearningAudit,
 )
-from expunge.results import EVALUATIONS, RECORD
 from expunge.storage import serialization
+from expunge.storage.artefacts import Artefact, read_artefact, read_table
 from expunge.storage.cached_stages import FOLDERS, Stage
+from expunge.storage.finished_run import EVALUATIONS, FIX, RESULT, read_record
 from expunge.storage.json_files import read_json
-from expunge.storage.run_folder import Artefact, read_artefact, read_table
+from expunge.storage.reading import reading
 from expunge.storage.serialization import Codec
 from expunge.storage.weights import fit_weights, read_weights
 
 T = TypeVar("T")
+_PARTITION, _WEIGHTS = "partition.parquet", "model.safetensors"
 
 
 class StoredWeights(nn.Module):
@@ -90,10 +92,17 @@ def load_run(
       fix: let the repair end first
     """
     path = Path(folder)
-    if not (path / RECORD).is_file():
-        raise RunError("holds no finished run", where=str(path), fix="let the repair end first")
-    record, summary = read_json(path / RECORD), read_json(path / "result.json")
-    tables = {"partition": read_table(path / "partition.parquet")}
+    record = read_record(path, RESULT, _PARTITION, EVALUATIONS, _WEIGHTS)
+    with reading(path, RunError, what="holds a damaged run", fix=FIX):
+        return _result_of(path, record, model, data)
+
+
+def _result_of(
+    path: Path, record: Mapping[str, Any], model: nn.Module | None, data: DataLike | None
+) -> RepairResult:
+    """The result whose files have been checked."""
+    summary = read_json(path / RESULT)
+    tables = {"partition": read_table(path / _PARTITION)}
     correct = read_table(path / EVALUATIONS)
     evaluations = {
         name: _evaluation(correct, name, found) for name, found in record["evaluations"].items()
@@ -159,7 +168,7 @@ def _model_of(
     mode: PruneMode,
 ) -> nn.Module:
     """The repaired model: the network given with the weights of the run."""
-    state = read_weights(path / "model.safetensors")
+    state = read_weights(path / _WEIGHTS)
     if model is None:
         return StoredWeights(state)
     if plan is None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from expunge.errors import RunError
 from expunge.records import NeuronRanking, PrunePlan, Scores
 from expunge.storage import serialization
-from expunge.storage.run_folder import Artefact, check_run_folder, open_run
+from expunge.storage.artefacts import Artefact
+from expunge.storage.json_files import seal
+from expunge.storage.run_folder import check_run_folder, open_run
 from oracles_digits import contents
 from oracles_results import make_partition
 
@@ -117,7 +120,16 @@ def test_a_failure_inside_compute_leaves_no_stage(tmp_path):
     made(tmp_path / "run")
 
 
-@pytest.mark.parametrize("what", ["write_table", "save_file", "rename", "write_text"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "expunge.storage.artefacts.pq.write_table",
+        "expunge.storage.artefacts.save_file",
+        "expunge.storage.artefacts.Path.write_text",
+        "expunge.storage.atomic_files.os.replace",
+        "expunge.storage.atomic_files.Path.mkdir",
+    ],
+)
 def test_a_failure_inside_writing_leaves_no_half_stage(tmp_path, monkeypatch, what):
     def full(*args: object, **settings: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -125,14 +137,8 @@ def test_a_failure_inside_writing_leaves_no_half_stage(tmp_path, monkeypatch, wh
     made(tmp_path / "run")
     before = contents(tmp_path)
     with open_run(tmp_path / "run", HEADER) as run:
-        owner = {"write_table": "pq", "save_file": ""}.get(what, "Path")
-        target = (
-            f"expunge.storage.run_folder.{owner}.{what}"
-            if owner
-            else f"expunge.storage.run_folder.{what}"
-        )
         with monkeypatch.context() as patch:
-            patch.setattr(target, full)
+            patch.setattr(what, full)
             with pytest.raises(RunError, match="No space left"):
                 run.stage("2-partition", {}, Compute())
         assert contents(tmp_path) == before
@@ -168,6 +174,60 @@ def test_a_damaged_stage_is_one_of_our_errors(tmp_path, file, content):
     (tmp_path / "run" / "1-score" / file).write_bytes(content)
     with open_run(tmp_path / "run", HEADER) as run, pytest.raises(RunError, match="1-score"):
         run.stage("1-score", {"seed": 0}, Compute())
+
+
+def test_a_single_flipped_bit_in_a_stage_is_never_read_as_another_result(tmp_path):
+    made(tmp_path / "run")
+    found = {"refused": 0}
+    for file in sorted((tmp_path / "run" / "1-score").iterdir()):
+        whole = file.read_bytes()
+        for position in range(0, len(whole), max(1, len(whole) // 40)):
+            changed = bytearray(whole)
+            changed[position] ^= 1 << position % 8
+            file.write_bytes(changed)
+            with open_run(tmp_path / "run", HEADER) as run:
+                try:
+                    artefact = run.stage("1-score", {"seed": 0}, Compute())
+                except RunError:
+                    found["refused"] += 1
+                else:  # white space of the JSON
+                    assert same(artefact, ARTEFACT), (file.name, position)
+        file.write_bytes(whole)
+    assert found["refused"] > 80
+
+
+def test_a_tampered_stage_with_matching_digests_is_one_of_our_errors(tmp_path):
+    made(tmp_path / "run")
+    note = tmp_path / "run" / "1-score" / "stage.json"
+    facts = json.loads(note.read_text())
+    del facts["sha256"]
+    for change in ({"seconds": "x"}, {"files": 3}, {"files": {"../a": "b"}}, {"key": None}):
+        note.write_text(json.dumps(seal({**facts, **change})))
+        with open_run(tmp_path / "run", HEADER) as run, pytest.raises(RunError, match="1-score"):
+            run.stage("1-score", {"seed": 0}, Compute())
+
+
+def test_a_run_folder_that_is_removed_in_mid_run_is_an_error(tmp_path):
+    with open_run(tmp_path / "run", HEADER) as run:
+        run.stage("1-score", {}, Compute())
+        checkpoint = run.checkpoint("5-tune", {})
+        shutil.rmtree(tmp_path / "run")
+        for write in (
+            lambda: run.stage("2-partition", {}, Compute()),
+            lambda: run.write("result.json", "{}"),
+            lambda: checkpoint.save(1, {"w": torch.zeros(1)}),
+            lambda: run.log("end"),
+        ):
+            with pytest.raises(RunError, match=r"removed while|cannot be written"):
+                write()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_state_of_a_stage_that_is_done_is_cleared_away(tmp_path):
+    made(tmp_path / "run")
+    (tmp_path / "run" / "1-score.partial").mkdir()
+    made(tmp_path / "run")
+    assert not (tmp_path / "run" / "1-score.partial").exists()
 
 
 # ------------------------------------------------------------------------------ the folder
@@ -357,7 +417,8 @@ FULL = """
 import resource, signal, sys
 import torch
 from expunge.errors import RunError
-from expunge.storage.run_folder import Artefact, open_run
+from expunge.storage.artefacts import Artefact
+from expunge.storage.run_folder import open_run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 big = {"w": torch.zeros(100_000)}
@@ -430,7 +491,7 @@ def test_a_checkpoint_is_gone_when_its_stage_is_done_and_its_seconds_count(tmp_p
         def compute() -> Artefact:
             checkpoint = run.checkpoint("5-tune", {})
             assert checkpoint.load()[0] == 2
-            (tmp_path / "5-tune.partial" / "seconds.json").write_text('{"before": 100.0}')
+            checkpoint.seconds_before += 100
             return Artefact()
 
         run.stage("5-tune", {}, compute)

@@ -32,7 +32,7 @@ from expunge.detection.signals import collect
 from expunge.evaluation import metrics
 from expunge.records import Partition, Scores, Signals
 from expunge.storage import serialization
-from expunge.storage.run_folder import Artefact
+from expunge.storage.artefacts import Artefact
 from expunge_bench.peers import confident_learning
 from expunge_bench.results import ResultStore, Row, Table
 from expunge_bench.zoo_data import FROM_FILES, Fit, Part, ZooSetting, make_case

@@ -11,8 +11,7 @@ from rich import box
 from rich.table import Table
 
 from expunge.cli.terminal import Json, app, print_json, whole_console
-from expunge.errors import RunError
-from expunge.storage.json_files import read_json
+from expunge.storage.finished_run import read_record, read_result
 
 if TYPE_CHECKING:
     from expunge._core.registry import Registry
@@ -36,10 +35,11 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
 ) -> None:
     """Print the report of a finished run, and where its HTML page is."""
-    result = _read_result(run)
+    result = read_result(run)
     if as_json:
         print_json(result)
         return
+    read_record(run, "report.md")
     typer.echo((run / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {run / 'report.html'}")
 
@@ -87,7 +87,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")], as_json: Json = False
 ) -> None:
     """Compare finished runs in one table."""
-    results = {str(run): _read_result(run) for run in runs}
+    results = {str(run): read_result(run) for run in runs}
     if as_json:
         print_json(results)
         return
@@ -181,12 +181,3 @@ def _plain(metric: dict[str, float] | None) -> str:
     if metric is None:
         return "–"
     return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
-
-
-def _read_result(run: Path) -> dict[str, Any]:
-    """Read ``result.json`` of a finished run."""
-    if not (run / "result.json").is_file():
-        raise RunError(
-            "holds no finished run", where=str(run), fix="let `expunge repair` end first"
-        )
-    return read_json(run / "result.json", fix="let `expunge repair` end first")

@@ -43,8 +43,8 @@ from expunge.export.onnx import compare_graph, require_onnx, write_graph
 from expunge.models.inspection import eval_mode, logits_of
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
+from expunge.storage.atomic_files import wrap_io_errors
 from expunge.storage.json_files import read_json
-from expunge.storage.run_folder import wrap_io_errors
 from expunge.storage.weights import fit_weights, read_weights, save_weights
 
 WEIGHTS, GRAPH = "model.safetensors", "model.onnx"

@@ -19,8 +19,8 @@ from expunge.data import Batch, Preparation
 from expunge.data.arrays import to_cpu_tensor
 from expunge.errors import DataError, RunError, format_ids
 from expunge.export.onnx import Parity
+from expunge.storage.atomic_files import wrap_io_errors
 from expunge.storage.json_files import read_json
-from expunge.storage.run_folder import wrap_io_errors
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

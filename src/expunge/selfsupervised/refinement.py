@@ -29,7 +29,8 @@ from expunge.selfsupervised.augmentation import SimCLRAugmentation
 from expunge.selfsupervised.labels import LabelUpdate, update_labels
 from expunge.selfsupervised.simclr import SETTINGS as SIMCLR_SETTINGS
 from expunge.selfsupervised.simclr import SimclrConfig, compatible_config, pretrain
-from expunge.storage.run_folder import Artefact, Run, open_run
+from expunge.storage.artefacts import Artefact
+from expunge.storage.run_folder import Run, open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.baselines import trainers
 from expunge.training.loop import Checkpoint, TuneConfig, tune

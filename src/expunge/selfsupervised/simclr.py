@@ -31,7 +31,8 @@ from expunge.models.inspection import (
 )
 from expunge.selfsupervised.augmentation import SimCLRAugmentation
 from expunge.selfsupervised.features import FeatureExtractor
-from expunge.storage.run_folder import Artefact, open_run
+from expunge.storage.artefacts import Artefact
+from expunge.storage.run_folder import open_run
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit

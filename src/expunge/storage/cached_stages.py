@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from expunge.storage.run_folder import EpochCheckpoint, Run
+from expunge.errors import RunError
+from expunge.storage.artefacts import FIX
+from expunge.storage.epoch_checkpoint import EpochCheckpoint
+from expunge.storage.reading import reading
+from expunge.storage.run_folder import Run
 from expunge.storage.serialization import Codec
 
 if TYPE_CHECKING:
@@ -126,4 +131,7 @@ class Chain:
         record = StageRecord(
             stage, self.baseline, folder, self.run.keys[folder], self.run.seconds[folder]
         )
-        return codec.load(artefact), replace(self, records=(*self.records, record))
+        is_read = bool(artefact.folder)
+        with reading(artefact.folder, RunError, fix=FIX) if is_read else nullcontext():
+            found = codec.load(artefact)
+        return found, replace(self, records=(*self.records, record))

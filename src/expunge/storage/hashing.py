@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from expunge.storage.digests import canonical, digest
+
+__all__ = ["canonical", "content_of", "digest"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 
@@ -81,14 +83,3 @@ def _filled(cell: types.CellType) -> bool:
 
 def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: the same settings give the same text."""
-    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), default=list)
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of the canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()

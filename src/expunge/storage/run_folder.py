@@ -4,16 +4,14 @@
     1-score/ … 5-tune/      a stage's tables (Parquet), tensors (safetensors) and stage.json
     result.json, report.md, report.html, model.safetensors
 
-A stage appears by one rename, complete or not at all. It is reused only after its whole key was
-compared; another key is an error that names the fields that differ.
+A stage appears by one rename, complete or not at all. It is reused only after its whole key and the
+SHA-256 of its files were compared; another key is an error that names the fields that differ.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,21 +19,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from expunge._core.distributed import broadcast_decision
 from expunge.errors import RunError, format_ids
-from expunge.storage.hashing import digest
-from expunge.storage.json_files import read_json
+from expunge.storage.artefacts import FIX, NOTE, Artefact, read_artefact, read_note, write_artefact
+from expunge.storage.atomic_files import TEMPORARY, delete, new_folder, wrap_io_errors, write_file
+from expunge.storage.digests import digest, file_digest
+from expunge.storage.epoch_checkpoint import EpochCheckpoint
+from expunge.storage.json_files import SEAL, read_json, read_sealed, seal
+from expunge.storage.reading import reading
 
-SCHEMA = 2
+SCHEMA = 3
+HEADER = "run.json"
 _STAGES = ("1-score", "2-partition", "3-rank", "4-prune", "5-tune", "model")
 # What a run makes in its folder; nothing else is ever deleted.
 _MANAGED_FILES = frozenset(
@@ -44,23 +42,14 @@ _MANAGED_FILES = frozenset(
     | {"model.safetensors", "partition.parquet", "evaluation.parquet", "record.json"}
     | {"report.html", "report.md"}
 )
-_TEMPORARY = ".partial-"  # how files begin that are not yet whole
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """What a stage leaves behind: plain facts (JSON), tables and tensors."""
-
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    tables: Mapping[str, pa.Table] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class Run:
     """An open run. Without a folder nothing is kept and every stage is computed.
 
-    In several processes all compute, and only the main one writes.
+    In several processes all compute, and only the main one writes. keys, seconds and artefacts are
+    those of the stages by name; files are the SHA-256 of the files that `write` wrote.
     """
 
     folder: Path | None
@@ -68,6 +57,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     artefacts: dict[str, Artefact] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    _checkpoints: dict[str, EpochCheckpoint] = field(default_factory=dict)
 
     @property
     def writes(self) -> bool:
@@ -88,44 +79,41 @@ class Run:
 
     def _stage(self, name: str, key: Any, compute: Callable[[], Artefact]) -> Artefact:
         done = self.folder / name if self.folder else None
-        if done is not None and self._broadcast((done / "stage.json").exists()):
-            note = read_json(done / "stage.json")
-            _require_same(note.get("key"), key, f"{done}")
-            self.seconds[name] = note["seconds"]
+        if done is not None and self._broadcast((done / NOTE).exists()):
+            note = read_note(done)
+            _require_same(note["key"], key, f"{done}")
+            with reading(done, RunError, fix=FIX):
+                self.seconds[name] = float(note["seconds"])
+            self._clear_checkpoint(name)  # of a process that was killed after its last epoch
             return read_artefact(done)
         started = time.perf_counter()
         artefact = compute()
-        spent = time.perf_counter() - started + self._elapsed_before(name)
+        resumed = self._checkpoints.get(name)
+        spent = time.perf_counter() - started + (resumed.seconds_before if resumed else 0.0)
         self.seconds[name] = spent
         if done is not None and self.writes:
-            with wrap_io_errors(done):
-                _write_stage(done, artefact, {"key": key, "seconds": spent})
-                shutil.rmtree(self._checkpoint_dir(name), ignore_errors=True)
+            self._write_stage(done, artefact, {"key": key, "seconds": spent})
+            self._clear_checkpoint(name)
         return artefact
 
     def checkpoint(self, name: str, key: Mapping[str, Any]) -> EpochCheckpoint | None:
         """Where a stage can keep its state between epochs; gone once the stage is done."""
         if self.folder is None:
             return None
-        return EpochCheckpoint(self._checkpoint_dir(name), digest(dict(key)), self.writes)
+        before_write = self._require_folder if self.writes else None
+        self._checkpoints[name] = EpochCheckpoint(
+            self._checkpoint_dir(name), digest(dict(key)), before_write
+        )
+        return self._checkpoints[name]
 
-    def write(self, name: str, content: str | Callable[[Path], None]) -> None:
+    def write(self, name: str, content: str | Callable[[Path], object]) -> None:
         """Write a file of the run in one rename: text, or a function that writes to a path."""
         if self.folder is None or not self.writes:
             return
-        target = self.folder / name
-        with wrap_io_errors(target):
-            handle, temporary = tempfile.mkstemp(target.suffix, _TEMPORARY, self.folder)
-            os.close(handle)
-            try:
-                if callable(content):
-                    content(Path(temporary))
-                else:
-                    Path(temporary).write_text(content, encoding="utf-8")
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, target)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+        self._require_folder()
+        write_file(self.folder / name, content)
+        with wrap_io_errors(self.folder / name):
+            self.files[name] = file_digest(self.folder / name)
 
     def log(self, event: str, **facts: object) -> None:
         """Append a line to ``log.jsonl``."""
@@ -139,60 +127,31 @@ class Run:
         """The main process's answer: the others must not read a disk that it is writing to."""
         return broadcast_decision(self.accelerator, lambda: answer) if self.accelerator else answer
 
+    def _write_stage(self, done: Path, artefact: Artefact, note: Mapping[str, Any]) -> None:
+        self._require_folder()
+        with wrap_io_errors(done):
+            done.parent.mkdir(parents=True, exist_ok=True)
+            if done.exists():  # without a stage.json: not a whole stage
+                shutil.rmtree(done)
+        with new_folder(done) as temporary:
+            write_artefact(temporary, artefact, note)
+
+    def _require_folder(self) -> None:
+        """Refuse to go on in a folder that was removed: what was written before is lost."""
+        if self.folder is not None and not (self.folder / HEADER).is_file():
+            raise RunError(
+                "the run folder was removed while the run used it",
+                where=str(self.folder),
+                fix="start the run again",
+            )
+
+    def _clear_checkpoint(self, name: str) -> None:
+        if self.writes:
+            shutil.rmtree(self._checkpoint_dir(name), ignore_errors=True)
+
     def _checkpoint_dir(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.partial"
-
-    def _elapsed_before(self, name: str) -> float:
-        """Seconds that an interrupted attempt at this stage has spent already."""
-        note = self._checkpoint_dir(name) / "seconds.json" if self.folder else None
-        return float(read_json(note)["before"]) if note is not None and note.exists() else 0.0
-
-
-class EpochCheckpoint:
-    """State between two epochs in one safetensors file, with the stage's key in its header."""
-
-    def __init__(self, folder: Path, key: str, writes: bool) -> None:
-        self._folder, self._key, self._writes = folder, key, writes
-        self._file = folder / "epoch.safetensors"
-        self._started = time.perf_counter()
-        self._before = 0.0
-
-    def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """The last epoch and its tensors; None if there is none for this key."""
-        if not self._file.exists():
-            return None
-        try:
-            with safe_open(self._file, framework="pt") as file:
-                note = file.metadata()
-                if note.get("key") != self._key:
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise RunError(
-                f"cannot be read: {error}", where=str(self._file), fix="delete this file"
-            ) from error
-        self._before = float(note["seconds"])
-        self._note_seconds()
-        return int(note["epoch"]), tensors
-
-    def save(self, epoch: int, tensors: dict[str, Tensor]) -> None:
-        """Replace the state by that after ``epoch`` epochs."""
-        if not self._writes:
-            return
-        spent = self._before + time.perf_counter() - self._started
-        note = {"key": self._key, "epoch": str(epoch), "seconds": str(spent)}
-        with wrap_io_errors(self._file):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._file.with_suffix(".tmp")
-            save_file(tensors, temporary, metadata=note)
-            os.replace(temporary, self._file)
-
-    def _note_seconds(self) -> None:
-        if self._writes:
-            with wrap_io_errors(self._folder):
-                text = json.dumps({"before": self._before})
-                (self._folder / "seconds.json").write_text(text)
 
 
 @contextmanager
@@ -205,8 +164,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Open (or make) a run folder for the run that the header describes, and lock it.
 
-    A folder that holds another run, other files, or is used by another process is refused. fresh:
-    throw away what an earlier run of this folder made, and nothing else.
+    A folder that holds another run, other files, or is used by another process is refused.
+    overwrite: throw away what an earlier run of this folder made, and nothing else.
     """
     if folder is None:
         yield Run(None)
@@ -230,7 +189,8 @@ def open_run(
                 fix="wait for it to end",
             ) from None
     try:
-        _write_header(path, header, overwrite)
+        with wrap_io_errors(path):
+            _write_header(path, header, overwrite)
         yield Run(path, accelerator)
     finally:
         lock.release()
@@ -239,11 +199,14 @@ def open_run(
 def check_run_folder(folder: str | Path, *, overwrite: bool = False) -> None:
     """Refuse a folder that cannot become this run's, before a model is trained for it in there."""
     path = Path(folder)
-    if not path.is_dir():
+    with wrap_io_errors(path):
+        is_new = not path.is_dir()
+        is_ours = not is_new and (path / HEADER).exists()
+        if not is_new and not is_ours:
+            _check_folder_is_ours(path)
+    if not is_ours:
         return
-    if not (path / "run.json").exists():
-        _check_folder_is_ours(path)
-    elif not overwrite and not (path / "0-train").exists():
+    if not overwrite and not (path / "0-train").exists():
         raise RunError(
             "this folder belongs to a run whose model was not trained in it",
             where=str(path),
@@ -253,33 +216,36 @@ def check_run_folder(folder: str | Path, *, overwrite: bool = False) -> None:
 
 def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> None:
     """Check that the folder is empty or holds this very run; write run.json."""
-    note = path / "run.json"
+    note = path / HEADER
     header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
     if not note.exists():
         _check_folder_is_ours(path)
     else:
-        found = read_json(note)
+        found = read_json(note, fix="choose another folder with --out")
         if not {"schema", "versions"} <= {*found}:
             raise RunError(
                 "the folder holds other files: its run.json is of another program",
                 where=str(path),
                 fix="choose an empty folder",
             )
-        found.pop("versions", None)
+        for name in ("versions", SEAL):
+            found.pop(name, None)
         if not overwrite:
             _check_format(found, path)
             _require_same(found, header, str(path))
-    with wrap_io_errors(path):
-        for left_over in path.rglob(f"{_TEMPORARY}*"):  # by a process that was killed
-            _delete(left_over)
-        if note.exists() and not overwrite:
-            return
-        for name in _MANAGED_FILES if note.exists() else ():
-            _delete(path / name)
-        text = json.dumps({**header, "versions": {"torch": torch.__version__}}, indent=2)
-        temporary = path / f"{_TEMPORARY}run.json"
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, note)
+    for left_over in path.rglob(f"{TEMPORARY}*"):  # by a process that was killed
+        delete(left_over)
+    if note.exists() and not overwrite:
+        return
+    for name in _MANAGED_FILES if note.exists() else ():
+        delete(path / name)
+    sealed = seal({**header, "versions": {"torch": torch.__version__}})
+    write_file(note, json.dumps(sealed, indent=2) + "\n")
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Read what identifies the run of a folder; RunError if it is missing or has changed."""
+    return read_sealed(folder / HEADER, fix="start the run again with --overwrite")
 
 
 def _check_format(header: Mapping[str, Any], path: Path) -> None:
@@ -295,20 +261,13 @@ def _check_format(header: Mapping[str, Any], path: Path) -> None:
 def _check_folder_is_ours(path: Path) -> None:
     """A folder without run.json holds a training at most (and what a killed process left)."""
     names = sorted(p.name for p in path.iterdir() if p.name not in (".lock", "0-train"))
-    strangers = [name for name in names if not name.startswith(_TEMPORARY)]
+    strangers = [name for name in names if not name.startswith(TEMPORARY)]
     if strangers:
         raise RunError(
             f"the folder holds other files: {format_ids(strangers)}",
             where=str(path),
             fix="choose an empty folder",
         )
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _require_same(found: Any, wanted: Any, where: str) -> None:
@@ -336,70 +295,3 @@ def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _write_stage(done: Path, artefact: Artefact, note: Mapping[str, Any]) -> None:
-    done.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=done.parent, prefix=_TEMPORARY))
-    try:
-        for name, table in artefact.tables.items():
-            pq.write_table(table, temporary / f"{name}.parquet")
-        if artefact.tensors:
-            tensors = {k: v.detach().cpu().contiguous() for k, v in artefact.tensors.items()}
-            save_file(tensors, temporary / "tensors.safetensors")
-        text = json.dumps({**note, "metadata": artefact.metadata}, indent=2, default=list)
-        (temporary / "stage.json").write_text(text + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
-        if done.exists():  # without a stage.json: not a whole stage
-            shutil.rmtree(done)
-        temporary.rename(done)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def read_artefact(done: Path) -> Artefact:
-    """Read what a finished stage left in its folder.
-
-    Raises
-    ------
-    RunError
-        If a file is missing or damaged.
-    """
-    tensors = {}
-    try:
-        if (done / "tensors.safetensors").exists():
-            with safe_open(done / "tensors.safetensors", framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"cannot be read: {error}",
-            where=str(done),
-            fix="delete this folder; the stage is then done again",
-        ) from error
-    tables = {p.stem: read_table(p) for p in sorted(done.glob("*.parquet"))}
-    return Artefact(read_json(done / "stage.json")["metadata"], tables, tensors)
-
-
-def read_table(file: Path) -> pa.Table:
-    """Read a Parquet file of a run; RunError if it is missing or damaged."""
-    try:
-        return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(
-            f"cannot be read: {error}",
-            where=str(file.parent),
-            fix="delete this folder; the stage is then done again",
-        ) from error
-
-
-@contextmanager
-def wrap_io_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the disk (full, read-only, forbidden) into one of ours."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"cannot be written: {getattr(error, 'strerror', None) or error}",
-            where=str(path),
-            fix="free some space or choose another folder with --out",
-        ) from error

@@ -21,7 +21,7 @@ from expunge.records import (
     Scores,
     SourceReport,
 )
-from expunge.storage.run_folder import Artefact
+from expunge.storage.artefacts import Artefact
 
 T = TypeVar("T")
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.errors import ModelError, format_ids, raise_all
+from expunge.storage.atomic_files import write_file
 from expunge.storage.hashing import content_of
+from expunge.storage.reading import is_file, reading
 
+_DTYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool}
+    | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+)
 # Suffixes of files that torch saves.
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 RESAVE_HINT = (
@@ -47,6 +51,8 @@ def save_weights(
     ------
     ModelError
         For another suffix, a folder that does not exist, and NaN or infinite weights.
+    RunError
+        If the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -61,13 +67,7 @@ def save_weights(
         for k, v in model.state_dict().items()
     }
     _require_finite(state, str(path))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(state, temporary, metadata=dict(metadata or {}))
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_file(path, lambda file: save_file(state, file, metadata=dict(metadata or {})))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -94,36 +94,37 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU; see `load_weights`."""
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError("there is no such weights file", where=str(path), fix="check the path")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ModelError(f"not a safetensors file: {error}", where=str(path)) from error
-    if path.suffix not in PICKLED:
+        with reading(path, ModelError, what="not a safetensors file", also=(SafetensorError,)):
+            state = load_file(path)
+    elif path.suffix in PICKLED:
+        state = _read_pickle(path)
+    else:
         raise ModelError(
             f"weights are read from .safetensors, {', '.join(PICKLED)}, not '{path.suffix}'",
             where=str(path),
             fix=RESAVE_HINT,
         )
-    return _read_pickle(path)
+    _require_plain(state, str(path))
+    return state
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; errors are raised
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).replace("\n", " ").split("WeightsUnpickler error: ")[-1].split(". ")[0]
-        raise ModelError(
-            f"the pickle holds more than tensors, and opening it could run code: {reason}",
-            where=str(path),
-            fix=RESAVE_HINT,
-        ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ModelError(f"not a torch file: {error}", where=str(path)) from error
+    with reading(path, ModelError, what="not a torch file, or one that is cut off or damaged"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle protocols; errors are raised
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).replace("\n", " ").split("WeightsUnpickler error: ")[-1]
+            raise ModelError(
+                "the pickle is damaged or holds more than tensors, and opening it could run code: "
+                f"{reason.split('. ')[0]}",
+                where=str(path),
+                fix=RESAVE_HINT,
+            ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -195,6 +196,30 @@ def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
             if earlier != name:
                 ties[name] = earlier
     return ties
+
+
+def _require_plain(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors without data, sparse and quantised ones, and types with few operations."""
+    odd = [f"{n} is {_kind_of(t)}" for n, t in state.items() if _kind_of(t)]
+    if odd:
+        raise ModelError(
+            f"expected dense tensors of a common type: {format_ids(odd)}",
+            where=where,
+            fix="save a state dictionary of dense tensors, e.g. `tensor.dequantize().float()`",
+        )
+
+
+def _kind_of(tensor: Tensor) -> str:
+    """What is uncommon about a tensor; empty if nothing is."""
+    if tensor.is_meta:
+        return "on the meta device, without data"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "sparse or nested"
+    if tensor.dtype not in _DTYPES:
+        return str(tensor.dtype).removeprefix("torch.")
+    return ""
 
 
 def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
