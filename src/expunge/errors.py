@@ -68,6 +68,19 @@ def extra_required(package: str, extra: str) -> ConfigError:
     )
 
 
+# What code of the user may raise: models, transforms and views.
+USER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 # Former names of settings, values and plug-ins, and the names that they have now.
 RENAMED = {
     "attributed_neighbours": "attribution_knn",

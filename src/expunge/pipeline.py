@@ -17,13 +17,14 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from expunge import results, stages
 from expunge._core.arrays import Array, Bools, Ints
 from expunge._core.progress import Progress, silent
 from expunge.config import DEFAULT_PRUNE_FRACTION, RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples, as_samples
+from expunge.data.conversion import to_column
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import with_input_faults
 from expunge.errors import DataError, ModelError, PruneError, format_ids
@@ -152,7 +153,8 @@ def forget(
     model, train, validation
         See `repair`.
     ids
-        Ids of training samples. Numbers may be given as text.
+        Ids of training samples. Numbers may be given as text. Truth values, one for each sample,
+        are a mask.
     **options
         See `repair`.
 
@@ -513,26 +515,35 @@ def _decide(
 
 
 def _mask_of_ids(samples: Samples, ids: Collection[Any] | Array) -> Bools:
-    """Return which samples have one of these ids, ``bool[n]``; numbers may be given as text."""
-    if isinstance(ids, str) or not isinstance(ids, (Sequence, np.ndarray, set, frozenset)):
+    """Return which samples have one of these ids, ``bool[n]``; numbers may be given as text.
+
+    Truth values, one for each sample, are a mask.
+    """
+    if isinstance(ids, set | frozenset):
+        ids = list(ids)
+    if isinstance(ids, str | bytes) or not (
+        isinstance(ids, Sequence | np.ndarray | Tensor) or hasattr(ids, "to_numpy")
+    ):
         raise DataError(
             f"expected a list or array of ids, got {type(ids).__name__}",
             where="forget",
             fix="give the ids of training samples: ids=[3, 17]",
         )
-    wanted = np.unique(np.asarray(list(ids)))
-    if wanted.dtype == np.bool_:
-        raise DataError(
-            "expected ids of training samples, got truth values",
-            where="forget",
-            fix="for a mask over the samples, give ids=samples.ids[mask]",
-        )
+    wanted = to_column(ids, "ids", "forget").reshape(-1)
     own = samples.ids
+    if wanted.dtype == np.bool_:
+        if len(wanted) != len(own):
+            raise DataError(
+                f"got {len(wanted)} truth values for {len(own)} training samples",
+                where="forget",
+                fix="give one truth value for each sample, or ids",
+            )
+        wanted = own[wanted]
+    if not len(wanted):
+        raise DataError("no id is given", where="forget", fix="give ids of training samples")
     if "U" in (wanted.dtype.kind, own.dtype.kind):
         wanted, own = wanted.astype(str), own.astype(str)
     unknown = np.setdiff1d(wanted, own)
-    if not len(wanted):
-        raise DataError("no id is given", where="forget", fix="give ids of training samples")
     if len(unknown):
         raise DataError(
             f"no training sample has the id {format_ids(unknown)}",

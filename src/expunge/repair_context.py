@@ -13,7 +13,6 @@ from expunge import stages
 from expunge._core.distributed import broadcast_decision
 from expunge.config import PartitionConfig, PruneConfig, RankConfig, RepairOptions, ScoreConfig
 from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
-from expunge.errors import ConfigError
 from expunge.models.inspection import check_fit, check_model
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import NeuronRanking, Partition, PrunePlan, Scores
@@ -104,17 +103,14 @@ def validate_inputs(
     samples = as_samples(train, name="training data")
     check_fit(model, samples)
     others = {
-        name: None if data is None else as_samples(data, name=f"{name} data")
+        name: None
+        if data is None
+        else as_samples(data, name=f"{name} data", classes=samples.classes)
         for name, data in (("validation", validation), ("held_out", held_out))
     }
-    for name, other in others.items():
+    for other in others.values():
         if other is not None:
             check_disjoint(samples, other)
-            if other.classes != samples.classes:
-                raise ConfigError(
-                    f"{name} has the classes {other.classes}, training {samples.classes}",
-                    fix="give both the same: classes=… of expunge.from_dataset or from_arrays",
-                )
             check_alike(samples, other)
     header = {
         "recipe": options.recipe,

@@ -372,7 +372,7 @@ def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path):
     (tmp_path / "out.wav").write_bytes(encoded(noise(800, seed=0)))
     path = tmp_path / "in" / "d.csv"
     path.write_text("audio,label\n../out.wav,go\n../out.wav,no\n")
-    with pytest.raises(DataError, match="paths that lead outside this folder"):
+    with pytest.raises(DataError, match="paths that lead outside the folder"):
         read_here(path)
 
 

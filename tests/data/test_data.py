@@ -185,18 +185,33 @@ def test_large_images_are_read_lazily_and_equal_the_resident_ones(
     assert first != second
 
 
-def test_a_lazily_read_image_that_is_bad_is_named(
+def test_broken_images_are_skipped_and_named_in_memory_and_on_demand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded: list[bytes | None] = [png(i) for i in pixels(6)]
-    encoded[4] = encoded[4][:60]  # type: ignore[index]
-    encoded[5] = png(pixels(1, side=9)[0])
+    x = pixels(7)
+    encoded: list[bytes | None] = [png(i) for i in x]
+    encoded[1], encoded[4], encoded[5] = b"no image", None, encoded[5][:60]  # type: ignore[index]
+    path = hub(tmp_path / "d.parquet", encoded)
+    for limit in (images.MAX_BYTES_IN_MEMORY, 100):
+        monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", limit)
+        samples = read_here(path)
+        assert isinstance(samples.inputs, LazyInputs) == (limit == 100)
+        assert samples.ids.tolist() == [0, 2, 3, 6]
+        assert samples.labels.tolist() == [labels(7)[i] for i in (0, 2, 3, 6)]
+        assert torch.equal(content(samples), torch.from_numpy(x[[0, 2, 3, 6]]))
+        damaged = "cannot be decoded (truncated, damaged or no image)"
+        assert samples.skipped == {1: damaged, 4: "hold no bytes", 5: damaged}
+
+
+def test_an_image_that_breaks_after_it_was_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_source("csv", tmp_path, pixels(6))
     monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", 100)
-    samples = read_here(hub(tmp_path / "d.parquet", encoded))
+    samples = read_here(path)
+    (tmp_path / "img" / "4.png").write_bytes(b"gone")
     with pytest.raises(DataError, match=r"cannot be decoded .*: ids 4"):
         samples.batch(np.array([0, 4]))
-    with pytest.raises(DataError, match="9×9 RGB where the first is 8×8 RGB: ids 5"):
-        samples.batch(np.array([5]))
 
 
 def test_reading_leaves_the_files_as_they_were(tmp_path: Path) -> None:
@@ -287,7 +302,6 @@ def test_an_id_join_names_the_missing_and_the_duplicate_ids(tmp_path: Path) -> N
         ([0.5, 1.0, 0.0, 1.0], "labels must be integers; got fractions"),
         ([1, 1, 1, 1], "all samples have the same label"),
         (["a", "b", "c", "b"], r"labels that are no class: c \(ids 2\)"),
-        ([True, False, True, False], "holds bool, expected integers or strings"),
     ],
 )
 def test_bad_labels_are_named(values: list[Any], message: str, tmp_path: Path) -> None:
@@ -336,22 +350,54 @@ def test_mode_and_size_convert_images(tmp_path: Path) -> None:
     assert torch.equal(content(grey)[0, 0], torch.from_numpy(expected.copy()))
 
 
-def test_images_of_two_modes_and_of_16_bits_are_refused(tmp_path: Path) -> None:
+def test_images_of_two_modes_are_refused(tmp_path: Path) -> None:
     x = pixels(4)
     mixed = hub(tmp_path / "d.parquet", [*(png(i) for i in x[:3]), png(x[3], mode="L")])
     with pytest.raises(DataError, match="8×8 L where most are 8×8 RGB: ids 3"):
         read_here(mixed)
-    deep = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(deep, "PNG")
-    path = hub(tmp_path / "e.parquet", [*(png(i) for i in x[:3]), deep.getvalue()])
-    with pytest.raises(DataError, match="does not fit into 8 bits: ids 3"):
-        read_here(path, mode="L")
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_images_of_16_bits_keep_their_depth_unless_a_mode_is_named(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (4, 8, 8))
+    path = hub(tmp_path / "d.parquet", [deep_png(v) for v in values])
+    deep = content(read_here(path))
+    expected = torch.from_numpy((values / 65535).astype(np.float32))[:, None]
+    assert deep.dtype == torch.float32
+    assert torch.equal(deep, expected)
+    for mode in ("L", "RGB"):
+        found = content(read_here(path, mode=mode)).float() / 255
+        assert (found - expected).abs().max() < 1 / 255
+    small = content(read_here(path, size=4))
+    assert torch.allclose(small.mean(), expected.mean(), atol=0.05)
+    assert small.dtype == torch.float32
+    mixed = hub(tmp_path / "e.parquet", [*(deep_png(v) for v in values[:3]), png(pixels(1)[0])])
+    with pytest.raises(DataError, match="8×8 RGB where most are 8×8 L of 16 bits: ids 3"):
+        read_here(mixed)
+
+
+def test_images_of_32_bits_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(buffer, "TIFF")
+    path = hub(tmp_path / "d.parquet", [png(pixels(1)[0]), buffer.getvalue()])
+    for mode in (None, "RGB"):
+        with pytest.raises(DataError, match=r"mode F, which does not fit into 16 bits.*: ids 1"):
+            read_here(path, mode=mode)
 
 
 def test_decompression_bombs_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = hub(tmp_path / "d.parquet", [*(png(i) for i in pixels(3)), png(pixels(1, side=12)[0])])
     for limit in (100, 50):  # Pillow itself only warns at the first, and raises at the second
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", 100)
+        if limit == 100:
+            assert read_here(path).skipped == {3: "have more than 100 pixels (Pillow's limit)"}
+            continue
         with pytest.raises(DataError, match=f"more than {limit} pixels .*: ids .*3"):
             read_here(path)
 
@@ -500,12 +546,12 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     table = inner / "d.csv"
     for path in ("../secret.png", str(secret), "link.png", "cat/../../secret.png"):
         table.write_text(f"image,label\nok.png,0\n{path},1\n")
-        with pytest.raises(DataError, match=r"paths that lead outside this folder: 1 \("):
+        with pytest.raises(DataError, match=r"paths that lead outside the folder .*: 1 \("):
             read_here(table)
     table.write_text("image,label\nok.png,0\ncat/../ok.png,1\n")
     assert len(read_here(table)) == 2
     (inner / "cat" / "link.png").symlink_to(secret)
-    with pytest.raises(DataError, match=r"outside this folder: 'cat/link.png'"):
+    with pytest.raises(DataError, match=r"outside the folder .*: 'cat/link.png'"):
         read_here(inner, source="folder")
 
 
@@ -717,18 +763,18 @@ def test_ids_that_are_given_are_named() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        ([[1.0]], [0], "x must be a NumPy array or a torch tensor, not list"),
+        ("text", [0], "x must be an array, a tensor, a list or a data frame, not str"),
+        ([[1.0], [1.0, 2.0]], [0, 1], "differ from the first .* in shape or dtype: items 1"),
         (np.zeros(3), [0, 1, 0], r"shape \(3,\), expected \[n, …\]"),
         (np.zeros((0, 3)), [], "no samples"),
         (np.zeros((3, 0)), [0, 1, 0], "its samples are empty"),
-        (np.zeros((3, 2), dtype=object), [0, 1, 0], "dtype object, expected floats"),
+        (np.array([[None]]), [0], "item 0: "),
         (np.zeros((3, 2), dtype=complex), [0, 1, 0], "dtype complex128, expected floats"),
         (np.zeros((3, 2), dtype=bool), [0, 1, 0], "dtype bool, expected floats"),
         (np.zeros((3, 8, 8, 3), dtype=np.uint8), [0, 1, 0], "looks like .n, H, W, C."),
         (np.zeros((3, 2)), [0, 1], "3 inputs, 2 labels and 3 ids do not match"),
         (np.zeros((3, 2)), np.eye(3), "not an array of shape"),
         (np.zeros((3, 2)), [0, None, 1], "labels is missing .*: ids 1"),
-        (np.zeros((3, 2)), np.array([True, False, True]), "labels must be integers, not bool"),
         (np.zeros((3, 2)), 3, "labels must be an array or a list, not int"),
     ],
 )
@@ -883,11 +929,11 @@ class Failing(Items):
     ("data", "message"),
     [
         (Items([]), "no samples"),
-        (Items([("text", 0), ("more", 1)]), "data, item 0: the input is a str: expected a tensor"),
-        (Items([{"input_ids": [1, 2], "label": 0}]), "item 0, 'input_ids': the input is a list"),
+        (Items([("text", 0), ("more", 1)]), "data, item 0: the input is a str, expected an array"),
+        (Items([{"input_ids": [[1, 2], [1]], "label": 0}]), "item 0, 'input_ids': "),
         (Items([{"image": np.zeros(2)}]), "expected one label, under y, label, labels"),
         (Items([{"name": "x", "label": 0}]), "no input among name, label"),
-        (Items([torch.zeros(2)]), "a Tensor of shape .*: expected .x, y., .id, x, y. or a dict"),
+        (Items([torch.zeros(2)]), r"a Tensor of shape .*: expected \(x, y\), .* or a dict"),
         (Items([(np.zeros(2), np.zeros(3))]), "the label is a ndarray of shape"),
         (Items([(np.zeros(2), 0), (np.zeros(2), None)]), "label is missing .*: ids 1"),
         (Items([("a", np.zeros(2), 0), ("b", np.zeros(3), 1)]), "in shape, .*: ids b"),

@@ -6,6 +6,7 @@ Nothing is drawn from a shared stream, so adding a consumer never changes anothe
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -91,3 +92,18 @@ def legacy_numpy(seed: int, *names: str | int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
+
+
+@contextmanager
+def seed_everything(seed: int, *names: str | int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python inside the block, then restore them.
+
+    For functions of a user, which may draw from any of them.
+    """
+    state = random.getstate()
+    random.seed(derive(seed, *names))
+    try:
+        with temp_seed(seed, *names), legacy_numpy(seed, *names):
+            yield
+    finally:
+        random.setstate(state)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
-from expunge.data.arrays import Labels, from_arrays, to_cpu_tensor
+from expunge.data.arrays import ArrayInputs, Labels, array_rows
 from expunge.data.inputs import Batch, DictInputs, Inputs, LazyInputs, TensorInputs
+from expunge.data.items import BY_FORM, LABEL_KEYS, Item, ItemKeys, parse_item
 from expunge.data.labels import as_column
 from expunge.data.rows import Rows, to_samples
-from expunge.data.samples import Samples
+from expunge.data.samples import Samples, View
 from expunge.errors import DataError, format_ids
 
 # Inputs of up to this size are kept in memory by default.
 MAX_BYTES_IN_MEMORY = 2 << 30
-INPUT_KEYS = ("x", "input", "image", "pixel_values")
-LABEL_KEYS = ("y", "label", "labels")
 # Items that are read twice, to find out whether the data set is random.
 N_REREAD = 8
 
@@ -39,17 +39,20 @@ class MapDataset(Protocol):
 
 
 # What a user may hand to every stage: samples, a pair of arrays (x, y), or a map-style data set.
-DataLike: TypeAlias = Samples | tuple[np.ndarray | Tensor, Labels] | MapDataset
+DataLike: TypeAlias = Samples | tuple[ArrayInputs, Labels] | MapDataset | DataLoader[Any]
 
 
 def from_dataset(
-    dataset: MapDataset,
+    dataset: MapDataset | DataLoader[Any],
     *,
+    input: str | int | Sequence[str | int] | None = None,
+    label: str | int | None = None,
+    id: str | int | None = None,
     classes: Sequence[str] | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     sample_rate: int | None = None,
-    view: str = "none",
+    view: str | View = "none",
     name: str = "data",
     max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY,
 ) -> Samples:
@@ -58,11 +61,15 @@ def from_dataset(
     Parameters
     ----------
     dataset
-        Its items are ``(x, y)``, ``(id, x, y)`` or dicts. A dict has the input under ``x``,
-        ``input``, ``image`` or ``pixel_values``, or several tensors under other names (they become
-        dict batches); the label under ``y``, ``label`` or ``labels``; and optionally an ``id``.
-        Strings and single numbers under other names are ignored. Inputs are tensors, arrays or
-        Pillow images (converted to ``uint8[C, H, W]``), all of one shape and type.
+        Its items are ``(x, y)``, ``(id, x, y)``, ``(x, y, index)`` or dicts. A dict has one input
+        (``image``, ``img``, ``pixel_values``, …), or several tensors, which become dict batches of
+        these names; the label under ``y``, ``label``, ``labels`` or ``target``; and optionally an
+        ``id``. Strings and single numbers under other names are ignored. The ``x`` of a pair may be
+        a dict. Inputs are tensors, arrays, lists of numbers or Pillow images (converted to
+        ``uint8[C, H, W]``), all of one shape and type. A DataLoader counts as its data set.
+    input, label, id
+        Where these are in an item: keys of a dict or positions in a tuple. Several inputs become a
+        dict batch. Without them the usual names, or the form of the item.
     classes
         The class names, in the order of the indices. Without them those of ``dataset.classes`` or
         of the Hub's ``ClassLabel`` (a `Subset` has those of its data set), else the labels.
@@ -94,7 +101,9 @@ def from_dataset(
     >>> samples.labels.tolist(), samples.batch(np.array([3]))
     ([0, 1, 0, 1], tensor([[3., 3.]]))
     """
-    rows = _read_all(dataset, _check_length(dataset, name), max_bytes_in_memory, name)
+    several = input is not None and not isinstance(input, str | int)
+    keys = ItemKeys(tuple(input) if several else input, label, id)  # type: ignore[arg-type]
+    rows = dataset_rows(dataset, keys=keys, max_bytes_in_memory=max_bytes_in_memory, name=name)
     return to_samples(
         rows,
         classes=tuple(classes or ()),
@@ -106,50 +115,76 @@ def from_dataset(
     )
 
 
-def _read_all(dataset: MapDataset, n: int, max_bytes_in_memory: int, name: str) -> Rows:
+def dataset_rows(
+    dataset: MapDataset | DataLoader[Any],
+    *,
+    keys: ItemKeys = BY_FORM,
+    max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY,
+    name: str,
+) -> Rows:
     """All ids and labels, and the inputs or a hash of them, in one pass."""
-    first_id, first, _ = _read_item(dataset, 0, name)
-    keep = n * _n_bytes(first) < max_bytes_in_memory
-    kept = {k: torch.empty((n, *v.shape), dtype=v.dtype) for k, v in first.items()} if keep else {}
-    digest = hashlib.sha256(_describe_inputs(first).encode())
+    dataset = cast(MapDataset, _unwrap_loader(dataset, name))
+    n = _check_length(dataset, name)
+    first = _read_item(dataset, 0, keys, name)
+    form = _describe_inputs(first.inputs)
+    keep = n * _n_bytes(first.inputs) < max_bytes_in_memory
+    kept = {k: torch.empty((n, *v.shape), dtype=v.dtype) for k, v in first.inputs.items() if keep}
+    digest = hashlib.sha256(form.encode())
     ids: list[object] = []
     labels: list[object] = []
     different: list[object] = []
     for i in range(n):
-        item_id, x, label = _read_item(dataset, i, name)
-        ids.append(i if item_id is None else item_id)
-        labels.append(label)
-        if _describe_inputs(x) != _describe_inputs(first):
+        item = _read_item(dataset, i, keys, name)
+        ids.append(i if item.id is None else item.id)
+        labels.append(item.label)
+        if _describe_inputs(item.inputs) != form:
             different.append(ids[-1])
             continue
         if i < N_REREAD:
-            _check_repeatable(x, dataset, i, name)
-        for k, v in sorted(x.items()):
+            _check_repeatable(item.inputs, _read_item(dataset, i, keys, name).inputs, i, name)
+        for k, v in sorted(item.inputs.items()):
             if keep:
                 kept[k][i] = v
             else:
                 digest.update(v.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     if different:
         raise DataError(
-            f"inputs that differ from the first ({_describe_inputs(first)}) in shape, dtype or "
+            f"inputs that differ from the first ({form}) in shape, dtype or "
             f"names: ids {format_ids(different)}",
             where=name,
             fix="resize, crop or pad all inputs to one shape",
         )
 
     def read(i: int) -> Batch:
-        return _unwrap_single(_read_item(dataset, i, name)[1])
+        return _unwrap_single(_read_item(dataset, i, keys, name).inputs)
 
     return Rows(
         ids=as_column(ids, np.arange(n), what="id", where=name),
         labels=as_column(labels, np.array(ids, dtype=object), what="label", where=name),
         inputs=_in_memory(kept) if keep else LazyInputs(n, read, digest.hexdigest()),
-        class_names=_class_names(dataset),
-        has_explicit_ids=first_id is not None,
+        class_names=_class_names(dataset, keys.label),
+        has_explicit_ids=first.id is not None and not first.is_index,
     )
 
 
-def as_samples(data: DataLike, *, name: str = "data") -> Samples:
+def _unwrap_loader(data: Any, name: str) -> Any:
+    """The data set of a DataLoader, or the part of it that its sampler draws from."""
+    if not isinstance(data, DataLoader):
+        return data
+    if isinstance(data.dataset, IterableDataset):
+        raise DataError(
+            "the DataLoader has a data set without items by position",
+            where=name,
+            fix="list(loader.dataset) makes a data set of it, if its items are single samples",
+        )
+    if isinstance(data.sampler, SubsetRandomSampler):
+        return Subset(data.dataset, list(data.sampler.indices))
+    return data.dataset
+
+
+def as_samples(
+    data: DataLike, *, name: str = "data", classes: Sequence[str] | None = None
+) -> Samples:
     """Samples from what a user has: Samples, a pair of arrays (x, y), or a map-style data set.
 
     Parameters
@@ -158,6 +193,8 @@ def as_samples(data: DataLike, *, name: str = "data") -> Samples:
         Samples are returned as they are; for the others see `from_arrays` and `from_dataset`.
     name
         How messages call the data.
+    classes
+        The classes of the result, in order: those of the training set for a validation set.
 
     Raises
     ------
@@ -165,18 +202,48 @@ def as_samples(data: DataLike, *, name: str = "data") -> Samples:
         For anything else, and for data that do not fit.
     """
     if isinstance(data, Samples):
-        return data
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray | Tensor):
-        return from_arrays(*data, name=name)
-    plain = isinstance(data, str | bytes | dict | tuple | np.ndarray | Tensor)
-    if not plain and isinstance(data, MapDataset):
-        return from_dataset(data, name=name)
+        return data if classes is None else data.with_classes(classes)
+    classes = tuple(classes or ())
+    if isinstance(data, tuple) and len(data) == 2 and _are_arrays(*data):
+        return to_samples(array_rows(*data, where=name), classes=classes, name=name)
+    plain = isinstance(data, str | bytes | Mapping | tuple | np.ndarray | Tensor)
+    is_set = isinstance(data, MapDataset | DataLoader) and not hasattr(data, "columns")
+    if is_set and not plain:
+        return to_samples(
+            dataset_rows(cast(MapDataset, data), name=name), classes=classes, name=name
+        )
     raise DataError(
-        f"got {type(data).__name__}, expected Samples, a pair of arrays (x, y) or a data set with "
+        f"got {_describe_data(data)}, expected Samples, a pair of arrays (x, y) or a data set with "
         "a length and items",
         where=name,
-        fix="expunge.data.read reads files; list(…) makes items of an iterable",
+        fix=_fix_data(data),
     )
+
+
+def _are_arrays(x: object, y: object) -> bool:
+    """Whether a pair is one of inputs and labels, and not two items."""
+    is_column = isinstance(y, np.ndarray | Tensor | list | tuple | range) or hasattr(y, "to_numpy")
+    return is_column and not isinstance(x, str | bytes | int | float)
+
+
+def _describe_data(data: object) -> str:
+    if isinstance(data, tuple):
+        return f"a tuple of {', '.join(type(part).__name__ for part in data)}"
+    return type(data).__name__
+
+
+def _fix_data(data: object) -> str:
+    if isinstance(data, str | Path):
+        return "expunge.data.read(expunge.data.DataConfig(path), folder=…) reads files"
+    if hasattr(data, "columns"):
+        return "give a pair: (data[columns of the inputs], data[column of the labels])"
+    if isinstance(data, Mapping | tuple):
+        return "give a pair of inputs and labels, (x, y); x may be a dictionary of arrays"
+    if isinstance(data, np.ndarray | Tensor):
+        return "give the labels too: (x, y)"
+    if isinstance(data, IterableDataset) or hasattr(data, "__iter__"):
+        return "list(…) makes items of an iterable"
+    return "expunge.from_arrays and expunge.from_dataset make Samples"
 
 
 def _check_length(dataset: MapDataset, name: str) -> int:
@@ -193,96 +260,13 @@ def _check_length(dataset: MapDataset, name: str) -> int:
     return n
 
 
-def _read_item(dataset: MapDataset, i: int, name: str) -> tuple[object, dict[str, Tensor], object]:
-    """Id (None if there is none), inputs by name ("" for a single input), and label."""
+def _read_item(dataset: MapDataset, i: int, keys: ItemKeys, name: str) -> Item:
     where = f"{name}, item {i}"
     try:
         item = dataset[i]
     except Exception as error:  # the data set is not ours: say which item it failed at
         raise DataError(f"{type(error).__name__}: {error}", where=where) from error
-    if isinstance(item, dict):
-        return _parse_dict(item, where)
-    if isinstance(item, tuple | list) and len(item) in (2, 3):
-        *item_id, x, y = item
-        return (
-            _to_scalar(item_id[0], "id", where) if item_id else None,
-            {"": _to_tensor(x, where)},
-            _to_scalar(y, "label", where),
-        )
-    raise DataError(
-        f"{_describe(item)}: expected (x, y), (id, x, y) or a dict",
-        where=where,
-        fix="wrap the data set so that its items have one of these forms",
-    )
-
-
-def _parse_dict(item: dict[Any, Any], where: str) -> tuple[object, dict[str, Tensor], object]:
-    label_keys = [k for k in LABEL_KEYS if k in item]
-    if len(label_keys) != 1:
-        found = format_ids(label_keys) or f"none among {format_ids(item)}"
-        raise DataError(
-            f"expected one label, under {format_ids(LABEL_KEYS)}; found {found}", where=where
-        )
-    inputs = {}
-    for key, value in item.items():
-        single = value is None or isinstance(value, str | bytes | bool | int | float | np.generic)
-        if key in ("id", *label_keys) or (single and key not in INPUT_KEYS):
-            continue
-        if isinstance(value, Tensor) and value.dim() == 0:
-            continue
-        inputs[str(key)] = _to_tensor(value, f"{where}, '{key}'")
-    if not inputs:
-        raise DataError(
-            f"no input among {format_ids(item)}: expected {format_ids(INPUT_KEYS)}, "
-            "or tensors of other names",
-            where=where,
-        )
-    if len(inputs) == 1 and next(iter(inputs)) in INPUT_KEYS:
-        inputs = {"": next(iter(inputs.values()))}
-    item_id = item.get("id")
-    return (
-        None if item_id is None else _to_scalar(item_id, "id", where),
-        inputs,
-        _to_scalar(item[label_keys[0]], "label", where),
-    )
-
-
-def _to_tensor(x: object, where: str) -> Tensor:
-    try:
-        if isinstance(x, np.ndarray | Tensor):
-            tensor = to_cpu_tensor(x)
-            if tensor.dim() and tensor.numel():
-                return tensor
-            raise ValueError(f"an input of shape {tuple(tensor.shape)}: expected some numbers")
-        from PIL import Image
-
-        if isinstance(x, Image.Image):
-            from expunge.data.images import to_tensor
-
-            return to_tensor(x)
-    except (TypeError, ValueError, OSError) as error:
-        raise DataError(str(error), where=where, fix="convert it to a tensor") from error
-    raise DataError(
-        f"the input is {_describe(x)}: expected a tensor, an array or a Pillow image",
-        where=where,
-        fix="convert it; for a Hugging Face data set: .with_format('torch')",
-    )
-
-
-def _to_scalar(value: object, what: str, where: str) -> object:
-    """A plain number, string or None."""
-    if isinstance(value, np.ndarray | np.generic | Tensor) and np.prod(value.shape) == 1:
-        return value.item()
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise DataError(
-        f"the {what} is {_describe(value)}: expected one integer or string", where=where
-    )
-
-
-def _describe(value: object) -> str:
-    shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
+    return parse_item(item, keys, where)
 
 
 def _unwrap_single(x: dict[str, Tensor]) -> Batch:
@@ -301,8 +285,7 @@ def _describe_inputs(x: dict[str, Tensor]) -> str:
     return ", ".join(f"{k} {tuple(v.shape)} {v.dtype}".strip() for k, v in sorted(x.items()))
 
 
-def _check_repeatable(x: dict[str, Tensor], dataset: MapDataset, i: int, name: str) -> None:
-    again = _read_item(dataset, i, name)[1]
+def _check_repeatable(x: dict[str, Tensor], again: dict[str, Tensor], i: int, name: str) -> None:
     same = _describe_inputs(x) == _describe_inputs(again) and all(
         torch.equal(v.nan_to_num(), again[k].nan_to_num()) for k, v in x.items()
     )
@@ -314,17 +297,17 @@ def _check_repeatable(x: dict[str, Tensor], dataset: MapDataset, i: int, name: s
         )
 
 
-def _class_names(dataset: object) -> tuple[str, ...]:
+def _class_names(dataset: object, label: str | int | None = None) -> tuple[str, ...]:
     """Class names as torchvision (``classes``) or the Hub (``features``) state them.
 
-    A `Subset` has those of its data set.
+    A `Subset` has those of its data set. Names of ``classes`` belong to the usual label only.
     """
     while isinstance(dataset, Subset) and not hasattr(dataset, "classes"):
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
     features = getattr(dataset, "features", None)
     if names is None and isinstance(features, dict):
-        key = next((k for k in LABEL_KEYS if k in features), "")
+        key = next((k for k in LABEL_KEYS if k in features), "") if label is None else label
         names = getattr(features.get(key), "names", None)
     if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names):
         return tuple(names)

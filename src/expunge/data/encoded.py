@@ -9,10 +9,20 @@ from typing import Protocol
 # Decoded inputs of up to this size are kept in memory.
 MAX_BYTES_IN_MEMORY = 4 << 30
 IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".gif", ".bmp"),
-    *(".ppm", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
 )
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga")
+# Kinds of files that hold samples for other tools, and how to make one that is read of them.
+OTHER_SUFFIXES = {
+    **dict.fromkeys((".mp3", ".m4a", ".aac", ".wma", ".opus", ".aiff", ".amr"), "audio"),
+    **dict.fromkeys((".heic", ".heif", ".avif", ".jp2", ".psd", ".dcm", ".svg"), "image"),
+    **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv", ".webm"), "video"),
+    **dict.fromkeys((".npy", ".npz", ".pt", ".pth", ".pkl"), "array"),
+    ".txt": "text",
+}
+# How a file begins that Git LFS has not downloaded.
+LFS_POINTER = b"version https://git-lfs.github.com"
 # Files of which the first bytes are read, to distinguish audio from images.
 _MAX_PROBED = 64
 
@@ -78,6 +88,8 @@ def stored_bytes(encoded: Encoded, position: int) -> bytes:
         raise InvalidFile(f"cannot be read ({error.strerror or error})") from error
     if not data:
         raise InvalidFile("hold no bytes")
+    if data.startswith(LFS_POINTER):
+        raise InvalidFile("are pointers of Git LFS, not the files: run `git lfs pull`")
     return data
 
 

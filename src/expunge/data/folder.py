@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expunge.data.encoded import AUDIO_SUFFIXES, IMAGE_SUFFIXES, EncodedFiles
+from expunge.data.encoded import AUDIO_SUFFIXES, IMAGE_SUFFIXES, OTHER_SUFFIXES, EncodedFiles
 from expunge.data.paths import require_folder, resolve_inside
 from expunge.data.rows import Rows
 from expunge.errors import DataError, format_ids
@@ -17,40 +18,52 @@ if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
 
 
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+CONVERT = {
+    "audio": "convert them, e.g. `ffmpeg -i clip.mp3 clip.flac`",
+    "image": "convert them to PNG or JPEG",
+    "video": "take images out of them; videos are not read",
+    "array": "read them in a data set of your own, see expunge.from_dataset",
+    "text": "write the texts and labels into one CSV, JSONL or Parquet file",
+}
+
+
 def folder_rows(path: Path, config: DataConfig) -> Rows:
     """Read a folder of class folders with images or audio, at any depth.
 
-    The rows are sorted by class, then by path. Hidden files and files with other suffixes are
-    ignored.
+    The rows are sorted by class, then by path. The classes are sorted as text, as torchvision's
+    ``ImageFolder`` does: 0, 1, 10, 2. Hidden files and folders are ignored. Files of other suffixes
+    are skipped and named.
 
     Raises
     ------
     DataError
-        If there are no class folders, one is empty, images and audio are mixed, or a link leads out
-        of the folder.
+        If there are no class folders, one is empty, the folders are splits, images and audio are
+        mixed, most files are of a kind that is not read, or a link leads out of the folder.
     """
     require_folder(path)
     classes = class_folders(path)
-    if not classes:
-        raise DataError(
-            "no class folders in this folder",
-            where=str(path),
-            fix="expected one sub-folder a class, with the images or clips in it",
-        )
+    _check_layout(path, classes)
     ids: list[str] = []
     labels: list[str] = []
-    empty: list[str] = []
+    others: list[str] = []
     for name in classes:
-        found = [p.relative_to(path).as_posix() for p in _files(path / name)]
-        if not found:
-            empty.append(name)
-        ids += sorted(found)
-        labels += [name] * len(found)
+        files = [p.relative_to(path) for p in _files(path / name)]
+        known = [p.as_posix() for p in files if p.suffix.lower() in KNOWN_SUFFIXES]
+        others += [p.as_posix() for p in files if p.suffix.lower() not in KNOWN_SUFFIXES]
+        ids += sorted(known)
+        labels += [name] * len(known)
+    if not ids:
+        _check_no_tables(path)
+    _check_kinds(path, others, n_known=len(ids))
+    empty = [name for name in classes if name not in set(labels)]
     if empty:
         raise DataError(
             f"class folders without an image or a clip: {format_ids(empty)}",
             where=str(path),
-            fix=f"remove them, or add files ({' '.join((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES))})",
+            fix=f"if these are no classes, name the folder that holds the class folders, or move "
+            f"them elsewhere; files that are read: {' '.join(KNOWN_SUFFIXES)}",
         )
     clips = [i for i in ids if i.lower().endswith(AUDIO_SUFFIXES)]
     if 0 < len(clips) < len(ids):
@@ -68,6 +81,7 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
         has_explicit_ids=True,
         id_root=os.path.realpath(path),
         is_audio=bool(clips),
+        skipped={name: _describe_suffix(name) for name in sorted(others)},
     )
 
 
@@ -76,10 +90,61 @@ def class_folders(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+def _check_layout(path: Path, classes: list[str]) -> None:
+    """Raise DataError for a folder without class folders, and for one of splits."""
+    if not classes and not any(path.glob("*.parquet")):
+        raise DataError(
+            "no class folders in this folder",
+            where=str(path),
+            fix="expected one sub-folder a class, with the images or clips in it",
+        )
+    if classes and {name.lower() for name in classes} <= SPLITS:
+        raise DataError(
+            f"the sub-folders are splits, not classes: {format_ids(classes)}",
+            where=str(path),
+            fix=f'name one of them: path = "{(path / classes[0]).as_posix()}"',
+        )
+
+
+def _check_no_tables(path: Path) -> None:
+    """Raise DataError for a folder of Parquet files instead of images."""
+    tables = sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
+    if tables:
+        names = [p.relative_to(path).as_posix() for p in tables]
+        raise DataError(
+            f"holds Parquet files, as a clone of a Hub data set does: {format_ids(names)}",
+            where=str(path),
+            fix=f'name one of them: path = "{tables[0].as_posix()}"',
+        )
+
+
+def _check_kinds(path: Path, others: list[str], *, n_known: int) -> None:
+    """Raise DataError if most files are samples of a kind that is not read."""
+    kinds = [OTHER_SUFFIXES[suffix] for n in others if (suffix := _suffix(n)) in OTHER_SUFFIXES]
+    kinds = [kind for kind in kinds if kind != "text" or not n_known]
+    if len(kinds) <= n_known:
+        return
+    kind = Counter(kinds).most_common(1)[0][0]
+    suffixes = Counter(_suffix(name) for name in others)
+    found = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5))
+    raise DataError(
+        f"most files are of kinds that are not read: {found}", where=str(path), fix=CONVERT[kind]
+    )
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _describe_suffix(name: str) -> str:
+    suffix = _suffix(name)
+    return f"have the suffix {suffix}, which is not read" if suffix else "have no suffix"
+
+
 def _files(folder: Path) -> list[Path]:
-    known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
-    return [
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in known and not p.name.startswith(".") and not p.is_dir()
-    ]
+    """The files at any depth; hidden ones, and those in hidden folders, are left out."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX", "@eaDir")))
+        found += [Path(parent) / n for n in sorted(names) if not n.startswith(".")]
+    return [p for p in found if p.name not in ("Thumbs.db", "desktop.ini")]

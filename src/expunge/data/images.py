@@ -1,4 +1,4 @@
-"""Encoded images to tensors. All images that cannot be used are named in one error."""
+"""Encoded images to tensors. An image that cannot be used is skipped and named."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import io
 import os
 import struct
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ Mode = Literal["RGB", "L"]
 # No format that runs a program (EPS) or reads other files.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+# Grey images of 16 bits.
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 CHUNK_SIZE = 256
-# Values of an image below which one thread is faster than several.
+# Bytes of an image below which one thread is faster than several.
 SMALL_IMAGE = 3 * 128 * 128
 
 _DAMAGE = (
@@ -45,11 +48,58 @@ _DAMAGE = (
 )
 
 
+class UnlikeOthers(InvalidFile):
+    """An image that is sound, and only of a mode that does not fit."""
+
+
+class ImageForm(NamedTuple):
+    """Shape ``(C, H, W)`` and number type of an image."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> ImageForm:
+        """The form of an image."""
+        return cls(pixels.shape, pixels.dtype)
+
+    @property
+    def n_bytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def empty(self, n: int) -> np.ndarray:
+        """Memory for n images of this form."""
+        return np.empty((n, *self.shape), dtype=self.dtype)
+
+    def __str__(self) -> str:
+        channels, height, width = self.shape
+        depth = "" if self.dtype == np.uint8 else " of 16 bits"
+        return f"{width}×{height} {'L' if channels == 1 else 'RGB'}{depth}"
+
+
 class ImageFormat(NamedTuple):
     """What images are converted to: mode and side in pixels; None leaves them as they are."""
 
     mode: Mode | None = None
     size: int | None = None
+
+
+class Images(NamedTuple):
+    """The images that can be used.
+
+    Parameters
+    ----------
+    inputs
+        ``[m, C, H, W]``: ``uint8``, or ``float32`` in [0, 1] if the images have 16 bits.
+    kept
+        ``int64[m]``: their positions in the source.
+    skipped
+        The reason why each of the others cannot be used, by id.
+    """
+
+    inputs: Inputs
+    kept: np.ndarray
+    skipped: Mapping[int | str, str]
 
 
 def decode_images(
@@ -59,10 +109,11 @@ def decode_images(
     mode: Mode | None = None,
     size: int | None = None,
     where: str,
-) -> Inputs:
+) -> Images:
     """Decode the images of these ids to ``uint8[C, H, W]``.
 
-    An alpha channel is dropped; an EXIF orientation is not applied.
+    An alpha channel is dropped; an EXIF orientation is not applied. Grey images of 16 bits become
+    ``float32`` in [0, 1], unless a mode is given, which has 8 bits.
 
     Parameters
     ----------
@@ -79,58 +130,69 @@ def decode_images(
 
     Returns
     -------
-    Inputs
-        One tensor in memory if it takes less than ``MAX_BYTES_IN_MEMORY``. Otherwise inputs that
-        are decoded on demand.
+    Images
+        Those that can be used: one tensor in memory if it takes less than ``MAX_BYTES_IN_MEMORY``.
+        Otherwise inputs that are decoded on demand, and once now to find out which can be used.
 
     Raises
     ------
     DataError
-        With all images that are missing, truncated, not decodable, larger than Pillow's limit
-        against decompression bombs, or unlike the others.
+        If more than half of the images are skipped, or any is unlike the others: in size, mode or
+        depth.
+
+    Notes
+    -----
+    An image is skipped if it is missing, truncated, not decodable, or larger than Pillow's limit
+    against decompression bombs.
     """
     target = ImageFormat(mode, size)
     with warnings.catch_warnings():
         # Pillow warns of harmless oddities (EXIF, palettes); of bombs we raise an error ourselves.
         warnings.simplefilter("ignore")
-        shape = _first_shape(encoded, len(ids), target)
-        if shape is not None and len(ids) * int(np.prod(shape)) >= MAX_BYTES_IN_MEMORY:
-            return _lazy(encoded, ids, shape, target, where=where)
-        out = np.empty((len(ids), *(shape or ())), dtype=np.uint8)
-        shapes: list[tuple[int, ...] | None] = [None] * len(ids)
-        invalid: dict[str, list[int]] = defaultdict(list)
+        form = _first_form(encoded, len(ids), target)
+        in_memory = form is None or len(ids) * form.n_bytes < MAX_BYTES_IN_MEMORY
+        out = form.empty(len(ids)) if form is not None and in_memory else None
+        forms: list[ImageForm | None] = [None] * len(ids)
+        invalid: dict[int, InvalidFile] = {}
 
-        def decode_chunk(start: int) -> list[tuple[int, str]]:
+        def decode_chunk(start: int) -> list[tuple[int, InvalidFile]]:
             found = []
             for i in range(start, min(start + CHUNK_SIZE, len(ids))):
                 try:
                     pixels = _decode_one(encoded, i, target)
                 except InvalidFile as reason:
-                    found.append((i, str(reason)))
+                    found.append((i, reason))
                     continue
-                shapes[i] = pixels.shape
-                if pixels.shape == shape:
+                forms[i] = ImageForm.of(pixels)
+                if out is not None and forms[i] == form:
                     out[i] = pixels
             return found
 
         # Small images take longer to hand over between threads than to decode.
-        is_small = size is None and int(np.prod(shape or ())) < SMALL_IMAGE
+        is_small = size is None and (form is None or form.n_bytes < SMALL_IMAGE)
         with ThreadPoolExecutor(1 if is_small else min(32, os.cpu_count() or 1)) as pool:
             for found in pool.map(decode_chunk, range(0, len(ids), CHUNK_SIZE)):
-                for i, reason in found:
-                    invalid[reason].append(i)
-    _raise_invalid(invalid, shapes, ids, where)
-    return TensorInputs(torch.from_numpy(out))
+                invalid.update(found)
+    skipped = _skipped(invalid, forms, ids, where)
+    kept = np.setdiff1d(np.arange(len(ids)), list(invalid))
+    if out is None:
+        return Images(_lazy(encoded, ids, kept, target, where=where), kept, skipped)
+    return Images(TensorInputs(torch.from_numpy(out[kept] if skipped else out)), kept, skipped)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Convert a Pillow image of mode L or RGB to ``uint8[C, H, W]``; else ValueError."""
-    if image.mode not in ("L", "RGB"):
+    """Convert a Pillow image to ``uint8[C, H, W]``, one of 16 bits to ``float32`` in [0, 1].
+
+    ValueError for other modes than L, RGB and grey of 16 bits.
+    """
+    if image.mode not in ("L", "RGB", *DEEP_MODES):
         raise ValueError(f"an image of mode {image.mode}: expected L or RGB (use .convert)")
     return torch.from_numpy(_channels_first(np.array(image)))
 
 
 def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint16:
+        pixels = (pixels / np.float32(65535)).astype(np.float32)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -153,84 +215,85 @@ def _decode_one(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray:
 
 
 def _convert(image: Image.Image, target: ImageFormat) -> Image.Image:
-    """Convert the mode and resize; InvalidFile for a mode that does not fit."""
+    """Convert the mode and resize; UnlikeOthers for a mode that does not fit."""
     mode, size = target
-    if mode is None and image.mode not in ("L", "RGB"):
-        raise InvalidFile(f"have mode {image.mode}, expected RGB or L: set mode to convert them")
-    if mode is not None and image.mode != mode:
-        # Pillow would clip 16-bit and float images to white without a warning.
+    is_deep = image.mode in DEEP_MODES
+    if mode is None and image.mode not in ("L", "RGB") and not is_deep:
         if image.mode not in CONVERTIBLE:
-            raise InvalidFile(f"have mode {image.mode}, which does not fit into 8 bits")
+            raise UnlikeOthers(_UNFIT.format(image.mode))
+        raise UnlikeOthers(f"have mode {image.mode}, expected RGB or L: set mode to convert them")
+    if mode is not None and image.mode != mode:
+        if is_deep:  # Pillow would clip them to white without a warning
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        elif image.mode not in CONVERTIBLE:
+            raise UnlikeOthers(_UNFIT.format(image.mode))
         image = image.convert(mode)
     if size is not None and image.size != (size, size):
+        if image.mode in DEEP_MODES:
+            deep = Image.fromarray(np.asarray(image).astype(np.float32))
+            deep = deep.resize((size, size), Image.Resampling.BILINEAR)
+            return Image.fromarray(np.asarray(deep).round().astype(np.uint16))
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return image
 
 
-def _first_shape(encoded: Encoded, n: int, target: ImageFormat) -> tuple[int, ...] | None:
-    """The shape of the first image that can be decoded; None if there is none."""
+def _first_form(encoded: Encoded, n: int, target: ImageFormat) -> ImageForm | None:
+    """The form of the first image that can be decoded; None if there is none."""
     for i in range(n):
         try:
-            return _decode_one(encoded, i, target).shape
+            return ImageForm.of(_decode_one(encoded, i, target))
         except InvalidFile:
             continue
     return None
 
 
 def _lazy(
-    encoded: Encoded,
-    ids: np.ndarray,
-    shape: tuple[int, ...],
-    target: ImageFormat,
-    *,
-    where: str,
+    encoded: Encoded, ids: np.ndarray, kept: np.ndarray, target: ImageFormat, *, where: str
 ) -> LazyInputs:
-    def read(i: int) -> Tensor:
+    def read(row: int) -> Tensor:
+        i = int(kept[row])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 pixels = _decode_one(encoded, i, target)
             except InvalidFile as reason:
                 raise DataError(f"images that {reason}: ids {ids[i]}", where=where) from reason
-        if pixels.shape != shape:
-            raise DataError(
-                f"images that are {_describe_shape(pixels.shape)} where the first is "
-                f"{_describe_shape(shape)}: ids {ids[i]}",
-                where=where,
-                fix=_FIX,
-            )
         return torch.from_numpy(np.array(pixels))
 
-    text = f"{encoded.content()}{len(ids)}{target.mode}{target.size}"
-    return LazyInputs(len(ids), read, hashlib.sha256(text.encode()).hexdigest())
+    text = f"{encoded.content()}{kept.tolist()}{target.mode}{target.size}"
+    return LazyInputs(len(kept), read, hashlib.sha256(text.encode()).hexdigest())
 
 
 _FIX = "repair or remove these images; size and mode convert those that only differ"
+_UNFIT = (
+    "have mode {}, which does not fit into 16 bits: write them with 8 or 16 bits, or read them in "
+    "a data set of your own"
+)
 
 
-def _raise_invalid(
-    invalid: dict[str, list[int]],
-    shapes: list[tuple[int, ...] | None],
+def _skipped(
+    invalid: Mapping[int, InvalidFile],
+    forms: list[ImageForm | None],
     ids: np.ndarray,
     where: str,
-) -> None:
-    """Raise DataError if an image is invalid or has another shape than most."""
-    groups = dict(invalid)
-    counts = Counter(s for s in shapes if s is not None)
+) -> dict[int | str, str]:
+    """The broken images, by id; DataError for those that are only unlike the others."""
+    unlike = {i: str(r) for i, r in invalid.items() if isinstance(r, UnlikeOthers)}
+    counts = Counter(form for form in forms if form is not None)
     if len(counts) > 1:
         majority = counts.most_common(1)[0][0]
-        for shape in counts:
-            if shape != majority:
-                reason = f"are {_describe_shape(shape)} where most are {_describe_shape(majority)}"
-                groups[reason] = [i for i, s in enumerate(shapes) if s == shape]
-    ordered = sorted(groups.items(), key=lambda g: g[1][0])
-    lines = group_by_reason(
-        "images", {ids[i]: why for why, positions in ordered for i in positions}
+        unlike |= {
+            i: f"are {form} where most are {majority}"
+            for i, form in enumerate(forms)
+            if form not in (None, majority)
+        }
+    broken = {i: str(r) for i, r in invalid.items() if i not in unlike}
+    if not unlike and 2 * len(broken) <= len(ids):
+        return {ids[i].item(): broken[i] for i in sorted(broken)}
+    found = unlike | broken
+    lines = group_by_reason("images", {ids[i].item(): found[i] for i in sorted(found)})
+    raise DataError(
+        "\n  ".join([f"{len(found)} of {len(ids)} images cannot be used", *lines]),
+        where=where,
+        fix=_FIX if unlike else "repair or replace these images; up to half of a set is skipped",
     )
-    if lines:
-        raise DataError("\n  ".join(lines), where=where, fix=_FIX)
-
-
-def _describe_shape(shape: tuple[int, ...]) -> str:
-    channels, height, width = shape
-    return f"{width}×{height} {'L' if channels == 1 else 'RGB'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from expunge.errors import DataError, did_you_mean, format_ids
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
+
+
+SEPARATORS = ",;\t|"
 
 
 def manifest_rows(path: Path, config: DataConfig) -> Rows:
@@ -45,8 +49,9 @@ def manifest_rows(path: Path, config: DataConfig) -> Rows:
         ids = table_column(table, config.id, np.arange(1, n + 1), path)
     labels = np.zeros(n, dtype=np.int64)
     if config.labels is None:
-        labels = table_column(table, config.label, ids, path)
-    inputs = _inputs(table, config.input, ids, path)
+        labels = label_column(table, config.label, ids, path)
+    root = Path(config.root) if config.root else path.parent
+    inputs = _inputs(table, config.input, ids, path, root)
     return Rows(
         ids=ids,
         labels=labels,
@@ -59,16 +64,19 @@ def manifest_rows(path: Path, config: DataConfig) -> Rows:
 def read_table(path: Path) -> dict[str, Sequence[object]]:
     """Read the columns of a CSV or JSONL file.
 
-    A column of a CSV file of which all values are integers becomes integers; others are strings.
+    The fields of a CSV file are separated by commas, semicolons, tabs or bars; space around them is
+    removed. A column of which all values are integers becomes integers; others are strings.
     """
     require_file(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".jsonl":
                 return _jsonl(list(file), path)
-            return _csv(list(csv.reader(file, strict=True)), path)
+            return _csv(_split_rows(file.read()), path)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"not a text table ({error})", where=str(path)) from error
+        raise DataError(
+            f"not a text table ({error})", where=str(path), fix="save it as CSV or JSONL in UTF-8"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot be read ({error})", where=str(path)) from error
 
@@ -89,6 +97,32 @@ def table_column(
     return as_column(table[name], ids, what=f"column '{name}'", where=str(path))
 
 
+def label_column(
+    table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path
+) -> np.ndarray:
+    """A column of labels: those of a CSV file are text, and so names before they are indices."""
+    values = table_column(table, name, ids, path)
+    return values.astype(str) if path.suffix.lower() != ".jsonl" else values
+
+
+def _split_rows(text: str) -> list[list[str]]:
+    """The fields of all rows, by the first separator that gives every row as many as the header."""
+    for separator in SEPARATORS:
+        try:
+            rows = _parse_csv(text, separator)
+        except csv.Error:
+            continue
+        if rows and len(rows[0]) > 1 and {len(row) for row in rows if row} == {len(rows[0])}:
+            return rows
+    return _parse_csv(text, ",")
+
+
+def _parse_csv(text: str, separator: str) -> list[list[str]]:
+    lines = io.StringIO(text, newline="")
+    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    return [[field.strip() for field in row] for row in rows]
+
+
 def _csv(lines: list[list[str]], path: Path) -> dict[str, Sequence[object]]:
     if not lines:
         raise DataError("the file is empty", where=str(path), fix="expected a header and rows")
@@ -100,7 +134,7 @@ def _csv(lines: list[list[str]], path: Path) -> dict[str, Sequence[object]]:
         raise DataError(
             f"rows without exactly {len(header)} fields, as in the header: {format_ids(odd)}",
             where=str(path),
-            fix="quote fields that hold commas",
+            fix="quote fields that hold the separator",
         )
     columns = [list(c) for c in zip(*rows, strict=True)] or [[] for _ in header]
     return {name: parse_integers(c) for name, c in zip(header, columns, strict=True)}
@@ -128,7 +162,7 @@ def _jsonl(lines: list[str], path: Path) -> dict[str, Sequence[object]]:
 
 
 def _inputs(
-    table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path
+    table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path, root: Path
 ) -> Encoded | Inputs:
     if all(isinstance(v, list) for v in table[name]):
         return TensorInputs(_feature_tensor(table[name], ids, name, path))
@@ -138,9 +172,7 @@ def _inputs(
         raise DataError(
             f"column '{name}' must hold file paths or lists of numbers", where=str(path)
         )
-    return EncodedFiles(
-        resolve_inside(path.parent, files.astype(str).tolist(), ids, where=str(path))
-    )
+    return EncodedFiles(resolve_inside(root, files.astype(str).tolist(), ids, where=str(path)))
 
 
 def _feature_tensor(values: Sequence[Any], ids: np.ndarray, name: str, path: Path) -> torch.Tensor:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from expunge.data.encoded import MAX_BYTES_IN_MEMORY, Encoded, is_audio
+from expunge.data.encoded import LFS_POINTER, MAX_BYTES_IN_MEMORY, Encoded, is_audio
 from expunge.data.inputs import Inputs, TensorInputs
 from expunge.data.paths import require_file
 from expunge.data.rows import Rows
@@ -167,6 +167,11 @@ def _read_schema(path: Path) -> tuple[Any, int]:
         with pq.ParquetFile(path) as file:
             return file.schema_arrow, file.metadata.num_rows
     except _UNREADABLE as error:
+        with path.open("rb") as start:
+            if start.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise DataError(
+                    "a pointer of Git LFS, not the file", where=str(path), fix="git lfs pull"
+                ) from error
         raise DataError(
             f"not a Parquet file, or a damaged one ({error})",
             where=str(path),

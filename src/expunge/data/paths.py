@@ -56,14 +56,17 @@ def resolve_path(text: str, folder: Path) -> Path:
 
 
 def require_inside(folder: Path, text: str) -> Path:
-    """Resolve a relative path; ValueError if it is outside the folder.
+    """Resolve a path; ValueError if it is outside the folder.
 
-    An absolute path, a path with ``..`` that leaves the folder and a link out of it are outside.
+    A path with ``..`` that leaves the folder, a link out of it and an absolute path to elsewhere
+    are outside. Backslashes separate folders, as on Windows, unless there is a file of that name.
     """
-    if not text or Path(text).is_absolute() or "\0" in text:
+    if not text or "\0" in text:
         raise ValueError(text)
+    if "\\" in text and not os.path.lexists(folder / text):
+        text = text.replace("\\", "/")
     path = Path(os.path.realpath(folder / text))
-    if not path.is_relative_to(os.path.realpath(folder)):
+    if not path.is_relative_to(os.path.realpath(folder)) or re.match("[A-Za-z]:/", text):
         raise ValueError(text)
     return path
 
@@ -93,17 +96,18 @@ def _require_path(path: Path) -> Path:
 
 
 def resolve_inside(folder: Path, texts: list[str], ids: np.ndarray, *, where: str) -> list[Path]:
-    """Resolve many relative paths; one DataError names all that are outside the folder."""
+    """Resolve many paths; one DataError names all that are outside the folder."""
     paths, outside = [], []
     for text, name in zip(texts, ids.tolist(), strict=True):
         try:
             paths.append(require_inside(folder, text))
-        except ValueError:
+        except (ValueError, OSError):
             outside.append(f"{name} ({text[:80]!r})" if text != name else repr(text[:80]))
     if outside:
         raise DataError(
-            f"paths that lead outside this folder: {format_ids(outside)}",
+            f"paths that lead outside the folder {folder}: {format_ids(outside)}",
             where=where,
-            fix="use relative paths to files below the folder, no '..' and no links out of it",
+            fix="write paths relative to this folder, without '..' and links out of it; in a spec, "
+            "root names another folder that all paths lie in",
         )
     return paths

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from expunge.data import audio
+from expunge.data.classes import encode_labels
 from expunge.data.encoded import Encoded, EncodedSlice
 from expunge.data.inputs import Inputs, TensorInputs
-from expunge.data.labels import encode_labels
 from expunge.data.preparation import Preparation
 from expunge.data.samples import Samples, View
 from expunge.data.views import view as named_view
-from expunge.errors import ConfigError, DataError, check_range
+from expunge.errors import USER_ERRORS, ConfigError, DataError, check_range, group_by_reason
 
 if TYPE_CHECKING:
     from expunge.data.images import Mode
+
+
+# Inputs whose mean and standard deviation are compared with those given.
+N_MEASURED = 256
+# Standardised inputs beyond this factor are in other units than their mean and std.
+MAX_UNIT_RATIO = 50.0
+# The range of stored integers after scaling, and their scale.
+SCALED_RANGES = {torch.uint8: ("[0, 1]", 255), torch.int16: ("[-1, 1)", 32768)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Rows:
         Whether the encoded inputs are audio.
     id_root
         The folder, resolved, that the ids are paths in; empty if they are no paths.
+    skipped
+        Why a file of the source is no sample, by its id.
     """
 
     ids: np.ndarray
@@ -51,6 +61,7 @@ class Rows:
     has_explicit_ids: bool = False
     is_audio: bool = False
     id_root: str = ""
+    skipped: Mapping[int | str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,14 +94,14 @@ def to_samples(
     size: int | None = None,
     sample_rate: int | None = None,
     seconds: float | None = None,
-    view: str = "none",
+    view: str | View = "none",
     name: str = "data",
     where: str = "",
 ) -> Samples:
     """Map the labels to class indices, decode the inputs, and check everything.
 
-    Clips that cannot be used are skipped, see `audio.decode_clips`; images that cannot be used are
-    an error. ``where`` is what messages call the source: its path, for example. For the other
+    Images and clips that cannot be used are skipped, see `decode_images` and `decode_clips`.
+    ``where`` is what messages call the source: its path, for example. For the other
     settings see `DataConfig`.
     """
     where = where or name
@@ -119,8 +130,10 @@ def to_samples(
     else:
         from expunge.data.images import decode_images
 
-        inputs = decode_images(rows.inputs, rows.ids, mode=mode, size=size, where=where)
+        images = decode_images(rows.inputs, rows.ids, mode=mode, size=size, where=where)
+        inputs, kept, skipped = images
         _check_audio_settings(inputs, sample_rate, seconds, where)
+    _check_classes_left(labels, kept, skipped, where)
     samples = Samples(
         ids=rows.ids[kept],
         labels=labels[kept],
@@ -131,7 +144,7 @@ def to_samples(
         has_explicit_ids=rows.has_explicit_ids,
         name=name,
         sample_rate=sample_rate,
-        skipped=skipped,
+        skipped={**rows.skipped, **skipped},
         id_root=rows.id_root,
     )
     if mean or std or samples.view is not None:
@@ -139,7 +152,20 @@ def to_samples(
     return samples
 
 
-def _view(view: str, name: str) -> View | None:
+def _check_classes_left(
+    labels: np.ndarray, kept: np.ndarray, skipped: Mapping[int | str, str], where: str
+) -> None:
+    """Raise DataError if all samples but those of one class cannot be used."""
+    if skipped and len(np.unique(labels[kept])) < 2 <= len(np.unique(labels)):
+        lines = group_by_reason("samples", skipped)
+        raise DataError(
+            "\n  ".join(["one class is left without the samples that cannot be used", *lines]),
+            where=where,
+            fix="repair or replace these files",
+        )
+
+
+def _view(view: str | View, name: str) -> View | None:
     try:
         return named_view(view)
     except ConfigError as error:
@@ -209,8 +235,63 @@ def _check_preparation(samples: Samples, where: str) -> None:
         )
     if not all(np.isfinite(mean)) or not all(np.isfinite(s) and s > 0 for s in std):
         raise DataError("mean must be finite, std finite and above 0", where=where)
+    _check_units(samples, where)
     if samples.view is not None:
-        try:
-            samples.view(samples.prepare(example), torch.Generator().manual_seed(0))
-        except DataError as error:
-            raise DataError(error.what, where=where, fix=error.fix) from error
+        _check_view(samples.view, samples.prepare(example), where)
+
+
+def _check_units(samples: Samples, where: str) -> None:
+    """Mean and standard deviation must be in units of the scaled input, not in 0 … 255."""
+    mean, std = (np.array(v, dtype=np.float64) for v in (samples.prepare.mean, samples.prepare.std))
+    rows = np.linspace(0, len(samples) - 1, min(len(samples), N_MEASURED)).astype(np.int64)
+    stored = samples.inputs.batch(np.unique(rows))
+    if not isinstance(stored, torch.Tensor) or not len(mean):
+        return
+    limit = SCALED_RANGES.get(stored.dtype)
+    if limit is not None and (np.abs(mean).max() > 1 or std.max() > 1):
+        raise DataError(
+            f"mean {_numbers(mean)} and std {_numbers(std)} are not in units of the scaled input, "
+            f"which lies in {limit[0]}",
+            where=where,
+            fix=f"divide both by {limit[1]}: mean {_numbers(mean / limit[1])}, "
+            f"std {_numbers(std / limit[1])}",
+        )
+    if limit is not None or not torch.isfinite(stored).all() or ((mean == 0) & (std == 1)).all():
+        return
+    by_channel = samples.prepare(stored).transpose(0, 1).flatten(1)
+    centre, spread = by_channel.mean(1).abs().median(), by_channel.std(1).median()
+    if centre > MAX_UNIT_RATIO or not 1 / MAX_UNIT_RATIO < spread < MAX_UNIT_RATIO:
+        raise DataError(
+            f"mean {_numbers(mean)} and std {_numbers(std)} do not fit the inputs: these have mean "
+            f"{float(stored.float().mean()):.3g} and std {float(stored.float().std()):.3g}",
+            where=where,
+            fix="give mean and std of the inputs as they are stored; floats are not scaled",
+        )
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{v:.4g}" for v in values)
+
+
+def _check_view(view: View, x: torch.Tensor, where: str) -> None:
+    """A view gives inputs of the same shape and type."""
+    try:
+        seen = view(x, torch.Generator().manual_seed(0))
+    except DataError as error:
+        raise DataError(error.what, where=where, fix=error.fix) from error
+    except USER_ERRORS as error:
+        raise DataError(
+            f"the view fails: {type(error).__name__}: {error}",
+            where=where,
+            fix="a view is a function (batch, generator) → batch, or a transform of one input",
+        ) from error
+    form = (tuple(x.shape), x.dtype)
+    if not isinstance(seen, torch.Tensor) or (tuple(seen.shape), seen.dtype) != form:
+        got = type(seen).__name__
+        if isinstance(seen, torch.Tensor):
+            got = f"{tuple(seen.shape)} {seen.dtype}"
+        raise DataError(
+            f"the view makes {got} of {form[0]} {form[1]}",
+            where=where,
+            fix="a view must keep shape and dtype",
+        )

@@ -7,7 +7,7 @@ memory are decoded once and kept as one tensor; others are read batch by batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from expunge.data.checks import (
     probability_problems,
     trusted_problems,
 )
+from expunge.data.classes import encode_labels, is_numbered
 from expunge.data.inputs import Batch, Inputs, SubsetInputs, TensorInputs, hash_array
 from expunge.data.preparation import Preparation
 from expunge.errors import DataError, format_ids, raise_all
@@ -199,6 +200,30 @@ class Samples:
             trusted=None if self.trusted is None else self.trusted[positions],
             features={k: f[positions] for k, f in self.features.items()},
         )
+
+    def with_classes(self, classes: Sequence[str]) -> Samples:
+        """Express the labels as indices of these classes: by name, see `encode_labels`.
+
+        Raises
+        ------
+        DataError
+            If a label is none of the classes, or the external probabilities have another class.
+        """
+        classes = tuple(classes)
+        if classes == self.classes:
+            return self
+        names = () if is_numbered(self.classes) else self.classes
+        labels, _ = encode_labels(
+            self.labels, self.ids, names=names, classes=classes, where=self.name
+        )
+        if not self.external_probs:
+            return replace(self, labels=labels, classes=classes)
+        own = np.arange(len(self.classes))
+        columns, _ = encode_labels(own, own, names=names, classes=classes, where=self.name)
+        probs = {k: np.zeros((len(self), len(classes))) for k in self.external_probs}
+        for name, p in self.external_probs.items():
+            probs[name][:, columns] = p
+        return replace(self, labels=labels, classes=classes, external_probs=probs)
 
     def to_device(self, device: torch.device) -> Samples:
         """Move the inputs to a GPU once, if they are one tensor that fits into half of its memory.

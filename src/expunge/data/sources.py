@@ -13,13 +13,20 @@ from expunge._core.registry import NoMetadata, Registry
 from expunge.data.arrays import npz_rows
 from expunge.data.audio import SAMPLE_RATES
 from expunge.data.cifar import BATCHES, cifar_rows, human_labels
+from expunge.data.classes import encode_labels
 from expunge.data.folder import class_folders, folder_rows
-from expunge.data.labels import encode_labels, join_by_id
-from expunge.data.manifest import check_columns, manifest_rows, read_table, table_column
+from expunge.data.labels import join_by_id
+from expunge.data.manifest import (
+    check_columns,
+    label_column,
+    manifest_rows,
+    read_table,
+    table_column,
+)
 from expunge.data.paths import require_file, resolve_path
 from expunge.data.rows import Rows, slice_rows, to_samples
 from expunge.data.samples import Samples
-from expunge.errors import ConfigError, DataError, raise_all, range_problems
+from expunge.errors import ConfigError, DataError, format_ids, raise_all, range_problems
 
 MAX_SECONDS = 3600  # of a clip
 
@@ -64,13 +71,17 @@ class DataConfig:
         The names of the columns. Without ``id`` the ids are row numbers.
     labels
         Labels of a second file, used instead of the column ``label``.
+    corrections
+        Labels of a second file for some of the ids; the other samples keep theirs.
     external_probs
         Class probabilities of other models by name, each a column of lists of ``c`` numbers in a
         Parquet file, joined by id. See `Samples`.
     trusted
         Whether each sample is known to be right: a truth column of a Parquet file, joined by id.
+    root
+        The folder that the paths of a manifest start at and lie in; by default the manifest's own.
     classes
-        The class names, in order.
+        The class names, in the order of the indices.
     mean, std
         One number a channel, or one for all, in units of the scaled input; ``std`` above 0.
     size
@@ -114,8 +125,10 @@ class DataConfig:
     label: str = "label"
     id: str | None = None
     labels: LabelFile | None = None
+    corrections: LabelFile | None = None
     external_probs: dict[str, LabelFile] = field(default_factory=dict)
     trusted: LabelFile | None = None
+    root: str = ""
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -218,8 +231,12 @@ def read(
     (('cat', 'dog'), [0, 1])
     """
     path = resolve_path(config.path, folder)
+    if config.root:
+        config = replace(config, root=str(resolve_path(config.root, folder)))
     source = config.source or _guess_source(path)
     rows = sources.get(source)(path, config)
+    if not rows.class_names and classes and config.classes != tuple(classes):
+        rows = replace(rows, class_names=config.classes)
     if config.labels is not None:
         rows = _with_labels(rows, config.labels, folder)
     rows = slice_rows(rows, config.skip_rows, config.max_rows)
@@ -236,6 +253,8 @@ def read(
         name=name,
         where=f"{name} ({path})",
     )
+    if config.corrections is not None:
+        samples = correct_labels(samples, config.corrections, folder=folder)
     if not config.external_probs and config.trusted is None:
         return samples
     probs = {k: _read_joined(samples, f, folder) for k, f in config.external_probs.items()}
@@ -272,7 +291,7 @@ def _guess_source(path: Path) -> str:
     if path.is_dir():
         if any((path / batch).is_file() for batch in ("data_batch_1", "test_batch")):
             return "cifar10"
-        if class_folders(path):
+        if class_folders(path) or any(path.glob("*.parquet")):
             return "folder"
         raise DataError(
             "this folder has neither class folders nor CIFAR-10 batches",
@@ -288,11 +307,10 @@ def _guess_source(path: Path) -> str:
 
 
 def _with_labels(rows: Rows, labels: LabelFile, folder: Path) -> Rows:
-    """The rows with the labels of the second file."""
+    """The rows with the labels of the second file, as indices of the rows' classes if any."""
     path = require_file(resolve_path(labels.path, folder))
     names: tuple[str, ...] = ()
-    suffix = path.suffix.lower()
-    if suffix in (".pt", ".pth"):
+    if path.suffix.lower() in (".pt", ".pth"):
         values = human_labels(path, labels.column)
         if len(values) != len(rows):
             raise DataError(
@@ -300,27 +318,65 @@ def _with_labels(rows: Rows, labels: LabelFile, folder: Path) -> Rows:
                 where=str(path),
                 fix="use the labels of this very set (CIFAR-10N: of the training set)",
             )
-        return replace(rows, labels=values)
+    else:
+        other_ids, values, names = _read_label_file(path, labels)
+        values = join_by_id(rows.ids, other_ids, values, where=str(path))
+    known = rows.class_names
+    if names:
+        indices, _ = encode_labels(values, rows.ids, names=names, where=str(path))
+        values = np.array(names)[indices] if values.dtype.kind != "U" else values
+        known = known if set(names) <= set(known) else names
+    if known:
+        values, known = encode_labels(values, rows.ids, classes=known, where=str(path))
+    return replace(rows, labels=values, class_names=known)
+
+
+def _read_label_file(
+    path: Path, labels: LabelFile
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Ids and labels of a file, and the class names that it states."""
+    suffix = path.suffix.lower()
     if suffix == ".parquet":
         from expunge.data.parquet import class_names, read_column
 
-        other_ids = read_column(path, labels.id)
-        values = read_column(path, labels.column, ids=other_ids)
-        names = class_names(path, labels.column)
-    elif suffix in (".csv", ".jsonl"):
+        ids = read_column(path, labels.id)
+        return ids, read_column(path, labels.column, ids=ids), class_names(path, labels.column)
+    if suffix in (".csv", ".jsonl"):
         table = read_table(path)
         check_columns(table, [labels.id, labels.column], path)
-        lines = np.arange(1, len(table[labels.id]) + 1)
-        other_ids = table_column(table, labels.id, lines, path)
-        values = table_column(table, labels.column, other_ids, path)
-    else:
-        raise DataError(
-            f"unsupported file type '{suffix}'; expected .parquet, .csv, .jsonl or "
-            "CIFAR-10_human.pt",
-            where=str(path),
-        )
-    return replace(
-        rows,
-        labels=join_by_id(rows.ids, other_ids, values, where=str(path)),
-        class_names=names or rows.class_names,
+        ids = table_column(table, labels.id, np.arange(1, len(table[labels.id]) + 1), path)
+        return ids, label_column(table, labels.column, ids, path), ()
+    raise DataError(
+        f"unsupported file type '{suffix}'; expected .parquet, .csv, .jsonl or CIFAR-10_human.pt",
+        where=str(path),
     )
+
+
+def correct_labels(samples: Samples, corrections: LabelFile, *, folder: Path) -> Samples:
+    """Replace the labels of those samples whose ids are in a second file; the others keep theirs.
+
+    Raises
+    ------
+    DataError
+        If the file has none of the ids or repeats one, or a label is no class.
+    """
+    path = require_file(resolve_path(corrections.path, folder))
+    ids, values, names = _read_label_file(path, corrections)
+    own = samples.ids
+    if own.dtype.kind != ids.dtype.kind:
+        own, ids = own.astype(str), ids.astype(str)
+    known = np.isin(ids, own)
+    if not known.any():
+        raise DataError(
+            f"corrects none of the samples: its ids are {format_ids(ids)}, those of the data "
+            f"{format_ids(own)}",
+            where=str(path),
+            fix="check that `id` names the matching column in both files",
+        )
+    at = np.flatnonzero(np.isin(own, ids))
+    found = join_by_id(own[at], ids[known], values[known], where=str(path))
+    labels = samples.labels.copy()
+    labels[at], _ = encode_labels(
+        found, own[at], names=names, classes=samples.classes, where=str(path)
+    )
+    return replace(samples, labels=labels)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from expunge._core.registry import NoMetadata, Registry
+from expunge._core.rng import seed_everything
 from expunge.data import audio_views
 from expunge.data.samples import View
 from expunge.errors import DataError
@@ -19,7 +23,7 @@ views.register("speech")(audio_views.speech)
 views.register("speech-background")(audio_views.speech_background)
 
 
-def view(name: str) -> View | None:
+def view(name: str | Callable[..., Tensor]) -> View | None:
     """Look up a view by its name; ``"none"`` gives None.
 
     A view maps ``float[b, c, h, w]`` (audio: ``float[b, samples]``) and a CPU generator to a tensor
@@ -30,7 +34,10 @@ def view(name: str) -> View | None:
     ----------
     name
         Images: ``"crop"``, ``"flip"``, ``"crop-flip"``. Audio: ``"shift"``, ``"speed"``,
-        ``"gain"``, ``"background"``, ``"speech"``, ``"speech-background"``. Or ``"none"``.
+        ``"gain"``, ``"background"``, ``"speech"``, ``"speech-background"``. Or ``"none"``. A
+        function of a batch and a generator is a view itself. A function of one prepared input, a
+        torchvision transform for example, is called for each; what it draws from the global
+        generators of torch, NumPy and Python is seeded from the generator.
 
     Returns
     -------
@@ -50,8 +57,39 @@ def view(name: str) -> View | None:
     >>> view("crop-flip")(x, torch.Generator().manual_seed(0)).shape
     torch.Size([1, 1, 2, 4])
     """
+    if callable(name):
+        return name if _n_arguments(name) != 1 else InputView(name)
     function = views.get(name)
     return None if function is none else function
+
+
+class InputView:
+    """A view that applies a random transform to every input.
+
+    Parameters
+    ----------
+    transform
+        Called with one prepared input, without the batch dimension.
+    """
+
+    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
+        self.transform = transform
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Transform every input of a batch."""
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        with seed_everything(seed, "view"):
+            return torch.stack([self.transform(row) for row in x])
+
+
+def _n_arguments(function: Callable[..., Tensor]) -> int:
+    """The number of positional arguments that a function requires."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters)
 
 
 @views.register("none")

@@ -16,7 +16,7 @@ from expunge._core.arrays import Array
 from expunge._core.rng import torch_generator
 from expunge.config import build
 from expunge.data import Batch, Preparation
-from expunge.data.arrays import to_cpu_tensor
+from expunge.data.conversion import to_cpu_tensor
 from expunge.errors import DataError, RunError, format_ids
 from expunge.export.onnx import Parity
 from expunge.storage.atomic_files import wrap_io_errors

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
+from expunge.data.classes import fix_class_count
 from expunge.errors import ModelError, did_you_mean, format_ids, raise_all
 
 # What a model's forward pass raises for an input that it does not take.
@@ -486,7 +487,7 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
             f"the model gives {logits.shape[1]} logits, the data have {len(samples.classes)} "
             "classes",
             where=samples.name,
-            fix="name all classes of the model in the data, or use the model's own head",
+            fix=fix_class_count(samples.labels, samples.classes, logits.shape[1]),
         )
 
 

@@ -1,0 +1,246 @@
+"""What a label is: the name of a class or its index, by one rule for every source.
+
+- Text is the name of a class. ``"3"`` and ``"3.0"`` are the number 3 if no class has that name.
+  Space around a name does not count.
+- A number is an index into the class names that its own source states.
+- Where the source states none, a number is an index too, and its name is its digits: the class
+  ``"3"`` has the index 3.
+- Where the classes asked for have numbers as names, other than their indices, numbers are names or
+  indices, whichever fits all of them. If both fit, that is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from expunge.errors import DataError, did_you_mean, format_ids
+
+# A larger index without class names is no class index.
+MAX_CLASSES = 100_000
+_NUMBER = re.compile(r"-?\d{1,18}(\.0*)?")
+_DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
+BOOLEANS = ("False", "True")
+
+
+def encode_labels(
+    values: np.ndarray,
+    ids: np.ndarray,
+    *,
+    names: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    where: str,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Convert labels to class indices, and find the names of the classes.
+
+    Parameters
+    ----------
+    values
+        ``[n]``: text, integers, whole floats or truth values.
+    ids
+        ``[n]``, for messages.
+    names
+        The class names of the source: ``names[i]`` is the name of the index i.
+    classes
+        The classes of the result, in order. Labels are translated by name if the source states
+        other names. With neither ``names`` nor ``classes``, text is sorted, numbers are named
+        ``"0" … "c-1"`` and truth values ``"False"``, ``"True"``.
+    where
+        What messages call the source.
+
+    Returns
+    -------
+    indices, names
+        ``int64[n]``, and the names of the ``c`` classes.
+
+    Raises
+    ------
+    DataError
+        If class names repeat, a label is no class, an index is out of range, or a number may be a
+        name as well as an index.
+
+    Examples
+    --------
+    >>> encode_labels(np.array(["b", "a", "b"]), np.arange(3), where="x")
+    (array([1, 0, 1]), ('a', 'b'))
+    >>> encode_labels(np.array(["2", "10"]), np.arange(2), classes=["0", "1", "10", "2"], where="x")
+    (array([3, 2]), ('0', '1', '10', '2'))
+    """
+    names, classes = (tuple(str(n).strip() for n in given) for given in (names, classes))
+    for given in (names, classes):
+        repeated = [name for name, n in Counter(given).items() if n > 1]
+        if repeated:
+            raise DataError(f"class names are not unique: {format_ids(repeated)}", where=where)
+    known = classes or names
+    if values.dtype.kind == "b":
+        values, known = _from_booleans(values, known), known or BOOLEANS
+    is_text = values.dtype.kind == "U"
+    if is_text:
+        values = np.char.strip(values)
+        found = np.unique(values)
+        if (known and np.isin(found, known).all()) or not _are_numbers(values, ids, where):
+            known = known or tuple(found.tolist())
+            return _by_name(values, ids, known, where), known
+        values = np.array([int(v.partition(".")[0]) for v in values.tolist()], dtype=np.int64)
+    values = _whole(values)
+    if values.dtype.kind not in "iu":
+        # Samples says what is wrong with fractions, NaN and other types.
+        return values, known or _number_classes(values, where)
+    if names and classes and names != classes:
+        return _translate(values, ids, names, classes, where=where), classes
+    if not names and classes and not is_numbered(classes):
+        if is_text and any(map(_NUMBER.fullmatch, classes)):
+            return _by_name(values.astype(str), ids, classes, where), classes
+        return _by_name_or_index(values, classes, where), classes
+    return values, known or _number_classes(values, where)
+
+
+def is_numbered(names: Sequence[str]) -> bool:
+    """Whether the class names are the indices themselves: ``"0"``, ``"1"``, …"""
+    return all(name == str(i) for i, name in enumerate(names))
+
+
+def _from_booleans(values: np.ndarray, known: tuple[str, ...]) -> np.ndarray:
+    """Truth values as text if the classes are called false and true, else as 0 and 1."""
+    by_truth = {name.lower(): name for name in known}
+    if set(by_truth) != {"false", "true"}:
+        return values.astype(np.int64)
+    return np.where(values, by_truth["true"], by_truth["false"])
+
+
+def _are_numbers(values: np.ndarray, ids: np.ndarray, where: str) -> bool:
+    """Whether every text is a whole number; fractions and gaps among numbers are a DataError."""
+    found = np.unique(values).tolist()
+    texts = [v for v in found if v.lower() not in _MISSING]
+    if not texts or not all(map(_DECIMAL.fullmatch, texts)):
+        return False
+    fractions = [v for v in texts if not _NUMBER.fullmatch(v)]
+    if fractions:
+        raise DataError(
+            f"labels must be integers or names; got fractions such as {format_ids(fractions)}",
+            where=where,
+            fix="give class indices or class names",
+        )
+    if any(re.match(r"-?0\d", v) for v in texts):
+        return False  # 01 … 12 are names
+    if len(texts) < len(found):
+        raise DataError(
+            f"label is missing (NaN or null): ids {format_ids(ids[~np.isin(values, texts)])}",
+            where=where,
+            fix="fill in or remove these rows",
+        )
+    return True
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    """Whole floats as integers; other values as they are."""
+    if values.dtype.kind != "f" or not np.isfinite(values).all():
+        return values
+    is_whole = (values == np.round(values)).all() and (np.abs(values) < 2**53).all()
+    return values.astype(np.int64) if is_whole else values
+
+
+def _by_name(values: np.ndarray, ids: np.ndarray, known: tuple[str, ...], where: str) -> np.ndarray:
+    index = {name: i for i, name in enumerate(known)}
+    found, inverse = np.unique(values, return_inverse=True)
+    unknown = [v for v in found.tolist() if v not in index]
+    if unknown:
+        rows = np.isin(values, unknown)
+        raise DataError(
+            f"labels that are no class: {format_ids(unknown)} (ids {format_ids(ids[rows])}); the "
+            f"classes are {format_ids(known)}",
+            where=where,
+            fix=_fix_unknown(unknown[0], known),
+        )
+    return np.array([index[v] for v in found.tolist()], dtype=np.int64)[inverse]
+
+
+def _fix_unknown(name: str, known: tuple[str, ...]) -> str:
+    if is_numbered(known):
+        return "name the classes of both sets: set classes to the names in the order of the indices"
+    if len(known) > 20:
+        return "correct these labels, or set classes to all class names"
+    return did_you_mean(name, known)
+
+
+def _translate(
+    values: np.ndarray,
+    ids: np.ndarray,
+    names: tuple[str, ...],
+    classes: tuple[str, ...],
+    *,
+    where: str,
+) -> np.ndarray:
+    """Indices of the source's names as indices of the classes: by name.
+
+    Where one of the two only numbers its classes and the other does not, the index stays.
+    """
+    _check_indices(values, ids, len(names), where)
+    numbered = is_numbered(names), is_numbered(classes)
+    has_numbers = [any(map(_NUMBER.fullmatch, n)) for n in (names, classes)]
+    if (numbered[0] and not has_numbers[1]) or (numbered[1] and not has_numbers[0]):
+        return values
+    return _by_name(np.array(names)[values], ids, classes, where)
+
+
+def _by_name_or_index(values: np.ndarray, classes: tuple[str, ...], where: str) -> np.ndarray:
+    """Indices of numbers that are names of classes or indices, whichever fits all of them."""
+    found = np.unique(values).tolist()
+    are_indices = all(0 <= k < len(classes) for k in found)
+    index = {name: i for i, name in enumerate(classes)}
+    if not all(str(k) in index for k in found) or all(index[str(k)] == k for k in found):
+        return values
+    if not are_indices:
+        at = np.array([index[str(k)] for k in found], dtype=np.int64)
+        return at[np.searchsorted(found, values)]
+    k = next(k for k in found if index[str(k)] != k)
+    raise DataError(
+        f"the label {k} is the class '{k}' or the class of index {k}, '{classes[k]}'",
+        where=where,
+        fix="give the labels as text: y.astype(str) if they are names, numpy.array(classes)[y] if "
+        "they are indices",
+    )
+
+
+def _number_classes(values: np.ndarray, where: str) -> tuple[str, ...]:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if values.dtype.kind not in "iuf" or len(finite) == 0:
+        return ("0", "1")  # Samples refuses such labels
+    top = int(finite.max())
+    if top >= MAX_CLASSES:
+        raise DataError(
+            f"the largest label is {top}, which is no class index",
+            where=where,
+            fix="number the classes from 0, or name the right label column",
+        )
+    return tuple(str(i) for i in range(top + 1))
+
+
+def _check_indices(values: np.ndarray, ids: np.ndarray, classes: int, where: str) -> None:
+    outside = (values < 0) | (values >= classes)
+    if outside.any():
+        raise DataError(
+            f"labels outside 0…{classes - 1}: {format_ids(np.unique(values[outside]))} "
+            f"(ids {format_ids(ids[outside])})",
+            where=where,
+        )
+
+
+def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) -> str:
+    """What to do about a model with another number of outputs than there are classes."""
+    n = len(classes)
+    if is_numbered(classes) and n == n_outputs + 1 and len(labels) and labels.min() == 1:
+        return (
+            f"the labels start at 1: number the classes from 0 (y - 1), or name them: classes "
+            f"'1' … '{n - 1}'"
+        )
+    if n < n_outputs:
+        return (
+            f"name all {n_outputs} classes of the model, in the order of its outputs: classes=… of "
+            "expunge.from_arrays and expunge.from_dataset, or classes of [data] in a spec"
+        )
+    return f"use a model with {n} outputs, or data with the {n_outputs} classes of the model"

@@ -1,0 +1,260 @@
+"""Tensors and columns from what users have: arrays, lists, data frames, images and dictionaries."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.data.inputs import DictInputs, Inputs, TensorInputs
+from expunge.data.labels import as_column, is_missing
+from expunge.errors import DataError, format_ids
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class LabelColumn(NamedTuple):
+    """Labels as they were given, and the class names that they state, if any."""
+
+    values: np.ndarray
+    class_names: tuple[str, ...] = ()
+
+
+def to_inputs(x: object, where: str) -> Inputs:
+    """Convert the inputs of all samples; DataError if they do not fit.
+
+    A dictionary of arrays becomes dict batches. Data frames become ``float32[n, columns]``. Lists
+    hold arrays, lists of numbers or Pillow images of one shape.
+    """
+    if not isinstance(x, Mapping):
+        return TensorInputs(_check_inputs(_to_tensor(x, where), where))
+    if not x:
+        raise DataError("x is a dictionary without arrays", where=where)
+    parts = {str(k): _to_tensor(v, f"{where}, '{k}'") for k, v in x.items()}
+    lengths = {k: len(v) if v.dim() else 0 for k, v in parts.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"the arrays of x have different lengths: {lengths}", where=where)
+    if not all(v.numel() for v in parts.values()):
+        raise DataError("no samples", where=where, fix="check the selection")
+    return DictInputs(parts)
+
+
+def to_cpu_tensor(x: np.ndarray | Tensor) -> Tensor:
+    """Convert to a CPU tensor of the same values, without a copy if possible.
+
+    TypeError for a type that torch does not fully support.
+    """
+    if isinstance(x, Tensor):
+        tensor = x.detach().cpu()
+    else:
+        array = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
+        if array.shape != x.shape:  # NumPy makes at least one dimension
+            array = array.reshape(x.shape)
+        with warnings.catch_warnings():
+            # Torch warns of read-only arrays (memory maps, say); nothing here writes to them.
+            warnings.simplefilter("ignore")
+            tensor = torch.from_numpy(array)
+    if tensor.layout != torch.strided or tensor.is_complex():
+        raise TypeError(f"{tensor.dtype} of layout {tensor.layout}")
+    if not tensor.is_floating_point() and tensor.dtype not in _INTEGERS:
+        raise TypeError(str(tensor.dtype))
+    return tensor
+
+
+def _to_tensor(x: Any, where: str) -> Tensor:
+    if _is_frame(x):
+        return _from_frame(x, where)
+    if hasattr(x, "to_numpy"):  # a column of pandas, polars or Arrow
+        x = np.asarray(x.to_numpy())
+    if isinstance(x, np.ndarray) and x.dtype == object:
+        x = x.tolist()
+    if isinstance(x, list | tuple):
+        return _stack(x, where)
+    if not isinstance(x, np.ndarray | Tensor):
+        raise DataError(
+            f"x must be an array, a tensor, a list or a data frame, not {type(x).__name__}",
+            where=where,
+        )
+    try:
+        return to_cpu_tensor(x)
+    except TypeError as error:
+        raise DataError(
+            f"x has dtype {x.dtype}, expected floats, uint8 or signed integers ({error})",
+            where=where,
+            fix="convert it, e.g. x.astype('float32')",
+        ) from error
+
+
+def _is_frame(x: object) -> bool:
+    return hasattr(x, "to_numpy") and hasattr(x, "columns")
+
+
+def _from_frame(frame: Any, where: str) -> Tensor:
+    """``float32[n, columns]``; a missing number is NaN."""
+    columns, unfit = [], []
+    for name in frame.columns:
+        try:
+            columns.append(np.asarray(frame[name].to_numpy(), dtype=np.float32))
+        except (TypeError, ValueError):
+            unfit.append(name)
+    if unfit:
+        raise DataError(
+            f"columns that hold no numbers: {format_ids(unfit)}",
+            where=where,
+            fix="leave them out or encode them as numbers, e.g. with pandas.get_dummies",
+        )
+    if not columns or not len(columns[0]):
+        raise DataError("no samples", where=where, fix="check the selection")
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def _stack(items: Sequence[Any], where: str) -> Tensor:
+    """One tensor ``[n, …]`` of arrays, lists of numbers or Pillow images."""
+    if not len(items):
+        raise DataError("no samples", where=where, fix="check the selection")
+    tensors = []
+    for i, item in enumerate(items):
+        try:
+            tensors.append(item_tensor(item))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{error}", where=f"{where}, item {i}") from error
+    first = tensors[0]
+    different = [
+        i for i, t in enumerate(tensors) if (t.shape, t.dtype) != (first.shape, first.dtype)
+    ]
+    if different and {t.shape for t in tensors} == {first.shape}:  # 1 and 1.5 in two lists
+        return torch.stack([t.float() for t in tensors])
+    if different:
+        raise DataError(
+            f"inputs that differ from the first ({tuple(first.shape)} {first.dtype}) in shape or "
+            f"dtype: items {format_ids(different)}",
+            where=where,
+            fix="resize, crop or pad all inputs to one shape",
+        )
+    return torch.stack(tensors)
+
+
+def item_tensor(item: object) -> Tensor:
+    """The tensor of one input; TypeError or ValueError if it is none."""
+    if isinstance(item, np.ndarray | Tensor):
+        return to_cpu_tensor(item)
+    if isinstance(item, list | tuple | int | float) and not isinstance(item, bool):
+        return to_cpu_tensor(np.asarray(item))
+    from PIL import Image
+
+    if isinstance(item, Image.Image):
+        from expunge.data.images import to_tensor
+
+        return to_tensor(item)
+    raise TypeError(
+        f"the input is a {type(item).__name__}, expected an array, a tensor, numbers or a Pillow "
+        "image"
+    )
+
+
+def _check_inputs(tensor: Tensor, where: str) -> Tensor:
+    shape = tuple(tensor.shape)
+    if len(shape) < 2:
+        raise DataError(
+            f"x has shape {shape}, expected [n, …] with one or more dimensions a sample",
+            where=where,
+            fix="x[:, None] makes one feature",
+        )
+    if shape[0] == 0:
+        raise DataError("no samples", where=where, fix="check the selection")
+    if tensor.numel() == 0:
+        raise DataError(f"x has shape {shape}: its samples are empty", where=where)
+    if has_channels_last(tensor[0]):
+        raise DataError(
+            f"x has shape {shape}, which looks like [n, H, W, C]; expected [n, C, H, W]",
+            where=where,
+            fix="x.transpose(0, 3, 1, 2) in NumPy, x.permute(0, 3, 1, 2) in torch",
+        )
+    return tensor
+
+
+def has_channels_last(x: Tensor) -> bool:
+    """Whether one input looks like the pixels of an image ``[H, W, C]``."""
+    shape = tuple(x.shape)
+    is_pixels = len(shape) == 3 and x.dtype == torch.uint8
+    return is_pixels and shape[2] in (1, 3) and shape[0] not in (1, 3)
+
+
+def to_labels(y: Any, where: str) -> LabelColumn:
+    """Labels ``[n]`` of arrays, lists, tensors and columns of data frames; ``[n, 1]`` is as good.
+
+    A categorical column states its categories as class names.
+    """
+    names: tuple[str, ...] = ()
+    if _is_frame(y) and len(y.columns) == 1:
+        y = y[y.columns[0]]
+    categories = getattr(getattr(y, "cat", y), "categories", None)
+    if categories is not None:
+        column = getattr(y, "cat", y)
+        names, y = tuple(map(str, categories)), np.asarray(column.codes, dtype=np.int64)
+        if (y < 0).any():
+            raise DataError(
+                f"labels is missing (null): ids {format_ids(np.flatnonzero(y < 0))}",
+                where=where,
+                fix="fill in or remove these rows",
+            )
+    values = to_column(y, "labels", where)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(
+            f"labels must be one number a sample, not an array of shape {values.shape}",
+            where=where,
+            fix=_fix_shape(values),
+        )
+    return LabelColumn(values, names)
+
+
+def _fix_shape(values: np.ndarray) -> str:
+    """What to do about labels of two dimensions."""
+    if values.ndim == 2 and values.dtype.kind in "biuf" and np.allclose(values.sum(axis=1), 1):
+        return "for one-hot labels and probabilities: y.argmax(1)"
+    if values.ndim == 2 and values.shape[0] == 1:
+        return "y[0]"
+    return "give the label of one class for every sample; several labels are not supported"
+
+
+def to_column(values: Any, what: str, where: str) -> np.ndarray:
+    """One array of ids or labels; `Samples` checks the values."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    if not isinstance(values, np.ndarray | list | tuple | range):
+        if not hasattr(values, "to_numpy"):
+            raise DataError(
+                f"{what} must be an array or a list, not {type(values).__name__}", where=where
+            )
+        values = np.asarray(values.to_numpy())
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "OT" or values.ndim != 1:
+            return values
+        values = values.tolist()
+    return _from_list(list(values), what, where)
+
+
+def _from_list(values: list[Any], what: str, where: str) -> np.ndarray:
+    if not values:
+        return np.array([], dtype=np.int64)
+    if isinstance(values[0], list | tuple | np.ndarray | Tensor) and np.ndim(values[0]):
+        try:
+            return np.stack([np.asarray(v) for v in values])
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{what} must be one value a sample ({error})", where=where) from error
+    scalars = [
+        v.item() if isinstance(v, np.generic | Tensor) and np.ndim(v) == 0 else v for v in values
+    ]
+    # pandas marks a gap among text by NaN.
+    is_text = any(isinstance(v, str) for v in scalars)
+    scalars = [
+        None if is_missing(v) or (is_text and isinstance(v, float) and v != v) else v
+        for v in scalars
+    ]
+    return as_column(scalars, np.arange(len(scalars)), what=what, where=where)

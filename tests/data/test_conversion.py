@@ -1,0 +1,185 @@
+"""Arrays, lists, data frames and columns of them become the same samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from expunge.data import as_samples, from_arrays
+from expunge.errors import DataError
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+Y = np.array([0, 1, 2, 0, 1, 2])
+EXPECTED = from_arrays(X, Y)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        pd.DataFrame(X),
+        pd.DataFrame(X.astype(np.float64), columns=list("abcd")),
+        pd.DataFrame(X).astype("Float64"),
+        list(X),
+        X.tolist(),
+        list(torch.from_numpy(X)),
+        pd.Series(list(X)),
+        tuple(X),
+    ],
+)
+def test_inputs_of_every_kind_are_the_same(x: Any) -> None:
+    samples = as_samples((x, Y))
+    found = samples.batch(np.arange(6))
+    assert isinstance(found, Tensor)
+    torch.testing.assert_close(found, torch.from_numpy(X))
+    assert samples.labels.tolist() == Y.tolist()
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        Y[:, None],
+        torch.from_numpy(Y)[:, None],
+        pd.Series(Y),
+        pd.Series(Y, dtype="Int64"),
+        pd.DataFrame({"label": Y}),
+        pd.Index(Y),
+        pa.array(Y),
+        Y.astype(np.float32),
+        Y.astype(np.uint8),
+        [[int(k)] for k in Y],
+        [torch.tensor(k) for k in Y],
+        [str(k) for k in Y],
+        pd.Series(Y).astype("category"),
+        pd.Categorical(Y),
+        tuple(Y),
+    ],
+)
+def test_labels_of_every_kind_are_the_same(y: Any) -> None:
+    samples = as_samples((X, y))
+    assert samples.labels.tolist() == Y.tolist()
+    assert samples.classes == ("0", "1", "2")
+
+
+def test_a_categorical_column_states_its_classes() -> None:
+    kinds = pd.CategoricalDtype(["small", "large", "huge"])
+    column = pd.Series(["large", "small"] * 3, dtype=kinds)
+    for y in (column, pd.Categorical(column), pd.DataFrame({"size": column})):
+        samples = from_arrays(X, y)
+        assert samples.classes == ("small", "large", "huge")
+        assert samples.labels.tolist() == [1, 0] * 3
+    assert from_arrays(X, column, classes=["huge", "large", "small"]).labels.tolist() == [1, 2] * 3
+
+
+def test_pictures_in_a_list_are_images() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    samples = from_arrays([Image.fromarray(p) for p in pixels], [0, 1, 0, 1])
+    expected = torch.from_numpy(pixels.transpose(0, 3, 1, 2))
+    assert torch.equal(samples.inputs.batch(np.arange(4)), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, pd.Series([0, 1, None, 0, 1, 2], dtype="Int64"), "labels are NaN or infinite: ids 2"),
+        (X, pd.Series(["a", "b", None, "a", "b", "c"]), r"labels is missing .*: ids 2"),
+        (X, pd.Series(["a", None] * 3, dtype="category"), r"labels is missing .*: ids 1, 3, 5"),
+        (X, np.eye(3)[Y], r"for one-hot labels and probabilities: y.argmax\(1\)"),
+        (X, np.ones((6, 3)), "several labels are not supported"),
+        (X, Y[None], r"fix: y\[0\]"),
+        (X, [[0, 1], [0]] * 3, "labels must be one value a sample"),
+        (X, 5, "got a tuple of ndarray, int"),
+        (pd.DataFrame({"a": [1.0] * 6, "town": list("uvwxyz")}), Y, "hold no numbers: town"),
+        (pd.DataFrame(X, index=range(6)), pd.Series(Y, index=range(6, 12)), "different indices"),
+        (pd.DataFrame(), Y, "no samples"),
+        (["some text"] * 6, Y, "item 0: the input is a str"),
+        ([X[0], X[1, :2]] * 3, Y, r"items 1, 3, 5\n.*one shape"),
+        ({}, Y, "a dictionary without arrays"),
+        ({"a": X, "b": X[:3]}, Y, "different lengths"),
+        ([], [], "no samples"),
+    ],
+)
+def test_what_cannot_be_converted_is_named(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        as_samples((x, y))
+
+
+@pytest.mark.parametrize(
+    ("data", "fix"),
+    [
+        ("path.csv", r"expunge\.data\.read"),
+        (pd.DataFrame(X), r"\(data\[columns of the inputs\], data\[column of the labels\]\)"),
+        ({"x": X, "y": Y}, "x may be a dictionary of arrays"),
+        (X, r"give the labels too: \(x, y\)"),
+        (iter([(X[0], 0)]), r"list\(…\) makes items of an iterable"),
+        ((X, Y, Y), r"give a pair of inputs and labels, \(x, y\)"),
+        (None, "expunge.from_arrays"),
+    ],
+)
+def test_what_is_no_data_is_refused_with_what_to_give(data: Any, fix: str) -> None:
+    with pytest.raises(DataError, match=f"(?s)expected Samples, a pair of arrays.*{fix}"):
+        as_samples(data)
+
+
+def test_mean_and_std_must_be_in_the_units_of_the_inputs() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    from_arrays(pixels, Y, mean=mean, std=std)
+    with pytest.raises(
+        DataError, match=r"divide both by 255: mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"
+    ):
+        from_arrays(pixels, Y, mean=[255 * m for m in mean], std=[255 * s for s in std])
+    raw = pixels.astype(np.float32)
+    from_arrays(raw, Y, mean=[255 * m for m in mean], std=[255 * s for s in std])
+    with pytest.raises(DataError, match="do not fit the inputs: these have mean 12"):
+        from_arrays(raw, Y, mean=mean, std=std)
+    with pytest.raises(DataError, match="do not fit the inputs"):
+        from_arrays(raw / 255, Y, mean=[255 * m for m in mean], std=[255 * s for s in std])
+    clips = (pixels.reshape(6, -1).astype(np.int16) - 128) * 100
+    with pytest.raises(DataError, match="divide both by 32768"):
+        from_arrays(clips, Y, mean=[0.0], std=[8000.0])
+
+
+class Drawn:
+    """A transform of one input that draws from the global generators."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + torch.rand(1) + np.random.rand()  # noqa: NPY002
+
+
+def test_a_view_may_be_a_function_or_a_transform_of_one_input() -> None:
+    def noise(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x + torch.rand(x.shape, generator=generator)
+
+    x = torch.from_numpy(X)
+    for function in (noise, Drawn()):
+        view = from_arrays(X, Y, view=function).view
+        assert view is not None
+        state = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+        first, again, other = (view(x, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert torch.equal(state[0], torch.get_rng_state())
+        assert (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    shifts = from_arrays(X, Y, view=Drawn()).view(x, torch.Generator()) - x  # type: ignore[misc]
+    assert shifts.std(dim=1).max() < 1e-5  # one shift for each input,
+    assert shifts.mean(dim=1).std() > 0.1  # and not the same for all
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (lambda x, g: x[:, :2], r"the view makes \(1, 2\)"),
+        (lambda x: None, "the view fails: TypeError"),
+        (lambda x, g: 1 / 0, r"the view fails: ZeroDivisionError.*\n.*a view is a function"),
+    ],
+)
+def test_a_view_that_does_not_fit_is_refused(view: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        from_arrays(X, Y, view=view)
