@@ -39,7 +39,7 @@ LAYERS = [
     {"repair_context"},
     {"results"},
     {"model_free"},
-    {"detection_run"},
+    {"detection_run", "sklearn"},
     {"pipeline", "saved_run"},
     {"specs"},
     {"export"},

@@ -1,0 +1,316 @@
+"""scikit-learn estimators: find wrong labels, and train any classifier without them.
+
+`expunge.detect` in the conventions of scikit-learn, for pipelines and cross-validation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.impute import SimpleImputer
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_is_fitted,
+    column_or_1d,
+    has_fit_parameter,
+    validate_data,
+)
+
+from expunge._core.arrays import Array, Bools, Floats
+from expunge.detection.probes import n_neighbours
+from expunge.errors import ExpungeError
+from expunge.model_free import detect
+from expunge.records import DetectionResult
+
+Targets = Literal["filter", "reweight", "relabel"]
+# Flagged samples whose suggested label is less probable are left out instead of relabelled.
+MIN_RELABEL_CONFIDENCE = 0.8
+
+
+class NoiseFilter(ClassifierMixin, BaseEstimator):
+    """Find wrong labels in numbers and labels; see `expunge.detect`.
+
+    Parameters
+    ----------
+    threshold
+        Samples with a larger ``p_noisy`` are flagged; in [0, 1].
+    fdr
+        Sets the threshold instead: the largest expected share of clean samples among the flagged.
+    random_state
+        Seed of the fits.
+
+    Attributes
+    ----------
+    p_noisy_
+        ``float64[n]``, the probability that each training sample is noisy.
+    flagged_
+        ``bool[n]``.
+    suggested_labels_
+        ``[n]``, the label that the evidence supports for each training sample.
+    noise_rate_
+        The estimated share of noisy samples.
+    result_
+        The `DetectionResult`.
+    classes_, n_features_in_
+        As in scikit-learn.
+
+    Notes
+    -----
+    Missing values (NaN) are allowed. For tables with categories use `CleanedClassifier` or
+    `expunge.detect`.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> right = np.arange(200) % 2
+    >>> x = right[:, None] + 0.1 * rng.standard_normal((200, 3))
+    >>> given = np.where(np.arange(200) < 20, 1 - right, right)
+    >>> noise = NoiseFilter().fit(x, given)
+    >>> int(noise.flagged_[:20].sum()), noise.suggested_labels_[:2].tolist()
+    (20, [0, 1])
+    """
+
+    def __init__(
+        self, *, threshold: float = 0.5, fdr: float | None = None, random_state: int = 0
+    ) -> None:
+        self.threshold = threshold
+        self.fdr = fdr
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Find the noisy samples of a training set.
+
+        Parameters
+        ----------
+        X
+            ``float[n, d]``, NaN where a value is missing.
+        y
+            ``[n]``, the given labels.
+        """
+        X, y = validate_data(self, X, y, ensure_all_finite="allow-nan")
+        check_classification_targets(y)
+        self.result_ = _detect(X, y, self.threshold, self.fdr, self.random_state)
+        self.classes_ = np.unique(y)
+        self.p_noisy_: Floats = self.result_.p_noisy
+        self.flagged_: Bools = self.result_.flagged
+        self.suggested_labels_ = self.classes_[self.result_.suggested_label]
+        self.noise_rate_ = self.result_.noise_rate[0]
+        kept = _kept(self.result_)
+        votes = KNeighborsClassifier(n_neighbours(int(kept.sum())))
+        impute = SimpleImputer(strategy="median", keep_empty_features=True)
+        self.classifier_ = make_pipeline(impute, StandardScaler(), votes).fit(X[kept], y[kept])
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Return the labels that the unflagged training samples support for new ones, ``[n]``.
+
+        The vote of the 25 nearest.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, ensure_all_finite="allow-nan")
+        labels: Array = self.classifier_.predict(X)
+        return labels
+
+    def fit_resample(self, X: Any, y: Any) -> tuple[Any, Array]:
+        """Fit, and return the unflagged samples, as samplers of imbalanced-learn do."""
+        kept = _kept(self.fit(X, y).result_)
+        return _rows(X, kept), np.asarray(y)[kept]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+def _delegates(method: str) -> Any:
+    """Whether the classifier, fitted or not, has this method."""
+
+    def check(self: CleanedClassifier) -> bool:
+        getattr(getattr(self, "estimator_", self.estimator), method)
+        return True
+
+    return available_if(check)
+
+
+class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
+    """Train a classifier without the wrong labels of its training set.
+
+    Parameters
+    ----------
+    estimator
+        A classifier. It is cloned.
+    targets
+        ``"filter"`` leaves flagged samples out; ``"relabel"`` gives them their suggested label if
+        that has a probability of 0.8 or more, and leaves out the others; ``"reweight"`` weights
+        samples by ``1 − p_noisy``.
+    threshold, fdr, random_state
+        See `NoiseFilter`.
+
+    Attributes
+    ----------
+    estimator_
+        The fitted classifier.
+    result_
+        The `DetectionResult` of the training set.
+    classes_
+        The classes.
+
+    Notes
+    -----
+    A class of which every sample is flagged is kept whole. Features may be a DataFrame with
+    categories, if the classifier takes it; see `expunge.detect`. ``score`` measures on the labels
+    that it is given: on noisy ones even a perfect classifier falls short.
+
+    Examples
+    --------
+    >>> from sklearn.tree import DecisionTreeClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> right = np.arange(300) % 2
+    >>> x = right[:, None] + 0.2 * rng.standard_normal((300, 3))
+    >>> given = np.where(np.arange(300) < 60, 1 - right, right)
+    >>> model = CleanedClassifier(DecisionTreeClassifier(random_state=0)).fit(x, given)
+    >>> bool(model.score(x, right) > 0.95)
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        targets: Targets = "filter",
+        threshold: float = 0.5,
+        fdr: float | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.targets = targets
+        self.threshold = threshold
+        self.fdr = fdr
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Find the noisy samples, and fit a clone of the classifier on the others.
+
+        Parameters
+        ----------
+        X
+            ``[n, d]``.
+        y
+            ``[n]``, the given labels.
+        sample_weight
+            ``[n]``, handed on to the classifier. Samples of weight 0 take no part.
+        """
+        if self.targets not in get_args(Targets):
+            raise ValueError(f"targets must be one of {get_args(Targets)}, not {self.targets!r}")
+        X = self._validated(X, reset=True)
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+            used = sample_weight > 0
+            X, y, sample_weight = _rows(X, used), y[used], sample_weight[used]
+        self.result_ = _detect(X, y, self.threshold, self.fdr, self.random_state)
+        kept, y, weight = self._training_set(y, sample_weight)
+        options = {} if weight is None else {"sample_weight": weight[kept]}
+        self.estimator_ = clone(self.estimator).fit(_rows(X, kept), y[kept], **options)
+        self.classes_ = self.estimator_.classes_
+        return self
+
+    def _training_set(self, y: Array, weight: Floats | None) -> tuple[Bools, Array, Floats | None]:
+        """Return which samples are used, their labels, and their weights if any."""
+        result, kept = self.result_, _kept(self.result_)
+        if self.targets == "relabel":
+            sure = result.suggested_probability >= MIN_RELABEL_CONFIDENCE
+            labels = np.unique(y)[result.suggested_label]
+            y = np.where(result.flagged & sure, labels, y)
+            kept = kept | (result.flagged & sure)
+        if self.targets == "reweight":
+            if not has_fit_parameter(self.estimator, "sample_weight"):
+                name = type(self.estimator).__name__
+                raise ValueError(f"{name} takes no sample_weight: set targets='filter'")
+            trust = np.where(kept & result.flagged, 1.0, 1 - result.p_noisy)
+            return np.ones(len(y), dtype=bool), y, trust if weight is None else trust * weight
+        return kept, y, weight
+
+    @_delegates("predict")
+    def predict(self, X: Any) -> Array:
+        """Return the classes that the classifier predicts, ``[n]``."""
+        return self._call("predict", X)
+
+    @_delegates("predict_proba")
+    def predict_proba(self, X: Any) -> Array:
+        """Return the classifier's class probabilities, ``[n, c]``."""
+        return self._call("predict_proba", X)
+
+    @_delegates("predict_log_proba")
+    def predict_log_proba(self, X: Any) -> Array:
+        """Return the logarithms of the classifier's class probabilities, ``[n, c]``."""
+        return self._call("predict_log_proba", X)
+
+    @_delegates("decision_function")
+    def decision_function(self, X: Any) -> Array:
+        """Return the classifier's decision function."""
+        return self._call("decision_function", X)
+
+    def _call(self, method: str, X: Any) -> Array:
+        check_is_fitted(self)
+        found: Array = getattr(self.estimator_, method)(self._validated(X, reset=False))
+        return found
+
+    def _validated(self, X: Any, *, reset: bool) -> Any:
+        """Check features; a DataFrame goes to the classifier as it is."""
+        if hasattr(X, "iloc"):
+            return validate_data(self, X, reset=reset, skip_check_array=True)
+        tags = get_tags(self.estimator).input_tags
+        return validate_data(
+            self,
+            X,
+            reset=reset,
+            accept_sparse=tags.sparse,
+            ensure_all_finite="allow-nan" if tags.allow_nan else True,
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
+        tags.input_tags = inner.input_tags
+        tags.classifier_tags = inner.classifier_tags
+        return tags
+
+
+def _detect(
+    X: Any, y: Array, threshold: float, fdr: float | None, random_state: int
+) -> DetectionResult:
+    """`expunge.detect` with the errors that scikit-learn expects."""
+    if _num_samples(X) != len(y):
+        raise ValueError(f"X has {_num_samples(X)} samples, y {len(y)}")
+    codes = np.unique(y, return_inverse=True)[1]
+    if len(y) and codes.max() == 0:
+        raise ValueError("y has only one class; two or more are needed")
+    try:
+        return detect(X, codes, threshold=threshold, fdr=fdr, seed=random_state)
+    except ExpungeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _kept(result: DetectionResult) -> Bools:
+    """The unflagged samples, and all of a class that would have none."""
+    kept: Bools = result.kept
+    n_kept = np.bincount(result.labels[kept], minlength=len(result.classes))
+    return kept | (n_kept == 0)[result.labels]
+
+
+def _rows(X: Any, mask: Bools) -> Any:
+    """The rows of an array, a sparse matrix or a DataFrame."""
+    positions = np.flatnonzero(mask)
+    if hasattr(X, "iloc"):
+        return X.iloc[positions]
+    return X.tocsr()[positions] if hasattr(X, "tocsr") else np.asarray(X)[positions]

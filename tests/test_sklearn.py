@@ -1,0 +1,97 @@
+"""The estimators in the conventions of scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils.estimator_checks import check_estimator
+
+import expunge
+from expunge.detection import probes
+from expunge.sklearn import CleanedClassifier, NoiseFilter
+
+RNG = np.random.default_rng(0)
+RIGHT = np.arange(240) % 3
+X = np.eye(3, 5)[RIGHT] + 0.25 * RNG.standard_normal((240, 5))
+BAD = RNG.random(240) < 0.25
+Y = np.where(BAD, (RIGHT + 1) % 3, RIGHT)
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch):
+    """The conventions do not depend on the number of trees."""
+    monkeypatch.setattr(probes, "N_TREES", 20)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator", [NoiseFilter(), CleanedClassifier(LogisticRegression())])
+def test_estimators_follow_the_conventions_of_scikit_learn(estimator):
+    found = check_estimator(estimator, on_fail=None, on_skip=None)
+    assert [(c["check_name"], c["exception"]) for c in found if c["status"] == "failed"] == []
+    assert len(found) > 50
+
+
+def test_the_filter_is_detect():
+    noise, result = NoiseFilter().fit(X, Y), expunge.detect(X, Y)
+    np.testing.assert_array_equal(noise.p_noisy_, result.p_noisy)
+    np.testing.assert_array_equal(noise.suggested_labels_, result.suggested)
+    np.testing.assert_array_equal(noise.flagged_, result.flagged)
+    assert (noise.predict(X) == RIGHT).mean() > 0.97
+    kept_x, kept_y = NoiseFilter().fit_resample(X, Y)
+    np.testing.assert_array_equal(kept_x, X[result.kept])
+    np.testing.assert_array_equal(kept_y, Y[result.kept])
+
+
+@pytest.mark.parametrize("targets", ["filter", "relabel", "reweight"])
+def test_a_classifier_learns_the_right_labels(targets):
+    tree = DecisionTreeClassifier(min_samples_leaf=3, random_state=0)
+    noisy = (tree.fit(X, Y).predict(X) == RIGHT).mean()
+    model = CleanedClassifier(tree, targets=targets).fit(X, Y)
+    assert (model.predict(X) == RIGHT).mean() > max(0.9, noisy + 0.03)
+    assert model.predict_proba(X).shape == (240, 3)
+
+
+def test_pipelines_cross_validation_and_frames_with_categories():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X[:, :2], columns=["a", "b"]).assign(kind=np.array(["u", "v", "w"])[RIGHT])
+    prepare = make_column_transformer((OneHotEncoder(), ["kind"]), (StandardScaler(), ["a", "b"]))
+    model = CleanedClassifier(make_pipeline(prepare, LogisticRegression()))
+    assert (model.fit(frame, Y).predict(frame) == RIGHT).mean() > 0.97
+    scores = cross_val_score(make_pipeline(StandardScaler(), NoiseFilter()), X, Y, cv=2)
+    assert scores.min() > 0.6
+
+
+def test_weights_are_handed_on_and_samples_without_weight_take_no_part():
+    weight = np.where(BAD, 0.0, 2.0)
+    model = CleanedClassifier(LogisticRegression()).fit(X, Y, sample_weight=weight)
+    assert len(model.result_.ids) == int((~BAD).sum())
+    plain = LogisticRegression().fit(
+        X[~BAD][model.result_.kept],
+        Y[~BAD][model.result_.kept],
+        sample_weight=weight[~BAD][model.result_.kept],
+    )
+    np.testing.assert_allclose(model.estimator_.coef_, plain.coef_)
+
+
+def test_a_class_of_which_all_samples_are_flagged_is_kept():
+    model = CleanedClassifier(LogisticRegression(), threshold=0.0).fit(X, Y)
+    assert model.result_.flagged.all()
+    assert model.classes_.tolist() == [0, 1, 2]
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="targets must be one of"):
+        CleanedClassifier(LogisticRegression(), targets="drop").fit(X, Y)
+    with pytest.raises(ValueError, match="KNeighborsClassifier takes no sample_weight"):
+        CleanedClassifier(KNeighborsClassifier(), targets="reweight").fit(X, Y)
+    with pytest.raises(ValueError, match="threshold must lie in"):
+        NoiseFilter(threshold=3).fit(X, Y)
+    with pytest.raises(AttributeError, match="decision_function"):
+        CleanedClassifier(DecisionTreeClassifier()).decision_function  # noqa: B018
