@@ -303,9 +303,9 @@ def _detect(
 
 def _kept(result: DetectionResult) -> Bools:
     """The unflagged samples, and all of a class that would have none."""
-    kept: Bools = result.kept
-    n_kept = np.bincount(result.labels[kept], minlength=len(result.classes))
-    return kept | (n_kept == 0)[result.labels]
+    n_kept = np.bincount(result.labels[result.kept], minlength=len(result.classes))
+    kept: Bools = result.kept | (n_kept == 0)[result.labels]
+    return kept
 
 
 def _rows(X: Any, mask: Bools) -> Any:
