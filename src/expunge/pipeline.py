@@ -8,7 +8,6 @@ they are cached; `results` measures and writes.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge import results, stages
 from expunge._core.arrays import Array, Bools, Ints
+from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge.config import DEFAULT_PRUNE_FRACTION, RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples, as_samples
@@ -29,7 +28,10 @@ from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import with_input_faults
 from expunge.errors import DataError, ModelError, PruneError, format_ids
 from expunge.evaluation import decision as decisions
-from expunge.models.inspection import check_fit, check_model, reinitialise
+from expunge.models.adaptation import adapt_model
+from expunge.models.checks import check_fit, check_model, check_training
+from expunge.models.copying import copy_model
+from expunge.models.inspection import reinitialise
 from expunge.pruning import surgery
 from expunge.recipes import Recipe, recipes
 from expunge.records import (
@@ -279,8 +281,10 @@ def train(
         Called as ``progress(what, done, total)``.
     """
     samples, seed = as_samples(data), int(seed)
+    model = adapt_model(model, samples).model
     check_model(model)
     check_fit(model, samples)
+    check_training(model, samples)
     header = {
         "training": asdict(config),
         "seed": seed,
@@ -288,7 +292,7 @@ def train(
         "train": samples.fingerprint(),
     }
     codec = weights_codec(model, "train")
-    with open_run(out, header, overwrite=overwrite, accelerator=Accelerator()) as run:
+    with open_run(out, header, overwrite=overwrite, accelerator=this_process()) as run:
         artefact = run.stage(
             "model",
             header,
@@ -368,7 +372,7 @@ def _run_recipe(
             if is_last:
                 break
     if outcome.model is context.model:  # the caller's own is not handed out
-        outcome = replace(outcome, model=copy.deepcopy(outcome.model))
+        outcome = replace(outcome, model=copy_model(outcome.model))
     outcome.model.eval()
     return outcome
 
@@ -480,7 +484,7 @@ def _run_baseline(
 
 def _unchanged(context: RepairContext, detected: Detected) -> RepairOutcome:
     """Return an unchanged copy of the model."""
-    return RepairOutcome(copy.deepcopy(context.model).eval(), detected.partition, detected.chain)
+    return RepairOutcome(copy_model(context.model).eval(), detected.partition, detected.chain)
 
 
 def _decide(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -10,10 +9,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge import stages
-from expunge._core.distributed import broadcast_decision
+from expunge._core.distributed import broadcast_decision, this_process
 from expunge.config import PartitionConfig, PruneConfig, RankConfig, RepairOptions, ScoreConfig
 from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
-from expunge.models.inspection import check_fit, check_model
+from expunge.models.adaptation import adapt_model
+from expunge.models.checks import check_fit, check_model, check_training
+from expunge.models.copying import copy_model
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import NeuronRanking, Partition, PrunePlan, Scores
 from expunge.storage import serialization
@@ -43,6 +44,8 @@ class RepairContext:
         The processes.
     may_skip_or_revert
         Whether the repair may be skipped or reverted. A deletion may not.
+    notes
+        What was done to the model before the repair, see `adapt_model`.
     """
 
     model: nn.Module
@@ -55,6 +58,7 @@ class RepairContext:
     header: Mapping[str, object]
     accelerator: Accelerator
     may_skip_or_revert: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -71,7 +75,8 @@ class RepairContext:
 class RepairOutcome:
     """A repaired model, the records it was made from, and the stages behind it.
 
-    prune_skipped_reason: why nothing was pruned, where the repair decided that.
+    prune_skipped_reason: why nothing was pruned, where the repair decided that. notes: what a
+    tuning did that its settings do not say.
     """
 
     model: nn.Module
@@ -80,6 +85,7 @@ class RepairOutcome:
     ranking: NeuronRanking | None = None
     plan: PrunePlan | None = None
     prune_skipped_reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def validate_inputs(
@@ -99,9 +105,12 @@ def validate_inputs(
     recipe = resolve(options.recipe, options.overrides)
     for name in options.baselines:
         recipes.get(name)
-    check_model(model)
     samples = as_samples(train, name="training data")
+    model, notes = adapt_model(model, samples)
+    check_model(model)
     check_fit(model, samples)
+    if recipe.tune.epochs:
+        check_training(model, samples)
     others = {
         name: None
         if data is None
@@ -129,7 +138,8 @@ def validate_inputs(
         recipe,
         options.baselines if validation is not None else (),
         header,
-        Accelerator(),
+        this_process(),
+        notes=notes,
     )
 
 
@@ -241,7 +251,7 @@ def weights_codec(architecture: nn.Module, where: str) -> Codec[nn.Module]:
     """Keep a model as its weights; they are read into a copy of the architecture."""
 
     def load(artefact: Artefact) -> nn.Module:
-        model = copy.deepcopy(architecture)
+        model = copy_model(architecture)
         fit_weights(model, artefact.tensors, where=where)
         return model
 

@@ -121,6 +121,7 @@ def measure(
         audit=audited,
         skipped=_skipped_samples(context),
         prune_skipped_reason=outcome.prune_skipped_reason,
+        notes=(*context.notes, *outcome.notes),
     )
 
 
@@ -170,6 +171,7 @@ def _record(result: RepairResult) -> dict[str, Any]:
         },
         "sizes": {name: asdict(size) for name, size in sizes.items()},
         "prune_skipped_reason": result.prune_skipped_reason,
+        "notes": result.notes,
     }
 
 

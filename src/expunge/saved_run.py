@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from expunge.config import PruneMode
 from expunge.data import DataLike, as_samples
 from expunge.errors import ModelError, RunError
+from expunge.models.copying import copy_model
 from expunge.pruning import surgery
 from expunge.records import (
     Baseline,
@@ -143,6 +143,7 @@ def _result_of(
         audit=_audit_of(summary["audit"]),
         skipped=summary["skipped"],
         prune_skipped_reason=record["prune_skipped_reason"],
+        notes=tuple(record["notes"]),
     )
 
 
@@ -172,7 +173,7 @@ def _model_of(
     if model is None:
         return StoredWeights(state)
     if plan is None:
-        repaired = copy.deepcopy(model)
+        repaired = copy_model(model)
         fit_weights(repaired, state, where=str(path))
         return repaired.eval()
     if data is None:

@@ -30,8 +30,9 @@ from expunge.errors import (
     group_by_reason,
     raise_all,
 )
+from expunge.models.checks import check_fit, check_model
 from expunge.models.constructors import construct
-from expunge.models.inspection import check_fit, check_model, inspect_layers, module_named
+from expunge.models.inspection import inspect_layers, module_named
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve

@@ -7,7 +7,6 @@ keywords replace single settings of the config.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -43,6 +42,8 @@ from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.evaluation import metrics
 from expunge.evaluation.audit import audit
 from expunge.evaluation.diagnostics import memorised
+from expunge.models.adaptation import adapt_model
+from expunge.models.copying import copy_model
 from expunge.models.inspection import inspect_layers
 from expunge.pruning import surgery
 from expunge.pruning.ranking import rank_units
@@ -151,6 +152,7 @@ def score(
     (60,)
     """
     samples, config = as_samples(data), merge(ScoreConfig, config, settings)
+    model = adapt_model(model, samples).model
     names = config.detectors
     if samples.external_probs and "external_margin" not in names:
         names = (*names, "external_margin")
@@ -245,7 +247,8 @@ def average_checkpoint_probs(
     >>> average_checkpoint_probs(model, data, [model.state_dict()]).shape
     (60, 2)
     """
-    samples, other, total, count = as_samples(data), copy.deepcopy(model), 0.0, 0
+    samples, total, count = as_samples(data), 0.0, 0
+    other = copy_model(adapt_model(model, samples).model)
     for checkpoint in checkpoints:
         if isinstance(checkpoint, Mapping):
             fit_weights(other, checkpoint)
@@ -368,6 +371,8 @@ def rank(
     {'0': 8}
     """
     samples, config = as_samples(data), merge(RankConfig, config, settings)
+    # A copy: the pass with gradients must leave nothing in the caller's model.
+    model = copy_model(adapt_model(model, samples).model)
     example = example_batch(samples)
     prunable = surgery.prunable(model, example)
     n_layers_of = Counter(surgery.groups(model, example, prunable).values())
@@ -550,6 +555,7 @@ def tune(
     (False, False)
     """
     samples, config = as_samples(data), merge(TuneConfig, config, settings)
+    model = adapt_model(model, samples).model
     config = with_default_lr(config, len(samples), split, from_scratch=from_scratch)
     if trainer:
         rate = split.noise_rate[0] if split is not None else 0.0
@@ -642,6 +648,7 @@ def evaluate(
     model: nn.Module, samples: Samples, *, seed: int = 0, progress: Progress = silent
 ) -> Evaluation:
     """Measure a model on labelled samples; see `expunge.evaluation.metrics.evaluate`."""
+    model = adapt_model(model, samples).model
     signals = collect(model, samples, progress=progress, what="evaluate")
     probs = softmax(signals.logits.astype(np.float64), axis=1)
     return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
@@ -649,7 +656,9 @@ def evaluate(
 
 def predict(model: nn.Module, data: DataLike, *, progress: Progress = silent) -> Ints:
     """Predict the class of every sample, ``int64[n]``, in one forward pass."""
-    logits = collect(model, as_samples(data), progress=progress, what="predict").logits
+    samples = as_samples(data)
+    model = adapt_model(model, samples).model
+    logits = collect(model, samples, progress=progress, what="predict").logits
     return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
 

@@ -319,7 +319,7 @@ def test_scope_all_moves_everything():
 
 def test_layers_without_weights_are_an_error():
     samples = blobs()
-    with pytest.raises(ModelError, match="no parameter belongs to the layers 2"):
+    with pytest.raises(ModelError, match="no trainable parameter belongs to the layers 2"):
         tune(
             net(), samples, everything(samples), replace(PLAIN, scope="head"), seed=0, layers=("2",)
         )

@@ -5,6 +5,7 @@ Everything goes through Accelerate, so that `accelerate launch` and `torchrun` n
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -55,9 +56,16 @@ def gather_rows(parts: dict[str, Array], positions: Ints, n: int) -> dict[str, A
 
 
 def this_process() -> Accelerator:
-    """Return the accelerator of this process. All calls share one state."""
+    """Return the accelerator of this process. All calls share one state.
+
+    Only its processes and its device are used: gradient accumulation and mixed precision, which
+    the caller's own training may have left in the state, change nothing here. Accelerate starts a
+    group of CPU processes only if it is asked to, so that plain ``torchrun`` is recognised here.
+    """
     from accelerate import Accelerator
 
+    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        return Accelerator(cpu=True)
     return Accelerator()
 
 

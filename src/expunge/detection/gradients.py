@@ -92,10 +92,21 @@ def gradient_closed(
     gradient = direction
     for module, x in zip(reversed(layers), reversed(inputs), strict=True):
         if isinstance(module, nn.Linear):
-            gradient = gradient @ module.weight
+            gradient = gradient @ weight_of_logits(module, gradient.shape[1])
         elif isinstance(module, nn.ReLU):
             gradient = gradient * (x > 0)
     return gradient
+
+
+def weight_of_logits(layer: nn.Module, n_outputs: int) -> Tensor:
+    """The rows of a linear layer's weight by output; one column of scores is that of class 1 of 2.
+
+    See `to_logits`.
+    """
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    if len(weight) == 1 and n_outputs == 2:
+        return torch.cat([torch.zeros_like(weight), weight])
+    return weight
 
 
 def tail_behind(layout: ModelLayout, layer: str) -> tuple[str, ...]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge._core.arrays import AnyFloats, Array, Ints
-from expunge._core.distributed import gather_rows, shard_blocks
+from expunge._core.distributed import gather_rows, shard_blocks, this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import torch_generator
 from expunge.config import Precision
@@ -23,6 +21,7 @@ from expunge.detection.gradients import (
     label_direction,
     runner_up,
     tail_behind,
+    weight_of_logits,
 )
 from expunge.detection.needs import Need
 from expunge.detection.pooling import (
@@ -33,10 +32,10 @@ from expunge.detection.pooling import (
     unit_dimension,
 )
 from expunge.errors import ModelError, format_ids
+from expunge.models.checks import check_fit
 from expunge.models.inspection import (
     ModelLayout,
     capture_outputs,
-    check_fit,
     eval_mode,
     inspect_layers,
     logits_of,
@@ -155,7 +154,7 @@ def collect(
     >>> signals.logits.shape, {name: f.shape for name, f in signals.features.items()}
     ((8, 2), {'2': (8, 4), '4': (8, 4)})
     """
-    accelerator = Accelerator()
+    accelerator = this_process()
     check_fit(model, samples)
     samples, example = samples.to_device(accelerator.device), samples.example()
     layout = inspect_layers(model, example)
@@ -262,7 +261,7 @@ def _plain_pass(model: nn.Module, x: Batch, y: Tensor, config: _PassConfig) -> d
         autocast(config.precision, y.device),
     ):
         logits = logits_of(model, x).float()
-    out = {"logits": logits, **_pooled(model, layers, captured, config)}
+    out = {"logits": logits, **_pooled(model, layers, captured, config, n=len(y))}
     if "views" in needs:
         out |= _probs_and_loss(logits, y)
     if "head_input_norm" in needs:
@@ -303,7 +302,7 @@ def _attribution_at_layer(
         if layer == config.layout.head:  # the gradient of logit k is row k of the weight
             assert activation is not None
             h = activation.float()
-            weight = cast(Tensor, module_named(model, layer).weight)
+            weight = weight_of_logits(module_named(model, layer), c)
             largest = weight.max(dim=0).values
         else:
             largest = torch.full((), -torch.inf, device=y.device)
@@ -335,7 +334,7 @@ def _layerwise_attributions(
         direction = nn.functional.one_hot(logits.argmax(dim=1), c) - 1 / c
         parts = attribute(model, x, direction, layers=layers)
         products = {name: h * gradient for name, (h, gradient) in parts.items()}
-        out |= _pooled(model, layers, products, config, kind="attribution_features")
+        out |= _pooled(model, layers, products, config, n=len(y), kind="attribution_features")
     return out
 
 
@@ -360,7 +359,8 @@ def _augmented_pass(
     for x in batches:
         with capture_outputs(model, layers) as captured, autocast(config.precision, y.device):
             logits = logits_of(model, x).float()
-        values = _probs_and_loss(logits, y) | _pooled(model, layers, captured, config)
+        values = _probs_and_loss(logits, y)
+        values |= _pooled(model, layers, captured, config, n=len(y))
         sums = {k: v + sums[k] if sums else v for k, v in values.items()}
         count += 1
     return {k: v / count for k, v in sums.items()}
@@ -378,11 +378,18 @@ def _pooled(
     outputs: dict[str, Tensor],
     config: _PassConfig,
     *,
+    n: int,
     kind: str = "feature",
 ) -> dict[str, Tensor]:
-    """Return the layers' outputs, pooled, as ``<kind>.<layer>``."""
+    """Return the layers' outputs for n samples, pooled, as ``<kind>.<layer>``."""
     features = {}
     for name in layers:
+        if len(outputs[name]) != n:
+            raise ModelError(
+                f"layer '{name}' gives {len(outputs[name])} rows for {n} inputs",
+                where="score",
+                fix="name layers whose first dimension is the batch",
+            )
         chains = [
             module_named(model, k) for k, end in config.layout.readouts.items() if end == name
         ]

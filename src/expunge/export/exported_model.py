@@ -9,13 +9,12 @@ The manifest names code (the model's constructor), which is imported: load what 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -40,7 +39,11 @@ from expunge.export.manifest import (
     write_manifest,
 )
 from expunge.export.onnx import compare_graph, require_onnx, write_graph
+from expunge.models.adaptation import adapt_model
+from expunge.models.constructors import name_of
+from expunge.models.copying import copy_model
 from expunge.models.inspection import eval_mode, logits_of
+from expunge.models.outputs import mark_output, output_kind
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.storage.atomic_files import wrap_io_errors
@@ -99,7 +102,7 @@ def export_model(
     data: DataLike,
     folder: str | Path,
     *,
-    constructor: str,
+    constructor: str | Callable[..., nn.Module],
     arguments: Mapping[str, Any] | None = None,
     plan: PrunePlan | None = None,
     mode: Literal["remove", "mask"] = "remove",
@@ -121,7 +124,8 @@ def export_model(
     folder
         Must be empty or not exist. It appears in one step, complete or not at all.
     constructor, arguments
-        As in a spec; they make the network as it was before the repair.
+        As in a spec; they make the network as it was before the repair. A function or class that
+        can be imported by its name is named by it.
     plan
         The units that were cut; None if nothing was.
     mode
@@ -163,7 +167,8 @@ def export_model(
     """
     samples, folder = as_samples(data), Path(folder)
     samples = samples.subset(np.arange(min(MAX_CHECK_SAMPLES, len(samples))))
-    model = copy.deepcopy(model).cpu()
+    model, constructor = adapt_model(model, samples).model, name_of(constructor)
+    model = copy_model(model).cpu()
     _check_empty(folder)
     _check_plain_values(arguments or {})
     if onnx:
@@ -184,6 +189,7 @@ def export_model(
             samples.prepare.mean,
             samples.prepare.std,
             samples.sample_rate,
+            output=output_kind(model),
             versions=_versions(),
         )
         write_manifest(manifest, temporary)
@@ -264,6 +270,7 @@ def _load(folder: Path) -> ExportedModel:
         example=example_inputs(manifest),
         state=state,
     )
+    mark_output(model, manifest.output)
     return ExportedModel(model, manifest)
 
 

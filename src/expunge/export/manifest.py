@@ -19,6 +19,7 @@ from expunge.data import Batch, Preparation
 from expunge.data.conversion import to_cpu_tensor
 from expunge.errors import DataError, RunError, format_ids
 from expunge.export.onnx import Parity
+from expunge.models.outputs import OutputKind
 from expunge.storage.atomic_files import wrap_io_errors
 from expunge.storage.json_files import read_json
 
@@ -74,6 +75,8 @@ class Manifest:
     onnx
         The check of ``model.onnx``, if there is one. The file takes the scaled input, ``float32``,
         in batches of any size.
+    output
+        What the network returns, see `to_logits`; exported models give logits in any case.
     versions
         Of expunge and torch.
     schema
@@ -91,6 +94,7 @@ class Manifest:
     std: tuple[float, ...] = ()
     sample_rate: int | None = None
     onnx: Parity | None = None
+    output: OutputKind = "logits"
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -81,6 +81,33 @@ def import_constructor(name: str, folder: Path) -> Callable[..., Any]:
     return found
 
 
+def name_of(constructor: str | Callable[..., Any]) -> str:
+    """The name by which `import_constructor` finds a function or class; a name stays as it is.
+
+    Raises
+    ------
+    ConfigError
+        For what cannot be imported by a name: a lambda, a function in a function, a notebook's.
+
+    Examples
+    --------
+    >>> name_of(nn.Linear)
+    'torch.nn.modules.linear:Linear'
+    """
+    if isinstance(constructor, str):
+        return constructor
+    module, function = getattr(constructor, "__module__", ""), getattr(constructor, "__name__", "")
+    found = getattr(sys.modules.get(module), function, None)
+    if module == "__main__" or found is not constructor or not callable(constructor):
+        raise ConfigError(
+            f"{function or type(constructor).__name__} cannot be imported by its name",
+            where="constructor",
+            fix="put a function that makes the network into a file beside your script: "
+            'constructor="file:function"',
+        )
+    return f"{module}:{function}"
+
+
 def _describe(error: Exception) -> str:
     """What was raised, and where."""
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -10,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from expunge._core.rng import temp_seed
-from expunge.data import Batch, Samples
-from expunge.data.classes import fix_class_count
-from expunge.errors import ModelError, did_you_mean, format_ids, raise_all
+from expunge.data import Batch
+from expunge.errors import ModelError, did_you_mean
+from expunge.models.copying import copy_model, unchanged_attributes
+from expunge.models.outputs import output_kind, output_tensor, to_logits
 
 # What a model's forward pass raises for an input that it does not take.
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
@@ -57,7 +56,7 @@ _POOLING = (
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    """Run a model and return its logits: its output, or the output's ``logits``.
+    """Run a model and return its logits: its output, or the output's ``logits``; see `to_logits`.
 
     Parameters
     ----------
@@ -82,19 +81,17 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     >>> logits_of(nn.Linear(4, 3), torch.zeros(2, 4)).shape
     torch.Size([2, 3])
     """
-    output = model(**batch) if isinstance(batch, dict) else model(batch)
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif not isinstance(output, Tensor):
-        output = getattr(output, "logits", None)
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
-        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{type(output)}"
-        raise ModelError(
-            f"expected logits of shape [batch, classes], got {got}",
-            where="model output",
-            fix="return the logits, or an object with `.logits`",
-        )
-    return output
+    kind = output_kind(model)
+    if kind == "logits":
+        return to_logits(raw_output(model, batch), kind)
+    # In bfloat16 probabilities near 0 and 1 would be equal.
+    with torch.autocast(device_of(model).type, enabled=False):
+        return to_logits(raw_output(model, batch), kind)
+
+
+def raw_output(model: nn.Module, batch: Batch) -> Tensor:
+    """Run a model and return its scores as they are, ``float[b, c]`` or ``float[b, 1]``."""
+    return output_tensor(model(**batch) if isinstance(batch, dict) else model(batch))
 
 
 def to_channels_last(batch: Batch) -> Batch:
@@ -130,11 +127,15 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module has its previous mode."""
+    """Evaluation mode inside the block.
+
+    Afterwards every module has its previous mode, and the attributes that it had before.
+    """
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        yield
+        with unchanged_attributes(model):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -225,12 +226,13 @@ Readers = dict[Value, list[tuple[str, nn.Module, Value]]]
 
 
 class _Call(NamedTuple):
-    """One call of a layer: its first input and its output."""
+    """One call of a layer: its first input, its output, and the output's first dimension."""
 
     name: str
     module: nn.Module
     source: Value
     output: Value
+    n_rows: int
 
 
 @dataclass(frozen=True)
@@ -314,16 +316,49 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     >>> layout.head, layout.readouts, layout.tail
     ('2', {'0': '1'}, ('0', '1', '2'))
     """
-    calls, logits = _record_calls(model, example)
+    calls, scores = _record_calls(model, example)
     leaves = [c for c in calls if not any(True for _ in c.module.children())]
     if not any(isinstance(c.module, WEIGHT_LAYERS) for c in leaves):
         raise ModelError(
             "no linear or convolution layer is called", fix="pass the network itself, not a wrapper"
         )
+    logits = _before_probabilities(scores, leaves)
     makers = (c.name for c in leaves if isinstance(c.module, nn.Linear) and c.output == logits)
     head = next(makers, "")
     readouts, feature_layers = _readouts_and_features(calls, leaves, head, logits)
-    return ModelLayout(head, readouts, feature_layers, _tail(head, leaves))
+    by_sample = _layers_by_sample(model, example, calls)
+    return ModelLayout(
+        head,
+        {name: readout for name, readout in readouts.items() if readout in by_sample},
+        tuple(name for name in feature_layers if name in by_sample),
+        _tail(head, leaves),
+    )
+
+
+def _before_probabilities(scores: Value, leaves: list[_Call]) -> Value:
+    """What a last softmax or sigmoid reads; the scores themselves without one."""
+    kinds = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
+    return next(
+        (c.source for c in leaves if isinstance(c.module, kinds) and c.output == scores), scores
+    )
+
+
+def _layers_by_sample(model: nn.Module, example: Batch, calls: list[_Call]) -> set[str]:
+    """Layers whose output has one row for each sample, for one batch and for one twice as large.
+
+    A window attention has a row for each window, a sequence-first network one for each position.
+    """
+    if isinstance(example, dict):
+        n = len(next(iter(example.values())))
+        twice: Batch = {k: torch.cat([v, v]) for k, v in example.items()}
+    else:
+        n, twice = len(example), torch.cat([example, example])
+    try:
+        more, _ = _record_calls(model, twice)
+    except FORWARD_ERRORS:  # a network for batches of one size
+        more = []
+    wrong = {c.name for c in calls if c.n_rows != n} | {c.name for c in more if c.n_rows != 2 * n}
+    return {c.name for c in calls} - wrong
 
 
 def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value]:
@@ -337,7 +372,8 @@ def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value]
         def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             source = args[0] if args else None
             if isinstance(source, Tensor) and isinstance(output, Tensor):
-                calls.append(_Call(name, module, _value(source), _value(output)))
+                rows = len(output) if output.dim() else 0
+                calls.append(_Call(name, module, _value(source), _value(output), rows))
                 alive.extend((source, output))
 
         return hook
@@ -347,11 +383,11 @@ def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value]
             handles.append(module.register_forward_hook(record(name)))
     try:
         with eval_mode(model), torch.no_grad():
-            logits = logits_of(model, example)
+            scores = raw_output(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return calls, _value(logits)
+    return calls, _value(scores)
 
 
 def _readouts_and_features(
@@ -360,7 +396,7 @@ def _readouts_and_features(
     """The readout of every weight layer, and the feature layers in the order of their calls."""
     readers: Readers = defaultdict(list)
     times = Counter(c.name for c in leaves)
-    for name, module, x, y in leaves:
+    for name, module, x, y, _ in leaves:
         # A layer that is called more than once has no one output that shows another's units.
         readers[x].append((name, module if times[name] == 1 else nn.Module(), y))
     readouts: dict[str, str] = {}
@@ -368,7 +404,7 @@ def _readouts_and_features(
     # By tensor: a later operation in place is part of what a feature layer shows.
     seen: set[int] = {logits[0]}
     order = {c.output: i for i, c in reversed(list(enumerate(calls)))}
-    for name, module, _, y in leaves:
+    for name, module, _, y, _ in leaves:
         if isinstance(module, WEIGHT_LAYERS) and name != head:
             readouts[name], end = _follow(name, y, readers, _CHANNELWISE)
             seen.add(y[0])
@@ -377,7 +413,7 @@ def _readouts_and_features(
                 seen.add(end[0])
                 _, end = _follow("", end, readers, _POOLING)
     leaf_modules = [c.module for c in leaves]
-    for name, module, _, y in calls:
+    for name, module, _, y, _ in calls:
         holds_weights = any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
         if holds_weights and module not in leaf_modules and y[0] not in seen:
             seen.add(y[0])
@@ -407,9 +443,9 @@ def _tail(head: str, leaves: list[_Call]) -> tuple[str, ...]:
     """Names of the linear and ReLU layers that end the model, the first of them first."""
     # Identity and, in evaluation mode, dropout return their input and make no new value.
     passing = (nn.Dropout, nn.Identity)
-    made_by = {y: (name, m, x) for name, m, x, y in leaves if not isinstance(m, passing)}
+    made_by = {y: (name, m, x) for name, m, x, y, _ in leaves if not isinstance(m, passing)}
     tail: list[str] = []
-    value = next((y for name, _, _, y in leaves if name == head), None)
+    value = next((y for name, _, _, y, _ in leaves if name == head), None)
     while value is not None and value in made_by:
         name, module, source = made_by[value]
         inplace = isinstance(module, nn.ReLU) and module.inplace
@@ -424,7 +460,8 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
     """A copy with newly drawn weights.
 
     Every module with ``reset_parameters`` draws its own weights. The parameters of any other module
-    (a class token, position embeddings) are permuted at random, which keeps their scale.
+    (a class token, position embeddings) are permuted at random, which keeps their scale. Frozen
+    modules and parameters stay as they are; where all are frozen, none is taken for frozen.
 
     Parameters
     ----------
@@ -445,9 +482,16 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
     >>> torch.equal(a.weight, b.weight), torch.equal(a.weight, model.weight)
     (True, False)
     """
-    fresh = copy.deepcopy(model)
+    fresh = copy_model(model)
+    frozen = frozen_modules(fresh)
+    if fresh in frozen:
+        frozen, kept = set(), {}
+    else:
+        kept = {p: p.detach().clone() for p in fresh.parameters() if not p.requires_grad}
     with temp_seed(seed, "initialise"), torch.no_grad():
         for module in fresh.modules():
+            if module in frozen:
+                continue
             names = ("reset_parameters", "_reset_parameters")
             reset = next((r for n in names if callable(r := getattr(module, n, None))), None)
             if reset is not None:
@@ -456,82 +500,21 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
             for parameter in module.parameters(recurse=False):
                 order = torch.randperm(parameter.numel())
                 parameter.copy_(parameter.flatten()[order.to(parameter.device)].view_as(parameter))
+        for parameter, values in kept.items():
+            parameter.copy_(values)
     return fresh
 
 
-def check_fit(model: nn.Module, samples: Samples) -> None:
-    """Check that a model takes the samples and has as many logits as they have classes.
+def frozen_modules(model: nn.Module, is_frozen: bool = False) -> set[nn.Module]:
+    """Modules whose parameters are all frozen; one without parameters is as its parent is.
 
-    Raises
-    ------
-    ModelError
-        If it does not, or is not a module.
-
-    Notes
-    -----
-    Cost: one sample through the model.
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+    >>> frozen_modules(model) == {model[0]}
+    True
     """
-    _require_network(model)
-    example = to_device(samples.batch(np.arange(1)), device_of(model))
-    try:
-        with eval_mode(model), torch.no_grad():
-            logits = logits_of(model, example)
-    except FORWARD_ERRORS as error:
-        raise ModelError(
-            f"the model fails on the first sample: {type(error).__name__}: {error}",
-            where=samples.name,
-            fix="check the model's arguments and how the data are prepared",
-        ) from error
-    if logits.shape[1] != len(samples.classes):
-        raise ModelError(
-            f"the model gives {logits.shape[1]} logits, the data have {len(samples.classes)} "
-            "classes",
-            where=samples.name,
-            fix=fix_class_count(samples.labels, samples.classes, logits.shape[1]),
-        )
-
-
-def _require_network(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"expected a torch.nn.Module, got {type(model).__name__}",
-            fix="build the network, and load weights into it by `load_state_dict`",
-        )
-
-
-def check_model(model: nn.Module) -> None:
-    """Check that a model can be repaired; all problems at once.
-
-    Raises
-    ------
-    ModelError
-        For something that is not a module, a wrapper for many devices, tied weights, weights that
-        are not float32, and NaN or infinite weights.
-    """
-    _require_network(model)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ModelError(
-            f"the model is wrapped in {type(model).__name__}", fix="pass `model.module` instead"
-        )
-    problems = []
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)].append(name)
-    tied = [names for names in owners.values() if len(names) > 1]
-    if tied:
-        problems.append(
-            f"weights are tied: {format_ids(' = '.join(t) for t in tied)}; "
-            "give each layer its own copy"
-        )
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    other = {str(t.dtype) for _, t in tensors if t.is_floating_point()} - {"torch.float32"}
-    if other:
-        problems.append(
-            f"weights are {format_ids(sorted(other))}, not float32; pass `model.float()`"
-        )
-    bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
-    if bad:
-        problems.append(
-            f"weights are NaN or infinite: {format_ids(bad)}; load an earlier checkpoint"
-        )
-    raise_all(ModelError, problems, where="model")
+    weights = list(model.parameters())
+    is_frozen = not any(p.requires_grad for p in weights) if weights else is_frozen
+    inner = [frozen_modules(module, is_frozen) for module in model.children()]
+    return set().union({model} if is_frozen else (), *inner)

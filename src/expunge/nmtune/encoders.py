@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, check_range
+from expunge.models.copying import copy_model
 from expunge.models.inspection import (
     device_of,
     eval_mode,
@@ -59,7 +59,7 @@ def without_head(model: nn.Module, samples: Samples) -> nn.Module:
     """
     fix = "give an encoder that returns its features"
     name = find_head(model, samples.example(), fix=fix)
-    encoder = copy.deepcopy(model)
+    encoder = copy_model(model)
     return _replace_module(encoder, name, nn.Identity())
 
 
@@ -90,7 +90,7 @@ def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
             f"{fitted.head.linear.in_features}",
             fix="fit the head on embed(without_head(model, samples), samples)",
         )
-    return _replace_module(copy.deepcopy(model), name, copy.deepcopy(fitted.head)).eval()
+    return _replace_module(copy_model(model), name, copy_model(fitted.head)).eval()
 
 
 def embed(
@@ -218,7 +218,7 @@ def adapt(
     """
     check_range(ConfigError, {"rank": (rank, "[1, inf)")}, where="adapt")
     config = replace(config or PRESETS["code"], consistency=0.0)
-    model = copy.deepcopy(encoder).eval().requires_grad_(False)
+    model = copy_model(encoder).eval().requires_grad_(False)
     device = device_of(model)
     first = _features(
         model, _inputs(samples, np.arange(min(len(samples), BLOCK_SIZE)), device, None)

@@ -7,7 +7,6 @@ the consumers masked, a perturbation of the cut units must not change the model'
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids
+from expunge.models.copying import copy_model
 from expunge.models.inspection import FORWARD_ERRORS, WEIGHT_LAYERS, device_of, logits_of, to_device
 from expunge.pruning.layer_units import Units, is_depthwise, n_units
 from expunge.pruning.masks import perturb_units, zero_inputs
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 PASSTHROUGH = (*NORMS, nn.PReLU, nn.Parameter)  # what may lie between units and their consumers
 MASK_HINT = 'mask the units instead of cutting them: mode = "mask"'
+# Hooks that make a layer's weight of other parameters: part of what the layer computes.
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # The parameters that are cut together: {(module, side): (torch-pruning's dependency, indices)}.
@@ -90,17 +95,13 @@ def run(model: nn.Module, example: Batch) -> Tensor:
 
 
 def copy_without_hooks(model: nn.Module) -> nn.Module:
-    """A deep copy without hooks: those of the caller (or of a mask) must not run here."""
-    try:
-        work = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(
-            f"the model cannot be copied: {error}",
-            fix="remove hooks and re-parametrisations such as torch.nn.utils.weight_norm",
-        ) from error
+    """A copy without hooks: those of the caller (or of a mask) must not run here."""
+    work = copy_model(model)
     for module in work.modules():
         for kind in _HOOKS:
-            getattr(module, kind).clear()
+            hooks = getattr(module, kind)
+            for key in [k for k, hook in hooks.items() if not isinstance(hook, _WEIGHT_HOOKS)]:
+                del hooks[key]
     return work
 
 

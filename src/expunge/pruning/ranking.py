@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.arrays import Array, Floats
-from expunge._core.distributed import all_reduce_sum, shard
+from expunge._core.distributed import all_reduce_sum, shard, this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
 from expunge.data import Batch, Samples
@@ -429,9 +429,7 @@ def collect_sums(
     if regressors == "weights":
         empty = np.zeros(0)
         return {n: RegressionSums(0, empty, 0.0, 0.0, empty, empty, norms[n]) for n in layers}
-    from accelerate import Accelerator
-
-    accelerator = Accelerator()
+    accelerator = this_process()
     at = align(partition.ids, samples.ids)
     columns = samples.labels, partition.suggested_label[at]
     own = shard(np.arange(len(samples)), accelerator)

@@ -5,7 +5,6 @@ A cut is verified: the smaller model must give the output of the masked one.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from expunge.config import PruneMode
 from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids, raise_all
+from expunge.models.copying import copy_model
 from expunge.pruning.dependencies import (
     MASK_HINT,
     NORMS,
@@ -294,7 +294,7 @@ def apply_plan(model: nn.Module, plan: PrunePlan, example: Batch, *, mode: Prune
     """Return a copy of the model without the planned units: removed, or silenced by masks."""
     if mode == "remove":
         return prune(model, plan, example)
-    masked = copy.deepcopy(model)
+    masked = copy_model(model)
     mask(masked, plan, example)
     return masked
 

@@ -216,6 +216,9 @@ class RepairResult:
         Samples that could not be used: ``{data set: {id: reason}}``.
     prune_skipped_reason
         Why nothing was pruned, where the repair decided that.
+    notes
+        What was done to the model before and in the tuning: a wrapper that was taken off, outputs
+        that were read as probabilities, a learning rate that was lowered.
     """
 
     model: nn.Module
@@ -240,6 +243,7 @@ class RepairResult:
     audit: UnlearningAudit | None = None
     skipped: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     prune_skipped_reason: str = ""
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         flagged, n = int(self.partition.flagged.sum()), len(self.partition.ids)
@@ -247,5 +251,6 @@ class RepairResult:
         if self.before is not None and self.after is not None:
             lines.append(f"accuracy {self.before.accuracy} → {self.after.accuracy}")
         lines.append(f"flagged {flagged:,} of {n:,} training samples")
+        lines += [f"note: {note}" for note in self.notes]
         lines.append(f"report {self.run}/report.html" if self.run else "no run folder was kept")
         return "\n  ".join([f"RepairResult (recipe {self.recipe}, seed {self.seed})", *lines])

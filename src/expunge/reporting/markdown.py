@@ -57,6 +57,7 @@ def render_markdown(result: RepairResult) -> str:
         "## Red flags",
         "\n".join(f"- **{_text(f.code)}**: {_text(f.message)}" for f in result.flags)
         or "No red flags.",
+        "\n".join(f"- Note: {_text(note)}" for note in result.notes),
         "## Result",
         _result_table(result),
         "## Partition",

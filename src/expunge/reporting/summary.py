@@ -54,6 +54,7 @@ def summarise(result: RepairResult) -> dict[str, Any]:
         },
         "pruning": _pruning(result),
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
+        "notes": list(result.notes),
         "flags": [{"code": f.code, "message": f.message} for f in result.flags],
         "audit": asdict(result.audit) if result.audit else None,
         "skipped": {

@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data import Batch, Preparation, Samples
@@ -282,7 +282,7 @@ def robustness(
     whole = PreparedModel(model, samples.prepare)
     other = None if surrogate is None else PreparedModel(surrogate, samples.prepare)
     sums: dict[tuple[str, float], float] = {}
-    cuts, device = list(samples.batches(batch_size)), Accelerator().device
+    cuts, device = list(samples.batches(batch_size)), this_process().device
     with ExitStack() as places:
         for attacked in (whole, other):
             if attacked is not None:

@@ -7,7 +7,6 @@ deterministic expectation model afterwards are the paper's; every formula is our
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from expunge.data import Batch
 from expunge.errors import ConfigError, ModelError, did_you_mean, format_ids, raise_all
+from expunge.models.copying import copy_model
 from expunge.robustness import moments as rules
 from expunge.robustness.moments import Moments
 from expunge.training.loop import Objective
@@ -314,7 +314,7 @@ def traced(model: nn.Module) -> fx.Graph:
 
     Raises ModelError where Python decides by values, or tensors are neither parameters nor buffers.
     """
-    twin = copy.deepcopy(model)
+    twin = copy_model(model)
     try:
         graph = _Tracer().trace(twin)
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:

@@ -8,7 +8,6 @@ augmentation from round to round. All numbers are our choice.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,9 @@ from expunge._core.rng import derive, temp_seed
 from expunge.data import Samples, View
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, check_range
-from expunge.models.inspection import check_model, find_head, module_named
+from expunge.models.checks import check_model
+from expunge.models.copying import copy_model
+from expunge.models.inspection import find_head, module_named
 from expunge.selfsupervised.augmentation import SimCLRAugmentation
 from expunge.selfsupervised.labels import LabelUpdate, update_labels
 from expunge.selfsupervised.simclr import SETTINGS as SIMCLR_SETTINGS
@@ -472,7 +473,7 @@ def with_new_head(model: nn.Module, samples: Samples, seed: int) -> nn.Module:
     """Return a copy of a classifier whose last linear layer is initialised again."""
     fix = "use a model with a linear head"
     head = find_head(model, samples.example(), where="refine", fix=fix)
-    copied = copy.deepcopy(model)
+    copied = copy_model(model)
     reset: Callable[[], None] = module_named(copied, head).reset_parameters  # type: ignore[assignment]
     with temp_seed(seed, "head"):
         reset()
@@ -503,7 +504,7 @@ def _with_prefix(model: nn.Module) -> dict[str, Tensor]:
 
 def _with_weights(model: nn.Module, artefact: Artefact, where: str) -> nn.Module:
     tensors = artefact.tensors.items()
-    copied = copy.deepcopy(model)
+    copied = copy_model(model)
     weights = {k.removeprefix("model."): v for k, v in tensors if k.startswith("model.")}
     fit_weights(copied, weights, where=where)
     return copied.eval()

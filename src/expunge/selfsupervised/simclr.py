@@ -5,7 +5,6 @@ For label noise that depends on the image: the encoder cannot memorise labels th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +21,9 @@ from expunge._core.rng import temp_seed, torch_generator
 from expunge.config import Precision
 from expunge.data import Samples, require_tensor
 from expunge.errors import ConfigError, DataError, ModelError, check_range
+from expunge.models.checks import check_model
+from expunge.models.copying import copy_model
 from expunge.models.inspection import (
-    check_model,
     device_of,
     eval_mode,
     logits_of,
@@ -255,7 +255,7 @@ def pretrain(
             return Artefact(tensors=trained.state_dict())
 
         artefact = run.stage("model", header, compute)
-        trained = copy.deepcopy(model)
+        trained = copy_model(model)
         fit_weights(trained, artefact.tensors, where="simclr")
         return Pretrained(trained.eval(), run.seconds["model"])
 
@@ -276,7 +276,7 @@ def _train_contrastive(
             where="simclr",
             fix="set simclr.scale to 1",
         )
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     body = FeatureExtractor(model, samples.example())
     network, view = _with_projection(body, samples, config, seed), _augmentation(config, samples)
     resident = samples.to_device(this_process().device)

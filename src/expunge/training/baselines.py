@@ -6,7 +6,6 @@ All samples are used with their given labels.
 
 from __future__ import annotations
 
-import copy
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from expunge._core.progress import Progress, silent
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive
 from expunge.data import Samples
+from expunge.models.copying import copy_model
 from expunge.models.inspection import reinitialise
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit
@@ -124,7 +124,7 @@ def elr(
     False
     """
     config = with_learning_rate(config, len(samples))
-    network, batches = copy.deepcopy(model), SampleBatches.of(samples, config, what)
+    network, batches = copy_model(model), SampleBatches.of(samples, config, what)
     targets = torch.zeros(len(samples), len(samples.classes), device=this_process().device)
 
     def update(step: Step) -> None:
@@ -404,4 +404,4 @@ def divide_mix(
 
 def _two_networks(model: nn.Module, seed: int) -> list[nn.Module]:
     """Return a copy of a model, and one with other weights."""
-    return [copy.deepcopy(model), reinitialise(model, derive(seed, "learner", 1))]
+    return [copy_model(model), reinitialise(model, derive(seed, "learner", 1))]

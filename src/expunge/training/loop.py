@@ -7,7 +7,6 @@ loss on the targets of a partition.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,14 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import generator, temp_seed
 from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, format_ids
-from expunge.models.inspection import device_of, logits_of, to_channels_last
+from expunge.models.checks import require_trainable
+from expunge.models.copying import copy_model, detach_attributes
+from expunge.models.inspection import (
+    device_of,
+    frozen_modules,
+    logits_of,
+    to_channels_last,
+)
 from expunge.training.checkpoints import Checkpoint, restore, training_state
 from expunge.training.optimisation import (
     DEFAULT_LR,
@@ -171,14 +177,26 @@ def _prepare(
         model.to(accelerator.device)
         if all(p.dim() < 5 for p in model.parameters()):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network, optimizer = accelerator.prepare(model.train(), build(model, config))
+        network = _distributed(model.train(), accelerator)
         networks.append(cast(nn.Module, torch.compile(network)) if config.compile else network)
-        optimizers.append(optimizer)
+        optimizers.append(build(model, config))
         _freeze_batch_norm(model)
-    yield networks, optimizers
+    with torch.inference_mode(False), torch.enable_grad():
+        yield networks, optimizers
     for model, home in zip(models, homes, strict=True):
+        detach_attributes(model)
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.to(home).eval()
+
+
+def _distributed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Wrap a network for several processes."""
+    if accelerator.num_processes == 1:
+        return model
+    device = accelerator.device
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=None if device.type == "cpu" else [device]
+    )
 
 
 def _random_order(seed: int, epoch: int, n: int) -> Ints:
@@ -222,12 +240,10 @@ def _has_batch_norm(model: nn.Module) -> bool:
 
 
 def _freeze_batch_norm(model: nn.Module) -> None:
-    """Put batch norm with frozen parameters into evaluation mode: its averages stay."""
-    for module in model.modules():
+    """Put frozen batch norms into evaluation mode: their averages stay."""
+    for module in frozen_modules(model):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            weights = list(module.parameters())
-            if weights and not any(p.requires_grad for p in weights):
-                module.eval()
+            module.eval()
 
 
 def tune(
@@ -296,7 +312,7 @@ def tune(
     """
     config = with_learning_rate(config, len(samples))
     config = replace(config, batch_size=choose_batch_size(config, len(samples)))
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     trainable = [p.requires_grad for p in model.parameters()]
     _train_only(model, layers if config.scope == "head" else None)
     resident = samples.to_device(this_process().device)
@@ -329,16 +345,20 @@ def tune(
 
 
 def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
-    """Freeze all parameters but those of these layers; None trains all."""
+    """Freeze all parameters but those of these layers; None freezes none.
+
+    What is frozen already stays so.
+    """
+    require_trainable(model)
     prefixes = None if layers is None else tuple(f"{name}." for name in layers)
     n_trained = 0
     for name, parameter in model.named_parameters():
-        is_trained = prefixes is None or name.startswith(prefixes)
-        parameter.requires_grad_(is_trained)
-        n_trained += is_trained
+        if prefixes is not None and not name.startswith(prefixes):
+            parameter.requires_grad_(False)
+        n_trained += parameter.requires_grad
     if not n_trained:
         raise ModelError(
-            f"no parameter belongs to the layers {format_ids(layers or ())}",
+            f"no trainable parameter belongs to the layers {format_ids(layers or ())}",
             where="tune",
             fix="name layers that have weights, or use scope = 'all'",
         )

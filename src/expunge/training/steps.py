@@ -158,6 +158,6 @@ class Step:
         accelerator, optimizer = self.training.accelerator, self.training.optimizers[network]
         optimizer.zero_grad(set_to_none=True)
         # DDP averages over processes.
-        accelerator.backward(loss * accelerator.num_processes)
+        (loss * accelerator.num_processes).backward()
         optimizer.step()
         self.training.losses[network] = loss.detach()

@@ -1,0 +1,157 @@
+"""A user's model as the stages take it: without wrappers, its output read as logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Samples
+from expunge.errors import ModelError
+from expunge.models.checks import require_network
+from expunge.models.copying import copy_model
+from expunge.models.inspection import FORWARD_ERRORS, device_of, eval_mode, raw_output, to_device
+from expunge.models.outputs import (
+    OutputKind,
+    find_output_kind,
+    mark_output,
+    may_be_probabilities,
+    output_kind,
+)
+
+# Samples whose outputs tell logits from probabilities.
+_MAX_SAMPLES = 256
+_SAID: dict[OutputKind, str] = {
+    "probabilities": "the model returns probabilities (each row sums to 1); their logarithms are "
+    "used as logits",
+    "sigmoid": "the model returns probabilities (a sigmoid's); log p/(1 − p) is used as logits",
+}
+
+
+class Adapted(NamedTuple):
+    """A model as the stages take it, and notes about what was changed for that."""
+
+    model: nn.Module
+    notes: tuple[str, ...] = ()
+
+
+def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
+    """Take the wrappers off a model and find out what its output means.
+
+    Parameters
+    ----------
+    model
+        Left as it was.
+    samples
+        On which the model runs.
+
+    Returns
+    -------
+    Adapted
+        The model itself, the one inside the wrapper, or a copy whose output is read as
+        probabilities.
+
+    Raises
+    ------
+    ModelError
+        For what is no network whose layers can be read, see `require_network`.
+
+    Notes
+    -----
+    Cost: one sample through the model, up to 256 if its output lies in [0, 1].
+    """
+    model, notes = unwrap(model)
+    if output_kind(model) != "logits":
+        return Adapted(model, notes)
+    kind = _kind_on(model, samples)
+    if kind == "logits":
+        return Adapted(model, notes)
+    model = copy_model(model)
+    mark_output(model, kind)
+    return Adapted(model, (*notes, _SAID[kind]))
+
+
+def _kind_on(model: nn.Module, samples: Samples) -> OutputKind:
+    n = min(_MAX_SAMPLES, len(samples))
+    found: list[OutputKind] = []
+    try:
+        with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+            for rows in np.split(np.arange(n), range(1, n, 64)):  # the first sample by itself
+                scores = raw_output(model, _with_graph(samples, rows, model))
+                if not may_be_probabilities(scores):
+                    return "logits"
+                found.append(find_output_kind(scores))
+    except (*FORWARD_ERRORS, ModelError):
+        return "logits"  # what is wrong is said by `check_fit`
+    return found[0] if len(set(found)) == 1 else "logits"
+
+
+def _with_graph(samples: Samples, rows: np.ndarray, model: nn.Module) -> Tensor | dict[str, Tensor]:
+    """A batch whose outputs have a graph even if the model is frozen."""
+    x = to_device(samples.batch(rows), device_of(model))
+    return x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def unwrap(model: nn.Module) -> Adapted:
+    """Take wrappers for compilation and for several devices off a model and its parts.
+
+    Raises
+    ------
+    ModelError
+        For what is no network whose layers can be read, and for sharded weights.
+
+    Examples
+    --------
+    >>> network = nn.Linear(2, 3)
+    >>> unwrap(nn.DataParallel(network)).model is network
+    True
+    """
+    require_network(model)
+    names: list[str] = []
+    while (inner := _inside(model)) is not None:
+        names.append(_name_of(model))
+        model = inner
+    parts = [n for n, m in model.named_modules() if n and _inside(m) is not None]
+    is_compiled = any(getattr(m, "_compiled_call_impl", None) for m in model.modules())
+    if parts or is_compiled:
+        names += ["torch.compile"] if is_compiled else []
+        model = copy_model(model)  # a copy is not compiled
+        for part in reversed(parts):  # what is inside comes first
+            names.append(_unwrap_part(model, part))
+    require_network(model)
+    if not names:
+        return Adapted(model)
+    found = ", ".join(dict.fromkeys(names))
+    return Adapted(model, (f"the wrapper {found} was taken off; the network inside was used",))
+
+
+def _unwrap_part(model: nn.Module, path: str) -> str:
+    """Replace a part by what is inside its wrapper."""
+    parent_name, _, name = path.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    part = parent.get_submodule(name)
+    inner, label = _inside(part), _name_of(part)
+    if inner is not None:
+        parent._modules[name] = inner
+    return label
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """The network in a wrapper; None for what is no wrapper."""
+    if type(model).__name__ == "FullyShardedDataParallel":
+        raise ModelError(
+            "the weights are sharded by FullyShardedDataParallel",
+            where="model",
+            fix="gather the full state dict, and load it into the network itself",
+        )
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        wrapped: nn.Module = model.module
+        return wrapped
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def _name_of(wrapper: nn.Module) -> str:
+    return "torch.compile" if hasattr(wrapper, "_orig_mod") else type(wrapper).__name__

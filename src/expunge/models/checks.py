@@ -1,0 +1,192 @@
+"""Whether a model can be scored and trained on some samples; all problems at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from expunge._core.rng import temp_seed
+from expunge.data import Samples
+from expunge.data.classes import fix_class_count
+from expunge.errors import ModelError, format_ids, raise_all
+from expunge.models.copying import copy_model
+from expunge.models.inspection import FORWARD_ERRORS, device_of, eval_mode, logits_of, to_device
+
+
+def check_fit(model: nn.Module, samples: Samples) -> None:
+    """Check that a model takes the samples and has as many logits as they have classes.
+
+    Raises
+    ------
+    ModelError
+        If it does not, or is not a module.
+
+    Notes
+    -----
+    Cost: one sample through the model.
+    """
+    require_network(model)
+    example = to_device(samples.batch(np.arange(1)), device_of(model))
+    try:
+        with eval_mode(model), torch.no_grad():
+            logits = logits_of(model, example)
+    except FORWARD_ERRORS as error:
+        raise ModelError(
+            f"the model fails on the first sample: {type(error).__name__}: {error}",
+            where=samples.name,
+            fix="check the model's arguments and how the data are prepared",
+        ) from error
+    _check_logits(logits, samples, n=1)
+
+
+def check_training(model: nn.Module, samples: Samples) -> None:
+    """Check that a model can be trained: a forward and a backward pass in training mode.
+
+    Raises
+    ------
+    ModelError
+        If every parameter is frozen, the pass fails, or no gradient reaches a trainable parameter.
+
+    Notes
+    -----
+    Cost: a copy of the model, and two samples through it.
+    """
+    require_trainable(model)
+    rows = np.arange(min(2, len(samples)))
+    if len(rows) < 2:
+        return
+    work = copy_model(model).train()
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), temp_seed(0, "check"):
+            logits = logits_of(work, to_device(samples.batch(rows), device_of(work)))
+            _check_logits(logits, samples, n=2)
+            if logits.requires_grad:
+                logits.float().logsumexp(dim=1).sum().backward()  # type: ignore[no-untyped-call]
+    except FORWARD_ERRORS as error:
+        raise ModelError(
+            f"the model fails in training mode: {type(error).__name__}: {error}",
+            where=samples.name,
+            fix="in training mode, too, take a batch of inputs and return the logits",
+        ) from error
+    if all(p.grad is None for p in work.parameters() if p.requires_grad):
+        raise ModelError(
+            "no gradient reaches a parameter that is not frozen",
+            where="model",
+            fix="take torch.no_grad and detach out of the model's forward",
+        )
+
+
+def _check_logits(logits: torch.Tensor, samples: Samples, *, n: int) -> None:
+    if logits.shape[1] != len(samples.classes):
+        raise ModelError(
+            f"the model gives {logits.shape[1]} logits, the data have {len(samples.classes)} "
+            "classes",
+            where=samples.name,
+            fix=fix_class_count(samples.labels, samples.classes, logits.shape[1]),
+        )
+    if len(logits) != n:
+        raise ModelError(
+            f"the model gives {len(logits)} rows of logits for {n} inputs",
+            where=samples.name,
+            fix="return one row of logits for each input",
+        )
+
+
+def require_network(model: object) -> None:
+    """Raise ModelError for what is no network whose layers can be read and copied."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ModelError(
+            f"expected a network, got the class {model.__name__}",
+            fix=f"make one: {model.__name__}(…)",
+        )
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected a torch.nn.Module, got {type(model).__name__}",
+            fix="build the network, and load weights into it by `load_state_dict`",
+        )
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise ModelError(
+            "the model is TorchScript, whose layers can be neither read nor copied",
+            where="model",
+            fix="pass the network that torch.jit.script or torch.jit.trace was given; its weights "
+            "load by `network.load_state_dict(scripted.state_dict())`",
+        )
+    quantised = [n for n, m in model.named_modules() if _is_quantised(m)]
+    if quantised:
+        raise ModelError(
+            f"layers are quantised: {format_ids(quantised)}",
+            where="model",
+            fix="pass the model in float32, and quantise the repaired one",
+        )
+    if lazy := [n for n, t in _named_tensors(model) if is_lazy(t)]:
+        raise ModelError(
+            f"layers have no weights before their first batch: {format_ids(lazy)}",
+            where="model",
+            fix="run one batch of the data through the model first, and train it",
+        )
+    if unloaded := [n for n, t in _named_tensors(model) if t.is_meta]:
+        raise ModelError(
+            f"weights are not loaded, they are on the device 'meta': {format_ids(unloaded)}",
+            where="model",
+            fix="load the weights: model.to_empty(device='cpu'), then load_state_dict",
+        )
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    home = type(module).__module__
+    is_torch = home.startswith("torch.") and ".quantized" in home
+    is_integer = any(not p.is_floating_point() for p in module.parameters(recurse=False))
+    return is_torch or home.startswith("bitsandbytes.") or is_integer
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Raise ModelError if every parameter is frozen: what is frozen stays as it is."""
+    parameters = list(model.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        raise ModelError(
+            "every parameter is frozen (requires_grad is False), so nothing can be tuned",
+            where="model",
+            fix="unfreeze what the repair may change: model.requires_grad_(True)",
+        )
+
+
+def check_model(model: nn.Module) -> None:
+    """Check that a model can be repaired; all problems at once.
+
+    Raises
+    ------
+    ModelError
+        For something that is not a module, TorchScript, quantised layers, layers that never ran,
+        tied weights, weights that are not float32, and NaN or infinite weights.
+    """
+    require_network(model)
+    tensors = _named_tensors(model)
+    problems = []
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name)
+    tied = [names for names in owners.values() if len(names) > 1]
+    if tied:
+        problems.append(
+            f"weights are tied: {format_ids(' = '.join(t) for t in tied)}; "
+            "give each layer its own copy"
+        )
+    other = {str(t.dtype) for _, t in tensors if t.is_floating_point()} - {"torch.float32"}
+    if other:
+        problems.append(
+            f"weights are {format_ids(sorted(other))}, not float32; pass `model.float()`"
+        )
+    bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        problems.append(
+            f"weights are NaN or infinite: {format_ids(bad)}; load an earlier checkpoint"
+        )
+    raise_all(ModelError, problems, where="model")

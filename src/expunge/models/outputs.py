@@ -1,0 +1,157 @@
+"""What a model returns, read as logits: a tensor, an object with logits, a tuple, probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import ModelError, format_ids
+
+# ``"probabilities"`` sum to one in each row; ``"sigmoid"``: one independent probability a column.
+OutputKind = Literal["logits", "probabilities", "sigmoid"]
+_MARK = "_expunge_output_kind"
+# The names under which models return logits, the likeliest first.
+_NAMES = ("logits", "out", "output", "preds", "prediction")
+_MIN_PROBABILITY = 1e-7  # keeps the logits of a saturated sigmoid finite
+# Operations between a sigmoid and the output that change no value.
+_RESHAPES = ("queeze", "View", "Reshape", "Unsafe", "Select", "Slice", "Alias", "ToCopy", "Clone")
+
+
+def output_tensor(output: object) -> Tensor:
+    """The tensor of scores in what a model returned: ``float[b, c]``, or ``float[b, 1]``.
+
+    Parameters
+    ----------
+    output
+        A tensor; an object or dictionary with ``logits``; a dictionary with one tensor of two
+        dimensions; or a tuple, of which the first such tensor counts, as auxiliary outputs follow
+        the main one.
+
+    Raises
+    ------
+    ModelError
+        If the output is anything else.
+
+    Examples
+    --------
+    >>> output_tensor((torch.zeros(2, 3), torch.ones(2, 3))).sum().item()
+    0.0
+    >>> output_tensor({"logits": torch.zeros(2)}).shape
+    torch.Size([2, 1])
+    """
+    found = _find(output)
+    if found is not None and found.dim() == 1:
+        return found[:, None]
+    if found is None or found.dim() != 2:
+        raise ModelError(
+            f"expected logits of shape [batch, classes], got {_describe(output)}",
+            where="model output",
+            fix="return the logits, or an object with `.logits`",
+        )
+    return found
+
+
+def _find(output: object) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        named = next((output[n] for n in _NAMES if isinstance(output.get(n), Tensor)), None)
+        tables = [v for v in output.values() if _is_table(v)]
+        return named if named is not None or len(tables) != 1 else tables[0]
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, tuple | list):
+        return next((v for v in output if _is_table(v)), None)
+    return None
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
+
+
+def _describe(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with {format_ids(map(str, output))}"
+    if isinstance(output, tuple | list):
+        return f"{type(output).__name__} of {format_ids(type(v).__name__ for v in output)}"
+    return type(output).__name__
+
+
+def to_logits(scores: Tensor, kind: OutputKind) -> Tensor:
+    """Turn scores into logits ``float[b, c]`` with c ≥ 2.
+
+    Logarithms of probabilities are logits; of a sigmoid's p it is ``log p/(1 − p)``. One column z
+    is that of the second of two classes: ``[0, z]``.
+
+    Examples
+    --------
+    >>> to_logits(torch.tensor([[0.0]]), "logits").softmax(dim=1)
+    tensor([[0.5000, 0.5000]])
+    >>> to_logits(torch.tensor([[0.2, 0.8]]), "probabilities").softmax(dim=1)
+    tensor([[0.2000, 0.8000]])
+    """
+    if kind == "probabilities":
+        scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+    elif kind == "sigmoid":
+        scores = torch.logit(scores.float(), eps=_MIN_PROBABILITY)
+    if scores.shape[1] == 1:
+        scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+    return scores
+
+
+def find_output_kind(scores: Tensor) -> OutputKind:
+    """Tell from the values of many samples whether a model returns logits or probabilities.
+
+    Parameters
+    ----------
+    scores
+        ``float[b, c]`` as the model returned them, with their graph: values between 0 and 1 that do
+        not sum to 1 are taken for a sigmoid's only if one made them.
+
+    Examples
+    --------
+    >>> find_output_kind(torch.randn(8, 3).softmax(dim=1)), find_output_kind(torch.randn(8, 3))
+    ('probabilities', 'logits')
+    """
+    if not may_be_probabilities(scores):
+        return "logits"
+    error = (scores.detach().float().sum(dim=1) - 1).abs()
+    if scores.shape[1] > 1 and bool((error < 4 * torch.finfo(scores.dtype).eps ** 0.75).all()):
+        return "probabilities"
+    return "sigmoid" if _is_made_by_sigmoid(scores) else "logits"
+
+
+def may_be_probabilities(scores: Tensor) -> bool:
+    """Whether all scores lie in [0, 1]."""
+    return bool(((scores >= 0) & (scores <= 1)).all())
+
+
+def _is_made_by_sigmoid(scores: Tensor) -> bool:
+    """Follow the graph backwards through operations that change no value."""
+    node: Any = scores.grad_fn
+    for _ in range(8):
+        name = "" if node is None else node.name()
+        if "Sigmoid" in name or "HardtanhBackward" in name:
+            return True
+        if not any(word in name for word in _RESHAPES) or not node.next_functions:
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+def mark_output(model: nn.Module, kind: OutputKind) -> None:
+    """Note on a model of ours what it returns; copies keep the note."""
+    vars(model)[_MARK] = kind
+
+
+def output_kind(model: nn.Module) -> OutputKind:
+    """What a model returns by its note, which wrappers of the model share; logits without one."""
+    inner = getattr(model, "module", model)  # of a DistributedDataParallel
+    kind: OutputKind = getattr(inner, _MARK, getattr(model, _MARK, "logits"))
+    return kind

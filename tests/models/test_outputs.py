@@ -1,0 +1,99 @@
+"""What models return is read as logits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from expunge.errors import ModelError
+from expunge.models.outputs import find_output_kind, output_tensor, to_logits
+
+Z = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Main(NamedTuple):
+    """As torchvision's GoogLeNet returns it in training mode."""
+
+    logits: torch.Tensor
+    aux: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        Z,
+        (Z, Z + 1),
+        [Z, None],
+        (torch.tensor(0.7), Z),
+        Main(Z, Z + 1),
+        {"logits": Z, "loss": torch.tensor(1.0)},
+        {"out": Z, "aux": Z + 1},
+        {"scores": Z},
+        SimpleNamespace(logits=Z, hidden_states=(Z + 1,)),
+    ],
+)
+def test_the_logits_are_found_beside_losses_and_auxiliary_outputs(output):
+    assert output_tensor(output) is Z
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [
+        ({"a": Z, "b": Z}, "dict with a, b"),
+        ((Z[None], "text"), "tuple of Tensor, str"),
+        (Z[None], r"shape \(1, 7, 3\)"),
+        (torch.tensor(1.0), r"shape \(\)"),
+        (None, "NoneType"),
+    ],
+)
+def test_anything_else_is_described(output, got):
+    with pytest.raises(ModelError, match=rf"\[batch, classes\], got {got}"):
+        output_tensor(output)
+
+
+def test_a_single_logit_is_that_of_the_second_class():
+    z = torch.tensor([-2.0, 0.0, 3.0])
+    for output in (z, z[:, None]):
+        p = to_logits(output_tensor(output), "logits").softmax(dim=1)
+        assert_close(p[:, 1], z.sigmoid())
+
+
+def test_probabilities_have_the_logits_that_made_them():
+    p = to_logits(Z.softmax(dim=1), "probabilities").softmax(dim=1)
+    assert_close(p, Z.softmax(dim=1))
+    assert_close(to_logits(Z.sigmoid(), "sigmoid"), Z)
+
+
+def test_saturated_probabilities_have_finite_logits():
+    p = torch.tensor([[1.0, 0.0]])
+    for kind in ("probabilities", "sigmoid"):
+        assert torch.isfinite(to_logits(p, kind)).all()
+
+
+W = torch.ones(3, 3, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"),
+    [
+        (Z.softmax(dim=1), "probabilities"),
+        (0.5 * Z.softmax(dim=1) + 0.5 * Z.flip(1).softmax(dim=1), "probabilities"),
+        (Z.softmax(dim=1).bfloat16(), "probabilities"),
+        ((Z @ W).sigmoid(), "sigmoid"),
+        ((Z @ W)[:, :1].sigmoid(), "sigmoid"),
+        ((Z @ W)[:, 0].sigmoid()[:, None], "sigmoid"),
+        (nn.functional.hardtanh((Z @ W), 0.0, 1.0), "sigmoid"),
+        (Z, "logits"),
+        (Z.log_softmax(dim=1), "logits"),
+        (torch.rand(7, 3), "logits"),
+        ((Z @ W).relu() / 100, "logits"),
+        (Z.softmax(dim=1) * 2, "logits"),
+    ],
+)
+def test_probabilities_are_told_from_logits(scores, kind):
+    assert find_output_kind(scores) == kind
