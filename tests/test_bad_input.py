@@ -316,11 +316,6 @@ MODELS: dict[str, Case] = {
         ModelError,
         "no hidden layer",
     ),
-    "a model in DataParallel": (
-        lambda f: fixing(nn.DataParallel(memorised())),
-        ModelError,
-        r"wrapped in DataParallel\n  fix: pass `model.module`",
-    ),
     "tied weights": (
         lambda f: fixing(tied()),
         ModelError,
