@@ -35,6 +35,7 @@ LAYERS = [
     {"pruning"},
     {"recipes"},
     {"evaluation"},
+    {"review"},
     {"stages"},
     {"repair_context"},
     {"results"},
@@ -61,7 +62,18 @@ IMPURE_CALLS = {"open", "print", "write", "write_text", "write_bytes", "mkdir", 
 # What `import expunge` and `expunge --help` may not load.
 HEAVY = {
     *("torch", "accelerate", "sklearn", "scipy", "pyarrow", "torch_pruning", "transformers"),
-    *("jinja2", "PIL", "onnx", "onnxruntime", "safetensors", "captum", "cleanlab", "art"),
+    *(
+        "starlette",
+        "uvicorn",
+        "jinja2",
+        "PIL",
+        "onnx",
+        "onnxruntime",
+        "safetensors",
+        "captum",
+        "cleanlab",
+        "art",
+    ),
 }
 
 

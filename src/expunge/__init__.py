@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         UnlearningAudit,
     )
     from expunge.reporting.markdown import render_markdown as report
+    from expunge.review import Answer, Review, reviewed
     from expunge.saved_run import load_run
     from expunge.stages import (
         Comparison,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 # Where every public name is defined; "module:name" where it has another name there.
 _PUBLIC = {
+    "Answer": "expunge.review",
     "Baseline": "expunge.records",
     "Budget": "expunge.records",
     "Comparison": "expunge.stages",
@@ -95,6 +97,7 @@ _PUBLIC = {
     "Recipe": "expunge.recipes",
     "RepairOptions": "expunge.config",
     "RepairResult": "expunge.records",
+    "Review": "expunge.review",
     "RoundsConfig": "expunge.config",
     "RunError": "expunge.errors",
     "Samples": "expunge.data",
@@ -119,11 +122,13 @@ _PUBLIC = {
     "rank": "expunge.stages",
     "repair": "expunge.pipeline",
     "report": "expunge.reporting.markdown:render_markdown",
+    "reviewed": "expunge.review",
     "score": "expunge.stages",
     "tune": "expunge.stages",
 }
 
 __all__ = [
+    "Answer",
     "Baseline",
     "Budget",
     "Comparison",
@@ -150,6 +155,7 @@ __all__ = [
     "Recipe",
     "RepairOptions",
     "RepairResult",
+    "Review",
     "RoundsConfig",
     "RunError",
     "Samples",
@@ -175,6 +181,7 @@ __all__ = [
     "rank",
     "repair",
     "report",
+    "reviewed",
     "score",
     "tune",
 ]

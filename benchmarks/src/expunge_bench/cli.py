@@ -17,6 +17,7 @@ from expunge_bench import (
     noise_layers,
     prune,
     repair,
+    review,
     rlap,
     ssl_refine,
     text_noise,
@@ -168,6 +169,45 @@ def bench_zoo(
     """The decision on many small data sets, kinds of noise and networks, beside its peers."""
     part: Part = "development" if development else "reported"
     return zoo.bench(part=part, data=data, cache=cache, methods=method or (), **run.options)
+
+
+@bench_command("review", has_grid=True)
+def bench_review(
+    run: BenchmarkRun,
+    answers: Annotated[
+        list[int] | None, typer.Option(min=0, help="Numbers of answers. Default: 0, 50, 100, 200.")
+    ] = None,
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="Simulated reviews for each row.")
+    ] = review.REPETITIONS,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Also tune a network on each partition.")
+    ] = False,
+    zoo_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that `expunge bench zoo` kept its scores in: use these instead of --data."
+        ),
+    ] = None,
+) -> list[Row]:
+    """Simulated reviewers: what their answers are worth, by number and by how samples are asked."""
+    numbers = sorted(set(answers or review.ANSWERS))
+    if zoo_cache is not None:
+        return review.bench_zoo(
+            [s for s in zoo.zoo_settings() if (zoo_cache / f"{s.name}.scores").is_dir()],
+            saved=zoo_cache,
+            answers=numbers,
+            repetitions=repetitions,
+            **run.options,
+        )
+    return review.bench(
+        run.dataset,
+        settings=run.settings,
+        answers=numbers,
+        repetitions=repetitions,
+        with_accuracy=accuracy,
+        **run.options,
+    )
 
 
 @bench_command("ssl-refine")

@@ -92,6 +92,9 @@ class Partition:
         labels let expect, and most of the wrong ones.
     rate_estimates
         The noise rate by each estimator alone, by name, if there are several.
+    reviewed
+        ``bool[n]``: samples that a person judged. Their probabilities are 0 or 1, and the suggested
+        label is the one that the person gave. None: none.
 
     Raises
     ------
@@ -112,10 +115,14 @@ class Partition:
     evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
     memorised: bool = False
     rate_estimates: Mapping[str, float] = field(default_factory=dict)
+    reviewed: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
         f8 = np.float64
+        if self.reviewed is not None:
+            freeze(self, reviewed=(self.reviewed, np.bool_))
+            require_rows(self, n, "reviewed")
         freeze(
             self,
             ids=(self.ids, None),
@@ -168,6 +175,7 @@ class Partition:
             "suggested_label": self.suggested_label,
             "suggested_probability": self.suggested_probability,
             "flagged": self.flagged,
+            **({} if self.reviewed is None else {"reviewed": self.reviewed}),
             **self.evidence,
         }
         return pa.table({k: pa.array(v) for k, v in columns.items()})

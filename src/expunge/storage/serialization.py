@@ -140,6 +140,7 @@ def load_partition(artefact: Artefact) -> Partition:
         evidence={name: columns[name] for name in facts["evidence"]},
         memorised=facts["memorised"],
         rate_estimates=facts["rate_estimates"],
+        reviewed=columns.get("reviewed"),
     )
 
 

@@ -84,9 +84,14 @@ def _labels_and_weights(partition: Partition, config: TuneConfig) -> tuple[Ints,
     labels, flagged, kind = partition.labels.copy(), partition.flagged, config.targets
     if kind == "all":
         return labels, np.ones(len(labels))
-    if kind == "reweight":
-        return labels, 1.0 - partition.p_noisy
     weights = (~flagged).astype(np.float64)
+    if kind == "reweight":
+        weights = 1.0 - partition.p_noisy
+    if partition.reviewed is not None:
+        # A label that a person gave is learned from, whatever is done with suggested ones.
+        corrected = partition.reviewed & (partition.p_label_fault == 1)
+        corrected &= partition.p_input_fault == 0
+        labels[corrected], weights[corrected] = partition.suggested_label[corrected], 1.0
     if kind == "relabel":
         # No label is right for a corrupted input: such a sample is dropped.
         relabelled = flagged & (partition.p_label_fault >= partition.p_input_fault)

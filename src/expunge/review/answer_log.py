@@ -1,0 +1,193 @@
+"""The answers of a run: ``reviews.jsonl``, one JSON object an answer, only ever appended to.
+
+An answer is acknowledged after it is on the disk. A last line that a killed process left
+unfinished is ignored, and removed by the next answer. CSV files hold the same columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from expunge.errors import DataError, RunError, did_you_mean, raise_all
+from expunge.review.answers import Answer, Draw
+from expunge.storage.json_files import MAX_BYTES
+from expunge.storage.run_folder import wrap_io_errors
+
+REVIEWS, QUEUE = "reviews.jsonl", "review_queue.json"
+COLUMNS = ("id", "verdict", "label", "reviewer", "time", "repeat")
+DRAW_COLUMNS = ("batch", "stratum", "stratum_size", "order", "probability")
+_MAX_PROBLEMS = 12
+
+
+def now() -> str:
+    """The time, as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def to_row(answer: Answer, classes: Sequence[str]) -> dict[str, Any]:
+    """An answer as plain values; the label is the name of its class."""
+    label = None if answer.label is None else classes[answer.label]
+    row = {name: getattr(answer, name) for name in COLUMNS} | {"label": label}
+    draw = answer.draw
+    return row | {k: None if draw is None else getattr(draw, k) for k in DRAW_COLUMNS}
+
+
+def from_row(row: Mapping[str, Any], indices: Mapping[str, int]) -> Answer:
+    """Read what `to_row` made, or a line of CSV where every value is text.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, a value is of the wrong type, or the class does not exist.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"expected an object, got {type(row).__name__}")
+    missing = [name for name in ("id", "verdict") if row.get(name) in (None, "")]
+    if missing:
+        raise DataError(f"expected the columns id and verdict, missing: {', '.join(missing)}")
+    name, identity = row.get("label"), row["id"]
+    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise DataError(f"expected an id of text or an integer, got {identity!r}")
+    label = None
+    if name not in (None, ""):
+        label = indices.get(str(name))
+        if label is None:
+            hint = did_you_mean(str(name), list(indices)[:1000])
+            raise DataError(f"there is no class '{name}': {hint}")
+    return Answer(
+        identity,
+        str(row["verdict"]),  # type: ignore[arg-type]  # checked there
+        label,
+        str(row.get("reviewer") or ""),
+        str(row.get("time") or ""),
+        str(row.get("repeat") or "").lower() in ("true", "1"),
+        _draw(row),
+    )
+
+
+def _draw(row: Mapping[str, Any]) -> Draw | None:
+    values = [row.get(k) for k in DRAW_COLUMNS]
+    if any(v in (None, "") for v in values):
+        return None
+    try:
+        batch, stratum, size, order = (int(v) for v in values[:4])  # type: ignore[arg-type]
+        probability = float(values[4])  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the columns {', '.join(DRAW_COLUMNS)} must be numbers") from error
+    if not (0 < probability <= 1 and min(batch, stratum, order) >= 0 and size > order):
+        raise DataError("the columns of the draw are out of range")
+    return Draw(batch, stratum, size, order, probability)
+
+
+class AnswerLog:
+    """The answers in a run folder.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    classes
+        The names of the classes.
+    """
+
+    def __init__(self, folder: str | Path, classes: Sequence[str]) -> None:
+        self.file, self.classes = Path(folder) / REVIEWS, tuple(classes)
+        self._indices = {name: i for i, name in enumerate(self.classes)}
+
+    def read(self) -> list[Answer]:
+        """All answers, in the order in which they were given; none if there is no file.
+
+        Raises
+        ------
+        RunError
+            If the file cannot be read, or a finished line is no answer; it names the lines.
+        """
+        lines = _text(self.file).split("\n")[:-1] if self.file.exists() else []
+        return self._parse(enumerate(lines, start=1))
+
+    def _parse(self, lines: Iterable[tuple[int, str]]) -> list[Answer]:
+        answers, problems = [], []
+        for number, line in lines:
+            if not line.strip():
+                continue
+            try:
+                answers.append(from_row(json.loads(line), self._indices))
+            except (ValueError, RecursionError) as error:
+                problems.append(f"line {number} is not JSON: {error}")
+            except DataError as error:
+                problems.append(f"line {number}: {error}")
+        where = str(self.file)
+        if len(problems) > _MAX_PROBLEMS:
+            problems = [*problems[:_MAX_PROBLEMS], f"… {len(problems) - _MAX_PROBLEMS} more lines"]
+        raise_all(RunError, problems, where=where)
+        return answers
+
+    def append(self, answers: Iterable[Answer]) -> None:
+        """Add answers; they are on the disk when this returns."""
+        text = "".join(
+            json.dumps(to_row(answer, self.classes), ensure_ascii=False) + "\n"
+            for answer in answers
+        )
+        with wrap_io_errors(self.file), FileLock(self.file.with_suffix(".lock")):
+            _drop_unfinished_line(self.file)
+            with self.file.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def write_csv(self, path: str | Path) -> int:
+        """Write all answers to a CSV file; returns their number."""
+        answers = self.read()
+        with wrap_io_errors(Path(path)), Path(path).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, (*COLUMNS, *DRAW_COLUMNS))
+            writer.writeheader()
+            writer.writerows(to_row(answer, self.classes) for answer in answers)
+        return len(answers)
+
+    def read_csv(self, path: str | Path) -> list[Answer]:
+        """Read answers from a CSV file with the columns ``id`` and ``verdict``, and others of ours.
+
+        Raises
+        ------
+        DataError
+            If a line is no answer; it names the lines.
+        """
+        rows = csv.DictReader(_text(Path(path), DataError).splitlines())
+        answers, problems = [], []
+        for number, row in enumerate(rows, start=2):
+            try:
+                answers.append(from_row(row, self._indices))
+            except DataError as error:
+                problems.append(f"line {number}: {error}")
+        raise_all(DataError, problems[:_MAX_PROBLEMS], where=str(path))
+        return answers
+
+
+def _text(path: Path, kind: type[RunError] | type[DataError] = RunError) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise kind(f"cannot be read: {error}", where=str(path), fix="check the file") from error
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    """Cut what a killed process left after the last line end."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
