@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import expit
 
-from expunge.records import Partition
+from expunge.data import Samples, TensorInputs
+from expunge.records import Partition, Scores
 from expunge.review import Answer, Item
+from expunge.review.run_files import open_reviewed_run
+from expunge.review.session import ReviewSession
+from expunge.storage import serialization
+from expunge.storage.run_folder import open_run
 
 
 def planted(seed: int = 0, n: int = 2000, shift: float = -1.5) -> tuple[Partition, np.ndarray]:
@@ -53,3 +61,50 @@ def answers_of(
         verdict = "right" if label == given else "wrong"
         found.append(Answer(item.id, verdict, label, "a", repeat=item.repeat, draw=item.draw))
     return found
+
+
+def planted_scores(partition: Partition, classes: int = 4) -> Scores:
+    """Scores that agree with a partition."""
+    n = len(partition.ids)
+    probs = np.full((n, classes), 0.02)
+    p = partition.p_label_fault
+    probs[np.arange(n), partition.suggested_label] = p
+    probs[np.arange(n), partition.labels] += 1 - p
+    probs /= probs.sum(axis=1, keepdims=True)
+    return Scores(
+        ids=partition.ids,
+        labels=partition.labels,
+        values={"lda_margin": partition.evidence["label_evidence"]},
+        kinds={"lda_margin": "label"},
+        class_probs=probs,
+    )
+
+
+def write_run(folder: Path, partition: Partition, classes: int = 4) -> Path:
+    """A run folder with the stages that a review reads."""
+    with open_run(folder, {"planted": True}) as run:
+        scores = planted_scores(partition, classes)
+        run.stage("1-score", {"planted": 1}, lambda: serialization.SCORES.store(scores))
+        run.stage("2-partition", {"planted": 2}, lambda: serialization.PARTITION.store(partition))
+    return folder
+
+
+def open_session(folder: Path, classes: Sequence[str] = "abcd", **options: Any) -> ReviewSession:
+    """A session in a run folder of `write_run`."""
+    return ReviewSession(open_reviewed_run(folder), tuple(classes), **options)
+
+
+def samples_of(partition: Partition, kind: str, classes: Sequence[str] = "abcd") -> Samples:
+    """Inputs of a kind for the samples of a partition."""
+    rng, n = np.random.default_rng(0), len(partition.ids)
+    x = rng.standard_normal((n, 12)).astype(np.float32)
+    rate = None
+    if kind == "image":
+        x = (rng.random((n, 3, 8, 8)) * 255).astype(np.uint8)
+    if kind == "sound":
+        rate = 8000
+        x = np.sin(np.outer(rng.uniform(0.1, 1, n), np.arange(800))).astype(np.float32)
+    return Samples(
+        partition.ids, partition.labels, tuple(classes), TensorInputs(torch.from_numpy(x)),
+        has_explicit_ids=True, sample_rate=rate,
+    )

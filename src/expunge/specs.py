@@ -5,6 +5,8 @@ A spec names code (the model's constructor), which is imported: run specs that y
 
 from __future__ import annotations
 
+import json
+import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -36,7 +38,8 @@ from expunge.models.inspection import inspect_layers, module_named
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
-from expunge.storage.run_folder import check_run_folder
+from expunge.storage.json_files import read_json
+from expunge.storage.run_folder import check_run_folder, wrap_io_errors
 from expunge.storage.weights import load_weights
 from expunge.training.optimisation import TuneConfig
 
@@ -133,6 +136,27 @@ def _unknown_keys(data: dict[str, Any]) -> list[str]:
 def run_folder(spec: Spec, path: str | Path) -> Path:
     """Where the runs of a spec file go."""
     return Path(spec.out or Path("runs") / Path(path).stem)
+
+
+# Where a run notes its spec, as a path relative to the run folder.
+_NOTED_SPEC = "spec.json"
+
+
+def note_spec(run: Path, path: Path) -> None:
+    """Note in a run folder which spec it was made from, for `expunge review`."""
+    text = json.dumps({"spec": os.path.relpath(path.resolve(), run.resolve())})
+    with wrap_io_errors(run):
+        (run / _NOTED_SPEC).write_text(text + "\n", encoding="utf-8")
+
+
+def noted_spec(run: Path) -> Path | None:
+    """The spec that a run was made from; None if it noted none or the file is gone."""
+    note = run / _NOTED_SPEC
+    if not note.is_file():
+        return None
+    found = read_json(note).get("spec")
+    path = run / str(found)
+    return path if path.suffix == ".toml" and path.is_file() else None
 
 
 def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None, Samples | None]:

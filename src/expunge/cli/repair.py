@@ -133,6 +133,7 @@ def repair(
             held_out=loaded.held_out,
             **loaded.options,
         )
+    specs.note_spec(Path(result.run), spec)
     if as_json:
         print_json(summarise(result))
     else:
@@ -230,6 +231,7 @@ def _stage(name: StageName, summary: str) -> Callable[..., None]:
             )
         facts = summarise_stages(made.scores, made.partition, made.ranking, made.plan)
         facts["run"] = str(loaded.options["out"])
+        specs.note_spec(Path(facts["run"]), spec)
         if as_json:
             print_json(facts)
         else:

@@ -143,17 +143,10 @@ class AnswerLog:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def write_csv(self, path: str | Path) -> int:
-        """Write all answers to a CSV file; returns their number."""
-        answers = self.read()
-        with wrap_io_errors(Path(path)), Path(path).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, (*COLUMNS, *DRAW_COLUMNS))
-            writer.writeheader()
-            writer.writerows(to_row(answer, self.classes) for answer in answers)
-        return len(answers)
-
     def read_csv(self, path: str | Path) -> list[Answer]:
         """Read answers from a CSV file with the columns ``id`` and ``verdict``, and others of ours.
+
+        Lines without a verdict are questions without an answer.
 
         Raises
         ------
@@ -163,6 +156,8 @@ class AnswerLog:
         rows = csv.DictReader(_text(Path(path), DataError).splitlines())
         answers, problems = [], []
         for number, row in enumerate(rows, start=2):
+            if row.get("id") and not row.get("verdict"):
+                continue
             try:
                 answers.append(from_row(row, self._indices))
             except DataError as error:

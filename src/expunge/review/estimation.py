@@ -113,12 +113,12 @@ class ReviewModel:
     def __init__(self, partition: Partition, n_classes: int | None = None) -> None:
         largest = max(int(partition.labels.max()), int(partition.suggested_label.max()))
         self.partition, self.n_classes = partition, n_classes or largest + 1
-        self._index = RowIndex(partition.ids)
+        self.index = RowIndex(partition.ids)
         self._label, self._input = label_features(partition), input_features(partition)
 
     def judge(self, answers: Iterable[Answer]) -> Judgements:
         """Bring the answers about every sample together; see `answers.judge`."""
-        return judge(self.partition, answers, n_classes=self.n_classes, index=self._index)
+        return judge(self.partition, answers, n_classes=self.n_classes, index=self.index)
 
     def apply(
         self, answers: Iterable[Answer], *, mistakes: float | None = None, seed: int = 0

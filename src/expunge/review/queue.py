@@ -7,7 +7,7 @@ the rate. Later batches draw in proportion to ``√(p (1 − p))`` of the recali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from expunge._core.arrays import Bools, Floats, Ints
 from expunge._core.rng import generator
 from expunge.errors import ConfigError, check_range
 from expunge.records import Partition
-from expunge.review.answers import Draw
+from expunge.review.answers import Answer, Draw, RowIndex
 from expunge.review.recalibration import normal_scores
 from expunge.storage.hashing import content_of, digest
 
@@ -67,17 +67,22 @@ class Queue:
         Seed of the draws.
     budget
         The number of questions planned.
+    earlier
+        Samples that the queue of an earlier partition drew, and their batch. They are not drawn
+        again.
     """
 
     items: tuple[Item, ...]
     partition: str
     seed: int = 0
     budget: int = DEFAULT_BUDGET
+    earlier: tuple[tuple[int | str, int], ...] = ()
 
     @property
     def n_batches(self) -> int:
-        """The number of batches drawn."""
-        return 1 + max((item.draw.batch for item in self.items), default=-1)
+        """The number of batches drawn, those of earlier partitions included."""
+        earlier = [batch for _, batch in self.earlier]
+        return 1 + max([*earlier, *(item.draw.batch for item in self.items)], default=-1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain facts, for a JSON file."""
@@ -85,6 +90,7 @@ class Queue:
             "partition": self.partition,
             "seed": self.seed,
             "budget": self.budget,
+            "earlier": [list(pair) for pair in self.earlier],
             "items": [{"id": i.id, "repeat": i.repeat, **asdict(i.draw)} for i in self.items],
         }
 
@@ -96,7 +102,9 @@ class Queue:
             numbers = {k: int(fact[k]) for k in ("batch", "stratum", "stratum_size", "order")}
             draw = Draw(**numbers, probability=float(fact["probability"]))
             items.append(Item(fact["id"], draw, bool(fact["repeat"])))
-        return cls(tuple(items), str(found["partition"]), int(found["seed"]), int(found["budget"]))
+        earlier = tuple((name, int(batch)) for name, batch in found["earlier"])
+        seed, budget = int(found["seed"]), int(found["budget"])
+        return cls(tuple(items), str(found["partition"]), seed, budget, earlier)
 
 
 def partition_digest(partition: Partition) -> str:
@@ -111,6 +119,7 @@ def plan_queue(
     budget: int = DEFAULT_BUDGET,
     seed: int = 0,
     first_share: float = FIRST_SHARE,
+    answers: Iterable[Answer] = (),
 ) -> Queue:
     """Draw the first batch of questions.
 
@@ -125,6 +134,8 @@ def plan_queue(
     first_share
         The share of the budget that is drawn now; `extend_queue` draws the others where the answers
         show that they tell most. 1: all, for a tool that cannot ask for more.
+    answers
+        Answers to the queue of an earlier partition of these samples. They go on counting.
 
     Returns
     -------
@@ -143,7 +154,8 @@ def plan_queue(
     )
     budget = min(budget, len(partition.ids))
     size = min(budget, max(int(np.ceil(first_share * budget)), min(budget, 10)))
-    queue = Queue((), partition_digest(partition), seed, budget)
+    earlier = {a.id: a.draw.batch for a in answers if a.draw is not None}
+    queue = Queue((), partition_digest(partition), seed, budget, tuple(earlier.items()))
     return _add_batch(queue, partition, size, floor=_FIRST_FLOOR)
 
 
@@ -198,9 +210,9 @@ def _add_batch(
     """Draw a batch: strata of equal total standard deviation, the same number of draws in each."""
     number, rng = queue.n_batches, generator(queue.seed, "review", queue.n_batches)
     free = np.ones(len(partition.ids), dtype=bool)
-    drawn = {item.id for item in queue.items}
-    if drawn:
-        free[np.isin(partition.ids, np.array(sorted(drawn), dtype=partition.ids.dtype))] = False
+    drawn = {*(item.id for item in queue.items), *(name for name, _ in queue.earlier)}
+    rows = RowIndex(partition.ids).rows(list(drawn))
+    free[rows[rows >= 0]] = False
     n_repeats = round(_REPEAT_SHARE * size)
     n_draws = min(size - n_repeats, int(free.sum()))
     if n_draws < 1:

@@ -1,0 +1,155 @@
+"""The command `expunge review`: a page on which a person looks at samples, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expunge.cli.terminal import app, print_json
+from expunge.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from expunge.data import Samples
+    from expunge.review.session import ReviewSession
+
+_SERVER_LOCK = ".review-server.lock"
+
+
+@app.command()
+def review(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a spec file (TOML).")],
+    spec: Annotated[
+        Path | None,
+        typer.Option(help="The spec of the run, to show its inputs. Default: the one it noted."),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 100,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: a free one.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Hide suggestions, so that they influence nobody.")
+    ] = False,
+    mistakes: Annotated[
+        float | None,
+        typer.Option(
+            help="Rate of mistaken answers, in [0, 0.5). Default: from repeated questions."
+        ),
+    ] = None,
+    text: Annotated[
+        str, typer.Option(help="Documents to show, FILE:COLUMN, joined by the column id.")
+    ] = "",
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write questions and answers to a CSV file instead of serving the page."),
+    ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", help="Read answers from a CSV file instead of serving the page."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what the answers say, as one JSON object.")
+    ] = False,
+) -> None:
+    """Look at the samples that matter most, in a page on this machine.
+
+    Answers are kept in reviews.jsonl in the run folder. `expunge repair` takes them into account.
+    """
+    from expunge.review import exchange
+
+    folder, spec = _folder_and_spec(run, spec)
+    with _session(folder, spec, budget=budget, seed=seed, mistakes=mistakes) as (session, samples):
+        if import_ is not None:
+            n = exchange.import_answers(session, import_)
+            typer.echo(f"{n} answers read from {import_}", err=as_json)
+        if export is not None:
+            n = exchange.export_queue(session, export)
+            typer.echo(f"{n} questions and answers written to {export}", err=as_json)
+        if as_json:
+            print_json(session.progress().review.summary())
+        if import_ is None and export is None and not as_json:
+            _serve(session, samples, port=port, blind=blind, text=text, spec=spec)
+
+
+def _folder_and_spec(run: Path, spec: Path | None) -> tuple[Path, Path | None]:
+    """The run folder and the spec, whichever was named."""
+    from expunge import specs
+
+    if run.is_dir():
+        return run, spec or specs.noted_spec(run)
+    if run.suffix == ".toml":
+        return specs.run_folder(specs.read_spec(run), run), run
+    raise RunError(
+        "is neither a run folder nor a spec file",
+        where=str(run),
+        fix="name the folder that `expunge repair` wrote, or its spec",
+    )
+
+
+@contextmanager
+def _session(
+    folder: Path, spec: Path | None, *, budget: int, seed: int, mistakes: float | None
+) -> Iterator[tuple[ReviewSession, Samples | None]]:
+    """A session in a run folder that no other server uses."""
+    from filelock import FileLock, Timeout
+
+    from expunge import specs
+    from expunge.review.run_files import class_names, open_reviewed_run
+    from expunge.review.session import ReviewSession
+
+    opened = open_reviewed_run(folder)
+    samples = None
+    if spec is not None:
+        samples = specs.read_data(specs.read_spec(spec), spec.resolve().parent)[0]
+        classes = samples.classes
+    else:
+        classes = class_names(folder, opened.scores.class_probs.shape[1])
+    lock = FileLock(folder / _SERVER_LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            "another review of this run is open",
+            where=str(folder),
+            fix="use its address, or stop it first",
+        ) from None
+    try:
+        session = ReviewSession(opened, classes, budget=budget, seed=seed, mistakes=mistakes)
+        try:
+            yield session, samples
+        finally:
+            session.close()
+    finally:
+        lock.release()
+
+
+def _serve(
+    session: ReviewSession,
+    samples: Samples | None,
+    *,
+    port: int,
+    blind: bool,
+    text: str,
+    spec: Path | None,
+) -> None:
+    from expunge.review.cards import Cards
+    from expunge.review.exchange import read_texts
+    from expunge.review.server import ReviewServer, address, bind, serve
+
+    texts = None
+    if text:
+        file, _, column = text.rpartition(":")
+        if not file:
+            raise ConfigError(f"--text expects FILE:COLUMN, got '{text}'")
+        texts = read_texts(Path(file), column)
+    run = session.run
+    cards = Cards(run.partition, run.scores, session.classes, samples=samples, texts=texts)
+    server = ReviewServer(session, cards, blind=blind)
+    listening = bind(port)
+    if cards.kind == "none":
+        typer.echo("The inputs are not shown: name the spec with --spec.", err=True)
+    typer.echo(f"Review at {address(server, listening)}")
+    typer.echo("Ctrl-C ends it; every answer is saved at once.")
+    serve(server, listening)

@@ -1,0 +1,105 @@
+"""What a review reads from a run folder, and the queue that it keeps there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expunge.errors import RunError
+from expunge.records import Partition, Scores
+from expunge.review.answer_log import QUEUE
+from expunge.review.queue import Queue, partition_digest
+from expunge.storage import serialization
+from expunge.storage.cached_stages import FOLDERS
+from expunge.storage.json_files import read_json
+from expunge.storage.run_folder import read_artefact, wrap_io_errors
+
+_FIX = "let `expunge partition SPEC` or `expunge repair SPEC` run first"
+
+
+@dataclass(frozen=True)
+class ReviewedRun:
+    """The stages of a run that a review shows.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    partition, scores
+        Its first partition and the scores behind it.
+    stamp
+        When the partition was written: another one means that the run has changed.
+    """
+
+    folder: Path
+    partition: Partition
+    scores: Scores
+    stamp: int
+
+    def has_changed(self) -> bool:
+        """Whether the run has another partition now."""
+        return partition_stamp(self.folder) != self.stamp
+
+
+def open_reviewed_run(folder: str | Path) -> ReviewedRun:
+    """Read the scores and the partition of a run.
+
+    Raises
+    ------
+    RunError
+        If the run has no partition yet, or its files cannot be read.
+    """
+    path = Path(folder)
+    if not (path / "run.json").is_file():
+        raise RunError("is no run folder: it has no run.json", where=str(path), fix=_FIX)
+    for stage in ("score", "partition"):
+        if not (path / FOLDERS[stage] / "stage.json").is_file():  # type: ignore[index]
+            raise RunError(f"the stage '{stage}' is not done yet", where=str(path), fix=_FIX)
+    stamp = partition_stamp(path)
+    scores = serialization.SCORES.load(read_artefact(path / FOLDERS["score"]))
+    partition = serialization.PARTITION.load(read_artefact(path / FOLDERS["partition"]))
+    return ReviewedRun(path, partition, scores, stamp)
+
+
+def partition_stamp(folder: Path) -> int:
+    """The time at which the partition of a run was written; 0 if there is none."""
+    try:
+        return (folder / FOLDERS["partition"] / "stage.json").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def class_names(folder: str | Path, n_classes: int) -> tuple[str, ...]:
+    """The class names of a finished run; of another one their numbers."""
+    record = Path(folder) / "record.json"
+    names: Sequence[str] = read_json(record)["classes"] if record.is_file() else ()
+    return tuple(names) or tuple(str(k) for k in range(n_classes))
+
+
+def read_queue(folder: str | Path, partition: Partition) -> Queue | None:
+    """The queue of a run; None if there is none, or one of another partition."""
+    path = Path(folder) / QUEUE
+    if not path.is_file():
+        return None
+    found = read_json(path, fix="delete this file; a new queue is then drawn")
+    try:
+        queue = Queue.from_json(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"is no queue of a review: {error!r}",
+            where=str(path),
+            fix="delete this file; a new queue is then drawn",
+        ) from error
+    return queue if queue.partition == partition_digest(partition) else None
+
+
+def write_queue(folder: str | Path, queue: Queue) -> None:
+    """Replace the queue of a run in one rename."""
+    path = Path(folder) / QUEUE
+    with wrap_io_errors(path):
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(queue.to_json(), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
