@@ -105,6 +105,10 @@ def samples_of(partition: Partition, kind: str, classes: Sequence[str] = "abcd")
         rate = 8000
         x = np.sin(np.outer(rng.uniform(0.1, 1, n), np.arange(800))).astype(np.float32)
     return Samples(
-        partition.ids, partition.labels, tuple(classes), TensorInputs(torch.from_numpy(x)),
-        has_explicit_ids=True, sample_rate=rate,
+        partition.ids,
+        partition.labels,
+        tuple(classes),
+        TensorInputs(torch.from_numpy(x)),
+        has_explicit_ids=True,
+        sample_rate=rate,
     )

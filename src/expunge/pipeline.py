@@ -48,10 +48,12 @@ from expunge.repair_context import (
     cached_partition,
     cached_plan,
     cached_rank,
+    cached_review,
     cached_score,
     cached_tune,
     validate_inputs,
     weights_codec,
+    with_answers,
 )
 from expunge.storage import serialization
 from expunge.storage.cached_stages import Chain
@@ -236,7 +238,9 @@ def repair_until(
         scores, chain = cached_score(context, context.chain(run), context.recipe.score)
         if until == "score":
             return StageResults(scores)
+        context = with_answers(context, run)
         split, chain = cached_partition(context, chain, context.recipe.partition, scores)
+        context, split, chain = cached_review(context, chain, split)
         if until == "partition":
             return StageResults(scores, split)
         start = Detected(scores, split, chain)
@@ -326,7 +330,9 @@ def _open(context: RepairContext) -> Any:
 def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) -> RepairResult:
     """Everything that follows the scores."""
     recipe, run = context.recipe, chain.run
+    context = with_answers(context, run)
     split, chain = cached_partition(context, chain, recipe.partition, scores)
+    context, split, chain = cached_review(context, chain, split)
     start = Detected(scores, split, chain)
     reason = ""
     if context.may_skip_or_revert:
@@ -446,6 +452,7 @@ def _run_round(
     scores, chain = cached_score(context, chain, config, outcome.model)
     found, chain = cached_partition(context, chain, recipe.partition, scores)
     split = with_input_faults(found, before, fdr=recipe.partition.fdr)
+    _, split, chain = cached_review(context, chain, split)
     split = replace(split, memorised=before.memorised)
     is_last = bool((before.flagged != split.flagged).mean() < rounds.min_flag_change)
     epochs = sum(rounds.epochs[number:]) if is_last else rounds.epochs[number]
@@ -476,6 +483,7 @@ def _run_baseline(
     if (recipe.score, recipe.partition) != (context.recipe.score, context.recipe.partition):
         scores, chain = cached_score(context, context.chain(first.chain.run, name), recipe.score)
         split, chain = cached_partition(context, chain, recipe.partition, scores)
+        _, split, chain = cached_review(context, chain, split)
         start = Detected(scores, split, chain)
     if len(classes_without_samples(start.partition, recipe.tune)):
         return None

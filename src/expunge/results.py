@@ -122,6 +122,7 @@ def measure(
         skipped=_skipped_samples(context),
         prune_skipped_reason=outcome.prune_skipped_reason,
         notes=(*context.notes, *outcome.notes),
+        review=context.review,
     )
 
 

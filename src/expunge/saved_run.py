@@ -144,6 +144,7 @@ def _result_of(
         skipped=summary["skipped"],
         prune_skipped_reason=record["prune_skipped_reason"],
         notes=tuple(record["notes"]),
+        review=summary["review"],
     )
 
 

@@ -38,8 +38,9 @@ from expunge.models.inspection import inspect_layers, module_named
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
+from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import read_json
-from expunge.storage.run_folder import check_run_folder, wrap_io_errors
+from expunge.storage.run_folder import check_run_folder
 from expunge.storage.weights import load_weights
 from expunge.training.optimisation import TuneConfig
 
@@ -145,8 +146,7 @@ _NOTED_SPEC = "spec.json"
 def note_spec(run: Path, path: Path) -> None:
     """Note in a run folder which spec it was made from, for `expunge review`."""
     text = json.dumps({"spec": os.path.relpath(path.resolve(), run.resolve())})
-    with wrap_io_errors(run):
-        (run / _NOTED_SPEC).write_text(text + "\n", encoding="utf-8")
+    write_file(run / _NOTED_SPEC, text + "\n")
 
 
 def noted_spec(run: Path) -> Path | None:

@@ -31,7 +31,7 @@ def reviewed_twice(partition, true, budget, seed, mistakes=0.03):
 
 def test_the_interval_holds_the_true_rate_as_often_as_it_says():
     covered, errors = [], []
-    for seed in range(30):
+    for seed in range(20):
         partition, true = planted(seed)
         review, _ = reviewed_twice(partition, true, 100, seed)
         rate = float((true != partition.labels).mean())
@@ -44,7 +44,7 @@ def test_the_interval_holds_the_true_rate_as_often_as_it_says():
 
 def test_the_interval_holds_if_the_partition_knows_nothing():
     covered = []
-    for seed in range(30):
+    for seed in range(12):
         partition, true = planted(seed)
         blind = replace(
             partition,

@@ -219,6 +219,8 @@ class RepairResult:
     notes
         What was done to the model before and in the tuning: a wrapper that was taken off, outputs
         that were read as probabilities, a learning rate that was lowered.
+    review
+        What the answers of reviewers changed: `expunge.Review.summary`. None without answers.
     """
 
     model: nn.Module
@@ -244,6 +246,7 @@ class RepairResult:
     skipped: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
     prune_skipped_reason: str = ""
     notes: tuple[str, ...] = ()
+    review: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         flagged, n = int(self.partition.flagged.sum()), len(self.partition.ids)

@@ -22,6 +22,7 @@ from expunge.reporting.tables import (
     layer_rows,
     outcomes,
     pruning_skipped,
+    review_lines,
     skipped_lines,
     unlearning_lines,
 )
@@ -64,6 +65,8 @@ def render_markdown(result: RepairResult) -> str:
         _partition_lines(result.partition),
         "\n".join(f"- {_text(s)}" for s in rate_lines(result.partition, result.scores.pooled)),
         _source_table(result.partition, result.scores.pooled),
+        "## Review" if result.review else "",
+        "\n".join(f"- {_text(line)}" for line in review_lines(result)),
         "## Skipped samples" if result.skipped else "",
         "\n".join(f"- {_text(line)}" for line in skipped_lines(result)),
         "## Pruning",

@@ -56,6 +56,7 @@ def summarise(result: RepairResult) -> dict[str, Any]:
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
         "notes": list(result.notes),
         "flags": [{"code": f.code, "message": f.message} for f in result.flags],
+        "review": None if result.review is None else dict(result.review),
         "audit": asdict(result.audit) if result.audit else None,
         "skipped": {
             name: {str(i): reason for i, reason in reasons.items()}

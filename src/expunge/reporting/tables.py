@@ -135,6 +135,29 @@ def layer_rows(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[La
     ]
 
 
+def review_lines(result: RepairResult) -> list[str]:
+    """What the answers of reviewers changed, one line a statement; none without answers."""
+    review = result.review
+    if review is None:
+        return []
+    before, flagged = review["before"], review["flagged"]
+    rate, low, high = review["rates"]["noise"]
+    lines = [
+        f"{counted(review['answered'], 'sample')} judged: {review['trusted']:,} labels confirmed, "
+        f"{review['corrected']:,} corrected, {review['dropped']:,} inputs dropped",
+        f"noise rate {percent(before['noise_rate'])} before, {percent(rate)} "
+        f"({percent(low)} to {percent(high)}) with the answers",
+        f"flagged samples {int(before['flagged']):,} before, {flagged:,} with the answers",
+        f"threshold {before['threshold']:.2f} before, {review['threshold']:.2f} with the answers",
+        f"estimated rate of mistaken answers {percent(review['mistakes'])}",
+    ]
+    if review["disputed"]:
+        lines.append(f"{counted(review['disputed'], 'sample')} on which reviewers disagree")
+    if not review["design_based"]:
+        lines.append("no question was drawn by the queue, so the rate is that of the partition")
+    return lines
+
+
 def unlearning_lines(result: RepairResult) -> list[str]:
     """The unlearning audit, one line a measurement."""
     audit = result.audit

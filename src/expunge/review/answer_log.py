@@ -18,8 +18,9 @@ from filelock import FileLock
 
 from expunge.errors import DataError, RunError, did_you_mean, raise_all
 from expunge.review.answers import Answer, Draw
-from expunge.storage.json_files import MAX_BYTES
-from expunge.storage.run_folder import wrap_io_errors
+from expunge.storage.atomic_files import wrap_io_errors
+from expunge.storage.json_files import MAX_BYTES, parse_json
+from expunge.storage.reading import reading
 
 REVIEWS, QUEUE = "reviews.jsonl", "review_queue.json"
 COLUMNS = ("id", "verdict", "label", "reviewer", "time", "repeat")
@@ -119,8 +120,8 @@ class AnswerLog:
             if not line.strip():
                 continue
             try:
-                answers.append(from_row(json.loads(line), self._indices))
-            except (ValueError, RecursionError) as error:
+                answers.append(from_row(parse_json(line), self._indices))
+            except ValueError as error:
                 problems.append(f"line {number} is not JSON: {error}")
             except DataError as error:
                 problems.append(f"line {number}: {error}")
@@ -167,12 +168,10 @@ class AnswerLog:
 
 
 def _text(path: Path, kind: type[RunError] | type[DataError] = RunError) -> str:
-    try:
+    with reading(path, kind, fix="check the file"):
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise kind(f"cannot be read: {error}", where=str(path), fix="check the file") from error
 
 
 def _drop_unfinished_line(path: Path) -> None:

@@ -165,8 +165,9 @@ class Cards:
         if samples is not None and samples.features and self._position is not None:
             tables = [values[self._position] for values in samples.features.values()]
         else:
-            probs = self._scores.loo_probs
-            tables = [*probs[-2:]] if len(probs) else [self._scores.class_probs]
+            layers = self._scores.loo_probs
+            has_layers = layers is not None and len(layers) > 0
+            tables = [*np.asarray(layers)[-2:]] if has_layers else [self._scores.class_probs]
         stacked = np.concatenate([np.asarray(t, dtype=np.float32) for t in tables], axis=1)
         if stacked.shape[1] > _NEIGHBOUR_COLUMNS:
             # Random directions keep distances (Johnson and Lindenstrauss).

@@ -21,6 +21,8 @@ from expunge.review.recalibration import (
 
 # A transition of more classes is not made: it has their square of entries.
 MAX_TRANSITION_CLASSES = 1000
+# Answers from which on the probabilities of other samples are recalibrated.
+MIN_ANSWERS = 10
 # Suggestions count as right in so many of so many cases before an answer says otherwise.
 _SUGGESTION_PRIOR = 4.0
 
@@ -38,8 +40,8 @@ class Review:
         The share of noisy samples, of wrong labels and of corrupted inputs, with 95 % intervals.
     is_design_based
         Whether the intervals come from samples that were drawn by the queue. Otherwise they are
-        those of the recalibrated model, and hold only if the answers are about samples that were
-        not chosen for what they are.
+        those of the partition: answers about samples that were chosen for what they are say nothing
+        about the others.
     n_answered
         The number of judged samples.
     mistakes
@@ -140,6 +142,8 @@ class ReviewModel:
         ]
         is_design_based = rates[0][1]
         noise, label, input_ = (rate for rate, _ in rates)
+        if not is_design_based:
+            noise = Rate(*self.partition.noise_rate)
         partition = self._partition(found, p_label, p_input, noise)
         rows, settled = found.rows, found.settled
         trusted, corrected, dropped = (np.zeros(len(p_label), dtype=bool) for _ in range(3))
@@ -175,10 +179,11 @@ class ReviewModel:
         )
         faults = found.column(fault)
         known = np.isfinite(faults)
-        # What a reviewer looked for by himself is chosen by what it is.
-        drawn = np.array([j.draw is not None for j in found.judged], dtype=bool)
-        known &= drawn | ~drawn.any()
-        if not known.any() or (fault == "input_fault" and not own.any() and not faults.any()):
+        # What a reviewer looked for by himself was chosen for what it is.
+        known &= np.array([j.draw is not None for j in found.judged], dtype=bool)
+        if known.sum() < MIN_ANSWERS or (
+            fault == "input_fault" and not own.any() and not faults.any()
+        ):
             return np.array(own)
         rows = found.rows[known]
         model = recalibrate(features.at(rows), faults[known], mistakes=error.rate)
@@ -191,12 +196,9 @@ class ReviewModel:
         rate = estimate_rate(found, faults, p, error, seed=seed) if len(faults) else None
         if rate is not None:
             return rate, True
-        if not len(faults):
-            return Rate(*self.partition.noise_rate), False
-        # Without a design: the mean probability, as uncertain as a random sample of this size.
-        value, n = float(p.mean()), len(faults)
-        half = 1.96 * float(np.sqrt(max(value * (1 - value), 0.25 / n) / n))
-        return Rate(value, max(value - half, 0.0), min(value + half, 1.0)), False
+        _, low, high = self.partition.noise_rate
+        value = float(p.mean())
+        return Rate(value, min(low, value), max(high, value)), False
 
     def _partition(
         self, found: Judgements, p_label: Floats, p_input: Floats, noise: Rate
@@ -216,7 +218,8 @@ class ReviewModel:
             suggested[row] = given if judged.label < 0 else judged.label
             probability[row] = float(judged.label >= 0)
         p_noisy = 1 - (1 - p_label) * (1 - p_input)
-        threshold = best_threshold(p_noisy) if found.judged else old.threshold
+        drawn = sum(judged.draw is not None for judged in found.judged)
+        threshold = best_threshold(p_noisy) if drawn >= MIN_ANSWERS else old.threshold
         return replace(
             old,
             p_noisy=p_noisy,
@@ -277,9 +280,9 @@ def reviewed(
     -------
     Review
         ``.partition`` is what the next stages take: samples that a majority found right are
-        trusted, wrong labels are corrected, bad inputs dropped; all others have probabilities that
-        a logistic regression on the answers has recalibrated, and the threshold that maximises the
-        F1 to expect of them.
+        trusted, wrong labels are corrected, bad inputs dropped. From `MIN_ANSWERS` answers to the
+        queue on, all others have probabilities that a logistic regression has recalibrated, and the
+        threshold is the one that maximises the F1 to expect.
 
     Raises
     ------

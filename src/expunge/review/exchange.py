@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from expunge.errors import DataError, did_you_mean
 from expunge.review.answer_log import COLUMNS, DRAW_COLUMNS, now, to_row
 from expunge.review.answers import Answer, latest
-from expunge.storage.run_folder import wrap_io_errors
+from expunge.storage.atomic_files import wrap_io_errors
 
 if TYPE_CHECKING:
     from expunge.review.session import ReviewSession

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,11 @@ from expunge.records import Partition, Scores
 from expunge.review.answer_log import QUEUE
 from expunge.review.queue import Queue, partition_digest
 from expunge.storage import serialization
-from expunge.storage.cached_stages import FOLDERS
+from expunge.storage.artefacts import read_artefact
+from expunge.storage.atomic_files import write_file
+from expunge.storage.cached_stages import FOLDERS, Stage
+from expunge.storage.finished_run import RECORD, read_record
 from expunge.storage.json_files import read_json
-from expunge.storage.run_folder import read_artefact, wrap_io_errors
 
 _FIX = "let `expunge partition SPEC` or `expunge repair SPEC` run first"
 
@@ -55,8 +56,9 @@ def open_reviewed_run(folder: str | Path) -> ReviewedRun:
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise RunError("is no run folder: it has no run.json", where=str(path), fix=_FIX)
-    for stage in ("score", "partition"):
-        if not (path / FOLDERS[stage] / "stage.json").is_file():  # type: ignore[index]
+    stages: tuple[Stage, ...] = ("score", "partition")
+    for stage in stages:
+        if not (path / FOLDERS[stage] / "stage.json").is_file():
             raise RunError(f"the stage '{stage}' is not done yet", where=str(path), fix=_FIX)
     stamp = partition_stamp(path)
     scores = serialization.SCORES.load(read_artefact(path / FOLDERS["score"]))
@@ -74,8 +76,8 @@ def partition_stamp(folder: Path) -> int:
 
 def class_names(folder: str | Path, n_classes: int) -> tuple[str, ...]:
     """The class names of a finished run; of another one their numbers."""
-    record = Path(folder) / "record.json"
-    names: Sequence[str] = read_json(record)["classes"] if record.is_file() else ()
+    path = Path(folder)
+    names: Sequence[str] = read_record(path)["classes"] if (path / RECORD).is_file() else ()
     return tuple(names) or tuple(str(k) for k in range(n_classes))
 
 
@@ -98,8 +100,4 @@ def read_queue(folder: str | Path, partition: Partition) -> Queue | None:
 
 def write_queue(folder: str | Path, queue: Queue) -> None:
     """Replace the queue of a run in one rename."""
-    path = Path(folder) / QUEUE
-    with wrap_io_errors(path):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(queue.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+    write_file(Path(folder) / QUEUE, json.dumps(queue.to_json(), indent=1) + "\n")

@@ -227,7 +227,7 @@ class ReviewServer:
         if not _is_index(row) or not (label is None or _is_index(label)):
             raise DataError("expected row and label to be integers")
         answer = self._session.answer(
-            row,
+            int(str(row)),
             str(verdict),  # type: ignore[arg-type]  # an unknown one is refused there
             label,
             _reviewer(given),

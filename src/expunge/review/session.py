@@ -163,7 +163,8 @@ class ReviewSession:
 
     def _done(self) -> tuple[set[tuple[int | str, bool]], set[tuple[int | str, bool]]]:
         """The questions that were answered, and those that were only skipped."""
-        done, skipped = set(), set()
+        done: set[tuple[int | str, bool]] = set()
+        skipped: set[tuple[int | str, bool]] = set()
         for answer in latest(self._answers):
             row = int(self.rows([answer.id])[0])
             key = (self.partition.ids[row].item(), answer.repeat)

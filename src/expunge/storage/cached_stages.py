@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
-Stage = Literal["score", "partition", "rank", "prune", "tune"]
+Stage = Literal["score", "partition", "review", "rank", "prune", "tune"]
 
 # Raised when a stage computes something else than before, so that old results are not reused.
 CACHE_VERSION = 15
@@ -26,6 +26,7 @@ CACHE_VERSION = 15
 FOLDERS: Mapping[Stage, str] = {
     "score": "1-score",
     "partition": "2-partition",
+    "review": "2-review",
     "rank": "3-rank",
     "prune": "4-prune",
     "tune": "5-tune",

@@ -34,7 +34,7 @@ from expunge.storage.reading import reading
 
 SCHEMA = 3
 HEADER = "run.json"
-_STAGES = ("1-score", "2-partition", "3-rank", "4-prune", "5-tune", "model")
+_STAGES = ("1-score", "2-partition", "2-review", "3-rank", "4-prune", "5-tune", "model")
 # What a run makes in its folder; nothing else is ever deleted.
 _MANAGED_FILES = frozenset(
     {*_STAGES, *(f"{name}.partial" for name in _STAGES)}
@@ -105,6 +105,15 @@ class Run:
             self._checkpoint_dir(name), digest(dict(key)), before_write
         )
         return self._checkpoints[name]
+
+    def discard(self, *patterns: str) -> None:
+        """Delete stages and their checkpoints, by patterns of their folders, in this order."""
+        if self.folder is None or not self.writes:
+            return
+        with wrap_io_errors(self.folder):
+            for pattern in patterns:
+                for path in sorted(self.folder.glob(pattern)):
+                    delete(path)
 
     def write(self, name: str, content: str | Callable[[Path], object]) -> None:
         """Write a file of the run in one rename: text, or a function that writes to a path."""
