@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import http.client
+import json
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +17,9 @@ from scipy.special import expit
 from expunge.data import Samples, TensorInputs
 from expunge.records import Partition, Scores
 from expunge.review import Answer, Item
+from expunge.review.cards import Cards
 from expunge.review.run_files import open_reviewed_run
+from expunge.review.server import LOOPBACK, ReviewServer, bind
 from expunge.review.session import ReviewSession
 from expunge.storage import serialization
 from expunge.storage.run_folder import open_run
@@ -112,3 +118,72 @@ def samples_of(partition: Partition, kind: str, classes: Sequence[str] = "abcd")
         has_explicit_ids=True,
         sample_rate=rate,
     )
+
+
+TOKEN = "secret"
+
+
+class Client(NamedTuple):
+    """Requests to a running server."""
+
+    port: int
+    session: Any
+
+    def raw(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """The response and its body."""
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=30)
+        content = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json"} if content is not None else {}
+        connection.request(method, path, content, {**sent, **headers})
+        response = connection.getresponse()
+        found = response.read()
+        connection.close()
+        return response, found
+
+    @property
+    def address(self) -> str:
+        """The page."""
+        return f"http://{LOOPBACK}:{self.port}/{TOKEN}/"
+
+    def get(self, name: str, status: int = 200) -> Any:
+        """What the interface answers."""
+        response, content = self.raw("GET", f"/{TOKEN}/api/{name}")
+        assert response.status == status, content
+        return json.loads(content)
+
+    def post(self, name: str, body: Any, status: int = 200) -> Any:
+        """What the interface answers to an object."""
+        response, content = self.raw("POST", f"/{TOKEN}/api/{name}", body)
+        assert response.status == status, content
+        return json.loads(content)
+
+
+@contextmanager
+def running(
+    folder: Path,
+    partition: Partition,
+    kind: str = "image",
+    classes: Sequence[str] = "abcd",
+    texts: dict[str, str] | None = None,
+    **options: Any,
+) -> Iterator[Client]:
+    """A server on a run folder, in a thread."""
+    import uvicorn
+
+    session = open_session(folder, classes, **options)
+    samples = None if kind in ("none", "text") else samples_of(partition, kind, classes)
+    cards = Cards(partition, session.run.scores, tuple(classes), samples=samples, texts=texts)
+    listening = bind()
+    port = listening.getsockname()[1]
+    app = ReviewServer(session, cards, token=TOKEN).app(port)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield Client(port, session)
+    finally:
+        server.should_exit = True
+        thread.join()
+        session.close()
