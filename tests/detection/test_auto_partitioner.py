@@ -22,7 +22,8 @@ from oracles_pooled import evidence, pooled_scores
         ({"plain": 0.9}, 0.25, evidence_pool),
         ({"plain": 0.99}, 0.25, noise_model),
         ({"plain": 0.99}, 0.35, evidence_pool),
-        ({"plain": 0.9, "augmented": 0.8}, 0.8, noise_model),
+        ({"plain": 0.9, "augmented": 0.8}, 0.8, evidence_pool),
+        ({"plain": 0.99, "augmented": 0.25}, 0.25, evidence_pool),
     ],
 )
 def test_views_and_the_strength_of_the_probes_decide_which_partitioner_is_used(

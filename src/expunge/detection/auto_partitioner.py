@@ -1,4 +1,4 @@
-"""The default partitioner ``auto``: the noise model with views, pooled evidence without."""
+"""The default partitioner ``auto``: pooled evidence, or the noise model where that is weak."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def auto(
     components: int = 3,
     separation: float = 2.0,
 ) -> Partition:
-    """`noise_model` if random views show what the model has memorised, else `evidence_pool`.
+    """`evidence_pool`; `noise_model` where probes are weak and a memorised model has no views.
 
-    Views tell which layers have memorised their labels, so that deep features can be used. Without
-    views (tables, embeddings, arrays) a model that fits 80 to 99 % of its labels may have memorised
-    them or not; cross-fitted probes on the plain input do not depend on that. If these probes
-    agree with less than a third of the labels, as on raw pixels of photographs, and the model fits
-    nearly all of them, its layers are better evidence and the noise model is used.
+    The pool judges every source by its agreement with the given labels against what can be expected
+    of it; random views or held-out labels tell how much that is. Without them it is the agreement
+    of probes on the plain input. If these predict less than a third of the labels, as on raw pixels
+    of photographs, and the model fits nearly all of them, its layers are better evidence and the
+    noise model is used.
 
     Parameters
     ----------
@@ -53,10 +53,11 @@ def auto(
 
     Notes
     -----
-    Probes on raw pixels are weak: on 6,000 CIFAR-10 images with 40 % symmetric noise and a model
-    that has memorised them, ``evidence-pool`` has AUROC 0.81 and ``noise-model`` 0.90 with views,
-    0.88 without. Fails for such images without views if the model fits less than 95 % of the
-    labels. Cost: that of the partitioner used.
+    On 25,000 CIFAR-10 images with views ``evidence-pool`` and ``noise-model`` have AUROC 0.94 and
+    0.95 where the model has memorised 40 % symmetric noise, 0.95 and 0.94 on human labels, 0.95 and
+    0.90 on instance-dependent noise. Fails for photographs without views and held-out labels, as
+    the agreement to be expected of the model is then unknown. Cost: that of
+    the partitioner used.
 
     References
     ----------
@@ -75,7 +76,7 @@ def auto(
     is_pool_weak = (
         pooled is not None and label_agreement(pooled.probs, scores.labels) < MIN_POOL_AGREEMENT
     )
-    uses_layers = has_views or (is_pool_weak and has_memorised(scores) is True)
+    uses_layers = not has_views and is_pool_weak and has_memorised(scores) is True
     method = noise_model if uses_layers else evidence_pool
     return method(
         scores, seed=seed, threshold=threshold, components=components, separation=separation

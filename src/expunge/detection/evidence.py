@@ -1,14 +1,14 @@
 """One class distribution a sample from cross-fitted probes on the input and early layers. Pure.
 
 A deep layer or the model itself may have memorised the labels; the input has not, and the first
-layer hardly. Probes on these are always used. Other sources join the less, the further the model
-has memorised its labels.
+layer hardly. Probes on these are always used. Every other source joins the less, the further its
+agreement with the given labels exceeds the expected one; sources that agree with few labels count
+little.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,12 @@ from scipy.special import softmax
 from expunge._core.arrays import AnyFloats, Floats, Ints
 from expunge.detection.calibration import calibrate, confident_joint, log_likelihood_gain
 from expunge.detection.lda import layer_posteriors
-from expunge.detection.memorisation import expected_agreement, label_agreement, memorised_fraction
+from expunge.detection.memorisation import (
+    MEMORISED_AGREEMENT,
+    expected_agreement,
+    label_agreement,
+    memorised_fraction,
+)
 from expunge.detection.probes import (
     n_neighbours,
     nearest_others,
@@ -30,10 +35,16 @@ from expunge.records import PooledEvidence, Signals, SourceReport
 
 # Layers beside the input that have hardly memorised.
 N_EARLY_LAYERS = 1
-# A source weighs (1 − m)^4 if the training can have shaped it, and (1 − m)^2 in the first layer,
-# which memorises least; m is the memorised fraction.
-_TRAINED_POWER, _EARLY_POWER = 4.0, 2.0
-_MIN_WEIGHT = 1e-3
+# A source that the training can have shaped weighs (1 − m)^12, where m is its own memorised
+# fraction: a quarter if it fits a tenth more than expected. The first layer, which memorises least,
+# weighs (1 − m)^2, where m is the model's.
+_TRAINED_POWER, _EARLY_POWER = 12.0, 2.0
+# And g^4, where g is its agreement with the given labels above chance.
+_GAIN_POWER = 4.0
+_MIN_GAIN, _MIN_WEIGHT = 1e-2, 1e-3
+# External probabilities that agree with nearly all labels, and with most of those to which the pool
+# gives less than this probability, were fitted on them.
+_IMPROBABLE, _MAX_REPRODUCED = 0.05, 0.5
 _MIN_LOG_PROBABILITY = float(np.log(1e-3))
 _NOVELTY_NEIGHBOURS = 5
 # From median absolute to standard deviations of a normal distribution.
@@ -47,10 +58,19 @@ def pool_evidence(
 
     ``log p ∝ Σ_s w_s log q_s / Σ_s w_s`` over neighbours, extremely randomised trees, a kernel
     ridge regression and a linear discriminant, on the plain input and on the first layer, each
-    without the sample's own label (left out, or out of bag); then calibrated for the given labels.
-    The first layer weighs ``(1 − m)²``. Deeper layers' discriminants, the model, its mean over
-    views and external probabilities weigh ``(1 − m)⁴``, with the memorised fraction m of
-    `memorised_fraction`.
+    without the sample's own label (left out, or out of bag), over discriminants of deeper layers,
+    the model, its mean over views and external probabilities; then calibrated for the given labels.
+
+    With the agreement ``a_s`` of a source with the given labels, the agreement e of
+    `expected_agreement`, the number of classes c and the memorised fraction ``m_s = (a_s − e) /
+    (1 − e)`` of `memorised_fraction`, the weights are
+
+    - of probes on the input: ``g_s⁴``, where ``g_s = (a_s − 1/c) / (1 − 1/c)``;
+    - of probes on the first layer: ``g_s⁴ (1 − m)²``, where m is that of the model;
+    - of deeper layers and the model: ``min(g_s, g_e)⁴ (1 − m_s)¹²``, where ``g_e`` is that of e;
+    - of the mean over views: ``g_e⁴ (1 − m)¹²``;
+    - of external probabilities: ``g_s⁴``, and 0 if they agree with more than 95 % of the labels and
+      with most of those that the other sources find improbable: then they were fitted on these.
 
     Parameters
     ----------
@@ -81,22 +101,27 @@ def pool_evidence(
         pool, distances = _probe(name, features[order], labels, c)
         pools.append(pool)
         novelties.append(log_mean_distance(distances))
-    pool, others = pools[0], pools[1:]
     reference = expected_agreement(
-        signals, label_agreement(pool.joined(others).probs(), labels), held_out_agreement
+        signals, label_agreement(sum(p.unweighted for p in pools), labels), held_out_agreement
     )
     agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
     memorised = memorised_fraction(agreement, reference)
-    pool = pool.joined(others, (1 - memorised) ** _EARLY_POWER)
+    pool = pools[0]
+    for other in pools[1:]:
+        pool.join(other, (1 - memorised) ** _EARLY_POWER)
     for name, probs in _trained_sources(signals):
-        pool.add(name, probs[order], (1 - memorised) ** _TRAINED_POWER)
+        pool.add_trained(name, probs[order], reference)
+    if signals.augmented_probs is not None and signals.views:
+        pool.add("views", signals.augmented_probs[order], (1 - memorised) ** _TRAINED_POWER)
+    for name, external in signals.external_probs.items():
+        pool.add_external(f"external:{name}", external[order])
     probs, _ = calibrate(pool.probs(), labels)
     predicted = probs.argmax(axis=1)
     novelty: Floats = np.min([robust_deviation(v, predicted) for v in novelties], axis=0)
     return PooledEvidence(
         probs=probs[back].astype(np.float32),
         novelty=novelty[back],
-        sources=tuple(pool.reports),
+        sources=pool.relative_reports(),
         memorised_fraction=memorised,
         expected_agreement=reference,
         contradicting_fraction=contradicting_fraction(signals.inputs, signals.labels),
@@ -121,44 +146,67 @@ def _trained_sources(signals: Signals) -> Iterator[tuple[str, AnyFloats]]:
         yield f"linear:{name}", probs
     if signals.has_model:
         yield "model", softmax(signals.logits.astype(np.float64), axis=1)
-    if signals.augmented_probs is not None and signals.views:
-        yield "views", signals.augmented_probs.astype(np.float64)
-    for name, external in signals.external_probs.items():
-        yield f"external:{name}", external.astype(np.float64)
 
 
 class _Pool:
     """A weighted mean of log probabilities, and a report of each source; keeps no source."""
 
     def __init__(self, labels: Ints, classes: int) -> None:
-        self._labels, self._weight = labels, 0.0
+        self._labels, self._classes, self._weight = labels, classes, 0.0
         self._logs = np.zeros((len(labels), classes), dtype=np.float32)
-        self.reports: list[SourceReport] = []
+        self.unweighted = np.zeros_like(self._logs)
+        self._reports: list[SourceReport] = []
 
-    def add(self, name: str, probs: AnyFloats, weight: float = 1.0) -> None:
-        """Add a source; one with hardly any weight is only reported."""
-        if weight > _MIN_WEIGHT:
-            logs = np.maximum(np.log(np.maximum(probs, 1e-12)), _MIN_LOG_PROBABILITY)
+    def gain(self, agreement: float) -> float:
+        """Return the agreement above chance, at least 0.01."""
+        chance = 1 / self._classes
+        return max((agreement - chance) / (1 - chance), _MIN_GAIN)
+
+    def add(
+        self, name: str, probs: AnyFloats, credibility: float = 1.0, most: float = 1.0
+    ) -> None:
+        """Add a source by its agreement, which counts at most as `most`, and its credibility."""
+        agreement = label_agreement(probs, self._labels)
+        weight = credibility * self.gain(min(agreement, most)) ** _GAIN_POWER
+        logs = np.maximum(np.log(np.maximum(probs, 1e-12)), _MIN_LOG_PROBABILITY)
+        self.unweighted += logs.astype(np.float32)
+        if credibility > _MIN_WEIGHT:
             self._logs += (weight * logs).astype(np.float32)
             self._weight += weight
-        agreement = label_agreement(probs, self._labels)
         _, rate = confident_joint(probs, self._labels)
-        self.reports.append(SourceReport(name, weight, agreement, rate))
+        self._reports.append(SourceReport(name, weight, agreement, rate))
 
-    def joined(self, others: Sequence[_Pool], weight: float = 1.0) -> _Pool:
-        """Return this pool with others, whose sources weigh so much less."""
-        joined = copy.copy(self)
-        joined._logs, joined.reports = self._logs.copy(), list(self.reports)
-        for other in others:
-            joined._logs += np.float32(weight) * other._logs
-            joined._weight += weight * other._weight
-            joined.reports += [replace(r, weight=weight * r.weight) for r in other.reports]
-        return joined
+    def add_trained(self, name: str, probs: AnyFloats, expected: float) -> None:
+        """Add a source that is expected to agree with this share of the labels."""
+        memorised = memorised_fraction(label_agreement(probs, self._labels), expected)
+        self.add(name, probs, (1 - memorised) ** _TRAINED_POWER, expected)
+
+    def add_external(self, name: str, probs: AnyFloats) -> None:
+        """Add a source that was not fitted on the labels, as far as the pool can tell."""
+        own, _ = calibrate(self.probs(), self._labels)
+        is_improbable = own[np.arange(len(own)), self._labels] < _IMPROBABLE
+        is_fitted = (
+            label_agreement(probs, self._labels) > MEMORISED_AGREEMENT
+            and is_improbable.any()
+            and label_agreement(probs[is_improbable], self._labels[is_improbable]) > _MAX_REPRODUCED
+        )
+        self.add(name, probs, float(not is_fitted))
+
+    def join(self, other: _Pool, credibility: float) -> None:
+        """Add the sources of another pool, which weigh so much less."""
+        self._logs += np.float32(credibility) * other._logs
+        self._weight += credibility * other._weight
+        self._reports += [replace(r, weight=credibility * r.weight) for r in other._reports]
 
     def probs(self) -> Floats:
         """Return the pooled distribution, ``float64[n, c]``."""
         pooled: Floats = softmax(self._logs.astype(np.float64) / max(self._weight, 1e-12), axis=1)
         return pooled
+
+    def relative_reports(self) -> tuple[SourceReport, ...]:
+        """Return the sources with weights relative to the largest one."""
+        largest = max(report.weight for report in self._reports)
+        return tuple(replace(r, weight=r.weight / max(largest, 1e-12)) for r in self._reports)
 
 
 def log_mean_distance(distances: Floats) -> Floats:
