@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from expunge.detection.noise_rate import estimate_noise_rate, wrong_log_odds
+from expunge.detection.noise_rate import (
+    estimate_noise_rate,
+    structured_fraction,
+    wrong_log_odds,
+)
+from expunge.records import PooledEvidence
 from oracles_pooled import everyone, evidence
 
 
@@ -47,6 +52,22 @@ def test_held_out_labels_decide_where_the_model_knows_more_than_the_pool():
         pooled, log_likelihood_gain=10.0, held_out_probs=sure.probs, held_out_labels=own
     )
     assert "held_out" not in estimate_noise_rate(known, labels, everyone(labels)).estimates
+
+
+def test_a_region_in_which_every_label_is_wrong_is_noise_and_overlap_is_not():
+    rng = np.random.default_rng(0)
+    position = rng.uniform(-3, 3, 2000)
+    p = 1 / (1 + np.exp(-2 * position))
+    probs = np.stack([1 - p, p], axis=1)
+    overlap = (rng.random(2000) < p).astype(int)
+    assert structured_fraction(probs, overlap) == 0.0
+    right = (position > 0).astype(int)
+    flipped = np.where(np.abs(position) < 0.5, 1 - right, right)
+    pooled = PooledEvidence(probs, np.zeros(2000))
+    found = estimate_noise_rate(pooled, flipped, everyone(flipped))
+    assert abs(found.value - (flipped != right).mean()) < 0.06
+    assert found.low <= (flipped != right).mean() <= found.high
+    assert estimate_noise_rate(pooled, overlap, everyone(overlap)).value < 0.02
 
 
 def test_odds_are_those_of_a_slow_loop():

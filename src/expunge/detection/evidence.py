@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import softmax
 
-from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge.detection.calibration import calibrate, confident_joint, log_likelihood_gain
 from expunge.detection.lda import layer_posteriors
 from expunge.detection.memorisation import (
@@ -30,7 +30,6 @@ from expunge.detection.probes import (
     probes_for,
     vote_shares,
 )
-from expunge.detection.uncertainty import subtract_group_quantile
 from expunge.records import PooledEvidence, Signals, SourceReport
 
 # Layers beside the input that have hardly memorised.
@@ -42,8 +41,10 @@ _TRAINED_POWER, _EARLY_POWER = 12.0, 2.0
 # And g^4, where g is its agreement with the given labels above chance.
 _GAIN_POWER = 4.0
 _MIN_GAIN, _MIN_WEIGHT = 1e-2, 1e-3
-# External probabilities that agree with nearly all labels, and with most of those to which the pool
-# gives less than this probability, were fitted on them.
+# External probabilities by this name are those of the model's own checkpoints.
+_TRAJECTORY = "trajectory"
+# Others that agree with nearly all labels, and with most of those to which the pool gives less than
+# this probability, were fitted on them.
 _IMPROBABLE, _MAX_REPRODUCED = 0.05, 0.5
 _MIN_LOG_PROBABILITY = float(np.log(1e-3))
 _NOVELTY_NEIGHBOURS = 5
@@ -67,7 +68,7 @@ def pool_evidence(
 
     - of probes on the input: ``g_s⁴``, where ``g_s = (a_s − 1/c) / (1 − 1/c)``;
     - of probes on the first layer: ``g_s⁴ (1 − m)²``, where m is that of the model;
-    - of deeper layers and the model: ``min(g_s, g_e)⁴ (1 − m_s)¹²``, where ``g_e`` is that of e;
+    - of deeper layers, the model and its checkpoints (``trajectory``): ``min(g_s, g_e)⁴ (1 − m_s)¹²``, where ``g_e`` is that of e;
     - of the mean over views: ``g_e⁴ (1 − m)¹²``;
     - of external probabilities: ``g_s⁴``, and 0 if they agree with more than 95 % of the labels and
       with most of those that the other sources find improbable: then they were fitted on these.
@@ -114,7 +115,8 @@ def pool_evidence(
     if signals.augmented_probs is not None and signals.views:
         pool.add("views", signals.augmented_probs[order], (1 - memorised) ** _TRAINED_POWER)
     for name, external in signals.external_probs.items():
-        pool.add_external(f"external:{name}", external[order])
+        if name != _TRAJECTORY:
+            pool.add_external(f"external:{name}", external[order])
     probs, _ = calibrate(pool.probs(), labels)
     predicted = probs.argmax(axis=1)
     novelty: Floats = np.min([robust_deviation(v, predicted) for v in novelties], axis=0)
@@ -146,6 +148,8 @@ def _trained_sources(signals: Signals) -> Iterator[tuple[str, AnyFloats]]:
         yield f"linear:{name}", probs
     if signals.has_model:
         yield "model", softmax(signals.logits.astype(np.float64), axis=1)
+    if _TRAJECTORY in signals.external_probs:
+        yield f"external:{_TRAJECTORY}", signals.external_probs[_TRAJECTORY]
 
 
 class _Pool:
@@ -219,18 +223,32 @@ def log_mean_distance(distances: Floats) -> Floats:
     return logs
 
 
-def robust_deviation(values: Floats, groups: Ints) -> Floats:
-    """Return values minus their group's median, in robust standard deviations of all.
+def robust_deviation(values: Floats, groups: Ints, usual: Bools | None = None) -> Floats:
+    """Return values minus their group's median, in robust standard deviations.
 
-    Zero where most values equal their group's median.
+    Parameters
+    ----------
+    values, groups
+        ``float64[n]`` and ``int[n]``.
+    usual
+        ``bool[n]``: the samples from which medians and the deviation are taken; all by default.
+
+    Returns
+    -------
+    NDArray[float64]
+        ``[n]``; zero where most values equal their group's median.
 
     Examples
     --------
     >>> robust_deviation(np.array([1.0, 2.0, 3.0, 7.0, 9.0]), np.array([0, 0, 0, 1, 1])).round(2)
     array([-0.67,  0.  ,  0.67, -0.67,  0.67])
     """
-    centred = subtract_group_quantile(values, groups, 0.5)
-    spread = _MAD_SCALE * float(np.median(np.abs(centred)))
+    usual = np.ones(len(values), dtype=bool) if usual is None else usual
+    centred = values - np.median(values[usual])
+    for group in np.unique(groups[usual]):
+        own = groups == group
+        centred[own] = values[own] - np.median(values[own & usual])
+    spread = _MAD_SCALE * float(np.median(np.abs(centred[usual])))
     return centred / spread if spread > 1e-9 else np.zeros(len(values))
 
 

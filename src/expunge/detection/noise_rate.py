@@ -35,7 +35,7 @@ _DISAGREEMENT_WEIGHT = 0.85
 # A pool that disagrees with this many labels is weak: only what its most confident tenth disagrees
 # with, or a fitted transition, shows noise, if it is such a part of the posterior.
 WEAK_POOL: Ramp = (0.2, 0.3)
-STRONG_EVIDENCE: Ramp = (0.36, 0.46)
+STRONG_EVIDENCE: Ramp = (0.34, 0.44)
 _TOP_SHARE = 0.1
 # This many evidently wrong labels, if such a part of the posterior, are noise at any disagreement.
 EVIDENT_RATE: Ramp = (0.03, 0.05)

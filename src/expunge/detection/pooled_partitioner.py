@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from expunge._core.arrays import Bools, Floats, Ints
+from expunge.detection.evidence import robust_deviation
 from expunge.detection.gaussian_mixture import MIN_SAMPLES
 from expunge.detection.mixture_partitioner import check_options, input_faults
 from expunge.detection.noise_model_partitioner import noise_model, two_sided_fit
@@ -173,13 +174,20 @@ def _unusual_inputs(
     """Find inputs that are unusual for their class one by one, or as a group."""
     assert scores.pooled is not None
     novelty = scores.pooled.novelty
-    is_near = novelty > MIN_NOVELTY - _NOVELTY_MARGIN
-    p = np.where(is_near, expit(_NOVELTY_SLOPE * (novelty - MIN_NOVELTY)), 0.0)
     found = input_faults(scores, seed=seed, components=components, separation=separation)
-    evidence = {**found.evidence, "novelty": novelty}
-    if is_unusual_group(found.p > 0.5, novelty):
-        return _UnusualInputs(np.maximum(p, found.p), found.fits, evidence)
-    return _UnusualInputs(p, (), evidence)
+    group = found.p > 0.5
+    if not is_unusual_group(group, novelty):
+        return _UnusualInputs(_novelty_probability(novelty), (), found.evidence | {"novelty": novelty})
+    # What is usual for a class is what the inputs outside the group are.
+    novelty = robust_deviation(novelty, scores.pooled.probs.argmax(axis=1), ~group)
+    p = np.maximum(_novelty_probability(novelty), found.p)
+    return _UnusualInputs(p, found.fits, found.evidence | {"novelty": novelty})
+
+
+def _novelty_probability(novelty: Floats) -> Floats:
+    """Return the probability of an input fault by novelty: one half at `MIN_NOVELTY`."""
+    is_near = novelty > MIN_NOVELTY - _NOVELTY_MARGIN
+    return np.where(is_near, expit(_NOVELTY_SLOPE * (novelty - MIN_NOVELTY)), 0.0)
 
 
 def is_unusual_group(group: Bools, novelty: Floats) -> bool:
@@ -195,11 +203,15 @@ def is_unusual_group(group: Bools, novelty: Floats) -> bool:
 def _with_input_faults(
     rate: RateEstimate, value: float, p_input: Floats
 ) -> tuple[float, float, float]:
-    """Return the rate of both faults; up to 1.5 % of clean inputs are unusual."""
+    """Return the rate of both faults; up to 1.5 % of clean inputs are unusual.
+
+    The label rate is that of the other samples, and counts for their share.
+    """
     n, share = len(p_input), float(p_input.mean())
     half_width = _INTERVAL_STDERRS * float(np.sqrt(max(share, 0.01) / n))
-    low = rate.low + max(0.0, share - _CLEAN_NOVEL_SHARE - half_width)
-    high = min(1.0, rate.high + share + (half_width if share > _CLEAN_NOVEL_SHARE else 0.0))
+    low = (1 - share) * rate.low + max(0.0, share - _CLEAN_NOVEL_SHARE - half_width)
+    above = half_width if share > _CLEAN_NOVEL_SHARE else 0.0
+    high = min(1.0, (1 - share) * rate.high + share + above)
     return value, min(low, value), max(high, value)
 
 
