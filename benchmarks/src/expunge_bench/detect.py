@@ -22,7 +22,9 @@ from expunge_bench.suites import RowGroup, Suite, check_names
 from expunge_bench.timing import timed, with_peak_memory
 
 # The default detectors and partition; and the part of them that needs one plain pass only.
+# "held-out": the default with held-out labels, which the network has not seen.
 DEFAULT_DETECTION, FAST_DETECTION = "expunge", "expunge-fast"
+HELD_OUT_DETECTION = "expunge-held-out"
 FAST_DETECTORS = ("attribution", "attribution_mass")
 DEFAULT_NAMES = (DEFAULT_DETECTION, FAST_DETECTION, "loss", "cleanlab", "tracin", "rlap-published")
 
@@ -45,7 +47,8 @@ def bench(
     settings
         Noise and networks, see `expunge_bench.datasets.grid`.
     names
-        ``"expunge"`` (the defaults), ``"expunge-fast"`` (one plain pass), detectors and peers.
+        ``"expunge"`` (the defaults), ``"expunge-held-out"`` (with held-out labels),
+        ``"expunge-fast"`` (one plain pass), detectors and peers.
     out
         Where networks, rows and tables go.
     command, progress
@@ -56,7 +59,7 @@ def bench(
     ConfigError
         If a name is unknown.
     """
-    known = [DEFAULT_DETECTION, FAST_DETECTION, *detectors.names(), *peers.names()]
+    known = [DEFAULT_DETECTION, HELD_OUT_DETECTION, FAST_DETECTION, *detectors.names(), *peers.names()]
     check_names("detector", names, known)
 
     def rows_of(setting: Setting, missing: Sequence[Row]) -> Iterable[Row]:
@@ -89,8 +92,12 @@ def run_detector(name: str, case: BenchmarkCase) -> DetectorOutput:
         return peers.get(name)(case)
     train, seed = case.data.train, case.setting.seed
     single = (name,)
-    chosen = {DEFAULT_DETECTION: ScoreConfig().detectors, FAST_DETECTION: FAST_DETECTORS}
-    scores = stages.score(case.model, train, seed=seed, detectors=chosen.get(name, single))
+    default = ScoreConfig().detectors
+    chosen = {DEFAULT_DETECTION: default, HELD_OUT_DETECTION: default, FAST_DETECTION: FAST_DETECTORS}
+    held_out = case.data.held_out if name == HELD_OUT_DETECTION else None
+    scores = stages.score(
+        case.model, train, seed=seed, held_out=held_out, detectors=chosen.get(name, single)
+    )
     if name in chosen:
         partition = stages.partition(scores, seed=seed)
         return DetectorOutput.of(partition.p_noisy, partition)

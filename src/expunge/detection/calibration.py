@@ -10,6 +10,8 @@ from scipy.special import log_softmax, softmax
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
 
+# A range (low, high) in which a weight rises from 0 to 1.
+Ramp = tuple[float, float]
 # The largest exponent; labels that no noise explains would make it infinite.
 MAX_EXPONENT = 10.0
 _MIN_EXPONENT, _MIN_SHARPENING = 0.05, 0.2
@@ -156,3 +158,15 @@ def sharpening_exponent(probs: AnyFloats, labels: Ints, transition: Floats) -> f
 
 def _minimise(loss: Callable[[float], float], lowest: float) -> float:
     return float(minimize_scalar(loss, bounds=(lowest, MAX_EXPONENT), method="bounded").x)
+
+
+def ramp(x: float, between: Ramp) -> float:
+    """Return a weight that rises linearly from 0 to 1 within a range.
+
+    Examples
+    --------
+    >>> ramp(0.25, (0.0, 1.0)), ramp(3.0, (0.0, 1.0))
+    (0.25, 1.0)
+    """
+    low, high = between
+    return float(np.clip((x - low) / (high - low), 0.0, 1.0))

@@ -15,7 +15,13 @@ import numpy as np
 from scipy.special import softmax
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
-from expunge.detection.calibration import calibrate, confident_joint, log_likelihood_gain
+from expunge.detection.calibration import (
+    Ramp,
+    calibrate,
+    confident_joint,
+    log_likelihood_gain,
+    ramp,
+)
 from expunge.detection.lda import layer_posteriors
 from expunge.detection.memorisation import (
     MEMORISED_AGREEMENT,
@@ -41,6 +47,9 @@ _TRAINED_POWER, _EARLY_POWER = 12.0, 2.0
 # And g^4, where g is its agreement with the given labels above chance.
 _GAIN_POWER = 4.0
 _MIN_GAIN, _MIN_WEIGHT = 1e-2, 1e-3
+# Probes decide the rate alone if the pool agrees with hardly more labels, and not at all if the
+# probes' agreement above chance is lower by this part.
+_PROBES_WEAKER: Ramp = (0.1, 0.2)
 # External probabilities by this name are those of the model's own checkpoints.
 _TRAJECTORY = "trajectory"
 # Others that agree with nearly all labels, and with most of those to which the pool gives less than
@@ -72,6 +81,10 @@ def pool_evidence(
     - of the mean over views: ``g_e⁴ (1 − m)¹²``;
     - of external probabilities: ``g_s⁴``, and 0 if they agree with more than 95 % of the labels and
       with most of those that the other sources find improbable: then they were fitted on these.
+
+    A source that has memorised a little favours the given labels, which hardly changes the order but
+    lowers the noise rate. Where the probes alone are nearly as good, they decide the rate:
+    ``probe_probs`` and ``probe_weight``.
 
     Parameters
     ----------
@@ -110,6 +123,7 @@ def pool_evidence(
     pool = pools[0]
     for other in pools[1:]:
         pool.join(other, (1 - memorised) ** _EARLY_POWER)
+    probe_probs, _ = calibrate(pool.probs(), labels)
     for name, probs in _trained_sources(signals):
         pool.add_trained(name, probs[order], reference)
     if signals.augmented_probs is not None and signals.views:
@@ -118,6 +132,8 @@ def pool_evidence(
         if name != _TRAJECTORY:
             pool.add_external(f"external:{name}", external[order])
     probs, _ = calibrate(pool.probs(), labels)
+    gains = [pool.gain(label_agreement(p, labels)) for p in (probe_probs, probs)]
+    probe_weight = 1 - ramp(1 - gains[0] / gains[1], _PROBES_WEAKER)
     predicted = probs.argmax(axis=1)
     novelty: Floats = np.min([robust_deviation(v, predicted) for v in novelties], axis=0)
     return PooledEvidence(
@@ -128,6 +144,8 @@ def pool_evidence(
         expected_agreement=reference,
         contradicting_fraction=contradicting_fraction(signals.inputs, signals.labels),
         log_likelihood_gain=log_likelihood_gain(probs, labels),
+        probe_probs=probe_probs[back] if probe_weight > 0 else None,
+        probe_weight=probe_weight,
     )
 
 

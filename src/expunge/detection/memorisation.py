@@ -75,8 +75,9 @@ def expected_agreement(
 ) -> float:
     """Return the agreement with the given labels to expect of the model without memorisation.
 
-    That of its augmented predictions; without views, that on held-out labels; without these, that
-    of cross-fitted probes.
+    That of its augmented predictions, but at most 10 points above that on held-out labels, as a
+    model that was trained on such views has memorised them too; without views, that on held-out
+    labels; without these, that of cross-fitted probes.
 
     Parameters
     ----------
@@ -88,7 +89,8 @@ def expected_agreement(
         The share of held-out labels that the model predicts, in [0, 1].
     """
     if signals.augmented_probs is not None and signals.views:
-        return label_agreement(signals.augmented_probs, signals.labels)
+        most = 1.0 if held_out_agreement is None else held_out_agreement + MEMORISATION_GAP
+        return min(label_agreement(signals.augmented_probs, signals.labels), most)
     return pool_agreement if held_out_agreement is None else held_out_agreement
 
 

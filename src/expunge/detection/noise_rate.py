@@ -10,17 +10,16 @@ from scipy.special import expit
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge.detection.calibration import (
+    Ramp,
     calibrate,
     confident_joint,
     log_likelihood_gain,
+    ramp,
     sharpening_exponent,
     tempered,
 )
 from expunge.detection.noise_model import transition_rate
 from expunge.records import PooledEvidence
-
-# A range (low, high) in which a weight rises from 0 to 1.
-Ramp = tuple[float, float]
 
 # All bounds were chosen on the development part of `expunge bench zoo`.
 
@@ -116,6 +115,8 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     many labels as it says; an annotator who errs in a whole region near a boundary makes it wrong
     about more (`structured_fraction`).
 
+    Where the evidence has ``probe_probs``, the rate and the interval are theirs by ``probe_weight``.
+
     If held-out predictions of the model say more about their labels than the pool about the given
     ones, the rate is the held-out one, by the same estimators.
 
@@ -139,6 +140,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     samples, so the interval is wide where classes overlap. Cost: O(n c) for some sixty evaluations.
     """
     estimate = _estimate(evidence.probs, labels, usable)
+    if evidence.probe_probs is not None:
+        probes = _estimate(evidence.probe_probs, labels, usable)
+        estimate = _mean_estimate(estimate, probes, evidence.probe_weight)
     held_out = _held_out_estimate(evidence)
     if held_out is not None:
         low, high = max(held_out.low, estimate.low), min(held_out.high, estimate.high)
@@ -153,6 +157,16 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
         )
     floor = min(evidence.contradicting_fraction, estimate.high)
     return replace(estimate, low=max(estimate.low, floor), value=max(estimate.value, floor))
+
+
+def _mean_estimate(pool: RateEstimate, probes: RateEstimate, weight: float) -> RateEstimate:
+    """Return the pool's estimate with a rate and an interval that are the probes' by this weight."""
+    value, low, high = (
+        (1 - weight) * a + weight * b
+        for a, b in ((pool.value, probes.value), (pool.low, probes.low), (pool.high, probes.high))
+    )
+    estimates = {**pool.estimates, "probes": probes.value}
+    return replace(pool, value=value, low=low, high=high, estimates=estimates)
 
 
 def _held_out_estimate(evidence: PooledEvidence) -> RateEstimate | None:
@@ -299,15 +313,3 @@ def wrong_log_odds(
     others = joint.max(axis=1) if use_largest else joint.sum(axis=1)
     odds: Floats = np.log(np.maximum(others, 1e-9)) - np.log(np.maximum(at_label, 1e-12))
     return odds
-
-
-def ramp(x: float, between: Ramp) -> float:
-    """Return a weight that rises linearly from 0 to 1 within a range.
-
-    Examples
-    --------
-    >>> ramp(0.25, (0.0, 1.0)), ramp(3.0, (0.0, 1.0))
-    (0.25, 1.0)
-    """
-    low, high = between
-    return float(np.clip((x - low) / (high - low), 0.0, 1.0))

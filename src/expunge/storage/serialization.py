@@ -76,8 +76,9 @@ _POOLED_NUMBERS = (
     "expected_agreement",
     "contradicting_fraction",
     "log_likelihood_gain",
+    "probe_weight",
 )
-_POOLED_ARRAYS = ("probs", "novelty", "held_out_probs", "held_out_labels")
+_POOLED_ARRAYS = ("probs", "novelty", "probe_probs", "held_out_probs", "held_out_labels")
 
 
 def _pooled_metadata(pooled: PooledEvidence) -> dict[str, object]:
