@@ -59,7 +59,13 @@ def bench(
     ConfigError
         If a name is unknown.
     """
-    known = [DEFAULT_DETECTION, HELD_OUT_DETECTION, FAST_DETECTION, *detectors.names(), *peers.names()]
+    known = [
+        DEFAULT_DETECTION,
+        HELD_OUT_DETECTION,
+        FAST_DETECTION,
+        *detectors.names(),
+        *peers.names(),
+    ]
     check_names("detector", names, known)
 
     def rows_of(setting: Setting, missing: Sequence[Row]) -> Iterable[Row]:
@@ -93,7 +99,11 @@ def run_detector(name: str, case: BenchmarkCase) -> DetectorOutput:
     train, seed = case.data.train, case.setting.seed
     single = (name,)
     default = ScoreConfig().detectors
-    chosen = {DEFAULT_DETECTION: default, HELD_OUT_DETECTION: default, FAST_DETECTION: FAST_DETECTORS}
+    chosen = {
+        DEFAULT_DETECTION: default,
+        HELD_OUT_DETECTION: default,
+        FAST_DETECTION: FAST_DETECTORS,
+    }
     held_out = case.data.held_out if name == HELD_OUT_DETECTION else None
     scores = stages.score(
         case.model, train, seed=seed, held_out=held_out, detectors=chosen.get(name, single)

@@ -77,13 +77,14 @@ def pool_evidence(
 
     - of probes on the input: ``g_s⁴``, where ``g_s = (a_s − 1/c) / (1 − 1/c)``;
     - of probes on the first layer: ``g_s⁴ (1 − m)²``, where m is that of the model;
-    - of deeper layers, the model and its checkpoints (``trajectory``): ``min(g_s, g_e)⁴ (1 − m_s)¹²``, where ``g_e`` is that of e;
+    - of deeper layers, the model and its checkpoints (``trajectory``): ``min(g_s, g_e)⁴
+      (1 − m_s)¹²``, where ``g_e`` is that of e;
     - of the mean over views: ``g_e⁴ (1 − m)¹²``;
     - of external probabilities: ``g_s⁴``, and 0 if they agree with more than 95 % of the labels and
       with most of those that the other sources find improbable: then they were fitted on these.
 
-    A source that has memorised a little favours the given labels, which hardly changes the order but
-    lowers the noise rate. Where the probes alone are nearly as good, they decide the rate:
+    A source that has memorised a little favours the given labels. That hardly changes the order
+    but lowers the noise rate. Where the probes alone are nearly as good, they decide the rate:
     ``probe_probs`` and ``probe_weight``.
 
     Parameters
@@ -184,9 +185,7 @@ class _Pool:
         chance = 1 / self._classes
         return max((agreement - chance) / (1 - chance), _MIN_GAIN)
 
-    def add(
-        self, name: str, probs: AnyFloats, credibility: float = 1.0, most: float = 1.0
-    ) -> None:
+    def add(self, name: str, probs: AnyFloats, credibility: float = 1.0, most: float = 1.0) -> None:
         """Add a source by its agreement, which counts at most as `most`, and its credibility."""
         agreement = label_agreement(probs, self._labels)
         weight = credibility * self.gain(min(agreement, most)) ** _GAIN_POWER

@@ -43,8 +43,9 @@ CLEAR_EVIDENCE: Ramp = (0.6, 0.9)
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
 _EVIDENT_WEIGHT = 0.7
 # The least confident samples disagree more often than a calibrated pool allows: by so many standard
-# errors, and by such a part of all disagreement (clean CIFAR-10: 0.13). Then noise is structured, and some samples that
-# agree are wrong too: the rate and its upper bound are these multiples of the disagreement.
+# errors, and by such a part of all disagreement (clean CIFAR-10: 0.13). Then noise is structured,
+# and some samples that agree are wrong too: the rate and its upper bound are these multiples of the
+# disagreement.
 EXCESS_STDERRS: Ramp = (2.6, 3.6)
 EXCESS_PART: Ramp = (0.18, 0.24)
 _STRUCTURED_RATE, _STRUCTURED_HIGH = 1.3, 1.6
@@ -115,7 +116,7 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     many labels as it says; an annotator who errs in a whole region near a boundary makes it wrong
     about more (`structured_fraction`).
 
-    Where the evidence has ``probe_probs``, the rate and the interval are theirs by ``probe_weight``.
+    Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``.
 
     If held-out predictions of the model say more about their labels than the pool about the given
     ones, the rate is the held-out one, by the same estimators.
@@ -160,7 +161,7 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
 
 
 def _mean_estimate(pool: RateEstimate, probes: RateEstimate, weight: float) -> RateEstimate:
-    """Return the pool's estimate with a rate and an interval that are the probes' by this weight."""
+    """Return the pool's estimate; rate and interval are the probes' by this weight."""
     value, low, high = (
         (1 - weight) * a + weight * b
         for a, b in ((pool.value, probes.value), (pool.low, probes.low), (pool.high, probes.high))

@@ -177,7 +177,9 @@ def _unusual_inputs(
     found = input_faults(scores, seed=seed, components=components, separation=separation)
     group = found.p > 0.5
     if not is_unusual_group(group, novelty):
-        return _UnusualInputs(_novelty_probability(novelty), (), found.evidence | {"novelty": novelty})
+        return _UnusualInputs(
+            _novelty_probability(novelty), (), found.evidence | {"novelty": novelty}
+        )
     # What is usual for a class is what the inputs outside the group are.
     novelty = robust_deviation(novelty, scores.pooled.probs.argmax(axis=1), ~group)
     p = np.maximum(_novelty_probability(novelty), found.p)
