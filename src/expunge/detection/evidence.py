@@ -116,9 +116,8 @@ def pool_evidence(
         pool, distances = _probe(name, features[order], labels, c)
         pools.append(pool)
         novelties.append(log_mean_distance(distances))
-    reference = expected_agreement(
-        signals, label_agreement(sum(p.unweighted for p in pools), labels), held_out_agreement
-    )
+    unweighted = np.sum([p.unweighted for p in pools], axis=0)
+    reference = expected_agreement(signals, label_agreement(unweighted, labels), held_out_agreement)
     agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
     memorised = memorised_fraction(agreement, reference)
     pool = pools[0]
