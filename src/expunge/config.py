@@ -253,6 +253,8 @@ class RepairOptions:
         Discard what an earlier run left in the folder.
     train_seconds
         Seconds that the training of the model took, for the report.
+    trackers
+        Experiment trackers of Accelerate that log the result: ``("tensorboard", "mlflow")``.
     progress
         Called as ``progress(what, done, total)``.
     """
@@ -264,11 +266,13 @@ class RepairOptions:
     out: str | Path | None = None
     overwrite: bool = False
     train_seconds: float | None = None
+    trackers: tuple[str, ...] = ()
     progress: Progress = silent
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", int(self.seed))
         object.__setattr__(self, "baselines", tuple(self.baselines))
+        object.__setattr__(self, "trackers", tuple(self.trackers))
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> RepairOptions:
@@ -353,6 +357,7 @@ class RepairKeywords(TypedDict, total=False):
     out: str | Path | None
     overwrite: bool
     train_seconds: float | None
+    trackers: tuple[str, ...]
     progress: Progress
 
 

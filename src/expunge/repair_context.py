@@ -29,6 +29,7 @@ from expunge.storage.reading import is_file
 from expunge.storage.run_folder import Run
 from expunge.storage.serialization import Codec
 from expunge.storage.weights import fit_weights, model_fingerprint
+from expunge.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def validate_inputs(
     recipe = resolve(options.recipe, options.overrides)
     for name in options.baselines:
         recipes.get(name)
+    check_trackers(options.trackers)
     samples = as_samples(train, name="training data")
     model, notes = adapt_model(model, samples)
     check_model(model)

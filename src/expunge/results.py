@@ -35,6 +35,7 @@ from expunge.storage.cached_stages import Chain, StageRecord
 from expunge.storage.finished_run import EVALUATIONS, RESULT, write_record
 from expunge.storage.run_folder import Run
 from expunge.storage.weights import save_weights
+from expunge.tracking import log_result
 
 T = TypeVar("T")
 
@@ -150,6 +151,7 @@ def write(context: RepairContext, run: Run, result: RepairResult) -> None:
     run.write(EVALUATIONS, lambda p: pq.write_table(_evaluation_table(result), p))
     run.write(RESULT, json.dumps(summarise(result), indent=2) + "\n")
     write_record(run, _record(result))
+    log_result(result, context.options.trackers, run.folder)
 
 
 def _record(result: RepairResult) -> dict[str, Any]:

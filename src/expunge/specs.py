@@ -42,6 +42,7 @@ from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import read_json
 from expunge.storage.run_folder import check_run_folder
 from expunge.storage.weights import load_weights
+from expunge.tracking import check_trackers
 from expunge.training.optimisation import TuneConfig
 
 DATA_SETS = ("train", "validation", "held_out")
@@ -77,6 +78,7 @@ class Spec:
     seed: int = 0
     out: str = ""
     baselines: tuple[str, ...] = DEFAULT_BASELINES
+    trackers: tuple[str, ...] = ()
     train: TuneConfig | None = None
     score: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
@@ -264,6 +266,7 @@ def load_spec(
         "out": target,
         "overwrite": overwrite,
         "train_seconds": seconds,
+        "trackers": spec.trackers,
         "progress": progress,
     }
     return LoadedSpec(model, train, validation, held_out, options)
@@ -334,6 +337,7 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
     known = attempt(lambda: recipes.get(spec.recipe)) is not None
     for name in spec.baselines:
         attempt(lambda name=name: recipes.get(name))  # type: ignore[misc]
+    attempt(lambda: check_trackers(spec.trackers))
     recipe = attempt(lambda: resolve(spec.recipe if known else "default", spec.overrides()))
     if recipe is None:
         return None

@@ -2,6 +2,7 @@
 
     manifest.json           constructor, arguments, plan, classes, input, preparation, hashes
     model.safetensors       the weights
+    README.md               the model card: what was found and done
     model.onnx              inputs to logits, preparation and features included
 
 The manifest names code (the model's constructor), which is imported: load what you trust.
@@ -38,6 +39,7 @@ from expunge.export.manifest import (
     read_manifest,
     write_manifest,
 )
+from expunge.export.model_card import render_model_card
 from expunge.export.onnx import compare_graph, require_onnx, write_graph
 from expunge.models.adaptation import adapt_model
 from expunge.models.constructors import name_of
@@ -50,7 +52,7 @@ from expunge.storage.atomic_files import wrap_io_errors
 from expunge.storage.json_files import read_json
 from expunge.storage.weights import fit_weights, read_weights, save_weights
 
-WEIGHTS, GRAPH = "model.safetensors", "model.onnx"
+WEIGHTS, GRAPH, CARD = "model.safetensors", "model.onnx", "README.md"
 MAX_CHECK_SAMPLES = 256  # on which the export is compared with the model
 TOLERANCE = 1e-3  # of the logits of an ONNX file
 
@@ -108,6 +110,7 @@ def export_model(
     mode: Literal["remove", "mask"] = "remove",
     onnx: bool = False,
     tolerance: float = TOLERANCE,
+    summary: Mapping[str, Any] | None = None,
 ) -> ExportedModel:
     """Write a repaired model for use, and load it again.
 
@@ -132,6 +135,8 @@ def export_model(
         Whether they were removed or masked.
     onnx
         Also write ``model.onnx`` (needs ``expunge[onnx]``).
+    summary
+        What the model card states: ``result.json`` of the run, or `summarise` of a result.
     tolerance
         Largest absolute difference of an ONNX logit.
 
@@ -193,6 +198,8 @@ def export_model(
             versions=_versions(),
         )
         write_manifest(manifest, temporary)
+        card = render_model_card(manifest, summary)
+        (temporary / CARD).write_text(card, encoding="utf-8")
         found = _load(temporary)
         _check_same_logits(found, model, samples)
         if onnx:
@@ -329,6 +336,7 @@ def export_run(
         mode=mode,
         onnx=onnx,
         tolerance=tolerance,
+        summary=read_json(run / "result.json"),
     )
 
 

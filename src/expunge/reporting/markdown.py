@@ -53,22 +53,22 @@ def render_markdown(result: RepairResult) -> str:
     # expunge report: recipe default, seed 0
     """
     parts = [
-        f"# expunge report: recipe {_text(result.recipe)}, seed {result.seed}",
-        _text(headline(result)),
+        f"# expunge report: recipe {escape(result.recipe)}, seed {result.seed}",
+        escape(headline(result)),
         "## Red flags",
-        "\n".join(f"- **{_text(f.code)}**: {_text(f.message)}" for f in result.flags)
+        "\n".join(f"- **{escape(f.code)}**: {escape(f.message)}" for f in result.flags)
         or "No red flags.",
         "\n".join(f"- Note: {_text(note)}" for note in result.notes),
         "## Result",
         _result_table(result),
         "## Partition",
         _partition_lines(result.partition),
-        "\n".join(f"- {_text(s)}" for s in rate_lines(result.partition, result.scores.pooled)),
+        "\n".join(f"- {escape(s)}" for s in rate_lines(result.partition, result.scores.pooled)),
         _source_table(result.partition, result.scores.pooled),
         "## Review" if result.review else "",
         "\n".join(f"- {_text(line)}" for line in review_lines(result)),
         "## Skipped samples" if result.skipped else "",
-        "\n".join(f"- {_text(line)}" for line in skipped_lines(result)),
+        "\n".join(f"- {escape(line)}" for line in skipped_lines(result)),
         "## Pruning",
         _pruning_lines(result),
         "## Unlearning audit",
@@ -77,7 +77,7 @@ def render_markdown(result: RepairResult) -> str:
         _class_table(result),
         "## Time",
         _table(("stage", "time"), [(s, duration(t)) for s, t in result.seconds.items()]),
-        f"Run folder: {_text(result.run)}" if result.run else "",
+        f"Run folder: {escape(result.run)}" if result.run else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -86,15 +86,15 @@ def render_detection_markdown(result: DetectionResult, *, name: str) -> str:
     """Render what `expunge.detect` found as Markdown, red flags among the lines of its summary."""
     pooled = result.pooled
     parts = [
-        f"# expunge detect: {_text(name)}",
-        "\n".join(f"- {_text(line)}" for line in result.summary().splitlines()),
-        "\n".join(f"- {_text(line)}" for line in rate_lines(result, pooled)),
+        f"# expunge detect: {escape(name)}",
+        "\n".join(f"- {escape(line)}" for line in result.summary().splitlines()),
+        "\n".join(f"- {escape(line)}" for line in rate_lines(result, pooled)),
         _source_table(result, pooled),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _text(value: object) -> str:
+def escape(value: object) -> str:
     """The value on one line, escaped for Markdown and HTML."""
     line = " ".join(str(value).split())
     line = re.sub(r"([\\`*|\[\]])", r"\\\1", line)
@@ -103,7 +103,7 @@ def _text(value: object) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; all columns but the first are aligned to the right."""
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [[escape(cell) for cell in row] for row in rows]
     if not cells:
         return ""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -142,7 +142,7 @@ def _partition_lines(partition: Partition) -> str:
     for fit in partition.fits:
         bics = ", ".join(f"{k}: {bic:,.0f}" for k, bic in sorted(fit.bic.items()))
         lines.append(
-            f"- {_text(fit.kind)} evidence: {counted(len(fit.components), 'component')}, "
+            f"- {escape(fit.kind)} evidence: {counted(len(fit.components), 'component')}, "
             f"separation {decimals(fit.separation)}"
             + (f"; BIC by number of components: {bics}" if bics else "")
         )
@@ -160,9 +160,9 @@ def _source_table(partition: Partition, pooled: PooledEvidence | None) -> str:
 def _pruning_lines(result: RepairResult) -> str:
     plan, before, after = result.plan, result.size_before, result.size_after
     if plan is None:
-        return _text(pruning_skipped(result))
+        return escape(pruning_skipped(result))
     lines = [f"- units: {plan.requested:,} requested, {plan.granted:,} granted"]
-    lines += [f"- reason: {_text(reason)}" for reason in plan.reasons]
+    lines += [f"- reason: {escape(reason)}" for reason in plan.reasons]
     for name, old, new in (
         ("parameters", before.parameters, after.parameters),
         ("multiply-adds", before.macs, after.macs),

@@ -1,0 +1,108 @@
+"""The model card of an exported model, as the Hugging Face Hub shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from expunge.export.manifest import Manifest
+from expunge.reporting.formatting import percent
+from expunge.reporting.markdown import escape
+
+MAX_CLASSES = 50  # named
+_USE = """```python
+import expunge
+
+model = expunge.load_exported_model("path/of/this/folder")
+names = model.predict(inputs)
+```
+
+The manifest names the code that makes the network, which is imported: load what you trust."""
+
+
+def render_model_card(manifest: Manifest, summary: Mapping[str, Any] | None = None) -> str:
+    """Render what the model is, what was found in its training data, and what was done.
+
+    Parameters
+    ----------
+    manifest
+        Of the export.
+    summary
+        ``result.json`` of the repair, or None.
+
+    Returns
+    -------
+    str
+        Markdown with the metadata that the Hub reads. Text from the user is escaped.
+    """
+    parts = [
+        f"---\nlibrary_name: expunge\npipeline_tag: {_task(manifest)}\n"
+        "tags:\n- expunge\n- label-noise\n---",
+        "# A repaired classifier",
+        f"{len(manifest.classes)} classes, made by `{escape(manifest.constructor)}`. "
+        "[expunge](https://arxiv.org/abs/2506.11615) repaired it after a training on noisy data.",
+    ]
+    if summary is not None:
+        parts += [
+            "## What was found",
+            _bullets(_found(summary)),
+            "## What was done",
+            _bullets(_done(summary)),
+            _accuracy(summary),
+        ]
+    parts += ["## Use", _USE, "## Classes", _class_names(manifest.classes)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _task(manifest: Manifest) -> str:
+    """The Hub's name for what the model does, by the shape of its inputs."""
+    shapes = [tuple(part.shape) for part in manifest.inputs.values()]
+    if manifest.sample_rate is not None:
+        return "audio-classification"
+    if len(shapes) == 1 and len(shapes[0]) == 3:
+        return "image-classification"
+    return "tabular-classification" if len(shapes[0]) == 1 == len(shapes) else "text-classification"
+
+
+def _found(summary: Mapping[str, Any]) -> Iterator[str]:
+    partition = summary["partition"]
+    rate = partition["noise_rate"]
+    yield f"{partition['flagged']:,} of {partition['n']:,} training samples were flagged as noisy."
+    yield (
+        f"Estimated noise rate: {percent(rate['value'])} "
+        f"({percent(rate['low'])} to {percent(rate['high'])})."
+    )
+    for flag in summary["flags"]:
+        yield f"Red flag {escape(flag['code'])}: {escape(flag['message'])}"
+
+
+def _done(summary: Mapping[str, Any]) -> Iterator[str]:
+    decision = summary["decision"]
+    yield f"Decision: {escape(decision['action'])}, because {escape(decision['reason'])}."
+    yield f"Recipe {escape(summary['recipe'])}, seed {summary['seed']}."
+    yield f"{summary['pruning'].get('granted', 0):,} units were pruned."
+
+
+def _accuracy(summary: Mapping[str, Any]) -> str:
+    rows = [
+        (name, measured["accuracy"])
+        for name in ("before", "after")
+        if (measured := summary.get(name)) is not None
+    ]
+    if not rows:
+        return "No validation data were given, so accuracy was not measured."
+    lines = []
+    for name, a in rows:
+        value, low, high = (percent(a[key]) for key in ("value", "low", "high"))
+        lines.append(f"| {name} | {value} | {low} to {high} | {a['n']:,} |")
+    head = "| model | accuracy | 95 % interval | validation samples |\n| --- | --- | --- | --- |"
+    return "\n".join([head, *lines])
+
+
+def _bullets(lines: Iterator[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _class_names(classes: Sequence[str]) -> str:
+    shown = ", ".join(escape(name) for name in classes[:MAX_CLASSES])
+    return shown if len(classes) <= MAX_CLASSES else f"{shown}, … ({len(classes):,} in all)"

@@ -1,0 +1,1 @@
+"""Other packages: Transformers, Lightning, skorch. Each module imports its own."""
