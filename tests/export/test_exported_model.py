@@ -20,7 +20,7 @@ from expunge.data import Samples, TensorInputs, from_arrays
 from expunge.data.dataset import DictInputs
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
 from expunge.export import onnx
-from expunge.export.exported_model import GRAPH, WEIGHTS, export_run
+from expunge.export.exported_model import CARD, GRAPH, WEIGHTS, export_run
 from expunge.export.manifest import MANIFEST
 from expunge.models.audio import MFCC
 from expunge.models.inspection import logits_of
@@ -79,7 +79,7 @@ def test_what_is_read_gives_the_logits_of_what_was_written(tmp_path):
     with torch.inference_mode():
         expected = model(data.batch(np.arange(len(data))))
     expunge.export_model(model, data, tmp_path / "out", **MLP, plan=PLAN)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {MANIFEST, WEIGHTS}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {MANIFEST, WEIGHTS, CARD}
     found = expunge.load_exported_model(tmp_path / "out")
     stored = data.inputs.batch(np.arange(len(data)))
     assert torch.equal(found(stored), expected)
