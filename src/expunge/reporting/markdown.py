@@ -58,7 +58,7 @@ def render_markdown(result: RepairResult) -> str:
         "## Red flags",
         "\n".join(f"- **{escape(f.code)}**: {escape(f.message)}" for f in result.flags)
         or "No red flags.",
-        "\n".join(f"- Note: {_text(note)}" for note in result.notes),
+        "\n".join(f"- Note: {escape(note)}" for note in result.notes),
         "## Result",
         _result_table(result),
         "## Partition",
