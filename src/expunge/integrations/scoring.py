@@ -13,7 +13,7 @@ from expunge._core.arrays import Floats32
 from expunge.data import DataLike, Samples, as_samples
 from expunge.errors import DataError
 from expunge.records import Partition
-from expunge.storage.run_folder import wrap_io_errors
+from expunge.storage.atomic_files import wrap_io_errors, write_file
 
 
 class TrainingScorer:
@@ -61,10 +61,10 @@ class TrainingScorer:
             samples = replace(samples, external_probs=mean)
         self.partition = stages.partition(stages.score(model, samples))
         if self.out is not None:
-            folder = Path(self.out)
+            folder, table = Path(self.out), self.partition.to_table()
             with wrap_io_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                pq.write_table(self.partition.to_table(), folder / "partition.parquet")
+            write_file(folder / "partition.parquet", lambda path: pq.write_table(table, path))
 
     def _read(self, dataset: object) -> Samples:
         """The data as samples, read once."""
