@@ -66,7 +66,7 @@ def render_markdown(result: RepairResult) -> str:
         "\n".join(f"- {escape(s)}" for s in rate_lines(result.partition, result.scores.pooled)),
         _source_table(result.partition, result.scores.pooled),
         "## Review" if result.review else "",
-        "\n".join(f"- {_text(line)}" for line in review_lines(result)),
+        "\n".join(f"- {escape(line)}" for line in review_lines(result)),
         "## Skipped samples" if result.skipped else "",
         "\n".join(f"- {escape(line)}" for line in skipped_lines(result)),
         "## Pruning",
