@@ -33,6 +33,7 @@ LAYERS = [
     {"reporting", "training"},
     {"detection"},
     {"pruning"},
+    {"editing"},
     {"recipes"},
     {"evaluation"},
     {"review"},
@@ -56,7 +57,7 @@ PURE = {
     name
     for name in FILES
     if name.split(".")[0] in {"config", "records", "recipes", "detection", "evaluation"}
-    or name.split(".")[0] in {"pruning", "reporting", "training"}
+    or name.split(".")[0] in {"editing", "pruning", "reporting", "training"}
 }
 IMPURE_IMPORTS = {"os", "shutil", "tempfile", "subprocess", "sys", "rich", "typer", "filelock"}
 IMPURE_CALLS = {"open", "print", "write", "write_text", "write_bytes", "mkdir", "unlink", "echo"}

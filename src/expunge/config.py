@@ -27,7 +27,7 @@ from expunge.errors import ConfigError, check_range, did_you_mean, raise_all
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "bfloat16"]
-TargetKind = Literal["filter", "reweight", "relabel", "all"]
+TargetKind = Literal["filter", "reweight", "relabel", "all", "semi"]
 PruneScope = Literal["layer", "global"]
 PruneMode = Literal["remove", "mask"]
 
@@ -202,6 +202,52 @@ class PruneConfig:
 
 
 @dataclass(frozen=True)
+class EditConfig:
+    """How a network is changed in closed form, before it is tuned.
+
+    Parameters
+    ----------
+    method
+        An editor, see ``expunge list editors``. Empty: nothing is edited.
+    options
+        Options of the editor.
+    precision
+        Of its forward passes, see `ScoreConfig`.
+    """
+
+    method: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class SemiConfig:
+    """How a network learns from samples without their labels, with ``targets = "semi"``.
+
+    Parameters
+    ----------
+    weight
+        Weight of the samples without labels in the loss, 0 or more.
+    ratio
+        How many of them a batch holds for each labelled one, above 0.
+    min_confidence
+        Predictions below this confidence are not learned from, in [0, 1].
+    """
+
+    weight: float = 1.0
+    ratio: float = 1.0
+    min_confidence: float = 0.7
+
+    def __post_init__(self) -> None:
+        limits = {
+            "tune.semi.weight": (self.weight, "[0, inf)"),
+            "tune.semi.ratio": (self.ratio, "(0, inf)"),
+            "tune.semi.min_confidence": (self.min_confidence, "[0, 1]"),
+        }
+        check_range(ConfigError, limits)
+
+
+@dataclass(frozen=True)
 class RoundsConfig:
     """Further rounds of a repair: the repaired model scores the data again and is tuned on that.
 
@@ -328,6 +374,14 @@ class PruneKeywords(TypedDict, total=False):
     options: dict[str, Any]
 
 
+class EditKeywords(TypedDict, total=False):
+    """The settings of `EditConfig` as keyword arguments."""
+
+    method: str
+    options: dict[str, Any]
+    precision: Precision
+
+
 class TuneKeywords(TypedDict, total=False):
     """The settings of `expunge.TuneConfig` as keyword arguments."""
 
@@ -345,6 +399,9 @@ class TuneKeywords(TypedDict, total=False):
     augment: bool
     precision: Precision
     compile: bool
+    cuda_graphs: bool
+    semi: SemiConfig
+    max_minutes: float | None
 
 
 class RepairKeywords(TypedDict, total=False):
@@ -395,6 +452,8 @@ def build(kind: type[T], values: dict[str, Any], *, where: str) -> T:
 
 
 def _dataclass(kind: type, values: Any, path: str, problems: list[str]) -> Any:
+    if isinstance(values, kind):
+        return values
     if not isinstance(values, dict):
         problems.append(f"'{path.rstrip('.')}' must be a table, not {_shown(values)}")
         return None

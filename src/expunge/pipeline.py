@@ -45,6 +45,7 @@ from expunge.records import (
 from expunge.repair_context import (
     RepairContext,
     RepairOutcome,
+    cached_edit,
     cached_partition,
     cached_plan,
     cached_rank,
@@ -369,6 +370,9 @@ def _run_recipe(
     if recipe.start == "scratch":
         model = reinitialise(model, context.seed)
     outcome = _prune(context, recipe, detected, model, until=until)
+    if recipe.edit.method and until == "tune":
+        edited, chain = cached_edit(context, recipe.edit, outcome)
+        outcome = replace(outcome, model=edited.model, head=edited.head, chain=chain)
     if recipe.tune.epochs and until == "tune":
         model, chain = cached_tune(context, recipe, outcome)
         outcome = replace(outcome, model=model, chain=chain)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from expunge._core.registry import Registry
 from expunge.config import (
     MIN_FLAGGED_FRACTION,
+    EditConfig,
     PartitionConfig,
     PruneConfig,
     RankConfig,
@@ -21,6 +22,7 @@ from expunge.config import (
     ScoreConfig,
     build,
 )
+from expunge.editing.editors import editors
 from expunge.errors import ConfigError, check_range
 from expunge.training.baselines import trainers
 from expunge.training.optimisation import TuneConfig
@@ -32,7 +34,7 @@ class Recipe:
 
     Parameters
     ----------
-    score, partition, rank, prune, tune, rounds
+    score, partition, rank, prune, edit, tune, rounds
         Settings of the stages. The default scores with three views; six, the default of
         `expunge.score`, take longer and do not change the result of a repair.
     start
@@ -48,6 +50,7 @@ class Recipe:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    edit: EditConfig = field(default_factory=EditConfig)
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(targets="relabel"))
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
@@ -105,6 +108,8 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
         chosen = build(Recipe, merged, where=f"recipe '{name}'")
     if chosen.trainer:
         trainers.get(chosen.trainer)
+    if chosen.edit.method:
+        editors.check_options(chosen.edit.method, chosen.edit.options)
     return chosen
 
 
@@ -126,6 +131,54 @@ def iterative(recipe: Recipe) -> Recipe:
         tune=replace(recipe.tune, targets="filter", epochs=2),
         rounds=RoundsConfig(epochs=(3, 13)),
     )
+
+
+@recipes.register("semi")
+def semi(recipe: Recipe) -> Recipe:
+    """Repair in three rounds; the flagged samples are learned from without their labels.
+
+    The longest repair and the best one: its last rounds learn from the kept samples with their
+    labels and from all samples by consistent predictions. Nothing is pruned.
+    """
+    return replace(
+        _without_pruning(recipe),
+        tune=replace(recipe.tune, targets="filter", epochs=2),
+        rounds=RoundsConfig(epochs=(4, 16), targets="semi"),
+    )
+
+
+@recipes.register("instant")
+def instant(recipe: Recipe) -> Recipe:
+    """Fit a new head in closed form and cut the layers behind it; no gradient step.
+
+    It takes a few passes over the data. The network is read at several depths, and what lies behind
+    the depth that does best is removed.
+    """
+    return _edited(replace(recipe, score=replace(recipe.score, views=1)), "ridge-head")
+
+
+@recipes.register("instant-half")
+def instant_half(recipe: Recipe) -> Recipe:
+    """Do as `instant`, at most half of the multiply-adds deep."""
+    return _edited(instant(recipe), "ridge-head", depth="half")
+
+
+@recipes.register("head-refit", role="ablation")
+def head_refit(recipe: Recipe) -> Recipe:
+    """Fit a new head in closed form on all layers that `instant` reads; nothing is cut."""
+    return _edited(recipe, "ridge-head", depth="full")
+
+
+@recipes.register("sap", role="peer")
+def sap(recipe: Recipe) -> Recipe:
+    """Project weights on the inputs of trusted samples (SAP, arXiv 2403.08618)."""
+    return _edited(recipe, "sap")
+
+
+@recipes.register("ssd", role="peer")
+def ssd(recipe: Recipe) -> Recipe:
+    """Shrink the weights that carry the flagged samples (SSD, arXiv 2308.07707)."""
+    return _edited(recipe, "ssd")
 
 
 @recipes.register("rlap", role="peer")
@@ -162,7 +215,8 @@ def rlap(recipe: Recipe) -> Recipe:
 @recipes.register("no-op", role="baseline")
 def no_op(recipe: Recipe) -> Recipe:
     """Leave the model unchanged."""
-    return replace(_without_pruning(recipe), tune=replace(recipe.tune, epochs=0))
+    tune = replace(recipe.tune, epochs=0)
+    return replace(_without_pruning(recipe), edit=EditConfig(), tune=tune)
 
 
 @recipes.register("finetune-only", role="ablation")
@@ -234,6 +288,12 @@ def _from_scratch(recipe: Recipe, *, cost: float) -> Recipe:
     """
     retrain = replace(_with_epochs(retrain_filtered(recipe), 3.0 / cost), trainer="")
     return replace(retrain, tune=replace(retrain.tune, targets="all"))
+
+
+def _edited(recipe: Recipe, method: str, **options: Any) -> Recipe:
+    """An edit alone: nothing is pruned or tuned."""
+    edit = EditConfig(method=method, options=options)
+    return replace(no_op(recipe), edit=edit, rounds=RoundsConfig())
 
 
 def _with_epochs(recipe: Recipe, factor: float) -> Recipe:

@@ -11,13 +11,22 @@ from torch import Tensor, nn
 
 from expunge import stages
 from expunge._core.distributed import broadcast_decision, this_process
-from expunge.config import PartitionConfig, PruneConfig, RankConfig, RepairOptions, ScoreConfig
+from expunge.config import (
+    EditConfig,
+    PartitionConfig,
+    PruneConfig,
+    RankConfig,
+    RepairOptions,
+    ScoreConfig,
+)
 from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
+from expunge.editing.editors import EditedModel
+from expunge.editing.readout import build_classifier
 from expunge.models.adaptation import adapt_model
 from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.copying import copy_model
 from expunge.recipes import Recipe, recipes, resolve
-from expunge.records import NeuronRanking, Partition, PrunePlan, Scores
+from expunge.records import HeadPlan, NeuronRanking, Partition, PrunePlan, Scores
 from expunge.review import Answer, Review, reviewed
 from expunge.review.answer_log import AnswerLog
 from expunge.review.answers import latest
@@ -87,8 +96,8 @@ class RepairContext:
 class RepairOutcome:
     """A repaired model, the records it was made from, and the stages behind it.
 
-    prune_skipped_reason: why nothing was pruned, where the repair decided that. notes: what a
-    tuning did that its settings do not say.
+    head: how a closed-form head reads the model. prune_skipped_reason: why nothing was pruned,
+    where the repair decided that. notes: what a tuning did that its settings do not say.
     """
 
     model: nn.Module
@@ -96,6 +105,7 @@ class RepairOutcome:
     chain: Chain
     ranking: NeuronRanking | None = None
     plan: PrunePlan | None = None
+    head: HeadPlan | None = None
     prune_skipped_reason: str = ""
     notes: tuple[str, ...] = ()
 
@@ -285,6 +295,42 @@ def cached_plan(
         )
 
     return chain.stage("prune", config, compute, serialization.PLAN)
+
+
+def cached_edit(
+    context: RepairContext, config: EditConfig, outcome: RepairOutcome
+) -> tuple[EditedModel, Chain]:
+    """Edit a model by its partition."""
+    model, split, chain = outcome.model, outcome.partition, outcome.chain
+
+    def load(artefact: Artefact) -> EditedModel:
+        head = serialization.load_head(artefact.metadata)
+        example = stages.example_batch(context.train)
+        made = copy_model(model) if head is None else build_classifier(model, head, example)
+        fit_weights(made, artefact.tensors, where=chain.folder("edit"))
+        return EditedModel(made.eval(), head)
+
+    def store(edited: EditedModel) -> Artefact:
+        return Artefact(
+            serialization.head_metadata(edited.head), {}, dict(edited.model.state_dict())
+        )
+
+    return chain.stage(
+        "edit",
+        config,
+        lambda _: stages.edit(
+            model,
+            context.train,
+            split,
+            config,
+            held_out=context.held_out,
+            seed=context.seed,
+            progress=context.options.progress,
+        ),
+        Codec(store, load),
+        partition=_fingerprint(split),
+        held_out=context.header["held_out"],
+    )
 
 
 def cached_tune(

@@ -121,6 +121,7 @@ def measure(
         decision=decision,
         audit=audited,
         skipped=_skipped_samples(context),
+        head=outcome.head,
         prune_skipped_reason=outcome.prune_skipped_reason,
         notes=(*context.notes, *outcome.notes),
         review=context.review,
@@ -144,7 +145,9 @@ def write(context: RepairContext, run: Run, result: RepairResult) -> None:
     images = images_for(context.train, suspects)
     clips, values = clips_for(context.train, suspects), rows_for(context.train, suspects)
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
-    run.write("model.safetensors", lambda p: save_weights(result.model, p, {"plan": plan}))
+    head = json.dumps(serialization.head_metadata(result.head))
+    facts = {"plan": plan, "head": head}
+    run.write("model.safetensors", lambda p: save_weights(result.model, p, facts))
     run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
     run.write("report.html", render_html(result, images=images, clips=clips, rows=values))
     run.write("report.md", render_markdown(result))
@@ -173,6 +176,7 @@ def _record(result: RepairResult) -> dict[str, Any]:
             for name, e in _evaluations(result).items()
         },
         "sizes": {name: asdict(size) for name, size in sizes.items()},
+        "head": serialization.head_metadata(result.head),
         "prune_skipped_reason": result.prune_skipped_reason,
         "notes": result.notes,
     }

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from expunge.config import PruneMode
 from expunge.data import DataLike, as_samples
+from expunge.editing.readout import rebuild
 from expunge.errors import ModelError, RunError
-from expunge.models.copying import copy_model
-from expunge.pruning import surgery
 from expunge.records import (
     Baseline,
     Decision,
     Evaluation,
     Flag,
+    HeadPlan,
     Metric,
     PrunePlan,
     RepairResult,
@@ -32,7 +32,7 @@ from expunge.storage.finished_run import EVALUATIONS, FIX, RESULT, read_record
 from expunge.storage.json_files import read_json
 from expunge.storage.reading import reading
 from expunge.storage.serialization import Codec
-from expunge.storage.weights import fit_weights, read_weights
+from expunge.storage.weights import read_weights
 
 T = TypeVar("T")
 _PARTITION, _WEIGHTS = "partition.parquet", "model.safetensors"
@@ -108,8 +108,9 @@ def _result_of(
         name: _evaluation(correct, name, found) for name, found in record["evaluations"].items()
     }
     plan = _stage_of(path, record, "prune", serialization.PLAN)
+    head = serialization.load_head(record.get("head", {}))
     return RepairResult(
-        model=_model_of(path, model, data, plan, mode=record["config"]["prune"]["mode"]),
+        model=_model_of(path, model, data, (plan, head), mode=record["config"]["prune"]["mode"]),
         recipe=record["recipe"],
         seed=record["seed"],
         config=record["config"],
@@ -142,6 +143,7 @@ def _result_of(
         ),
         audit=_audit_of(summary["audit"]),
         skipped=summary["skipped"],
+        head=head,
         prune_skipped_reason=record["prune_skipped_reason"],
         notes=tuple(record["notes"]),
         review=summary["review"],
@@ -165,7 +167,7 @@ def _model_of(
     path: Path,
     model: nn.Module | None,
     data: DataLike | None,
-    plan: PrunePlan | None,
+    plans: tuple[PrunePlan | None, HeadPlan | None],
     *,
     mode: PruneMode,
 ) -> nn.Module:
@@ -173,18 +175,15 @@ def _model_of(
     state = read_weights(path / _WEIGHTS)
     if model is None:
         return StoredWeights(state)
-    if plan is None:
-        repaired = copy_model(model)
-        fit_weights(repaired, state, where=str(path))
-        return repaired.eval()
-    if data is None:
+    is_changed = any(p is not None for p in plans)
+    if is_changed and data is None:
         raise ModelError(
-            "units of this model were pruned, so data are needed to trace the network",
+            "units or layers of this model were cut, so data are needed to trace the network",
             where=str(path),
             fix="expunge.load_run(folder, model=network, data=samples)",
         )
-    example = as_samples(data).example()
-    return surgery.rebuild(model, plan, example, state, mode=mode).eval()
+    example = None if data is None else as_samples(data).example()
+    return rebuild(model, *plans, state, example=example, mode=mode)
 
 
 def _metric(found: Mapping[str, Any] | None) -> Metric | None:

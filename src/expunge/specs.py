@@ -24,6 +24,7 @@ from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
 from expunge.data.paths import resolve_path
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import partitioners
+from expunge.editing.editors import editors
 from expunge.errors import (
     ConfigError,
     ExpungeError,
@@ -48,7 +49,7 @@ from expunge.training.optimisation import TuneConfig
 DATA_SETS = ("train", "validation", "held_out")
 # Settings of a set that neither it nor [data] gives.
 SET_DEFAULTS: dict[str, dict[str, Any]] = {"validation": {"split": "test"}}
-STAGES = ("score", "partition", "rank", "prune", "tune", "rounds")
+STAGES = ("score", "partition", "rank", "prune", "edit", "tune", "rounds")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Spec:
     partition: dict[str, Any] = field(default_factory=dict)
     rank: dict[str, Any] = field(default_factory=dict)
     prune: dict[str, Any] = field(default_factory=dict)
+    edit: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, Any] = field(default_factory=dict)
     rounds: dict[str, Any] = field(default_factory=dict)
 
@@ -347,6 +349,7 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
         (partitioners, recipe.partition.method, recipe.partition.options),
         (rankers, recipe.rank.method, recipe.rank.options),
         (pruners, recipe.prune.method, recipe.prune.options),
+        *([(editors, recipe.edit.method, recipe.edit.options)] if recipe.edit.method else []),
     ]
     for registry, name, options in used:
         attempt(lambda r=registry, n=name, o=options: r.check_options(n, o))  # type: ignore[misc]

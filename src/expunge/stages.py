@@ -21,6 +21,8 @@ from expunge._core.arrays import Floats, Floats32, Ints
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import subsample
 from expunge.config import (
+    EditConfig,
+    EditKeywords,
     PartitionConfig,
     PartitionKeywords,
     PruneConfig,
@@ -38,6 +40,7 @@ from expunge.detection.memorisation import has_memorised_faults, label_agreement
 from expunge.detection.partitioners import partitioners
 from expunge.detection.signals import collect
 from expunge.detection.thresholds import fdr_threshold
+from expunge.editing.editors import EditedModel, EditTask, editors
 from expunge.errors import ConfigError, ModelError, PruneError
 from expunge.evaluation import metrics
 from expunge.evaluation.audit import audit
@@ -57,6 +60,7 @@ from expunge.records import (
     PrunePlan,
     Scores,
     Signals,
+    align,
 )
 from expunge.storage.weights import fit_weights, load_weights
 from expunge.training import loop
@@ -69,6 +73,7 @@ from expunge.training.optimisation import (
     TuneConfig,
     with_learning_rate,
 )
+from expunge.training.semi_supervised import tune_semi_supervised
 from expunge.training.targets import build_targets
 
 __all__ = [
@@ -76,6 +81,7 @@ __all__ = [
     "audit",
     "average_checkpoint_probs",
     "compare",
+    "edit",
     "partition",
     "plan",
     "prune",
@@ -484,6 +490,79 @@ def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
     return surgery.prune(model, plan, as_samples(data).example())
 
 
+def edit(
+    model: nn.Module,
+    data: DataLike,
+    split: Partition,
+    config: EditConfig | None = None,
+    *,
+    held_out: DataLike | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    **settings: Unpack[EditKeywords],
+) -> EditedModel:
+    """Change a copy of the model in closed form: ``edit(model, data, split, method="ridge-head")``.
+
+    Parameters
+    ----------
+    model
+        The classifier. It is left as it was.
+    data
+        The training data.
+    split
+        What `partition` returned.
+    config
+        Settings, see `EditConfig`.
+    held_out
+        Samples of the same source that the model was not trained on. If given, they choose what an
+        editor chooses.
+    seed
+        Seed of views and draws.
+    progress
+        Called as ``progress(what, done, total)``.
+    **settings
+        Single settings of `EditConfig`, which replace those of the config.
+
+    Returns
+    -------
+    EditedModel
+        ``model``, and ``head``: how a new head reads it, or None.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown editor or option, or none.
+
+    Notes
+    -----
+    Cost: a few passes over the data, and no gradient step.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    >>> data = x, (x[:, 0] > 0).astype(np.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> split = partition(score(model, data, detectors=("loss",)))
+    >>> edit(model, data, split, method="ridge-head").model.head
+    Linear(in_features=8, out_features=2, bias=True)
+    """
+    samples, config = as_samples(data), merge(EditConfig, config, settings)
+    if not config.method:
+        raise ConfigError("no editor is named", fix=f"give edit a method: {editors.names()}")
+    editors.check_options(config.method, config.options)
+    task = EditTask(
+        model,
+        samples,
+        split.take(align(split.ids, samples.ids)),
+        None if held_out is None else as_samples(held_out),
+        seed,
+        config.precision,
+        progress,
+    )
+    return editors.get(config.method)(task, **config.options)
+
+
 def tune(
     model: nn.Module,
     data: DataLike,
@@ -569,10 +648,23 @@ def tune(
             progress=progress,
             what=stream,
         )
+    targets = build_targets(samples, split, config)
+    if config.targets == "semi" and split is not None:
+        return tune_semi_supervised(
+            model,
+            samples,
+            targets,
+            config,
+            seed=seed,
+            split=split.take(align(split.ids, samples.ids)),
+            checkpoint=checkpoint,
+            progress=progress,
+            what=stream,
+        )
     return loop.tune(
         model,
         samples,
-        build_targets(samples, split, config),
+        targets,
         config,
         seed=seed,
         layers=_tuned_layers(model, samples, config, layers),

@@ -120,7 +120,7 @@ def _measure_recipes(
     def row(name: str, model: nn.Module, measured: Evaluation, seconds: float) -> Row:
         return {
             **_key(case.dataset, setting, name),
-            **_measure_model(model, measured, case.data),
+            **measure_model(model, measured, case.data),
             "flagged_rate": float(result.partition.flagged.mean()) if name == REPAIR else None,
             "decision": result.decision.action if name == REPAIR else None,
             "seconds": seconds,
@@ -147,7 +147,7 @@ def _run_oracle(name: str, case: BenchmarkCase, result: RepairResult) -> tuple[n
     return timed(lambda: oracles_and_peers.get(name)(OracleInput(case, result)))
 
 
-def _measure_model(model: nn.Module, measured: Evaluation, data: NoisyDataset) -> dict[str, Any]:
+def measure_model(model: nn.Module, measured: Evaluation, data: NoisyDataset) -> dict[str, Any]:
     """Quality, size and speed of a model."""
     size = surgery.size(model, stages.example_batch(data.train))
     metrics = {name: metric.value for name, metric in measured.metrics.items()}

@@ -141,26 +141,28 @@ def bench(
             out=folder / "model",
             progress=progress,
         )
-        case = _Case(data, noisy, protocol, seed, folder, progress)
+        case = Case(data, noisy, protocol, seed, folder, progress)
         shared = {"data": protocol.name, "n": n, "epochs": epochs, "seed": seed}
         for name, model in _models(case).items():
-            yield {**SUITE.key({**shared, "model": name}), **_measure(model, case)}
+            yield {**SUITE.key({**shared, "model": name}), **measure(model, case)}
 
     groups = [RowGroup(None, lambda _, seed=seed: rows_of(seed)) for seed in seeds]  # type: ignore[misc]
     return SUITE.run(groups, out=out, command=command)
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
+    """A noisy model with its data, and where its repairs go."""
+
     data: NoisyDataset
     noisy: pipeline.Trained
     protocol: Protocol
     seed: int
     folder: Path
-    progress: Progress
+    progress: Progress = silent
 
 
-def _models(case: _Case) -> dict[str, pipeline.Trained]:
+def _models(case: Case) -> dict[str, pipeline.Trained]:
     """The noisy model and every repair of it, with their seconds."""
     models = {"noisy": case.noisy}
     published = asdict(case.protocol.published_tuning)
@@ -189,7 +191,7 @@ def _models(case: _Case) -> dict[str, pipeline.Trained]:
     return models
 
 
-def _retrain(partition: Partition, case: _Case) -> pipeline.Trained:
+def _retrain(partition: Partition, case: Case) -> pipeline.Trained:
     """Train a new network as the noisy one was, on the samples that are not flagged."""
     kept = case.data.train.subset(np.flatnonzero(partition.kept))
     return pipeline.train(
@@ -202,7 +204,8 @@ def _retrain(partition: Partition, case: _Case) -> pipeline.Trained:
     )
 
 
-def _measure(model: pipeline.Trained, case: _Case) -> dict[str, float | int]:
+def measure(model: pipeline.Trained, case: Case) -> dict[str, float | int]:
+    """Quality, time and size of a model, as columns of a row."""
     measured = stages.evaluate(model.model, case.data.test, seed=case.seed)
     size = surgery.size(model.model, stages.example_batch(case.data.train))
     return {

@@ -24,6 +24,7 @@ REGISTRIES = {
     "partitions": "expunge.detection.partitioners:partitioners",
     "rankers": "expunge.pruning.ranking:rankers",
     "pruners": "expunge.pruning.selection:pruners",
+    "editors": "expunge.editing.editors:editors",
     "trainers": "expunge.training.baselines:trainers",
     "sources": "expunge.data.sources:sources",
     "views": "expunge.data.views:views",

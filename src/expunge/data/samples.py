@@ -162,7 +162,8 @@ class Samples:
             floats = [v for v in prepared.values() if v.is_floating_point()]
         else:
             prepared = self.prepare(stored.to(device, non_blocking=True))
-            floats = [prepared]
+            # Integers are finite; a check would wait for the GPU.
+            floats = [prepared] if stored.is_floating_point() else []
         for x in floats:
             # The sum is finite unless a value is not: one pass, no temporary.
             if not torch.isfinite(x.sum()):

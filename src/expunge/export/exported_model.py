@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from expunge import specs
 from expunge.data import Batch, DataLike, Samples, as_samples
+from expunge.editing.readout import rebuild
 from expunge.errors import ConfigError, ModelError, RunError, format_ids
 from expunge.export.manifest import (
     Manifest,
@@ -46,11 +47,11 @@ from expunge.models.constructors import name_of
 from expunge.models.copying import copy_model
 from expunge.models.inspection import eval_mode, logits_of
 from expunge.models.outputs import mark_output, output_kind
-from expunge.pruning import surgery
-from expunge.records import PrunePlan
+from expunge.records import HeadPlan, PrunePlan
+from expunge.storage import serialization
 from expunge.storage.atomic_files import wrap_io_errors
 from expunge.storage.json_files import read_json
-from expunge.storage.weights import fit_weights, read_weights, save_weights
+from expunge.storage.weights import read_weights, save_weights
 
 WEIGHTS, GRAPH, CARD = "model.safetensors", "model.onnx", "README.md"
 MAX_CHECK_SAMPLES = 256  # on which the export is compared with the model
@@ -107,6 +108,7 @@ def export_model(
     constructor: str | Callable[..., nn.Module],
     arguments: Mapping[str, Any] | None = None,
     plan: PrunePlan | None = None,
+    head: HeadPlan | None = None,
     mode: Literal["remove", "mask"] = "remove",
     onnx: bool = False,
     tolerance: float = TOLERANCE,
@@ -131,8 +133,10 @@ def export_model(
         can be imported by its name is named by it.
     plan
         The units that were cut; None if nothing was.
+    head
+        How a closed-form head reads the model: ``result.head``; None if it has the network's own.
     mode
-        Whether they were removed or masked.
+        Whether units were removed or masked.
     onnx
         Also write ``model.onnx`` (needs ``expunge[onnx]``).
     summary
@@ -191,6 +195,7 @@ def export_model(
             {WEIGHTS: _sha256(temporary / WEIGHTS)},
             {k: tuple(map(int, units)) for k, units in plan.units.items()} if plan else {},
             mode,
+            head,
             samples.prepare.mean,
             samples.prepare.std,
             samples.sample_rate,
@@ -272,7 +277,8 @@ def _load(folder: Path) -> ExportedModel:
     model = _rebuild(
         config,
         folder,
-        units=manifest.plan,
+        plan=_plan_of(manifest.plan),
+        head=manifest.head,
         mode=manifest.mode,
         example=example_inputs(manifest),
         state=state,
@@ -314,7 +320,7 @@ def export_run(
     """
     loaded, base = specs.read_spec(spec), Path(spec).resolve().parent
     run = specs.run_folder(loaded, spec) if run is None else Path(run)
-    header, state, plan = _read_finished_run(run)
+    header, state, plan, head = _read_finished_run(run)
     train, validation, _ = specs.read_data(loaded, base)
     differing = [k for k, v in train.fingerprint().items() if header["train"].get(k) != v]
     if differing:
@@ -327,12 +333,13 @@ def export_run(
     config = replace(loaded.model, weights="", checkpoints=())
     mode, example = header["settings"]["prune"]["mode"], data.batch(np.arange(1))
     return export_model(
-        _rebuild(config, base, units=plan.units, mode=mode, example=example, state=state),
+        _rebuild(config, base, plan=plan, head=head, mode=mode, example=example, state=state),
         data,
         folder,
         constructor=config.constructor,
         arguments=config.arguments,
         plan=plan,
+        head=head,
         mode=mode,
         onnx=onnx,
         tolerance=tolerance,
@@ -347,26 +354,30 @@ def _rebuild(
     config: specs.ModelConfig,
     folder: Path,
     *,
-    units: Mapping[str, tuple[int, ...]],
+    plan: PrunePlan,
+    head: HeadPlan | None,
     mode: Literal["remove", "mask"],
     example: Batch,
     state: Mapping[str, Tensor],
 ) -> nn.Module:
     """Make the network of a constructor, remove or mask the units, and load the weights."""
     model = specs.build_model(config, folder, 0).eval()
-    plan = PrunePlan(units, sum(map(len, units.values())))
-    if units:
-        return surgery.rebuild(model, plan, example, state, mode=mode).eval()
-    fit_weights(model, state, where=WEIGHTS)
-    return model
+    return rebuild(model, plan, head, state, example=example, mode=mode)
 
 
-def _read_finished_run(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], PrunePlan]:
-    """The header of a run, its model's weights, and the units that it cut."""
+def _plan_of(units: Mapping[str, tuple[int, ...]]) -> PrunePlan:
+    return PrunePlan(units, sum(map(len, units.values())))
+
+
+def _read_finished_run(
+    run: Path,
+) -> tuple[dict[str, Any], dict[str, Tensor], PrunePlan, HeadPlan | None]:
+    """The header of a run, its model's weights, the units that it cut, and its head."""
     try:
         header = read_json(run / "run.json")
         with safe_open(run / WEIGHTS, framework="pt") as file:
-            units = json.loads((file.metadata() or {})["plan"])
+            facts = file.metadata() or {}
+            units, head = json.loads(facts["plan"]), json.loads(facts["head"])
     except (RunError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(
             f"holds no finished run: {error}",
@@ -374,7 +385,7 @@ def _read_finished_run(run: Path) -> tuple[dict[str, Any], dict[str, Tensor], Pr
             fix="let `expunge repair` end first, or name the run folder with --run",
         ) from error
     units = {layer: tuple(numbers) for layer, numbers in units.items()}
-    return header, read_weights(run / WEIGHTS), PrunePlan(units, sum(map(len, units.values())))
+    return header, read_weights(run / WEIGHTS), _plan_of(units), serialization.load_head(head)
 
 
 def _check_same_logits(exported: ExportedModel, model: nn.Module, samples: Samples) -> None:

@@ -20,6 +20,7 @@ from expunge.data.conversion import to_cpu_tensor
 from expunge.errors import DataError, RunError, format_ids
 from expunge.export.onnx import Parity
 from expunge.models.outputs import OutputKind
+from expunge.records import HeadPlan
 from expunge.storage.atomic_files import wrap_io_errors
 from expunge.storage.json_files import read_json
 
@@ -68,6 +69,8 @@ class Manifest:
         The units that were cut, by layer.
     mode
         Whether the units were removed or masked.
+    head
+        How a closed-form head reads the network, see `expunge.HeadPlan`; None if it has its own.
     mean, std
         By channel; subtracted and divided by after scaling.
     sample_rate
@@ -90,6 +93,7 @@ class Manifest:
     sha256: dict[str, str]
     plan: dict[str, tuple[int, ...]] = field(default_factory=dict)
     mode: Literal["remove", "mask"] = "remove"
+    head: HeadPlan | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     sample_rate: int | None = None

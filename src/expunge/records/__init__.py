@@ -2,6 +2,7 @@
 
 from expunge.records.arrays import align, frozen_array
 from expunge.records.detection import DetectionResult, ProbsKind
+from expunge.records.editing import DepthCandidate, HeadPlan
 from expunge.records.partition import Component, Fit, Partition
 from expunge.records.pruning import Budget, NeuronRanking, PrunePlan
 from expunge.records.result import (
@@ -22,10 +23,12 @@ __all__ = [
     "Budget",
     "Component",
     "Decision",
+    "DepthCandidate",
     "DetectionResult",
     "Evaluation",
     "Fit",
     "Flag",
+    "HeadPlan",
     "Metric",
     "NeuronRanking",
     "Partition",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -163,6 +163,15 @@ class Partition:
         """Whether the model has memorised its labels and enough of these are wrong."""
         wrong = float((self.p_label_fault > 0.5).mean())
         return self.memorised and wrong >= MIN_FLAGGED_FRACTION
+
+    def take(self, rows: np.ndarray) -> Partition:
+        """Return the partition of some samples, in this order; rates and fits are those of all."""
+        columns = [f.name for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)]
+        return replace(
+            self,
+            evidence={name: values[rows] for name, values in self.evidence.items()},
+            **{name: getattr(self, name)[rows] for name in columns},
+        )
 
     def to_table(self) -> pa.Table:
         """``id, label, p_noisy, …``: what the run folder's ``partition.parquet`` holds."""

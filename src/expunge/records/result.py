@@ -14,6 +14,7 @@ from expunge.records.arrays import (
     freeze,
     require_rows,
 )
+from expunge.records.editing import HeadPlan
 from expunge.records.partition import Partition
 from expunge.records.pruning import NeuronRanking, PrunePlan
 from expunge.records.scores import Scores
@@ -214,6 +215,8 @@ class RepairResult:
         What is left of the flagged samples; None if none was flagged.
     skipped
         Samples that could not be used: ``{data set: {id: reason}}``.
+    head
+        How a closed-form head reads the model; None if it has the network's own.
     prune_skipped_reason
         Why nothing was pruned, where the repair decided that.
     notes
@@ -244,6 +247,7 @@ class RepairResult:
     decision: Decision
     audit: UnlearningAudit | None = None
     skipped: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)
+    head: HeadPlan | None = None
     prune_skipped_reason: str = ""
     notes: tuple[str, ...] = ()
     review: Mapping[str, Any] | None = None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
-Stage = Literal["score", "partition", "review", "rank", "prune", "tune"]
+Stage = Literal["score", "partition", "review", "rank", "prune", "edit", "tune"]
 
 # Raised when a stage computes something else than before, so that old results are not reused.
 CACHE_VERSION = 15
@@ -29,6 +29,7 @@ FOLDERS: Mapping[Stage, str] = {
     "review": "2-review",
     "rank": "3-rank",
     "prune": "4-prune",
+    "edit": "4-edit",
     "tune": "5-tune",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,7 +13,9 @@ import torch
 from expunge._core.arrays import Array
 from expunge.records import (
     Component,
+    DepthCandidate,
     Fit,
+    HeadPlan,
     NeuronRanking,
     Partition,
     PooledEvidence,
@@ -168,6 +170,19 @@ def load_plan(artefact: Artefact) -> PrunePlan:
     """The very plan that was stored."""
     units = {layer: tuple(u) for layer, u in artefact.metadata["units"].items()}
     return PrunePlan(units, artefact.metadata["requested"], tuple(artefact.metadata["reasons"]))
+
+
+def head_metadata(head: HeadPlan | None) -> dict[str, Any]:
+    """How a head reads a network, as plain facts; an empty dictionary without a head."""
+    return {} if head is None else asdict(head)
+
+
+def load_head(facts: Mapping[str, Any]) -> HeadPlan | None:
+    """The head that `head_metadata` described."""
+    if not facts:
+        return None
+    candidates = tuple(DepthCandidate(**c) for c in facts["candidates"])
+    return HeadPlan(**{**facts, "layers": tuple(facts["layers"]), "candidates": candidates})
 
 
 def column(table: pa.Table, name: str) -> Array:

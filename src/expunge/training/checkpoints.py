@@ -89,8 +89,13 @@ def restore(
         suffix = str(number or "")
         model.load_state_dict(_with_prefix(f"model{suffix}.", tensors))
         memory: dict[int, dict[str, Tensor]] = {}
-        for key, value in _with_prefix(f"optimizer{suffix}.", tensors).items():
-            index, name = key.split(".", 1)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for key, stored in _with_prefix(f"optimizer{suffix}.", tensors).items():
+            (index, name), value = key.split(".", 1), stored
+            # Laid out as the parameter, which a fused optimiser needs.
+            like = parameters[int(index)]
+            if value.shape == like.shape:
+                value = torch.empty_like(like, dtype=value.dtype).copy_(value)
             memory.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": memory})
     return epoch

@@ -31,6 +31,7 @@ from expunge.models.inspection import (
     to_channels_last,
 )
 from expunge.training.checkpoints import Checkpoint, restore, training_state
+from expunge.training.cuda_graphs import GraphedNetwork
 from expunge.training.optimisation import (
     DEFAULT_LR,
     MEMORISED_LR,
@@ -44,6 +45,7 @@ from expunge.training.optimisation import (
 )
 from expunge.training.steps import Step, Training
 from expunge.training.targets import Targets
+from expunge.training.time_budget import TimeBudget
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,6 +60,7 @@ __all__ = [
     "TuneConfig",
     "cross_entropy",
     "fit",
+    "synchronise_buffers",
     "tune",
     "with_learning_rate",
 ]
@@ -137,7 +140,9 @@ def fit(
     ConfigError
         If batches are too small for batch norm.
     """
-    accelerator, extra = this_process(), extra or {}
+    accelerator = this_process()
+    budget = TimeBudget(config.max_minutes, accelerator)
+    extra = {**(extra or {}), **budget.state}
     size, min_size = choose_batch_size(config, n), 2 * accelerator.num_processes
     boundaries = batch_boundaries(n, size, size if is_last_batch_whole else min_size)
     n_steps = len(boundaries) + 1
@@ -152,12 +157,17 @@ def fit(
             rows = (order or _random_order)(seed, epoch, n)
             with temp_seed(seed, what, epoch, accelerator.process_index):
                 for number, batch in enumerate(np.split(rows, boundaries), start=epoch * n_steps):
+                    spent = budget.fraction()
+                    if spent >= 1:
+                        break
                     for optimizer in optimizers:
-                        set_learning_rate(optimizer, config, (number + schedule_offset) / total)
-                    step(Step(epoch, number, number / total, batch, training))
+                        done = max((number + schedule_offset) / total, spent)
+                        set_learning_rate(optimizer, config, done)
+                    step(Step(epoch, number, max(number / total, spent), batch, training))
                     progress(what, number + 1, total)
             _check_finite(training, epoch)
-            _synchronise_buffers(models, accelerator)
+            synchronise_buffers(models, accelerator)
+            budget.update()
             if checkpoint is not None:
                 checkpoint.save(epoch + 1, training_state(pairs, extra))
 
@@ -178,6 +188,8 @@ def _prepare(
         if all(p.dim() < 5 for p in model.parameters()):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network = _distributed(model.train(), accelerator)
+        if config.cuda_graphs and accelerator.num_processes == 1:
+            network = GraphedNetwork(network)
         networks.append(cast(nn.Module, torch.compile(network)) if config.compile else network)
         optimizers.append(build(model, config))
         _freeze_batch_norm(model)
@@ -225,7 +237,7 @@ def _check_finite(training: Training, epoch: int) -> None:
             )
 
 
-def _synchronise_buffers(models: Sequence[nn.Module], accelerator: Accelerator) -> None:
+def synchronise_buffers(models: Sequence[nn.Module], accelerator: Accelerator) -> None:
     """Each process sees its part of the samples: the averages of batch norm differ."""
     if accelerator.num_processes > 1:
         from accelerate.utils import broadcast

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from expunge._core.arrays import Ints
-from expunge.config import Precision, TargetKind
+from expunge.config import Precision, SemiConfig, TargetKind
 from expunge.errors import ConfigError, check_range
 
 # The peak learning rate where none is given, for batches of 128: by default, in a repair of a model
@@ -35,7 +35,9 @@ class TuneConfig:
         What the network learns from a partition. ``"filter"``: the unflagged samples with the given
         labels. ``"reweight"``: all samples, weighted by ``1 − p_noisy``. ``"relabel"``: the
         unflagged samples, and the flagged label faults with their suggested label and its
-        probability as weight. ``"all"``: all samples with the given labels.
+        probability as weight. ``"all"``: all samples with the given labels. ``"semi"``: the
+        unflagged samples with the given labels, and all samples without; see
+        `expunge.training.semi_supervised`.
     min_relabel_confidence
         ``"relabel"`` uses suggested labels of at least this probability, in [0, 1].
     epochs
@@ -64,6 +66,14 @@ class TuneConfig:
         multiplies it natively.
     compile
         Whether to use ``torch.compile``. It pays on a GPU in long trainings.
+    cuda_graphs
+        Whether to replay forward and backward passes as CUDA graphs, in one process on a GPU. It
+        pays for small batches, whose launches take longer than their computation.
+    semi
+        Settings of ``targets = "semi"``.
+    max_minutes
+        The most minutes that the training may take, above 0. The learning rate falls with the time
+        or the steps, whichever is further. Then the result depends on the speed of the machine.
 
     Raises
     ------
@@ -90,6 +100,9 @@ class TuneConfig:
     augment: bool = True
     precision: Precision = "auto"
     compile: bool = False
+    cuda_graphs: bool = False
+    semi: SemiConfig = field(default_factory=SemiConfig)
+    max_minutes: float | None = None
 
     def __post_init__(self) -> None:
         check_range(
@@ -100,6 +113,7 @@ class TuneConfig:
                 "tune.lr": (self.lr, "(0, inf)"),
                 "tune.min_relabel_confidence": (self.min_relabel_confidence, "[0, 1]"),
                 "tune.warmup": (self.warmup, "[0, 1)"),
+                "tune.max_minutes": (self.max_minutes, "(0, inf)"),
             },
         )
 
@@ -152,14 +166,16 @@ def build_optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimiz
     """Build an optimiser for the trainable parameters of a model."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     lr, decay = _peak_learning_rate(config), config.weight_decay
+    fused = all(p.is_cuda for p in parameters)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(
         parameters,
         lr=lr,
         momentum=config.momentum,
         weight_decay=decay,
         nesterov=config.momentum > 0,
+        fused=fused,
     )
 
 

@@ -1,0 +1,1 @@
+"""Repairs without a gradient step: closed-form heads, cut depth, and edits of weights."""
