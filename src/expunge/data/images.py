@@ -19,6 +19,7 @@ from torch import Tensor
 
 from expunge.data.encoded import MAX_BYTES_IN_MEMORY, Encoded, InvalidFile, stored_bytes
 from expunge.data.inputs import Inputs, LazyInputs, TensorInputs
+from expunge.data.transforms import Transform, TransformFailed
 from expunge.errors import DataError, group_by_reason
 
 Mode = Literal["RGB", "L"]
@@ -72,16 +73,29 @@ class ImageForm(NamedTuple):
         return np.empty((n, *self.shape), dtype=self.dtype)
 
     def __str__(self) -> str:
+        if len(self.shape) != 3 or self.shape[0] not in (1, 3):
+            return f"{list(self.shape)} {self.dtype}"
         channels, height, width = self.shape
-        depth = "" if self.dtype == np.uint8 else " of 16 bits"
+        depth = {"u": "", "f": " of 16 bits"}.get(self.dtype.kind, f" {self.dtype}")
         return f"{width}×{height} {'L' if channels == 1 else 'RGB'}{depth}"
 
 
 class ImageFormat(NamedTuple):
-    """What images are converted to: mode and side in pixels; None leaves them as they are."""
+    """What images are converted to; None leaves them as they are.
+
+    Parameters
+    ----------
+    mode
+        RGB or L. With a transform, images of 8 bits are RGB by default.
+    size
+        Side in pixels.
+    transform
+        Applied to the converted Pillow image.
+    """
 
     mode: Mode | None = None
     size: int | None = None
+    transform: Transform | None = None
 
 
 class Images(NamedTuple):
@@ -102,15 +116,19 @@ class Images(NamedTuple):
     skipped: Mapping[int | str, str]
 
 
+UNCHANGED = ImageFormat()
+# Images that are decoded again, to find out whether a transform is random.
+N_REREAD = 4
+
+
 def decode_images(
     encoded: Encoded,
     ids: np.ndarray,
+    target: ImageFormat = UNCHANGED,
     *,
-    mode: Mode | None = None,
-    size: int | None = None,
     where: str,
 ) -> Images:
-    """Decode the images of these ids to ``uint8[C, H, W]``.
+    """Decode the images of these ids to ``uint8[C, H, W]``, or to what a transform makes of them.
 
     An alpha channel is dropped; an EXIF orientation is not applied. Grey images of 16 bits become
     ``float32`` in [0, 1], unless a mode is given, which has 8 bits.
@@ -121,10 +139,9 @@ def decode_images(
         The images.
     ids
         Their ids, for messages.
-    mode
-        Convert the images to RGB or L (grey). Without it all must have one of these modes.
-    size
-        Resize the images to ``size × size``, bilinearly. Without it all must have one size.
+    target
+        What to convert them to: without a mode all must have one of RGB and L (grey), without a
+        size all must have one; images are resized bilinearly.
     where
         What messages call the source.
 
@@ -145,7 +162,6 @@ def decode_images(
     An image is skipped if it is missing, truncated, not decodable, or larger than Pillow's limit
     against decompression bombs.
     """
-    target = ImageFormat(mode, size)
     with warnings.catch_warnings():
         # Pillow warns of harmless oddities (EXIF, palettes); of bombs we raise an error ourselves.
         warnings.simplefilter("ignore")
@@ -159,7 +175,7 @@ def decode_images(
             found = []
             for i in range(start, min(start + CHUNK_SIZE, len(ids))):
                 try:
-                    pixels = _decode_one(encoded, i, target)
+                    pixels = decode_one(encoded, i, target)
                 except InvalidFile as reason:
                     found.append((i, reason))
                     continue
@@ -169,11 +185,13 @@ def decode_images(
             return found
 
         # Small images take longer to hand over between threads than to decode.
-        is_small = size is None and (form is None or form.n_bytes < SMALL_IMAGE)
+        is_small = target[1:] == (None, None) and (form is None or form.n_bytes < SMALL_IMAGE)
         with ThreadPoolExecutor(1 if is_small else min(32, os.cpu_count() or 1)) as pool:
             for found in pool.map(decode_chunk, range(0, len(ids), CHUNK_SIZE)):
                 invalid.update(found)
     skipped = _skipped(invalid, forms, ids, where)
+    if target.transform is not None:
+        _check_repeatable(encoded, target, forms, where)
     kept = np.setdiff1d(np.arange(len(ids)), list(invalid))
     if out is None:
         return Images(_lazy(encoded, ids, kept, target, where=where), kept, skipped)
@@ -196,8 +214,37 @@ def _channels_first(pixels: np.ndarray) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _decode_one(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray:
-    """One image, ``uint8[C, H, W]``."""
+def _check_repeatable(
+    encoded: Encoded, target: ImageFormat, forms: list[ImageForm | None], where: str
+) -> None:
+    """Raise DataError if the transform is random: the first images are decoded twice more."""
+    for i in [i for i, form in enumerate(forms) if form is not None][:N_REREAD]:
+        first, again = decode_one(encoded, i, target), decode_one(encoded, i, target)
+        if not np.array_equal(first, again, equal_nan=first.dtype.kind == "f"):
+            raise DataError(
+                "the transform is random: it makes two different inputs of one image",
+                where=where,
+                fix="name the transform of the evaluation; random ones are views",
+            )
+
+
+def image_pixels(image: Image.Image, target: ImageFormat) -> np.ndarray:
+    """A Pillow image as it is stored: converted, and transformed if there is a transform.
+
+    InvalidFile if it does not fit.
+    """
+    if target.transform is None:
+        return _channels_first(np.asarray(_convert(image, target)))
+    if target.mode is None and image.mode not in DEEP_MODES:
+        target = target._replace(mode="RGB")
+    try:
+        return target.transform(_convert(image, target))
+    except TransformFailed as error:
+        raise UnlikeOthers(str(error)) from error
+
+
+def decode_one(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray:
+    """One image as it is stored."""
     data = stored_bytes(encoded, i)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -205,7 +252,7 @@ def _decode_one(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray:
             if limit is not None and image.width * image.height > limit:
                 raise InvalidFile(f"have more than {limit} pixels (Pillow's limit)")
             image.load()
-            return _channels_first(np.asarray(_convert(image, target)))
+            return image_pixels(image, target)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidFile(
             f"have more than {Image.MAX_IMAGE_PIXELS} pixels (Pillow's limit)"
@@ -216,7 +263,7 @@ def _decode_one(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray:
 
 def _convert(image: Image.Image, target: ImageFormat) -> Image.Image:
     """Convert the mode and resize; UnlikeOthers for a mode that does not fit."""
-    mode, size = target
+    mode, size = target.mode, target.size
     is_deep = image.mode in DEEP_MODES
     if mode is None and image.mode not in ("L", "RGB") and not is_deep:
         if image.mode not in CONVERTIBLE:
@@ -241,7 +288,7 @@ def _first_form(encoded: Encoded, n: int, target: ImageFormat) -> ImageForm | No
     """The form of the first image that can be decoded; None if there is none."""
     for i in range(n):
         try:
-            return ImageForm.of(_decode_one(encoded, i, target))
+            return ImageForm.of(decode_one(encoded, i, target))
         except InvalidFile:
             continue
     return None
@@ -255,12 +302,13 @@ def _lazy(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                pixels = _decode_one(encoded, i, target)
+                pixels = decode_one(encoded, i, target)
             except InvalidFile as reason:
                 raise DataError(f"images that {reason}: ids {ids[i]}", where=where) from reason
         return torch.from_numpy(np.array(pixels))
 
-    text = f"{encoded.content()}{kept.tolist()}{target.mode}{target.size}"
+    transform = target.transform.content() if target.transform else ""
+    text = f"{encoded.content()}{kept.tolist()}{target.mode}{target.size}{transform}"
     return LazyInputs(len(kept), read, hashlib.sha256(text.encode()).hexdigest())
 
 

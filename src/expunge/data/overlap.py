@@ -78,7 +78,9 @@ def _describe_inputs(samples: Samples) -> tuple[str, str]:
     parts = batch if isinstance(batch, dict) else {"": batch}
     kinds = {k: "float" if x.is_floating_point() else str(x.dtype)[6:] for k, x in parts.items()}
     shown = [f"{k} {kinds[k]}{list(x.shape[1:])}".strip() for k, x in sorted(parts.items())]
-    return ", ".join(shown), str(samples.prepare)
+    transform = samples.decoding.transform if samples.decoding else None
+    prepared = f"{samples.prepare}" + (f" after {transform.name}" if transform else "")
+    return ", ".join(shown), prepared
 
 
 def _hashes(samples: Samples) -> Iterator[bytes]:

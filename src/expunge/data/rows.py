@@ -11,10 +11,12 @@ import torch
 
 from expunge.data import audio
 from expunge.data.classes import encode_labels
+from expunge.data.decoding import Decoding, transform_inputs
 from expunge.data.encoded import Encoded, EncodedSlice
 from expunge.data.inputs import Inputs, TensorInputs
 from expunge.data.preparation import Preparation
 from expunge.data.samples import Samples, View
+from expunge.data.transforms import Transform
 from expunge.data.views import view as named_view
 from expunge.errors import USER_ERRORS, ConfigError, DataError, check_range, group_by_reason
 
@@ -94,6 +96,7 @@ def to_samples(
     size: int | None = None,
     sample_rate: int | None = None,
     seconds: float | None = None,
+    transform: Transform | None = None,
     view: str | View = "none",
     name: str = "data",
     where: str = "",
@@ -112,6 +115,7 @@ def to_samples(
     )
     kept = np.arange(len(rows))
     skipped: Mapping[int | str, str] = {}
+    decoding = None
     if isinstance(rows.inputs, Inputs):
         inputs = rows.inputs
         _check_image_settings(inputs, mode, size, where)
@@ -127,12 +131,16 @@ def to_samples(
             where=where,
         )
         inputs, kept, sample_rate, skipped = clips
+        decoding = Decoding("audio", sample_rate=sample_rate, seconds=seconds, transform=transform)
     else:
-        from expunge.data.images import decode_images
+        from expunge.data.images import ImageFormat, decode_images
 
-        images = decode_images(rows.inputs, rows.ids, mode=mode, size=size, where=where)
-        inputs, kept, skipped = images
+        target = ImageFormat(mode, size, transform)
+        inputs, kept, skipped = decode_images(rows.inputs, rows.ids, target, where=where)
         _check_audio_settings(inputs, sample_rate, seconds, where)
+        decoding = Decoding("image", mode=mode, size=size, transform=transform)
+    if transform is not None and (decoding is None or decoding.kind == "audio"):
+        inputs = transform_inputs(inputs, transform, rows.ids[kept], where)
     _check_classes_left(labels, kept, skipped, where)
     samples = Samples(
         ids=rows.ids[kept],
@@ -146,6 +154,7 @@ def to_samples(
         sample_rate=sample_rate,
         skipped={**rows.skipped, **skipped},
         id_root=rows.id_root,
+        decoding=decoding,
     )
     if mean or std or samples.view is not None:
         _check_preparation(samples, where)

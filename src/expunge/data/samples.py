@@ -22,6 +22,7 @@ from expunge.data.checks import (
     trusted_problems,
 )
 from expunge.data.classes import encode_labels, is_numbered
+from expunge.data.decoding import Decoding
 from expunge.data.inputs import Batch, Inputs, SubsetInputs, TensorInputs, hash_array
 from expunge.data.preparation import Preparation
 from expunge.errors import DataError, format_ids, raise_all
@@ -72,6 +73,8 @@ class Samples:
         samples.
     id_root
         The folder, resolved, that the ids are paths in. Equal ids in two folders are two samples.
+    decoding
+        How the inputs were made from files, if they were.
 
     Raises
     ------
@@ -103,6 +106,7 @@ class Samples:
     sample_rate: int | None = None
     skipped: Mapping[int | str, str] = field(default_factory=dict)
     id_root: str = ""
+    decoding: Decoding | None = None
 
     def __post_init__(self) -> None:
         ids, labels = np.array(self.ids), np.array(self.labels)

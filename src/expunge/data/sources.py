@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from expunge._core.imports import import_named
 from expunge._core.registry import NoMetadata, Registry
 from expunge.data.arrays import npz_rows
 from expunge.data.audio import SAMPLE_RATES
@@ -26,6 +27,7 @@ from expunge.data.manifest import (
 from expunge.data.paths import require_file, resolve_path
 from expunge.data.rows import Rows, slice_rows, to_samples
 from expunge.data.samples import Samples
+from expunge.data.transforms import Transform, load_transform
 from expunge.errors import ConfigError, DataError, format_ids, raise_all, range_problems
 
 MAX_SECONDS = 3600  # of a clip
@@ -93,8 +95,15 @@ class DataConfig:
         most are skipped.
     seconds
         Cut or pad audio to this length, up to 3,600. Without it all clips must have one length.
+    transform
+        Preprocessing of every input: ``"package.module:object"`` (a function or a torchvision
+        transform, called with the Pillow image, the clip or the stored tensor), or the folder of a
+        Hugging Face processor. It takes images in RGB unless ``mode`` is given.
+    transform_arguments
+        If given, or if the object is a class, the object is called with them to make the transform.
     view
-        The name of a random view (augmentation), see `expunge.data.view`.
+        A random view (augmentation): a name, see `expunge.data.view`, or
+        ``"package.module:function"``.
     skip_rows
         Skip this many rows at the start, 0 or more.
     max_rows
@@ -136,6 +145,8 @@ class DataConfig:
     mode: Literal["RGB", "L"] | None = None
     sample_rate: int | None = None
     seconds: float | None = None
+    transform: str = ""
+    transform_arguments: dict[str, Any] = field(default_factory=dict)
     view: str = "none"
     skip_rows: int = 0
     max_rows: int | None = None
@@ -249,7 +260,8 @@ def read(
         size=config.size,
         sample_rate=config.sample_rate,
         seconds=config.seconds,
-        view=config.view,
+        transform=_transform_of(config, folder),
+        view=import_named(config.view, folder, what="view") if ":" in config.view else config.view,
         name=name,
         where=f"{name} ({path})",
     )
@@ -260,6 +272,17 @@ def read(
     probs = {k: _read_joined(samples, f, folder) for k, f in config.external_probs.items()}
     trusted = _read_joined(samples, config.trusted, folder) if config.trusted else None
     return replace(samples, external_probs=probs, trusted=trusted)
+
+
+def _transform_of(config: DataConfig, folder: Path) -> Transform | None:
+    if not config.transform:
+        return None
+    return load_transform(
+        config.transform,
+        config.transform_arguments,
+        folder=folder,
+        sample_rate=config.sample_rate,
+    )
 
 
 def _read_joined(samples: Samples, file: LabelFile, folder: Path) -> np.ndarray:

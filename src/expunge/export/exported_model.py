@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,17 @@ from torch import Tensor, nn
 
 from expunge import specs
 from expunge.data import Batch, DataLike, Samples, as_samples
+from expunge.data.decoding import Decoding
 from expunge.editing.readout import rebuild
 from expunge.errors import ConfigError, ModelError, RunError, format_ids
+from expunge.export.files import (
+    Files,
+    default_decoding,
+    is_file,
+    load_decoding,
+    read_files,
+    store_decoding,
+)
 from expunge.export.manifest import (
     Manifest,
     StoredInputs,
@@ -68,20 +77,24 @@ class ExportedModel:
         In evaluation mode, on the CPU.
     manifest
         Says how inputs are prepared and what the classes are called.
+    decoding
+        How files become inputs; None if the manifest does not say.
     """
 
     model: nn.Module
     manifest: Manifest
+    decoding: Decoding | None = None
 
     @torch.inference_mode()
-    def __call__(self, stored: StoredInputs) -> Tensor:
+    def __call__(self, stored: StoredInputs | Files) -> Tensor:
         """Logits of inputs as they are stored: not scaled, not standardised.
 
         Parameters
         ----------
         stored
             Arrays or tensors, ``[b, …]`` of the manifest's shape; by name if the model takes
-            several.
+            several. Or files of images or audio: a path, a Pillow image, or a list of them; they
+            are decoded, resized and transformed as the training data were.
 
         Returns
         -------
@@ -93,9 +106,11 @@ class ExportedModel:
         DataError
             For inputs of another format.
         """
-        return logits_of(self.model, prepare_inputs(stored, self.manifest)).float()
+        found = read_files(stored, self.decoding) if is_file(stored) else stored
+        inputs = prepare_inputs(cast(StoredInputs, found), self.manifest)
+        return logits_of(self.model, inputs).float()
 
-    def predict(self, stored: StoredInputs) -> list[str]:
+    def predict(self, stored: StoredInputs | Files) -> list[str]:
         """The names of the predicted classes."""
         return [self.manifest.classes[c] for c in self(stored).argmax(dim=1).tolist()]
 
@@ -110,6 +125,7 @@ def export_model(
     plan: PrunePlan | None = None,
     head: HeadPlan | None = None,
     mode: Literal["remove", "mask"] = "remove",
+    transform: str = "",
     onnx: bool = False,
     tolerance: float = TOLERANCE,
     summary: Mapping[str, Any] | None = None,
@@ -137,6 +153,9 @@ def export_model(
         How a closed-form head reads the model: ``result.head``; None if it has the network's own.
     mode
         Whether units were removed or masked.
+    transform
+        The name of the transform that a data set in Python applied to its images, as in a spec, so
+        that the export takes files. Data that were read from files keep their own.
     onnx
         Also write ``model.onnx`` (needs ``expunge[onnx]``).
     summary
@@ -200,6 +219,7 @@ def export_model(
             samples.prepare.std,
             samples.sample_rate,
             output=output_kind(model),
+            decoding=store_decoding(samples, transform, temporary),
             versions=_versions(),
         )
         write_manifest(manifest, temporary)
@@ -284,7 +304,16 @@ def _load(folder: Path) -> ExportedModel:
         state=state,
     )
     mark_output(model, manifest.output)
-    return ExportedModel(model, manifest)
+    return ExportedModel(model, manifest, _decoding_of(manifest, folder))
+
+
+def _decoding_of(manifest: Manifest, folder: Path) -> Decoding | None:
+    """How files become inputs: as the manifest says, or as plain pixels and clips do."""
+    rate, form = manifest.sample_rate, manifest.inputs.get("input")
+    found = load_decoding(manifest.decoding, folder, sample_rate=rate)
+    if found is None and form is not None:
+        return default_decoding(form.shape, form.dtype, rate)
+    return found
 
 
 def export_run(

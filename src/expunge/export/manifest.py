@@ -18,6 +18,7 @@ from expunge.config import build
 from expunge.data import Batch, Preparation
 from expunge.data.conversion import to_cpu_tensor
 from expunge.errors import DataError, RunError, format_ids
+from expunge.export.files import StoredDecoding
 from expunge.export.onnx import Parity
 from expunge.models.outputs import OutputKind
 from expunge.records import HeadPlan
@@ -75,6 +76,8 @@ class Manifest:
         By channel; subtracted and divided by after scaling.
     sample_rate
         Hz, for audio.
+    decoding
+        How files become stored inputs, if they can.
     onnx
         The check of ``model.onnx``, if there is one. The file takes the scaled input, ``float32``,
         in batches of any size.
@@ -97,6 +100,7 @@ class Manifest:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     sample_rate: int | None = None
+    decoding: StoredDecoding | None = None
     onnx: Parity | None = None
     output: OutputKind = "logits"
     versions: dict[str, str] = field(default_factory=dict)

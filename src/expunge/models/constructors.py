@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from expunge._core.imports import describe_error, import_named
 from expunge._core.rng import temp_seed
-from expunge.errors import ConfigError, ModelError, did_you_mean
-from expunge.models.inspection import FORWARD_ERRORS
+from expunge.errors import USER_ERRORS, ConfigError, ModelError
 
 
 def construct(name: str, arguments: Mapping[str, Any], *, folder: Path, seed: int) -> nn.Module:
@@ -39,50 +36,21 @@ def construct(name: str, arguments: Mapping[str, Any], *, folder: Path, seed: in
         If the module cannot be imported, has no such function, or the function fails or makes
         something other than a module.
     """
-    constructor = import_constructor(name, folder)
+    constructor = import_named(name, folder)
     try:
         with temp_seed(seed, "network"):
             model = constructor(**arguments)
-    except (*FORWARD_ERRORS, ArithmeticError, ImportError, NameError, OSError) as error:
+    except (*USER_ERRORS, ImportError) as error:
         raise ModelError(
-            _describe(error), where=name, fix="correct model.arguments, or the constructor"
+            describe_error(error), where=name, fix="correct model.arguments, or the constructor"
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not a module", where=name)
     return model
 
 
-def import_constructor(name: str, folder: Path) -> Callable[..., Any]:
-    """Import a function by the name ``"package.module:function"``."""
-    module_name, _, function = name.partition(":")
-    if not module_name or not function:
-        raise ConfigError(f"'{name}' names no constructor", fix='write "package.module:function"')
-    with importable_from(folder):
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise ModelError(
-                f"cannot be imported: {error}",
-                where=module_name,
-                fix="install it, or correct the name",
-            ) from error
-        except (*FORWARD_ERRORS, ArithmeticError, NameError, OSError, SyntaxError) as error:
-            raise ModelError(
-                f"cannot be imported: {_describe(error)}",
-                where=module_name,
-                fix="correct the error above in that module",
-            ) from error
-    found: Callable[..., Any] | None = getattr(module, function, None)
-    if found is None or not callable(found):
-        public = [n for n in vars(module) if not n.startswith("_")]
-        raise ModelError(
-            f"has no function '{function}'", where=module_name, fix=did_you_mean(function, public)
-        )
-    return found
-
-
 def name_of(constructor: str | Callable[..., Any]) -> str:
-    """The name by which `import_constructor` finds a function or class; a name stays as it is.
+    """The name by which `import_named` finds a function or class; a name stays as it is.
 
     Raises
     ------
@@ -106,19 +74,3 @@ def name_of(constructor: str | Callable[..., Any]) -> str:
             'constructor="file:function"',
         )
     return f"{module}:{function}"
-
-
-def _describe(error: Exception) -> str:
-    """What was raised, and where."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
-
-
-@contextmanager
-def importable_from(folder: Path) -> Iterator[None]:
-    """Let modules beside the spec file be imported."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
