@@ -186,12 +186,32 @@ def test_named_samples_are_forgotten_and_nothing_else_is_looked_for(tmp_path):
         ([], "no id is given"),
         ("12", "a list or array of ids, got str"),
         (5, "a list or array of ids, got int"),
-        (np.array([True, False]), r"truth values\n.*ids=samples.ids\[mask\]"),
+        (b"12", "a list or array of ids, got bytes"),
+        (None, "a list or array of ids, got NoneType"),
+        ({"5": 1}, "a list or array of ids, got dict"),
+        ([None], r"ids is missing \(null or empty\)"),
+        (np.array([True, False]), "got 2 truth values for 400 training samples"),
     ],
 )
 def test_ids_that_are_not_there_are_an_error(ids, says):
     with pytest.raises(DataError, match=says):
         pipeline.forget(memorised(), noisy(), ids)
+
+
+@pytest.mark.parametrize("kind", ["mask", "list of truth values", "tensor", "set", "text", "range"])
+def test_ids_of_every_kind_name_the_same_samples(kind):
+    samples = noisy()
+    wanted = np.isin(np.arange(len(samples)), (5, 6, 7))
+    ids = samples.ids[wanted]
+    given = {
+        "mask": wanted,
+        "list of truth values": wanted.tolist(),
+        "tensor": torch.from_numpy(ids.copy()),
+        "set": set(ids.tolist()),
+        "text": ids.astype(str),
+        "range": range(ids[0], ids[-1] + 1),
+    }[kind]
+    assert np.array_equal(pipeline._mask_of_ids(samples, given), wanted)
 
 
 def test_a_class_is_not_forgotten_whole_but_by_a_cut_alone(tmp_path):
@@ -367,7 +387,7 @@ def test_a_seed_may_be_a_number_of_numpy(tmp_path):
 
 def test_held_out_samples_of_other_classes_are_refused():
     other = replace(clean(), classes=tuple("abcdefghij"))
-    with pytest.raises(ConfigError, match=r"(?s)held_out has the classes \('a'.*classes=…"):
+    with pytest.raises(DataError, match=r"(?s)held_out data: has the classes a, b.*classes=…"):
         repaired(held_out=other)
 
 

@@ -233,12 +233,13 @@ def image_pixels(image: Image.Image, target: ImageFormat) -> np.ndarray:
 
     InvalidFile if it does not fit.
     """
-    if target.transform is None:
+    transform = target.transform
+    if transform is None:
         return _channels_first(np.asarray(_convert(image, target)))
     if target.mode is None and image.mode not in DEEP_MODES:
         target = target._replace(mode="RGB")
     try:
-        return target.transform(_convert(image, target))
+        return transform(_convert(image, target))
     except TransformFailed as error:
         raise UnlikeOthers(str(error)) from error
 

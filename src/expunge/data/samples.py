@@ -212,11 +212,17 @@ class Samples:
         Raises
         ------
         DataError
-            If a label is none of the classes, or the external probabilities have another class.
+            If a label is none of the classes, only these samples have names, or the external probabilities have another class.
         """
         classes = tuple(classes)
         if classes == self.classes:
             return self
+        if is_numbered(classes) and not is_numbered(self.classes):
+            raise DataError(
+                f"has the classes {format_ids(self.classes)}, the training set {format_ids(classes)}",
+                where=self.name,
+                fix="give both the same: classes=… of expunge.from_dataset or from_arrays",
+            )
         names = () if is_numbered(self.classes) else self.classes
         labels, _ = encode_labels(
             self.labels, self.ids, names=names, classes=classes, where=self.name

@@ -15,7 +15,7 @@ from expunge.data.decoding import Decoding, decode_inputs
 from expunge.data.paths import require_inside
 from expunge.data.transforms import HubProcessor, load_transform
 from expunge.errors import DataError, ModelError, RunError
-from expunge.storage.run_folder import wrap_io_errors
+from expunge.storage.atomic_files import wrap_io_errors
 
 if TYPE_CHECKING:
     from PIL import Image
