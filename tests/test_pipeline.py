@@ -387,7 +387,7 @@ def test_a_seed_may_be_a_number_of_numpy(tmp_path):
 
 def test_held_out_samples_of_other_classes_are_refused():
     other = replace(clean(), classes=tuple("abcdefghij"))
-    with pytest.raises(DataError, match=r"(?s)held_out data: has the classes a, b.*classes=…"):
+    with pytest.raises(DataError, match=r"(?s)has the classes a, b.*classes=…"):
         repaired(held_out=other)
 
 

@@ -212,14 +212,16 @@ class Samples:
         Raises
         ------
         DataError
-            If a label is none of the classes, only these samples have names, or the external probabilities have another class.
+            If a label or a column of the external probabilities is none of the classes, or the
+            classes are numbers and those of these samples are names.
         """
         classes = tuple(classes)
         if classes == self.classes:
             return self
         if is_numbered(classes) and not is_numbered(self.classes):
             raise DataError(
-                f"has the classes {format_ids(self.classes)}, the training set {format_ids(classes)}",
+                f"has the classes {format_ids(self.classes)}, the training set has "
+                f"{format_ids(classes)}",
                 where=self.name,
                 fix="give both the same: classes=… of expunge.from_dataset or from_arrays",
             )
