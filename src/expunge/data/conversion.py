@@ -147,7 +147,7 @@ def item_tensor(item: object) -> Tensor:
     from PIL import Image
 
     if isinstance(item, Image.Image):
-        from expunge.data.images import to_tensor
+        from expunge.data.pixels import to_tensor
 
         return to_tensor(item)
     raise TypeError(

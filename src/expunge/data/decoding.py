@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from expunge.data.encoded import EncodedFiles, InvalidFile
-from expunge.data.inputs import Inputs, LazyInputs, TensorInputs
+from expunge.data.inputs import Inputs, LazyInputs, TensorInputs, require_tensor
 from expunge.data.transforms import Transform, TransformFailed
 from expunge.errors import DataError
 
@@ -137,9 +137,7 @@ def _decode_audio(item: Any, decoding: Decoding) -> np.ndarray:
         seconds=decoding.seconds,
         where=str(item),
     )
-    stored = clips.inputs.batch(np.arange(1))
-    assert isinstance(stored, Tensor)
-    x: np.ndarray = stored[0].numpy()
+    x: np.ndarray = require_tensor(clips.inputs.batch(np.arange(1)), str(item))[0].numpy()
     if decoding.transform is None:
         return x
     return decoding.transform(x.astype(np.float32) / 32768)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from expunge.data.encoded import MAX_BYTES_IN_MEMORY, Encoded, InvalidFile, stored_bytes
 from expunge.data.inputs import Inputs, LazyInputs, TensorInputs
+from expunge.data.pixels import DEEP_MODES, channels_first
 from expunge.data.transforms import Transform, TransformFailed
 from expunge.errors import DataError, group_by_reason
 
@@ -27,8 +28,6 @@ Mode = Literal["RGB", "L"]
 # No format that runs a program (EPS) or reads other files.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-# Grey images of 16 bits.
-DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 CHUNK_SIZE = 256
 # Bytes of an image below which one thread is faster than several.
 SMALL_IMAGE = 3 * 128 * 128
@@ -198,22 +197,6 @@ def decode_images(
     return Images(TensorInputs(torch.from_numpy(out[kept] if skipped else out)), kept, skipped)
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Convert a Pillow image to ``uint8[C, H, W]``, one of 16 bits to ``float32`` in [0, 1].
-
-    ValueError for other modes than L, RGB and grey of 16 bits.
-    """
-    if image.mode not in ("L", "RGB", *DEEP_MODES):
-        raise ValueError(f"an image of mode {image.mode}: expected L or RGB (use .convert)")
-    return torch.from_numpy(_channels_first(np.array(image)))
-
-
-def _channels_first(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.uint16:
-        pixels = (pixels / np.float32(65535)).astype(np.float32)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
 def _check_repeatable(
     encoded: Encoded, target: ImageFormat, forms: list[ImageForm | None], where: str
 ) -> None:
@@ -235,7 +218,7 @@ def image_pixels(image: Image.Image, target: ImageFormat) -> np.ndarray:
     """
     transform = target.transform
     if transform is None:
-        return _channels_first(np.asarray(_convert(image, target)))
+        return channels_first(np.asarray(_convert(image, target)))
     if target.mode is None and image.mode not in DEEP_MODES:
         target = target._replace(mode="RGB")
     try:

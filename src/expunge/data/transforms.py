@@ -175,7 +175,7 @@ def _to_array(found: Any) -> np.ndarray:
         keys = [key for key in OUTPUT_KEYS if key in found]
         found = found[keys[0]] if keys else found
     if isinstance(found, Image.Image):
-        from expunge.data.images import to_tensor
+        from expunge.data.pixels import to_tensor
 
         found = to_tensor(found)
     if isinstance(found, Tensor):
