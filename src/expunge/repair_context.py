@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import HeadPlan, NeuronRanking, Partition, PrunePlan, Scores
 from expunge.review import Answer, Review, reviewed
 from expunge.review.answer_log import AnswerLog
-from expunge.review.answers import latest
+from expunge.review.answers import answers_digest, latest
 from expunge.storage import serialization
 from expunge.storage.artefacts import NOTE, Artefact, read_note
 from expunge.storage.cached_stages import FOLDERS, Chain
@@ -222,14 +222,9 @@ def with_answers(context: RepairContext, run: Run) -> RepairContext:
     used = ""
     if is_file(note):
         used = str(read_note(note.parent)["key"].get("reviews"))
-    if used != _answers_digest(answers):
+    if used != answers_digest(answers):
         run.discard(*_REVIEWED_STAGES)
     return replace(context, answers=answers)
-
-
-def _answers_digest(answers: Sequence[Answer]) -> str:
-    """A digest of what the answers say; empty if there are none."""
-    return digest([asdict(a) | {"time": ""} for a in answers]) if answers else ""
 
 
 def cached_review(
@@ -246,7 +241,7 @@ def cached_review(
         )
 
     (split, summary), chain = chain.stage(
-        "review", _ReviewSettings(), compute, _REVIEW, reviews=_answers_digest(context.answers)
+        "review", _ReviewSettings(), compute, _REVIEW, reviews=answers_digest(context.answers)
     )
     if context.review is None:
         context = replace(context, review=summary)

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 
 import typer
 
-from expunge.cli import detect, repair, results  # noqa: F401  (they add their commands)
+from expunge.cli import clean, detect, repair, results, review  # noqa: F401  (they add commands)
 from expunge.cli.terminal import app, err_console
 from expunge.errors import ExpungeError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from expunge._core.arrays import Array, Bools, Floats, Ints
 from expunge.errors import DataError, did_you_mean, format_ids, raise_all
 from expunge.records import Partition
+from expunge.storage.hashing import digest
 
 Verdict = Literal["right", "wrong", "bad-input", "cannot-tell", "skip", "undo"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -172,6 +173,11 @@ def latest(answers: Iterable[Answer]) -> list[Answer]:
         if answer.verdict != "undo":
             standing[key] = answer
     return list(standing.values())
+
+
+def answers_digest(answers: Sequence[Answer]) -> str:
+    """A digest of what answers say, whenever they were given; empty if there are none."""
+    return digest([{**asdict(a), "time": ""} for a in answers]) if answers else ""
 
 
 def judge(

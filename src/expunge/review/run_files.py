@@ -9,14 +9,17 @@ from pathlib import Path
 
 from expunge.errors import RunError
 from expunge.records import Partition, Scores
-from expunge.review.answer_log import QUEUE
+from expunge.review.answer_log import QUEUE, AnswerLog
+from expunge.review.answers import answers_digest, latest
+from expunge.review.estimation import reviewed
 from expunge.review.queue import Queue, partition_digest
 from expunge.storage import serialization
-from expunge.storage.artefacts import read_artefact
+from expunge.storage.artefacts import NOTE, Artefact, read_artefact, read_note, read_table
 from expunge.storage.atomic_files import write_file
 from expunge.storage.cached_stages import FOLDERS, Stage
 from expunge.storage.finished_run import RECORD, read_record
 from expunge.storage.json_files import read_json
+from expunge.storage.reading import is_file
 
 _FIX = "let `expunge partition SPEC` or `expunge repair SPEC` run first"
 
@@ -101,3 +104,24 @@ def read_queue(folder: str | Path, partition: Partition) -> Queue | None:
 def write_queue(folder: str | Path, queue: Queue) -> None:
     """Replace the queue of a run in one rename."""
     write_file(Path(folder) / QUEUE, json.dumps(queue.to_json(), indent=1) + "\n")
+
+
+def current_partition(folder: str | Path, classes: Sequence[str]) -> Partition:
+    """The last partition of a run, with all answers that it holds by now.
+
+    That of the finished repair if it knows these answers; otherwise its first partition, reviewed.
+
+    Raises
+    ------
+    RunError
+        If the run has no partition yet, or its files or answers cannot be read.
+    """
+    run = open_reviewed_run(folder)
+    answers = latest(AnswerLog(folder, classes).read())
+    used = run.folder / FOLDERS["review"]
+    reviews = str(read_note(used)["key"].get("reviews")) if is_file(used / NOTE) else ""
+    if (run.folder / RECORD).is_file() and reviews == answers_digest(answers):
+        record = read_record(run.folder, "partition.parquet")
+        table = read_table(run.folder / "partition.parquet")
+        return serialization.PARTITION.load(Artefact(record["partition"], {"partition": table}))
+    return reviewed(run.partition, answers, n_classes=len(classes)).partition

@@ -1,0 +1,62 @@
+"""The command `expunge clean`: the training data with corrected labels, as a new file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.cli.repair import SpecPath
+from expunge.cli.terminal import Json, app, print_json, whole_console
+from expunge.errors import RunError
+
+
+@app.command()
+def clean(
+    spec: SpecPath,
+    out: Annotated[Path, typer.Option(help="The new file: .parquet, .csv or .jsonl.")],
+    run: Annotated[
+        Path | None, typer.Option(help="The run folder. Default: that of the spec.")
+    ] = None,
+    min_confidence: Annotated[
+        float,
+        typer.Option(help="Least probability of a suggested label that replaces a given one."),
+    ] = 0.9,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it exists.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the training data with corrected labels; the original is never changed.
+
+    Answers of `expunge review` are taken into account.
+    """
+    from expunge import specs
+    from expunge.review.clean import clean_labels, summarise_clean, write_clean
+    from expunge.review.run_files import current_partition
+
+    read, folder = specs.read_spec(spec), spec.resolve().parent
+    if out.exists() and not overwrite:
+        raise RunError("exists already", where=str(out), fix="name another file, or --overwrite")
+    samples = specs.read_data(read, folder)[0]
+    partition = current_partition(run or specs.run_folder(read, spec), samples.classes)
+    cleaned = clean_labels(partition, min_confidence=min_confidence)
+    n = write_clean(cleaned, samples, read.train_data, out, folder=folder)
+    rows = summarise_clean(cleaned, samples.classes)
+    if as_json:
+        print_json({"out": str(out), "rows": n, "classes": rows})
+        return
+    _print_summary(rows)
+    typer.echo(f"{n:,} rows written to {out}")
+
+
+def _print_summary(rows: list[dict[str, object]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="left" if name == "class" else "right")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+    whole_console().print(table)

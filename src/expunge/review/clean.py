@@ -1,0 +1,268 @@
+"""The training data with corrected labels, as a new file; the original is never changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expunge._core.arrays import Array, Bools, Floats, Ints
+from expunge.data import DataConfig, Samples
+from expunge.data import manifest as manifests
+from expunge.data.paths import resolve_path
+from expunge.errors import ConfigError, DataError, check_range, did_you_mean
+from expunge.records import Partition, align
+from expunge.storage.atomic_files import new_file, require_other_file
+from expunge.storage.parquet_files import open_parquet
+
+NEW_COLUMNS = ("label_given", "p_noisy", "kind", "reviewed", "drop")
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+MIN_CONFIDENCE = 0.9
+_HUB = b"huggingface"
+
+
+class Cleaned(NamedTuple):
+    """What becomes of every sample of a partition, in its order.
+
+    label: the corrected label. kind: ``"clean"``, ``"label"`` or ``"input"``. drop: noisy, and no
+    right label is known.
+    """
+
+    ids: Array
+    given: Ints
+    label: Ints
+    p_noisy: Floats
+    kind: Array
+    reviewed: Bools
+    drop: Bools
+
+
+def clean_labels(partition: Partition, *, min_confidence: float = MIN_CONFIDENCE) -> Cleaned:
+    """Correct labels where that is sure, and say which samples to drop.
+
+    Parameters
+    ----------
+    partition
+        A partition, reviewed or not.
+    min_confidence
+        The least probability of a suggested label that replaces a given one, in [0, 1]. Labels that
+        a person gave replace it in any case.
+
+    Returns
+    -------
+    Cleaned
+        Flagged samples have their label corrected or are dropped.
+    """
+    check_range(ConfigError, {"min_confidence": (min_confidence, "[0, 1]")}, where="clean")
+    flagged, given = partition.flagged, partition.labels
+    none = np.zeros(len(given), dtype=bool)
+    reviewed: Bools = none if partition.reviewed is None else partition.reviewed
+    is_input = partition.p_input_fault > partition.p_label_fault
+    kind = np.where(flagged, np.where(is_input, "input", "label"), "clean")
+    sure = reviewed | (partition.suggested_probability >= min_confidence)
+    corrected = (kind == "label") & sure & (partition.suggested_label != given)
+    label = np.where(corrected, partition.suggested_label, given)
+    drop = flagged & ~corrected
+    return Cleaned(partition.ids, given, label, partition.p_noisy, kind, reviewed, drop)
+
+
+def summarise_clean(cleaned: Cleaned, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """What changed, class by class: samples that left it, came to it, were dropped."""
+    moved = cleaned.label != cleaned.given
+    rows = []
+    for k, name in enumerate(classes):
+        own = cleaned.given == k
+        rows.append(
+            {
+                "class": name,
+                "given": int(own.sum()),
+                "moved_out": int((own & moved).sum()),
+                "moved_in": int(((cleaned.label == k) & moved).sum()),
+                "dropped": int((own & cleaned.drop).sum()),
+                "reviewed": int((own & cleaned.reviewed).sum()),
+                "kept": int(((cleaned.label == k) & ~cleaned.drop).sum()),
+            }
+        )
+    return rows
+
+
+def write_clean(
+    cleaned: Cleaned, samples: Samples, config: DataConfig, out: str | Path, *, folder: Path
+) -> int:
+    """Write the rows of the training data with corrected labels; returns their number.
+
+    The file has all columns of the original, the label column corrected, and the columns
+    ``label_given``, ``p_noisy``, ``kind``, ``reviewed`` and ``drop``. Samples that could not be
+    read have the kind ``"unreadable"`` and are dropped. Data that are no table become one with the
+    column ``id``, or ``file_name`` for a folder of files, as the Hub's folders have it.
+
+    Parameters
+    ----------
+    cleaned
+        Of `clean_labels`.
+    samples
+        The training data.
+    config
+        Where they were read from.
+    out
+        The new file: ``.parquet``, ``.csv`` or ``.jsonl``. Columns that CSV and JSONL cannot hold,
+        such as images, are left out there.
+    folder
+        What relative paths of the configuration start at.
+
+    Raises
+    ------
+    ConfigError
+        If the suffix is unknown.
+    DataError
+        If a column of one of the new names exists.
+    RunError
+        If the file is the original or cannot be written.
+
+    Notes
+    -----
+    Cost: the table is read whole.
+    """
+    out, source = Path(out), resolve_path(config.path, folder)
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"unsupported file type '{out.suffix}'; expected {', '.join(SUFFIXES)}",
+            where=str(out),
+            fix=did_you_mean(out.suffix, SUFFIXES),
+        )
+    require_other_file(out, source)
+    table, label, ids = _original(source, config, samples)
+    taken = [name for name in NEW_COLUMNS if name in table.column_names]
+    if taken:
+        raise DataError(
+            f"the data have columns of these names already: {', '.join(taken)}",
+            where=str(source),
+            fix="clean the original data",
+        )
+    columns = _new_columns(cleaned, samples, table, label, ids)
+    with new_file(out) as temporary:
+        _write(_with_columns(table, columns, label), temporary, out.suffix)
+    return len(table)
+
+
+def _original(path: Path, config: DataConfig, samples: Samples) -> tuple[pa.Table, str, Array]:
+    """The rows of the original, the name of its label column, and the id of every row."""
+    if path.suffix.lower() == ".parquet":
+        with open_parquet(path) as file:
+            table = file.read()
+    elif path.suffix.lower() in (".csv", ".jsonl"):
+        table = _as_table(manifests.read_table(path), path)
+    else:
+        everything = np.concatenate([samples.ids, np.array(list(samples.skipped), dtype=object)])
+        name = "file_name" if samples.ids.dtype.kind == "U" else "id"
+        ids = everything.astype(samples.ids.dtype)
+        return pa.table({name: ids}), "label", ids
+    ids = np.arange(len(table))
+    if config.id is not None:
+        ids = np.array(table[config.id].to_pylist())
+    stop = None if config.max_rows is None else config.skip_rows + config.max_rows
+    rows = slice(config.skip_rows, stop)
+    length = len(ids[rows])
+    return table.slice(config.skip_rows, length), config.label, ids[rows]
+
+
+def _as_table(columns: Mapping[str, Sequence[object]], path: Path) -> pa.Table:
+    try:
+        return pa.table({name: pa.array(list(values)) for name, values in columns.items()})
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(
+            f"a column holds values of several kinds: {error}", where=str(path)
+        ) from error
+
+
+def _new_columns(
+    cleaned: Cleaned, samples: Samples, table: pa.Table, label: str, ids: Array
+) -> dict[str, pa.Array]:
+    """The columns that are added or replaced, by name, for every row of the table."""
+    own, wanted = cleaned.ids, ids
+    if own.dtype.kind != wanted.dtype.kind:
+        own, wanted = own.astype(str), wanted.astype(str)
+    is_known = np.isin(wanted, own)
+    at = np.zeros(len(wanted), dtype=np.int64)
+    at[is_known] = align(own, wanted[is_known])
+    names = np.array(samples.classes, dtype=object)
+    given, corrected = (list(names[labels[at]]) for labels in (cleaned.given, cleaned.label))
+    if label in table.column_names:
+        found = table[label].to_pylist()
+        # The value that the file has for a class: a name, or a number of its own.
+        value = {int(cleaned.given[k]): v for k, v, m in zip(at, found, is_known, strict=True) if m}
+        moved = cleaned.label[at] != cleaned.given[at]
+        given = found
+        corrected = [
+            value.get(int(cleaned.label[k]), names[cleaned.label[k]]) if m else v
+            for k, m, v in zip(at, moved & is_known, found, strict=True)
+        ]
+    known = is_known.tolist()
+    p = [float(x) if k else None for x, k in zip(cleaned.p_noisy[at], known, strict=True)]
+    kind = [str(x) if k else "unreadable" for x, k in zip(cleaned.kind[at], known, strict=True)]
+    kind_of_label = table.schema.field(label).type if label in table.column_names else pa.string()
+    return {
+        label: pa.array(corrected, type=kind_of_label),
+        "label_given": pa.array(given, type=kind_of_label),
+        "p_noisy": pa.array(p, type=pa.float64()),
+        "kind": pa.array(kind),
+        "reviewed": pa.array(cleaned.reviewed[at] & is_known),
+        "drop": pa.array(cleaned.drop[at] | ~is_known),
+    }
+
+
+def _with_columns(table: pa.Table, columns: Mapping[str, pa.Array], label: str) -> pa.Table:
+    """The table with these columns, in the Hub's description too."""
+    metadata = dict(table.schema.metadata or {})
+    for name, values in columns.items():
+        if name in table.column_names:
+            k = table.column_names.index(name)
+            table = table.set_column(k, table.schema.field(k), values)
+        else:
+            table = table.append_column(name, values)
+    if _HUB in metadata:
+        metadata[_HUB] = _described(metadata[_HUB], label)
+    return table.replace_schema_metadata(metadata)
+
+
+def _described(text: bytes, label: str) -> bytes:
+    """The Hub's description of the columns, with ours; as it is if it cannot be read."""
+    try:
+        described = json.loads(text)
+        features = described["info"]["features"]
+        types = {"p_noisy": "float64", "kind": "string", "reviewed": "bool", "drop": "bool"}
+        new = {name: {"dtype": dtype, "_type": "Value"} for name, dtype in types.items()}
+        described["info"]["features"] = {**features, "label_given": features[label], **new}
+    except (ValueError, KeyError, TypeError):
+        return text
+    return json.dumps(described).encode()
+
+
+def _write(table: pa.Table, path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    plain = [f.name for f in table.schema if _is_plain(f.type, lists=suffix == ".jsonl")]
+    rows = table.select(plain).to_pylist()
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if suffix == ".csv":
+            writer = csv.DictWriter(file, plain)
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _is_plain(kind: pa.DataType, *, lists: bool) -> bool:
+    """Whether a value is text, a number or a truth value, or a list of these."""
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return lists and _is_plain(kind.value_type, lists=True)
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
+    return any(test(kind) for test in (*tests, types.is_large_string))

@@ -1,0 +1,154 @@
+"""Corrected data: what becomes of every row, in every format, and that the original stays."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from expunge import Answer, reviewed
+from expunge.data import DataConfig, read
+from expunge.errors import ConfigError, DataError, RunError
+from expunge.review.answer_log import AnswerLog
+from expunge.review.clean import NEW_COLUMNS, clean_labels, summarise_clean, write_clean
+from expunge.review.run_files import current_partition
+from oracles_review import planted, write_run
+
+CLASSES = ("apple", "berry", "cherry", "date")
+
+
+@pytest.fixture(scope="module")
+def judged():
+    partition, _ = planted(n=120)
+    given = partition.labels
+    answers = [
+        Answer(0, "wrong", int((given[0] + 2) % 4)),
+        Answer(3, "bad-input"),
+        Answer(6, "right"),
+    ]
+    return reviewed(partition, answers, n_classes=4).partition
+
+
+def rows_of(partition, labels):
+    rng = np.random.default_rng(0)
+    return [
+        {"id": int(i), "x": [float(v) for v in rng.standard_normal(3)], "label": label, "note": "é"}
+        for i, label in zip(partition.ids, labels, strict=True)
+    ]
+
+
+def write_source(path, partition, *, as_names=True):
+    names = [CLASSES[k] for k in partition.labels]
+    rows = rows_of(partition, names if as_names else partition.labels.tolist())
+    if path.suffix == ".parquet":
+        features = {
+            "id": {"dtype": "int64", "_type": "Value"},
+            "label": {"names": list(CLASSES), "_type": "ClassLabel"},
+        }
+        table = pa.Table.from_pylist(rows)
+        hub = json.dumps({"info": {"features": features}})
+        pq.write_table(table.replace_schema_metadata({"huggingface": hub}), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig(path.name, input="x", label="label", id="id")
+
+
+def test_reviewed_labels_are_corrected_bad_inputs_dropped_and_the_sure_follow(judged):
+    cleaned = clean_labels(judged, min_confidence=0.8)
+    assert cleaned.label[0] == judged.suggested_label[0] != cleaned.given[0]
+    assert not cleaned.drop[0]
+    assert cleaned.drop[1]
+    assert cleaned.kind[:3].tolist() == ["label", "input", "clean"]
+    assert cleaned.reviewed.nonzero()[0].tolist() == [0, 1, 2]
+    unsure = judged.flagged & (judged.suggested_probability < 0.8)
+    assert cleaned.drop[unsure].all()
+    sure = judged.flagged & (judged.suggested_probability >= 0.8) & ~cleaned.reviewed
+    assert (cleaned.label[sure] == judged.suggested_label[sure]).all()
+    assert (cleaned.label[~judged.flagged] == cleaned.given[~judged.flagged]).all()
+
+
+def test_the_summary_adds_up(judged):
+    cleaned = clean_labels(judged)
+    rows = summarise_clean(cleaned, CLASSES)
+    assert sum(r["given"] for r in rows) == 120
+    assert sum(r["moved_in"] for r in rows) == sum(r["moved_out"] for r in rows) >= 1
+    assert sum(r["kept"] for r in rows) + cleaned.drop.sum() == 120
+
+
+@pytest.mark.parametrize("source", ["train.parquet", "train.jsonl"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("as_names", [True, False])
+def test_every_format_has_the_corrections_and_reads_again(
+    judged, tmp_path, source, suffix, as_names
+):
+    as_names = as_names and source.endswith(".jsonl")
+    config = write_source(tmp_path / source, judged, as_names=as_names)
+    before = (tmp_path / source).read_bytes()
+    samples = read(config, folder=tmp_path)
+    cleaned = clean_labels(judged)
+    out = tmp_path / f"corrected{suffix}"
+    assert write_clean(cleaned, samples, config, out, folder=tmp_path) == 120
+    assert (tmp_path / source).read_bytes() == before
+    if suffix == ".parquet":
+        rows = pq.read_table(out).to_pylist()
+    elif suffix == ".csv":
+        rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
+    else:
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert set(NEW_COLUMNS) <= set(rows[0])
+    index = {**{name: k for k, name in enumerate(CLASSES)}, **{str(k): k for k in range(4)}}
+    assert [index[str(r["label"])] for r in rows] == cleaned.label.tolist()
+    assert [index[str(r["label_given"])] for r in rows] == cleaned.given.tolist()
+    assert [str(r["drop"]) for r in rows] == [str(d) for d in cleaned.drop.tolist()]
+    np.testing.assert_allclose([float(r["p_noisy"]) for r in rows], cleaned.p_noisy)
+    assert all(r["note"] == "é" for r in rows)
+    if suffix != ".csv":
+        again = read(DataConfig(out.name, input="x", label="label", id="id"), folder=tmp_path)
+        assert (again.labels == cleaned.label).all()
+
+
+def test_the_description_of_the_hub_knows_the_new_columns(judged, tmp_path):
+    config = write_source(tmp_path / "train.parquet", judged, as_names=False)
+    samples = read(config, folder=tmp_path)
+    write_clean(clean_labels(judged), samples, config, tmp_path / "out.parquet", folder=tmp_path)
+    metadata = pq.read_schema(tmp_path / "out.parquet").metadata[b"huggingface"]
+    features = json.loads(metadata)["info"]["features"]
+    assert features["label_given"] == features["label"]
+    assert features["drop"]["dtype"] == "bool"
+
+
+def test_what_cannot_be_written_is_named_and_the_original_stays(judged, tmp_path):
+    config = write_source(tmp_path / "train.jsonl", judged)
+    samples, cleaned = read(config, folder=tmp_path), clean_labels(judged)
+    with pytest.raises(RunError, match="would overwrite the input"):
+        write_clean(cleaned, samples, config, tmp_path / "train.jsonl", folder=tmp_path)
+    with pytest.raises(ConfigError, match="unsupported file type"):
+        write_clean(cleaned, samples, config, tmp_path / "out.xlsx", folder=tmp_path)
+    write_clean(cleaned, samples, config, tmp_path / "out.jsonl", folder=tmp_path)
+    twice = DataConfig("out.jsonl", input="x", label="label", id="id")
+    with pytest.raises(DataError, match="columns of these names already"):
+        write_clean(
+            cleaned, read(twice, folder=tmp_path), twice, tmp_path / "x.jsonl", folder=tmp_path
+        )
+
+
+def test_rows_that_were_not_selected_are_not_written(judged, tmp_path):
+    config = write_source(tmp_path / "train.jsonl", judged)
+    config = DataConfig("train.jsonl", input="x", id="id", skip_rows=10, max_rows=50)
+    samples = read(config, folder=tmp_path)
+    out = tmp_path / "out.csv"
+    assert write_clean(clean_labels(judged), samples, config, out, folder=tmp_path) == 50
+    ids = [int(r["id"]) for r in csv.DictReader(out.read_text().splitlines())]
+    assert ids == judged.ids[10:60].tolist()
+
+
+def test_answers_after_the_last_repair_are_taken_into_account(tmp_path):
+    partition, _ = planted(n=80)
+    folder = write_run(tmp_path / "run", partition)
+    assert current_partition(folder, CLASSES).reviewed.sum() == 0
+    AnswerLog(folder, CLASSES).append([Answer(9, "bad-input")])
+    assert current_partition(folder, CLASSES).reviewed.nonzero()[0].tolist() == [3]
