@@ -14,7 +14,8 @@ import pytest
 from expunge.errors import DataError, RunError
 from expunge.review import Answer, Draw
 from expunge.review.answer_log import AnswerLog
-from expunge.review.exchange import export_queue, import_answers
+from expunge.review.cards import Cards
+from expunge.review.exchange import export_questions, import_answers
 from oracles_review import open_session, planted, write_run
 
 CLASSES = ("cat", "dog <b>", "deer")
@@ -91,7 +92,8 @@ def test_a_killed_writer_loses_no_answer_that_it_acknowledged(tmp_path):
 def test_a_tool_of_ones_own_fills_in_the_csv(tmp_path):
     partition, true = planted(n=300)
     session = open_session(write_run(tmp_path / "run", partition), budget=30)
-    export_queue(session, tmp_path / "q.csv")
+    cards = Cards(partition, session.run.scores, session.classes)
+    export_questions(session, cards, tmp_path / "q.csv")
     lines = (tmp_path / "q.csv").read_text().splitlines()
     head = lines[0].split(",")
     filled = [lines[0]]

@@ -52,6 +52,9 @@ def demo(
     recipe: Annotated[
         str, typer.Option(help="The recipe; see `expunge list recipes`.")
     ] = "default",
+    review: Annotated[
+        int, typer.Option(min=0, help="Answers of a simulated reviewer, then repair again.")
+    ] = 0,
     out: Out = None,
     as_json: Json = False,
     strict: Strict = False,
@@ -60,6 +63,7 @@ def demo(
     """Corrupt real digits, train until the noise is memorised, and repair; under two minutes."""
     from expunge.demo import digits
     from expunge.reporting.summary import summarise
+    from expunge.reporting.tables import review_lines
 
     folder = out or Path("runs") / f"demo-{recipe}-{noise}-{kind}-{rate:g}-{seed}"
     with progress() as show:
@@ -70,6 +74,7 @@ def demo(
             seed=seed,
             out=folder,
             recipe=recipe,
+            review=review,
             overwrite=overwrite,
             progress=show,
         )
@@ -77,12 +82,20 @@ def demo(
         print_json(summarise(result))
     else:
         print_result(result)
+        for line in review_lines(result):
+            typer.echo(f"review: {line}")
     if "auroc" in truth:
         typer.echo(
             f"Against the true labels, which the repair did not see: AUROC {truth['auroc']:.3f}, "
             f"F1 {truth['f1']:.3f}, noise rate {truth['noise_rate']:.1%}. Suggested labels are "
             f"right for {truth['corrected_label_accuracy']:.1%} of the training samples, given "
             f"labels for {1 - truth['noise_rate']:.1%}.",
+            err=as_json,
+        )
+    if "f1_before_review" in truth:
+        typer.echo(
+            f"With the answers F1 of the flags is {truth['f1']:.3f}, without them "
+            f"{truth['f1_before_review']:.3f}.",
             err=as_json,
         )
     _exit(result, strict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,19 @@ from expunge.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from expunge.data import Samples
+    from expunge.review.cards import Cards
     from expunge.review.session import ReviewSession
 
 _SERVER_LOCK = ".review-server.lock"
+
+
+class FileFormat(StrEnum):
+    """Files of questions and answers."""
+
+    csv = "csv"
+    label_studio = "label-studio"
+    argilla = "argilla"
+    fiftyone = "fiftyone"
 
 
 @app.command()
@@ -43,12 +54,15 @@ def review(
     ] = "",
     export: Annotated[
         Path | None,
-        typer.Option(help="Write questions and answers to a CSV file instead of serving the page."),
+        typer.Option(help="Write questions and answers to a file instead of serving the page."),
     ] = None,
     import_: Annotated[
         Path | None,
-        typer.Option("--import", help="Read answers from a CSV file instead of serving the page."),
+        typer.Option("--import", help="Read answers from a file instead of serving the page."),
     ] = None,
+    format_: Annotated[
+        FileFormat, typer.Option("--format", help="Format of --export and --import.")
+    ] = FileFormat.csv,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what the answers say, as one JSON object.")
     ] = False,
@@ -61,16 +75,17 @@ def review(
 
     folder, spec = _folder_and_spec(run, spec)
     with _session(folder, spec, budget=budget, seed=seed, mistakes=mistakes) as (session, samples):
+        cards = _cards(session, samples, text)
         if import_ is not None:
-            n = exchange.import_answers(session, import_)
+            n = exchange.import_answers(session, import_, format=format_.value)
             typer.echo(f"{n} answers read from {import_}", err=as_json)
         if export is not None:
-            n = exchange.export_queue(session, export)
+            n = exchange.export_questions(session, cards, export, format=format_.value)
             typer.echo(f"{n} questions and answers written to {export}", err=as_json)
         if as_json:
             print_json(session.progress().review.summary())
         if import_ is None and export is None and not as_json:
-            _serve(session, samples, port=port, blind=blind, text=text, spec=spec)
+            _serve(session, cards, port=port, blind=blind)
 
 
 def _folder_and_spec(run: Path, spec: Path | None) -> tuple[Path, Path | None]:
@@ -125,18 +140,10 @@ def _session(
         lock.release()
 
 
-def _serve(
-    session: ReviewSession,
-    samples: Samples | None,
-    *,
-    port: int,
-    blind: bool,
-    text: str,
-    spec: Path | None,
-) -> None:
+def _cards(session: ReviewSession, samples: Samples | None, text: str) -> Cards:
+    """What is shown of every sample."""
     from expunge.review.cards import Cards
     from expunge.review.exchange import read_texts
-    from expunge.review.server import ReviewServer, address, bind, serve
 
     texts = None
     if text:
@@ -145,7 +152,12 @@ def _serve(
             raise ConfigError(f"--text expects FILE:COLUMN, got '{text}'")
         texts = read_texts(Path(file), column)
     run = session.run
-    cards = Cards(run.partition, run.scores, session.classes, samples=samples, texts=texts)
+    return Cards(run.partition, run.scores, session.classes, samples=samples, texts=texts)
+
+
+def _serve(session: ReviewSession, cards: Cards, *, port: int, blind: bool) -> None:
+    from expunge.review.server import ReviewServer, address, bind, serve
+
     server = ReviewServer(session, cards, blind=blind)
     listening = bind(port)
     if cards.kind == "none":

@@ -10,15 +10,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge import pipeline
+from expunge import pipeline, stages
 from expunge._core.arrays import Ints
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
-from expunge.config import DEFAULT_BASELINES
+from expunge.config import DEFAULT_BASELINES, RepairKeywords
 from expunge.data import Samples, TensorInputs, from_arrays
 from expunge.demo.noise import GroundTruth, LabelNoise, NoisyDataset, gaussian_inputs, wrong_labels
+from expunge.demo.reviewer import simulate_review
+from expunge.errors import ConfigError
+from expunge.evaluation import metrics
 from expunge.models.zoo import convnet
+from expunge.recipes import resolve
 from expunge.records import RepairResult
+from expunge.review.answer_log import REVIEWS, AnswerLog
 from expunge.storage.run_folder import check_run_folder
 from expunge.training.loop import TuneConfig
 
@@ -121,6 +126,7 @@ def run_demo(
     recipe: str = "default",
     baselines: tuple[str, ...] = BASELINES,
     overrides: dict[str, object] | None = None,
+    review: int = 0,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> tuple[RepairResult, dict[str, float]]:
@@ -134,6 +140,9 @@ def run_demo(
         The run folder; None keeps nothing.
     recipe, overrides, baselines
         See `expunge.pipeline.repair`.
+    review
+        The number of questions that a simulated reviewer answers, with 3 % mistakes, before the
+        repair. Needs a run folder.
     overwrite
         Whether to discard what the run folder holds.
     progress
@@ -151,6 +160,8 @@ def run_demo(
     data = noisy_digits_dataset(noise=noise, rate=rate, kind=kind, seed=seed)
     if out:
         check_run_folder(out, overwrite=overwrite)
+    elif review:
+        raise ConfigError("a review is kept in a run folder", fix="give out=…")
     noisy = pipeline.train(
         digits_network(seed),
         data.train,
@@ -160,20 +171,41 @@ def run_demo(
         overwrite=overwrite,
         progress=progress,
     )
-    result = pipeline.repair(
-        noisy.model,
-        data.train,
-        data.test,
-        recipe=recipe,
-        overrides=overrides,
-        baselines=baselines,
-        seed=seed,
-        out=out,
-        overwrite=overwrite,
-        train_seconds=noisy.seconds,
-        progress=progress,
-    )
-    return result, detection_metrics(result, data.truth)
+    options: RepairKeywords = {
+        "recipe": recipe,
+        "overrides": overrides,
+        "baselines": baselines,
+        "seed": seed,
+        "out": out,
+        "overwrite": overwrite,
+        "train_seconds": noisy.seconds,
+        "progress": progress,
+    }
+    before = {}
+    if review and out:
+        before = _simulate_review(noisy.model, data, Path(out), review, options)
+        options["overwrite"] = False
+    result = pipeline.repair(noisy.model, data.train, data.test, **options)
+    return result, {**detection_metrics(result, data.truth), **before}
+
+
+def _simulate_review(
+    model: nn.Module, data: NoisyDataset, out: Path, n: int, options: RepairKeywords
+) -> dict[str, float]:
+    """Let a simulated reviewer answer about the partition; returns its F1 without the answers."""
+    if options["overwrite"]:
+        (out / REVIEWS).unlink(missing_ok=True)  # simulated ones
+    split = pipeline.repair_until(model, data.train, data.test, until="score", **options)
+    scores, seed = split.scores, options["seed"]
+    config = resolve(options["recipe"], options["overrides"]).partition
+    partition = stages.partition(scores, config, seed=seed)
+    log = AnswerLog(out, data.train.classes)
+    known = {(a.id, a.repeat) for a in log.read()}
+    answers = simulate_review(partition, data.truth, n=n, seed=seed)
+    log.append(a for a in answers if (a.id, a.repeat) not in known)
+    if not data.truth.noisy.any():
+        return {}
+    return {"f1_before_review": metrics.f1(data.truth.noisy, partition.flagged)}
 
 
 def detection_metrics(result: RepairResult, truth: GroundTruth) -> dict[str, float]:

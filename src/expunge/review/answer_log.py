@@ -1,12 +1,11 @@
 """The answers of a run: ``reviews.jsonl``, one JSON object an answer, only ever appended to.
 
 An answer is acknowledged after it is on the disk. A last line that a killed process left
-unfinished is ignored, and removed by the next answer. CSV files hold the same columns.
+unfinished is ignored, and removed by the next answer.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -144,31 +143,9 @@ class AnswerLog:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def read_csv(self, path: str | Path) -> list[Answer]:
-        """Read answers from a CSV file with the columns ``id`` and ``verdict``, and others of ours.
 
-        Lines without a verdict are questions without an answer.
-
-        Raises
-        ------
-        DataError
-            If a line is no answer; it names the lines.
-        """
-        rows = csv.DictReader(_text(Path(path), DataError).splitlines())
-        answers, problems = [], []
-        for number, row in enumerate(rows, start=2):
-            if row.get("id") and not row.get("verdict"):
-                continue
-            try:
-                answers.append(from_row(row, self._indices))
-            except DataError as error:
-                problems.append(f"line {number}: {error}")
-        raise_all(DataError, problems[:_MAX_PROBLEMS], where=str(path))
-        return answers
-
-
-def _text(path: Path, kind: type[RunError] | type[DataError] = RunError) -> str:
-    with reading(path, kind, fix="check the file"):
+def _text(path: Path) -> str:
+    with reading(path, RunError, fix="check the file"):
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
         return path.read_text(encoding="utf-8-sig")

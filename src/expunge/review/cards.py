@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import wave
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ class Cards:
         samples: Samples | None = None,
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        self._partition, self._scores, self._classes = partition, scores, tuple(classes)
+        self._partition, self._scores, self.classes = partition, scores, tuple(classes)
         self._samples, self._texts = samples, texts or {}
         self._position = None if samples is None else align(samples.ids, partition.ids)
         self.kind: InputKind = self._kind()
@@ -93,7 +94,7 @@ class Cards:
             "row": row,
             "id": str(self._partition.ids[row]),
             "given": given,
-            "given_name": self._classes[given],
+            "given_name": self.classes[given],
             "kind": self.kind,
         }
         if self.kind == "text":
@@ -120,8 +121,8 @@ class Cards:
         tile = {
             "row": row,
             "id": str(partition.ids[row]),
-            "given_name": self._classes[int(partition.labels[row])],
-            "suggested_name": self._classes[int(partition.suggested_label[row])],
+            "given_name": self.classes[int(partition.labels[row])],
+            "suggested_name": self.classes[int(partition.suggested_label[row])],
             "p_noisy": float(partition.p_noisy[row]),
             "flagged": bool(partition.flagged[row]),
         }
@@ -137,7 +138,7 @@ class Cards:
         first = int(self._partition.suggested_label[row])
         found = [k for k in dict.fromkeys([first, *order]) if k != given][:MAX_SUGGESTIONS]
         return [
-            {"label": k, "name": self._classes[k], "probability": float(probs[k])}
+            {"label": k, "name": self.classes[k], "probability": float(probs[k])}
             for k in found
             if k == first or probs[k] > 0.005
         ]
@@ -146,9 +147,9 @@ class Cards:
         """Why the sample is suspected, or why it is not."""
         given, probs = int(self._partition.labels[row]), self._scores.class_probs[row]
         best = int(probs.argmax())
-        lines = [f"The evidence gives '{self._classes[given]}' a probability of {probs[given]:.0%}"]
+        lines = [f"The evidence gives '{self.classes[given]}' a probability of {probs[given]:.0%}"]
         if best != given:
-            lines[0] += f" and '{self._classes[best]}' one of {probs[best]:.0%}"
+            lines[0] += f" and '{self.classes[best]}' one of {probs[best]:.0%}"
         for name, values in self._scores.values.items():
             share = float((values < values[row]).mean())
             if share >= 0.8:
@@ -219,6 +220,18 @@ class Cards:
         ]
 
     # Media
+
+    def content(self, row: int) -> str:
+        """The input as text or as a ``data:`` URI, for other tools; empty if it is not known."""
+        if self.kind == "text":
+            return self._texts.get(str(self._partition.ids[row]), "")
+        if self.kind == "table":
+            return ", ".join(number["value"] for number in self._numbers(row))
+        media = {"image": ("image/png", self.image), "sound": ("audio/wav", self.sound)}
+        if self.kind not in media:
+            return ""
+        kind, make = media[self.kind]
+        return f"data:{kind};base64,{base64.b64encode(make(row)).decode('ascii')}"
 
     def image(self, row: int) -> bytes:
         """The image of a sample as PNG, in its own size.
