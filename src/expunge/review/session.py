@@ -139,16 +139,22 @@ class ReviewSession:
     # Questions
 
     def next(self, reviewer: str, *, with_skipped: bool = False) -> Question | None:
-        """The next question of a reviewer; None if all are answered, or shown to others."""
+        """The next question of a reviewer; None if all are answered.
+
+        A question that another reviewer was shown comes last.
+        """
         with self._lock:
             found = self._open_question(reviewer, with_skipped)
-            if found is None and not self._left_open() and self._extend():
+            if found is None and self._extend():
                 found = self._open_question(reviewer, with_skipped)
+            if found is None:
+                found = self._open_question(None, with_skipped)
             if found is not None:
                 self._leases[found.row] = (reviewer, time.monotonic())
             return found
 
-    def _open_question(self, reviewer: str, with_skipped: bool) -> Question | None:
+    def _open_question(self, reviewer: str | None, with_skipped: bool) -> Question | None:
+        """The first question that is open; for a reviewer, one that no other was shown."""
         done, skipped = self._done()
         moment = time.monotonic()
         rows = self.rows([item.id for item in self._queue.items]).tolist()
@@ -156,8 +162,8 @@ class ReviewSession:
             key = (item.id, item.repeat)
             if key in done or (key in skipped and not with_skipped):
                 continue
-            holder, since = self._leases.get(row, (reviewer, moment))
-            if holder == reviewer or moment - since > _LEASE:
+            holder, since = self._leases.get(row, (reviewer or "", moment))
+            if reviewer in (None, holder) or moment - since > _LEASE:
                 return Question(row, item.repeat)
         return None
 
@@ -170,10 +176,6 @@ class ReviewSession:
             key = (self.partition.ids[row].item(), answer.repeat)
             (skipped if answer.verdict == "skip" else done).add(key)
         return done, skipped - done
-
-    def _left_open(self) -> int:
-        done, skipped = self._done()
-        return sum((i.id, i.repeat) not in done | skipped for i in self._queue.items)
 
     def _extend(self, size: int | None = None) -> bool:
         """Draw the next batch, by the answers so far; whether there is one."""
