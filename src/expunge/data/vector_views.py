@@ -6,6 +6,8 @@ of one stay as they are.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,8 @@ def neighbour_noise(x: Tensor, generator: torch.Generator) -> Tensor:
     distances = torch.cdist(z, z)
     distances.fill_diagonal_(torch.inf)
     nearest = distances.min(dim=1).values[:, None]
-    return x + NOISE_LENGTH * nearest / x.shape[1] ** 0.5 * scale * noise
+    length = NOISE_LENGTH / math.sqrt(x.shape[1])
+    return x + length * nearest * scale * noise
 
 
 def feature_dropout(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -100,7 +102,7 @@ def _pool_input_part(x: Tensor) -> Tensor:
     if x.dim() == 2 and x.shape[1] <= MAX_VECTOR_COLUMNS:
         draw = torch_generator(0, "input projection", x.shape[1])
         directions = torch.randn(x.shape[1], MAX_INPUT_COLUMNS, generator=draw)
-        return x.float() @ directions.to(x.device) / MAX_INPUT_COLUMNS**0.5
+        return x.float() @ directions.to(x.device) / math.sqrt(MAX_INPUT_COLUMNS)
     if x.dim() == 2:
         means = nn.functional.adaptive_avg_pool1d(flat[:, None].float(), MAX_INPUT_COLUMNS // 2)
         power = nn.functional.adaptive_avg_pool1d(
