@@ -1,5 +1,18 @@
-"""``python -m expunge``."""
+"""``python -m expunge``, and the command ``expunge``."""
 
-from expunge.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C during its imports is no traceback either."""
+    try:
+        from expunge import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: stopped by Ctrl-C\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,8 @@ TargetKind = Literal["filter", "reweight", "relabel", "all", "semi"]
 PruneScope = Literal["layer", "global"]
 PruneMode = Literal["remove", "mask"]
 
+# No setting needs a larger integer.
+MAX_INTEGER = 2**63
 # If a smaller fraction of the samples is flagged, a repair does more harm than good.
 MIN_FLAGGED_FRACTION = 0.02
 # The fraction of units that is pruned where the repair decides. It cost no accuracy in models that
@@ -390,9 +392,8 @@ class TuneKeywords(TypedDict, total=False):
     min_relabel_confidence: float
     epochs: int
     batch_size: int | None
-    optimizer: Literal["auto", "sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw"]
     lr: float | None
-    max_gradient_norm: float | None
     momentum: float
     weight_decay: float
     schedule: Literal["onecycle", "cosine", "constant"]
@@ -502,6 +503,9 @@ def _value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         if isinstance(value, dict):
             return {k: _value(args[1], v, f"{path}.{k}", problems) for k, v in value.items()}
         problems.append(f"'{path}' must be a table, not {_shown(value)}")
+        return None
+    if isinstance(value, int) and not -MAX_INTEGER <= value < MAX_INTEGER:
+        problems.append(f"'{path}' must fit into 64 bits")
         return None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,9 @@ from expunge.reporting.markdown import render_detection_markdown
 from expunge.reporting.media import MAX_COLUMNS, MAX_TABLE_COLUMNS, SuspectRows
 from expunge.reporting.summary import summarise_detection
 from expunge.reporting.tables import MAX_SHOWN, top_suspects
+from expunge.storage.digests import file_digest
+from expunge.storage.finished_run import RESULT, write_record
+from expunge.storage.reading import reading
 from expunge.storage.run_folder import open_run
 
 
@@ -75,8 +77,8 @@ def detect_file(
         ids=columns.ids,
     )
     settings = {"probs_source": probs_source, "threshold": threshold, "fdr": fdr, "seed": seed}
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+    with reading(path):
+        content = file_digest(path)
     config = {**settings, "columns": asdict(columns)}
     header = {"detect": config, "data": content}
     with open_run(out, header, overwrite=overwrite) as run:
@@ -96,7 +98,8 @@ def detect_file(
         run.write("partition.parquet", lambda p: pq.write_table(result.to_table(), p))
         run.write("report.html", page)
         run.write("report.md", render_detection_markdown(result, name=path.name))
-        run.write("result.json", json.dumps(summarise_detection(result), indent=2) + "\n")
+        run.write(RESULT, json.dumps(summarise_detection(result), indent=2) + "\n")
+        write_record(run, {})
     return result
 
 

@@ -7,6 +7,25 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+# Characters that control a terminal or reorder what it shows, and surrogates, which no file holds.
+_UNPRINTABLE = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for codes in (
+        *(range(9), range(11, 32), range(127, 160)),
+        *(range(0x2028, 0x202F), range(0x2066, 0x206A), range(0xD800, 0xE000)),
+    )
+    for code in codes
+}
+
+
+def printable(text: str) -> str:
+    """Escape the characters of a text that control a terminal; lines and tabs stay.
+
+    >>> printable("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    return text.translate(_UNPRINTABLE)
+
 
 class ExpungeError(Exception):
     """An error that the user can fix.
@@ -29,10 +48,10 @@ class ExpungeError(Exception):
     problems: tuple[str, ...]
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, where, fix
-        lines = [f"{where}: {what}" if where else what]
+        self.what, self.where, self.fix = map(printable, (what, where, fix))
+        lines = [f"{self.where}: {self.what}" if where else self.what]
         if fix:
-            lines.append(f"  fix: {fix}")
+            lines.append(f"  fix: {self.fix}")
         super().__init__("\n".join(lines))
         self.problems = (str(self),)
 
@@ -132,13 +151,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     match = get_close_matches(name, known, n=1, cutoff=0.6) or containing[:1]
     if match:
         return f"did you mean '{match[0]}'?"
-    return f"choose one of: {', '.join(known)}" if known else "there are none"
+    return f"choose one of: {format_ids(known, 20)}" if known else "there are none"
 
 
 def format_ids(values: Iterable[object], limit: int = 5) -> str:
     """The first few of many values, for a message."""
     items = list(values)
-    shown = ", ".join(str(v) for v in items[:limit])
+    shown = ", ".join(str(v).replace("\n", "\\n") for v in items[:limit])
     return shown if len(items) <= limit else f"{shown} … ({len(items)} in all)"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -40,7 +39,8 @@ from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.storage.atomic_files import write_file
-from expunge.storage.json_files import read_json
+from expunge.storage.json_files import read_json, read_toml
+from expunge.storage.reading import is_file
 from expunge.storage.run_folder import check_run_folder
 from expunge.storage.weights import load_weights
 from expunge.tracking import check_trackers
@@ -101,12 +101,9 @@ def read_spec(path: str | Path) -> Spec:
 
 def _values(file: Path) -> dict[str, Any]:
     """Return the values of the file, by the names of `Spec`."""
-    if not file.is_file():
+    if not is_file(file):
         raise ConfigError("there is no such spec file", where=str(file), fix="check the path")
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is not valid TOML: {error}", where=str(file)) from error
+    values = read_toml(file, error=ConfigError)
     data = values.pop("data", None)
     raise_all(ConfigError, _unknown_keys(data) if isinstance(data, dict) else [], where=str(file))
     if not isinstance(data, dict) or not isinstance(data.get("train"), dict):

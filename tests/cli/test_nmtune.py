@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -111,11 +113,14 @@ def test_what_cannot_be_read_or_written_is_said(call):
     for arguments, words in (
         (("fit", "a.parquet", "--label", "knd", "--out", "h"), "did you mean 'kind'?"),
         (("fit", "a.parquet", "--column", "key", "--label", "kind", "--out", "h"), "column 'key'"),
-        (("apply", "a.parquet", "--head", "h", "--out", "o.parquet"), "json: cannot be read"),
+        (
+            ("apply", "a.parquet", "--head", "h", "--out", "o.parquet"),
+            "safetensors: cannot be read",
+        ),
         (("apply", "a.parquet", "--head", "head", "--out", "o.csv"), ".parquet or .npz"),
         (("apply", "a.parquet", "--column", "kind", "--head", "head", "--out", "o.npz"), "lists"),
         (("spectrum", "no.npz"), "no array is called 'x'"),
-        (("spectrum", "bad.npz"), "not a file of plain arrays"),
+        (("spectrum", "bad.npz"), "not an .npz file of plain arrays"),
         (("spectrum", "a.txt"), ".parquet, .npz, .npy"),
         (("spectrum", "absent.npy"), "absent.npy: no such file"),
         (("spectrum", "absent.npy"), "check the spelling; in a spec, relative paths start at"),
@@ -126,3 +131,46 @@ def test_what_cannot_be_read_or_written_is_said(call):
     call("apply", "a.parquet", "--head", "head", "--out", "b.parquet")
     said = call("apply", "b.parquet", "--head", "head", "--out", "c.parquet")
     assert "the column 'prediction' exists already" in said.err
+
+
+def test_no_input_and_no_page_of_others_is_overwritten(call):
+    parquet("a.parquet")
+    call("fit", "a.parquet", "--label", "kind", "--out", "head", *QUICK)
+    before = Path("a.parquet").read_bytes()
+    Path("link.parquet").symlink_to("a.parquet")
+    for out in ("a.parquet", "./a.parquet", "link.parquet"):
+        said = call("apply", "a.parquet", "--head", "head", "--out", out)
+        assert said.code == 1
+        assert "--out would overwrite the input" in said.err
+    assert "overwrite the input" in call("spectrum", "a.parquet", "--out", "a.parquet").err
+    assert Path("a.parquet").read_bytes() == before
+    Path("other").mkdir()
+    Path("other/report.html").write_text("<html>mine</html>")
+    said = call("fit", "a.parquet", "--label", "kind", "--out", "other", *QUICK)
+    assert said.code == 1
+    assert "report.html: is a page of another program" in said.err
+    assert [p.name for p in Path("other").iterdir()] == ["report.html"]
+    again = call("fit", "a.parquet", "--label", "kind", "--out", "head", *QUICK)
+    assert again.code == 0, again.err
+
+
+def test_what_cannot_be_written_leaves_what_was_there(call, monkeypatch):
+    parquet("a.parquet")
+    call("fit", "a.parquet", "--label", "kind", "--out", "head", *QUICK)
+    call("apply", "a.parquet", "--head", "head", "--out", "b.parquet")
+    before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("expunge.storage.atomic_files.os.replace", full)
+    for command in (
+        ("apply", "a.parquet", "--head", "head", "--out", "b.parquet"),
+        ("apply", "a.parquet", "--head", "head", "--out", "c.npz"),
+        ("spectrum", "a.parquet", "--out", "page.html"),
+        ("fit", "a.parquet", "--label", "kind", "--out", "head", *QUICK),
+    ):
+        said = call(*command)
+        assert said.code == 1
+        assert "cannot be written: No space left on device" in said.err
+    assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before

@@ -233,13 +233,13 @@ def test_what_cannot_be_done_says_why(call, fitted, encoder):
     Path("b.parquet").write_bytes(b"no")
     Path("a.pdf").write_bytes(b"%PDF")
     for arguments, message in {
-        ("clean", "a.txt", "--filter", "nowhere"): "filter.json: cannot be read",
+        ("clean", "a.txt", "--filter", "nowhere"): "filter.safetensors: cannot be read",
         ("clean", "no.txt", "--filter", fitted): "there are no documents",
         ("clean", "a.pdf", "--filter", fitted): "unsupported file type '.pdf'; expected .txt",
         ("clean", "a.parquet", "--filter", fitted): "no column 'document'",
         ("clean", "b.parquet", "--filter", fitted): "not a Parquet file",
         ("clean", "a.txt", "--filter", fitted, "--out", "b.jsonl"): "is written in its own format",
-        ("clean", "a.txt", "--filter", fitted, "--out", "a.txt"): "would overwrite the documents",
+        ("clean", "a.txt", "--filter", fitted, "--out", "a.txt"): "would overwrite the input",
         ("clean", "a.txt", "--filter", fitted, "--out", "no/b.txt"): "the folder does not exist",
         ("clean", "in", "--filter", fitted, "--out", "b.txt"): "one by one",
         ("clean", "a.txt", "--filter", fitted, "--quantile", "2"): "quantile must lie in",

@@ -300,7 +300,6 @@ def test_an_id_join_names_the_missing_and_the_duplicate_ids(tmp_path: Path) -> N
         ([0, 1, 7, -1], r"labels outside 0…1: -1, 7 \(ids 2, 3\)"),
         ([0.0, 1.0, float("nan"), 1.0], "labels are NaN or infinite: ids 2"),
         ([0.5, 1.0, 0.0, 1.0], "labels must be integers; got fractions"),
-        ([1, 1, 1, 1], "all samples have the same label"),
         (["a", "b", "c", "b"], r"labels that are no class: c \(ids 2\)"),
     ],
 )
@@ -813,6 +812,15 @@ def test_npz_files_hold_ids_and_no_objects(tmp_path: Path) -> None:
         np.save(file, np.zeros((2, 2)))
     with pytest.raises(DataError, match=r"one array, expected an \.npz file"):
         read_here(path)
+
+
+def test_one_class_is_no_training_set_but_can_be_measured(tmp_path: Path) -> None:
+    x, y = np.eye(4, dtype=np.float32), [1, 1, 1, 1]
+    with pytest.raises(DataError, match="all samples have the same label"):
+        from_arrays(x, y)
+    assert from_arrays(x, y, classes=("a", "b")).labels.tolist() == y
+    path = parquet(tmp_path / "d.parquet", {"image": x.tolist(), "label": y})
+    assert read_here(path, classes=("a", "b")).classes == ("a", "b")
 
 
 # --- data sets ----------------------------------------------------------------------------------

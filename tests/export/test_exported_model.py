@@ -27,6 +27,7 @@ from expunge.models.inspection import logits_of
 from expunge.models.zoo import kws, resnet
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
+from expunge.storage.json_files import seal
 from oracles_audio import noise, tone
 from oracles_digits import clean, memorised
 from oracles_specs import write_spec
@@ -235,9 +236,18 @@ def test_files_that_have_changed_are_refused(tmp_path):
     expunge.export_model(pruned(), clean(), tmp_path / "out", **MLP, plan=PLAN)
     file, said = tmp_path / "out" / MANIFEST, json.loads((tmp_path / "out" / MANIFEST).read_text())
     file.write_text(json.dumps({**said, "schema": 9}))
-    with pytest.raises(RunError, match="has the schema 9, this version reads 1"):
+    with pytest.raises(RunError, match="has the schema 9, this version reads 2"):
         expunge.load_exported_model(tmp_path / "out")
-    file.write_text(json.dumps({**said, "clases": 3}))
+    file.write_text(json.dumps({**said, "mode": "mask"}))
+    with pytest.raises(RunError, match="has changed since it was written"):
+        expunge.load_exported_model(tmp_path / "out")
+    plain = {k: v for k, v in said.items() if k != "digest"}
+    huge = {"input": {"shape": [10**12], "dtype": "float32"}}
+    for inputs in (huge, {"input": {"shape": [64], "dtype": "load"}}):
+        file.write_text(json.dumps(seal({**plain, "inputs": inputs})))
+        with pytest.raises(RunError, match="input 'input' is"):
+            expunge.load_exported_model(tmp_path / "out")
+    file.write_text(json.dumps(seal({**plain, "clases": 3})))
     with pytest.raises(ConfigError, match="did you mean 'classes'"):
         expunge.load_exported_model(tmp_path / "out")
     file.write_text(json.dumps(said))
@@ -247,7 +257,7 @@ def test_files_that_have_changed_are_refused(tmp_path):
     with pytest.raises(RunError, match="has changed since it was written"):
         expunge.load_exported_model(tmp_path / "out")
     (tmp_path / "out" / WEIGHTS).unlink()
-    with pytest.raises(ModelError, match="no such weights file"):
+    with pytest.raises(RunError, match=r"model\.safetensors: cannot be read: No such file"):
         expunge.load_exported_model(tmp_path / "out")
     with pytest.raises(RunError, match=r"manifest\.json: cannot be read"):
         expunge.load_exported_model(tmp_path / "nowhere")

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import json
+import errno
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from expunge import stages
 from expunge._core.rng import temp_seed
-from expunge.errors import ConfigError, DataError, ModelError
+from expunge.errors import ConfigError, DataError, ModelError, RunError
 from expunge.models.zoo import convnet
 from expunge.nmtune import (
     PRESETS,
@@ -33,6 +34,7 @@ from expunge.nmtune import (
     training,
     without_head,
 )
+from expunge.storage.array_files import read_tensors, save_tensors
 from oracles_digits import clean, network
 from oracles_training import assert_resumes
 
@@ -326,16 +328,47 @@ def test_a_folder_without_a_valid_head_is_refused(tmp_path):
         NMTune.load(tmp_path)
     x, y = planted()
     NMTune.fit(x, y, config=QUICK).save(tmp_path)
-    facts = json.loads((tmp_path / heads.SETTINGS_FILE).read_text())
-    (tmp_path / heads.SETTINGS_FILE).write_text(json.dumps({**facts, "version": 9}))
-    with pytest.raises(ModelError, match="head format 9, this version reads 2"):
+    file = tmp_path / heads.HEAD_FILE
+    tensors, facts = read_tensors(file)
+    save_tensors(file, tensors, {**facts, "version": 9})
+    with pytest.raises(ModelError, match="head format 9, this version reads 3"):
         NMTune.load(tmp_path)
-    (tmp_path / heads.SETTINGS_FILE).write_text(json.dumps({**facts, "width": 5}))
-    with pytest.raises(ModelError, match="wrong shape"):
+    for width in (5, 10**9, -1, "x", None):  # a billion features would take exabytes
+        save_tensors(file, tensors, {**facts, "width": width})
+        with pytest.raises(ModelError, match="the head is damaged"):
+            NMTune.load(tmp_path)
+    file.write_bytes(b"no")
+    with pytest.raises(ModelError, match="cannot be read"):
         NMTune.load(tmp_path)
-    (tmp_path / heads.TENSORS_FILE).write_bytes(b"no")
-    with pytest.raises(ModelError, match="the head is damaged"):
-        NMTune.load(tmp_path)
+
+
+def test_a_flipped_bit_in_a_head_is_noticed(tmp_path):
+    x, y = planted()
+    NMTune.fit(x, y, config=QUICK).save(tmp_path)
+    file = tmp_path / heads.HEAD_FILE
+    whole = file.read_bytes()
+    for position in range(0, len(whole), len(whole) // 50):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        with pytest.raises(ModelError):
+            NMTune.load(tmp_path)
+
+
+def test_a_head_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    x, y = planted()
+    old = NMTune.fit(x, y, config=QUICK)
+    old.save(tmp_path)
+
+    def full(*args: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("expunge.storage.array_files.save_file", full)
+        with pytest.raises(RunError, match="cannot be written: No space left"):
+            NMTune.fit(x, y[::-1].copy(), config=QUICK).save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [heads.HEAD_FILE]
+    assert np.array_equal(NMTune.load(tmp_path).predict(x), old.predict(x))
 
 
 def test_what_cannot_be_fitted_is_said():
@@ -343,13 +376,15 @@ def test_what_cannot_be_fitted_is_said():
     for features, labels, said in (
         (x, y[:-1], "do not match"),
         (x[0], y, r"\[n, d\]"),
-        (x, np.zeros(120, dtype=int), "same label"),
+        (x, np.zeros(120, dtype=int), "a classifier needs two or more"),
         (np.where(np.arange(120)[:, None] == 3, np.nan, x), y, "rows 3"),
         (x, np.where(np.arange(120) == 0, 3, y), "hold some out"),
         (x[:3], y[:3], "hold some out"),
     ):
         with pytest.raises(DataError, match=said):
             NMTune.fit(features, labels, config=QUICK)
+    with pytest.raises(DataError, match="same label"):
+        NMTune.fit(x, np.zeros(120, dtype=int), config=QUICK, classes=("a", "b"))
     with pytest.raises(ConfigError, match="did you mean 'paper'"):
         NMTune.fit(x, y, preset="papr")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="held_out"):

@@ -200,7 +200,7 @@ def test_a_tampered_stage_with_matching_digests_is_one_of_our_errors(tmp_path):
     made(tmp_path / "run")
     note = tmp_path / "run" / "1-score" / "stage.json"
     facts = json.loads(note.read_text())
-    del facts["sha256"]
+    del facts["digest"]
     for change in ({"seconds": "x"}, {"files": 3}, {"files": {"../a": "b"}}, {"key": None}):
         note.write_text(json.dumps(seal({**facts, **change})))
         with open_run(tmp_path / "run", HEADER) as run, pytest.raises(RunError, match="1-score"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from sklearn.covariance import ledoit_wolf
 
 from expunge._core.rng import generator
 from expunge.errors import ConfigError, DataError, ModelError
+from expunge.storage.array_files import read_tensors, save_tensors
 from expunge.text.characters import CharacterModel
 from expunge.text.combined import _contrast as contrast
 from expunge.text.encoders import TokenStates
@@ -229,10 +229,7 @@ def test_a_filter_is_saved_without_pickle_and_loaded_the_same(tmp_path, combined
     document = f"{news(1, seed=4)[0]} {stars(1)[0]} {CODE}"
     for name, filter in {"a": combined.with_settings(quantile=0.9), "b": published}.items():
         filter.save(tmp_path / name)
-        assert {p.name for p in (tmp_path / name).iterdir()} == {
-            "filter.safetensors",
-            "filter.json",
-        }
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["filter.safetensors"]
         loaded = TextNoiseFilter.load(tmp_path / name, encoder=encoder)
         assert_array_equal(loaded.score(document).scores, filter.score(document).scores)
         assert loaded.threshold == filter.threshold
@@ -259,21 +256,26 @@ def test_a_damaged_filter_is_an_error(tmp_path, combined):
     with pytest.raises(ModelError, match=r"cannot be read[^§]*fix: run `expunge text fit` again"):
         TextNoiseFilter.load(tmp_path, encoder=encoder)
     combined.save(tmp_path)
-    facts = json.loads((tmp_path / "filter.json").read_text())
+    file = tmp_path / "filter.safetensors"
+    tensors, facts = read_tensors(file)
     facts["config"]["kind"] = "combind"
-    (tmp_path / "filter.json").write_text(json.dumps(facts))
+    save_tensors(file, tensors, facts)
     with pytest.raises(ConfigError, match="did you mean 'combined'"):
         TextNoiseFilter.load(tmp_path, encoder=encoder)
-    (tmp_path / "filter.safetensors").write_bytes(b"nothing")
+    del tensors["probe"], facts["config"]
+    save_tensors(file, tensors, facts)
     with pytest.raises(ModelError, match="the filter is damaged"):
+        TextNoiseFilter.load(tmp_path, encoder=encoder)
+    file.write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="cannot be read"):
         TextNoiseFilter.load(tmp_path, encoder=encoder)
 
 
 def test_a_filter_of_another_format_is_refused(tmp_path, combined):
     combined.save(tmp_path)
-    settings = json.loads((tmp_path / "filter.json").read_text())
-    (tmp_path / "filter.json").write_text(json.dumps({**settings, "version": 1}))
-    with pytest.raises(ModelError, match="filter format 1, this version reads 2"):
+    tensors, settings = read_tensors(tmp_path / "filter.safetensors")
+    save_tensors(tmp_path / "filter.safetensors", tensors, {**settings, "version": 1})
+    with pytest.raises(ModelError, match="filter format 1, this version reads 3"):
         TextNoiseFilter.load(tmp_path, encoder=encoder)
 
 

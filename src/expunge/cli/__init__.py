@@ -1,6 +1,7 @@
 """The command line: results on stdout, progress on stderr, one line for an error.
 
-Exit codes: 0 done, 1 an error that the user can fix, 2 wrong usage, 3 red flags with --strict.
+Exit codes: 0 done, 1 an error that the user can fix, 2 wrong usage, 3 red flags with --strict,
+130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,15 +10,24 @@ import ctypes
 import io
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 
 import typer
 
 from expunge.cli import clean, detect, repair, results, review  # noqa: F401  (they add commands)
-from expunge.cli.terminal import app, err_console
-from expunge.errors import ExpungeError
+from expunge.cli.terminal import (
+    Interrupted,
+    app,
+    err_console,
+    output_errors,
+    show,
+    tolerate_encodings,
+)
+from expunge.errors import ConfigError, ExpungeError
+
+INTERRUPTED = 130  # 128 and the number of SIGINT
 
 # The modules of the command groups. They load heavy packages, so only the group called is loaded.
 _GROUPS = {"text": "expunge.cli.text", "nmtune": "expunge.cli.nmtune"}
@@ -43,21 +53,56 @@ def load_group(command: str) -> None:
 def main() -> None:
     """Entry point: our errors become one message on stderr and exit code 1."""
     _keep_freed_memory()
-    load_group(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+    tolerate_encodings()
     try:
-        # Of several processes, which all have the result, the first one prints it.
-        with redirect_stdout(io.StringIO()) if int(os.environ.get("RANK", 0)) else nullcontext():
-            app()
+        code = _run()
     except ExpungeError as error:
-        err_console.print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(1)
+        with suppress(OSError):  # stderr may be full too
+            show(f"error: {error}", err_console, style="red", soft_wrap=True)
+        code = INTERRUPTED if isinstance(error, Interrupted) else 1
     finally:
         if "torch" in sys.modules:
             from expunge._core.distributed import shutdown
 
             shutdown()
+    sys.exit(code)
+
+
+def _run() -> int | str | None:
+    """Run the command and return its exit code."""
+    load_group(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+    # Of several processes, which all have the result, the first one prints it.
+    with redirect_stdout(io.StringIO()) if _process_number() else nullcontext():
+        try:
+            app()
+            code: int | str | None = 0
+        except SystemExit as stop:
+            code = stop.code
+        with output_errors():
+            _flush()
+    return code
+
+
+def _process_number() -> int:
+    """The number of this process among those that a launcher started."""
+    rank = os.environ.get("RANK", "0")
+    if not rank.isdecimal():
+        raise ConfigError(
+            f"the environment variable RANK is '{rank}', expected the number of the process",
+            fix="unset RANK, or start the processes with torchrun or accelerate launch",
+        )
+    return int(rank)
+
+
+def _flush() -> None:
+    """Write what is buffered now: at the exit of Python it would fail with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def _keep_freed_memory() -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from expunge.cli.repair import SpecPath
-from expunge.cli.terminal import Json, app, print_json, whole_console
-from expunge.errors import RunError
+from expunge.cli.terminal import Json, app, echo, print_json, show, whole_console
+from expunge.errors import RunError, printable
 
 
 @app.command()
@@ -48,15 +48,17 @@ def clean(
         print_json({"out": str(out), "rows": n, "classes": rows})
         return
     _print_summary(rows)
-    typer.echo(f"{n:,} rows written to {out}")
+    echo(f"{n:,} rows written to {out}")
 
 
 def _print_summary(rows: list[dict[str, object]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None)
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="left" if name == "class" else "right")
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    whole_console().print(table)
+        cells = (f"{v:,}" if isinstance(v, int) else printable(str(v)) for v in row.values())
+        table.add_row(*map(Text, cells))
+    show(table, whole_console())

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from expunge.cli.repair import Fdr, Overwrite, Strict
-from expunge.cli.terminal import Json, app, print_json
+from expunge.cli.terminal import Json, app, echo, print_json
 
 
 class ProbsSource(StrEnum):
@@ -76,7 +76,7 @@ def detect(
     if as_json:
         print_json({**summarise_detection(result), "run": str(folder)})
     else:
-        typer.echo(result.summary())
-        typer.echo(f"report: {folder / 'report.html'}")
+        echo(result.summary())
+        echo(f"report: {folder / 'report.html'}")
     if strict and result.flags:
         raise typer.Exit(3)

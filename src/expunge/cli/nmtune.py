@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from expunge.cli.terminal import Device, Json, nmtune, print_json, progress
+from expunge.cli.terminal import Device, Json, echo, nmtune, print_json, progress
 from expunge.nmtune import files, pages
 from expunge.nmtune.heads import NMTune
 from expunge.nmtune.objectives import PRESETS
 from expunge.nmtune.spectra import lsvr, singular_values, sve
+from expunge.storage.atomic_files import require_other_file, write_file
 
 
 class Preset(StrEnum):
@@ -67,6 +68,7 @@ def nmtune_fit(
     as_json: Json = False,
 ) -> None:
     """Fit a head to labelled embeddings, and a linear probe; report.html compares them."""
+    pages.require_own_page(out / "report.html")
     x, y, classes = files.read_labelled(embeddings, column=column, label=label)
     heads: dict[str, NMTune] = {}
     with progress() as show:
@@ -88,15 +90,15 @@ def nmtune_fit(
     fitted, probe = heads[preset.value], heads["linear"]
     fitted.save(out)
     page = pages.report(fitted, probe if probe is not fitted else None)
-    (out / "report.html").write_text(page, encoding="utf-8")
+    write_file(out / "report.html", page)
     facts = {"head": str(out), "samples": len(x), "classes": len(classes)}
     facts |= {name: _facts(head) for name, head in heads.items()}
     if as_json:
         print_json(facts)
     else:
         for name, head in heads.items():
-            typer.echo(f"{name}: {_summary(head)}")
-        typer.echo(f"report: {out / 'report.html'}")
+            echo(f"{name}: {_summary(head)}")
+        echo(f"report: {out / 'report.html'}")
 
 
 @nmtune.command("apply")
@@ -112,6 +114,7 @@ def nmtune_apply(
     as_json: Json = False,
 ) -> None:
     """Classify embeddings: write the columns prediction and probability."""
+    require_other_file(out, embeddings)
     fitted = NMTune.load(head, device=device)
     x = files.read_embeddings(embeddings, column=column)
     p = fitted.probabilities(x)
@@ -124,7 +127,7 @@ def nmtune_apply(
     if as_json:
         print_json({"out": str(out), "predicted": dict(zip(fitted.classes, counts, strict=True))})
     else:
-        typer.echo(f"{out}: {len(x):,} predictions")
+        echo(f"{out}: {len(x):,} predictions")
 
 
 @nmtune.command("spectrum")
@@ -142,15 +145,17 @@ def nmtune_spectrum(
     as_json: Json = False,
 ) -> None:
     """Print SVE and LSVR of embeddings; labels are not needed."""
+    if out is not None:
+        require_other_file(out, embeddings)
     x = files.read_embeddings(embeddings, column=column)
     values = singular_values(x, centre=centre.value, normalise=normalise)
     if out is not None:
         plot = (f"{len(x):,} embeddings", {embeddings.name: values})
-        out.write_text(pages.page("Singular spectrum", [plot]), encoding="utf-8")
+        write_file(out, pages.page("Singular spectrum", [plot]))
     if as_json:
         print_json({"sve": sve(values), "lsvr": lsvr(values), "values": values.tolist()})
     else:
-        typer.echo(f"SVE {sve(values):.3f}, LSVR {lsvr(values):.3f}")
+        echo(f"SVE {sve(values):.3f}, LSVR {lsvr(values):.3f}")
 
 
 def _facts(head: NMTune) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from expunge.cli.results import print_result
-from expunge.cli.terminal import Json, Kind, Out, app, print_json, progress
+from expunge.cli.terminal import Json, Kind, Out, app, echo, print_json, progress
 from expunge.errors import DataError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def demo(
         for line in review_lines(result):
             typer.echo(f"review: {line}")
     if "auroc" in truth:
-        typer.echo(
+        echo(
             f"Against the true labels, which the repair did not see: AUROC {truth['auroc']:.3f}, "
             f"F1 {truth['f1']:.3f}, noise rate {truth['noise_rate']:.1%}. Suggested labels are "
             f"right for {truth['corrected_label_accuracy']:.1%} of the training samples, given "
@@ -112,10 +112,10 @@ def check(spec: SpecPath, as_json: Json = False) -> None:
         print_json({"spec": str(spec), "problems": problems, "notes": notes})
     else:
         for line in notes:
-            typer.echo(f"· {line}")
+            echo(f"· {line}")
         for problem in problems:
-            typer.echo(f"✗ {problem}")
-        typer.echo(f"{spec}: {len(problems)} problem(s)" if problems else f"✓ {spec}: no problems")
+            echo(f"✗ {problem}")
+        echo(f"{spec}: {len(problems)} problem(s)" if problems else f"✓ {spec}: no problems")
     if problems:
         raise typer.Exit(1)
 
@@ -198,7 +198,7 @@ def forget(
     else:
         print_result(result)
         for line in unlearning_lines(result):
-            typer.echo(f"- {line}")
+            echo(f"- {line}")
     _exit(result, strict)
 
 
@@ -249,7 +249,7 @@ def _stage(name: StageName, summary: str) -> Callable[..., None]:
             print_json(facts)
         else:
             for key, value in facts.items():
-                typer.echo(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+                echo(f"{key}: {json.dumps(value, ensure_ascii=False)}")
 
     command.__doc__ = summary
     return command

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from expunge.cli.terminal import Json, app, print_json, whole_console
+from expunge.cli.terminal import Json, app, echo, print_json, show, whole_console
+from expunge.errors import printable
 from expunge.storage.finished_run import read_record, read_result
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ def report(
         print_json(result)
         return
     read_record(run, "report.md")
-    typer.echo((run / "report.md").read_text(encoding="utf-8"))
-    typer.echo(f"page: {run / 'report.html'}")
+    echo((run / "report.md").read_text(encoding="utf-8"))
+    echo(f"page: {run / 'report.html'}")
 
 
 @app.command()
@@ -74,10 +76,10 @@ def export(
     if as_json:
         print_json({"folder": str(folder), **manifest})
         return
-    typer.echo(f"{folder}: {', '.join((*found.manifest.sha256, MANIFEST))}")
+    echo(f"{folder}: {', '.join((*found.manifest.sha256, MANIFEST))}")
     if found.manifest.onnx is not None:
         parity = found.manifest.onnx
-        typer.echo(
+        echo(
             f"ONNX: logits differ by at most {parity.max_difference:.2g} on {parity.n_samples} "
             f"samples, {parity.agreement:.1%} of the predictions are equal"
         )
@@ -99,8 +101,9 @@ def compare(
         ]
         pruning = r["pruning"]
         size = f"{pruning['parameters_before']:,} → {pruning['parameters_after']:,}"
-        table.add_row(name, r["recipe"], str(r["seed"]), *accuracy, _plain(r["gain"]), size)
-    whole_console().print(table)
+        row = (name, r["recipe"], str(r["seed"]), *accuracy, _plain(r["gain"]), size)
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    show(table, whole_console())
 
 
 @app.command("list")
@@ -116,10 +119,10 @@ def list_(
         print_json({kind: _described(registry) for kind, registry in chosen.items()})
         return
     for kind, registry in chosen.items():
-        typer.echo(kind)
+        echo(kind)
         for name, described in _described(registry).items():
             words = ", ".join(str(v) for k, v in described.items() if k != "summary")
-            typer.echo(f"  {name:24}{f'({words}) ' if words else ''}{described['summary']}")
+            echo(f"  {name:24}{f'({words}) ' if words else ''}{described['summary']}")
 
 
 def _described(registry: Registry[Any, Any]) -> dict[str, dict[str, Any]]:
@@ -145,9 +148,7 @@ def print_result(result: RepairResult) -> None:
 
     console = whole_console()
     for flag in result.flags:
-        console.print(
-            f"⚑ {flag.code}: {flag.message}", style="yellow", highlight=False, markup=False
-        )
+        show(f"⚑ {flag.code}: {flag.message}", console, style="yellow")
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for head in ("model", "accuracy %", "Δ repair − this (pp)", "seconds", "parameters"):
         left = head == "model"
@@ -160,10 +161,10 @@ def print_result(result: RepairResult) -> None:
             f"{row.seconds:.1f}" if row.seconds is not None else "–",
             f"{row.parameters:,}",
         )
-    console.print(table)
-    typer.echo(headline(result))
+    show(table, console)
+    echo(headline(result))
     if result.run:
-        typer.echo(f"report: {Path(result.run) / 'report.html'}")
+        echo(f"report: {Path(result.run) / 'report.html'}")
 
 
 def _percent(metric: Metric | None) -> str:

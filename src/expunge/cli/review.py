@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.cli.terminal import app, print_json
+from expunge.cli.terminal import app, echo, print_json
 from expunge.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def review(
         cards = _cards(session, samples, text)
         if import_ is not None:
             n = exchange.import_answers(session, import_, format=format_.value)
-            typer.echo(f"{n} answers read from {import_}", err=as_json)
+            echo(f"{n} answers read from {import_}", err=as_json)
         if export is not None:
             n = exchange.export_questions(session, cards, export, format=format_.value)
-            typer.echo(f"{n} questions and answers written to {export}", err=as_json)
+            echo(f"{n} questions and answers written to {export}", err=as_json)
         if as_json:
             print_json(session.progress().review.summary())
         if import_ is None and export is None and not as_json:
@@ -161,7 +161,7 @@ def _serve(session: ReviewSession, cards: Cards, *, port: int, blind: bool) -> N
     server = ReviewServer(session, cards, blind=blind)
     listening = bind(port)
     if cards.kind == "none":
-        typer.echo("The inputs are not shown: name the spec with --spec.", err=True)
-    typer.echo(f"Review at {address(server, listening)}")
-    typer.echo("Ctrl-C ends it; every answer is saved at once.")
+        echo("The inputs are not shown: name the spec with --spec.", err=True)
+    echo(f"Review at {address(server, listening)}")
+    echo("Ctrl-C ends it; every answer is saved at once.")
     serve(server, listening)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
@@ -21,8 +22,33 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperGroup
+
+from expunge.errors import ExpungeError, RunError, printable
+
+
+class Interrupted(ExpungeError):
+    """The user pressed Ctrl-C."""
+
+    def __init__(self, during: str = "") -> None:
+        super().__init__(
+            f"stopped by Ctrl-C{during and f' during {during}'}",
+            fix="run the same command again; a run folder resumes after its last stage or epoch",
+        )
+
+
+class _Commands(TyperGroup):
+    """Commands in which Ctrl-C is one of our errors, also while packages are imported."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Repair neural networks that were trained on noisy data.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,7 +88,51 @@ def whole_console() -> Console:
 
 
 def print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2))
+    """Print JSON, in ASCII."""
+    echo(json.dumps(value, indent=2))
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line; characters that control a terminal are escaped."""
+    with output_errors():
+        (sys.stderr if err else sys.stdout).write(f"{printable(text)}\n")
+
+
+def show(content: Any, console: Console, **settings: Any) -> None:
+    """Print with rich: a table, or a text whose brackets are no markup."""
+    content = printable(content) if isinstance(content, str) else content
+    with output_errors():
+        console.print(content, markup=False, highlight=False, **settings)
+
+
+@contextmanager
+def output_errors() -> Iterator[None]:
+    """Turn a full disk behind stdout into one of our errors; a closed pipe is none."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"stdout cannot be written: {error.strerror or error}", fix="free some space"
+        ) from error
+
+
+def write_text(text: str) -> None:
+    """Write a document to stdout: in UTF-8 as it is, escaped on a terminal."""
+    if sys.stdout.isatty():
+        text = printable(text)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    with output_errors():
+        sys.stdout.write(text)
+
+
+def tolerate_encodings() -> None:
+    """Escape what the encoding of the terminal lacks, where writing would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -77,10 +147,15 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     hidden = not err_console.is_terminal
     with Progress(*columns, console=err_console, transient=True, disable=hidden) as bars:
         tasks: dict[str, Any] = {}
+        running: list[str] = []
 
         def show(what: str, done: int, total: int) -> None:
+            running[:] = [f"{what} ({done} of {total})"]
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=min(done, total), total=total)
 
-        yield show
+        try:
+            yield show
+        except KeyboardInterrupt as error:
+            raise Interrupted(during=", ".join(running)) from error

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,20 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from expunge.cli.terminal import Device, Json, err_console, out_console, print_json, progress, text
+from expunge.cli.terminal import (
+    Device,
+    Json,
+    echo,
+    err_console,
+    out_console,
+    print_json,
+    progress,
+    show,
+    text,
+    write_text,
+)
+from expunge.errors import printable
+from expunge.storage.atomic_files import new_file, require_other_file
 from expunge.text.documents import (
     COLUMN,
     Document,
@@ -133,7 +145,7 @@ def text_fit(
     if as_json:
         print_json(facts)
     else:
-        typer.echo(
+        echo(
             f"{out}: {kind.value} score, fitted to {len(in_domain):,} documents and "
             f"{len(others):,} of the background; noise is above {fitted.threshold:.3f}"
         )
@@ -158,12 +170,14 @@ def text_score(
     noise = TextNoiseFilter.load(filter_, device=device).with_settings(quantile=quantile)
     if out is not None and out.suffix not in (".jsonl", ".ndjson"):
         raise typer.BadParameter(f"expected --out FILE.jsonl (scores are JSON lines), got {out}")
-    with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8") as stream:
+    if out is not None:
+        require_other_file(out, documents)
+    with _score_stream(out) as write:
         for document, scores in _scored(
             documents, noise, _reader(column, one_doc_per_line, on_error)
         ):
             facts = _facts(document, scores, tokens=tokens)
-            stream.write(json.dumps(facts, ensure_ascii=False) + "\n")
+            write(json.dumps(facts, ensure_ascii=False) + "\n")
 
 
 @text.command("clean")
@@ -204,21 +218,30 @@ def text_clean(
             if write is not None:
                 write(document, scores.cleaned)
             elif not show:
-                sys.stdout.write(
-                    format_record(
-                        document, scores.cleaned, column=column, one_doc_per_line=one_doc_per_line
-                    )
+                record = format_record(
+                    document, scores.cleaned, column=column, one_doc_per_line=one_doc_per_line
                 )
-    typer.echo(
+                write_text(record)
+    echo(
         f"{counts['documents']:,} documents, {counts['removed']:,} of {counts['sentences']:,} "
         f"sentences removed; {counts['emptied']:,} documents are empty now",
         err=True,
     )
 
 
+@contextmanager
+def _score_stream(out: Path | None) -> Iterator[Callable[[str], object]]:
+    """Stdout, or a file that appears when all is written."""
+    if out is None:
+        yield write_text
+        return
+    with new_file(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        yield stream.write
+
+
 def _reader(column: str, one_doc_per_line: bool, on_error: OnError) -> DocumentReader:
     def warn(message: str) -> None:
-        err_console.print(f"skipped: {message}", style="yellow", markup=False, soft_wrap=True)
+        show(f"skipped: {message}", err_console, style="yellow", soft_wrap=True)
 
     return DocumentReader(column, one_doc_per_line, warn if on_error is OnError.skip else None)
 
@@ -251,17 +274,16 @@ def _facts(document: Document, scores: TextScores, *, tokens: bool) -> dict[str,
 def _show_removed(document: Document, scores: TextScores) -> None:
     """Print a text with its noise struck out in red, or as ``[-noise-]`` without colour."""
     marks = ("", "") if out_console.is_terminal else ("[-", "-]")
-    whole = scores.text.replace("\x1b", "␛")  # a document must not control the terminal
-    view, last = Text(), 0
+    whole, view, last = scores.text, Text(), 0
     for (start, end), removed in zip(
         scores.sentences.tolist(), scores.is_noise.tolist(), strict=True
     ):
-        view.append(whole[last:start])
-        piece = whole[start:end]
+        view.append(printable(whole[last:start]))
+        piece = printable(whole[start:end])
         view.append(
             f"{marks[0]}{piece}{marks[1]}" if removed else piece, "red strike" if removed else ""
         )
         last = end
-    view.append(whole[last:])
-    out_console.rule(Text(document.where, style="dim"))
-    out_console.print(view, soft_wrap=True)
+    view.append(printable(whole[last:]))
+    out_console.rule(Text(printable(document.where), style="dim"))
+    show(view, out_console, soft_wrap=True)

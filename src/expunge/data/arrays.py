@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +13,8 @@ from expunge.data.conversion import to_column, to_inputs, to_labels
 from expunge.data.paths import require_file
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Samples, View
-from expunge.errors import DataError, did_you_mean
+from expunge.errors import DataError
+from expunge.storage.array_files import read_npz
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -103,28 +103,8 @@ def from_arrays(
 
 def npz_rows(path: Path, config: DataConfig) -> Rows:
     """Read an ``.npz`` file with the arrays ``x``, ``y`` and, optionally, ``ids``."""
-    require_file(path)
-    where = str(path)
-    try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError("one array, expected an .npz file with x and y", where=where)
-            for key in ("x", "y"):
-                if key not in file.files:
-                    raise DataError(
-                        f"no array is called '{key}'",
-                        where=where,
-                        fix=did_you_mean(key, file.files),
-                    )
-            arrays = {key: file[key] for key in ("x", "y", "ids") if key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"not an .npz file of plain arrays ({error})",
-            where=where,
-            fix="write it with numpy.savez(path, x=…, y=…), without objects",
-        ) from error
-    return array_rows(arrays["x"], arrays["y"], arrays.get("ids"), where=where)
+    arrays = read_npz(require_file(path), ("x", "y"), ("ids",))
+    return array_rows(arrays["x"], arrays["y"], arrays.get("ids"), where=str(path))
 
 
 def array_rows(x: object, y: object, ids: object = None, *, where: str) -> Rows:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from expunge.errors import format_ids
+from expunge.errors import DataError, format_ids
 
 
-def label_problems(
-    labels: np.ndarray, ids: np.ndarray, n_classes: int, *, is_subset: bool
-) -> list[str]:
-    """Labels must be finite integers in ``[0, n_classes)``, of two classes unless a subset."""
+def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[str]:
+    """Labels must be finite integers in ``[0, n_classes)``."""
     if labels.ndim != 1:
         return [f"labels must be one number a sample, not an array of shape {labels.shape}"]
     if labels.dtype.kind == "f":
@@ -32,9 +32,38 @@ def label_problems(
             f"labels outside 0…{n_classes - 1}: {format_ids(np.unique(labels[outside]))} "
             f"(ids {format_ids(ids[: len(outside)][outside[: len(ids)]])})"
         )
-    elif len(labels) and len(np.unique(labels)) < 2 and not is_subset:
-        problems.append("all samples have the same label: a classifier needs two or more")
     return problems
+
+
+def require_two_labels(labels: np.ndarray, *, where: str) -> None:
+    """Raise DataError if all samples have the same label: nothing can be learned from them."""
+    if len(labels) and (labels == labels[0]).all():
+        raise DataError(
+            "all samples have the same label: a classifier needs two or more",
+            where=where,
+            fix="name the right label column, or add samples of other classes",
+        )
+
+
+def text_problems(texts: np.ndarray | Sequence[str], what: str) -> list[str]:
+    """Texts must be Unicode: without lone surrogates, which no file can hold."""
+    values = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
+    if not values or not isinstance(values[0], str):
+        return []
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        bad = [ascii(text) for text in values if not text.isprintable() and not _is_text(text)]
+        return [f"{what} hold characters that are not text: {format_ids(bad)}"]
+    return []
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def probability_problems(

@@ -16,6 +16,7 @@ from expunge.data.inputs import TensorInputs
 from expunge.data.paths import require_file, require_folder
 from expunge.data.rows import Rows
 from expunge.errors import DataError, did_you_mean
+from expunge.storage.reading import READ_ERRORS
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -32,22 +33,6 @@ CLASSES = (
     "horse",
     "ship",
     "truck",
-)
-
-# What damaged pickles raise.
-_DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    ImportError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    OSError,
 )
 
 
@@ -93,7 +78,7 @@ def human_labels(path: Path, column: str) -> np.ndarray:
         warnings.simplefilter("ignore")  # of an archive that is not one of ours
         try:
             table = torch.load(path, map_location="cpu", weights_only=True)
-        except _DAMAGE as error:
+        except READ_ERRORS as error:
             # Torch's own text explains how to load the file unsafely: keep only the reason.
             reason = re.search(r"Unsupported \w+: \w* ?[\w.]+", str(error))
             raise DataError(
@@ -158,7 +143,7 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except DataError as error:
         raise DataError(error.what, where=where, fix=error.fix) from error
-    except _DAMAGE as error:
+    except READ_ERRORS as error:
         raise DataError(
             f"not a CIFAR-10 batch, or a damaged one ({error or type(error).__name__})",
             where=where,

@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Protocol
 
+from expunge.storage.reading import reading
+
 # Decoded inputs of up to this size are kept in memory.
 MAX_BYTES_IN_MEMORY = 4 << 30
 IMAGE_SUFFIXES = (
@@ -56,7 +58,8 @@ class EncodedFiles:
     def content(self) -> str:
         digest = hashlib.sha256()
         for path in self._paths:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            with reading(path):
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from expunge.data.feature_table import as_feature_table
 from expunge.data.manifest import check_columns, read_table
 from expunge.data.parquet import class_names, column_names, read_columns
 from expunge.data.paths import require_file
-from expunge.errors import DataError, did_you_mean
+from expunge.errors import DataError
+from expunge.storage.array_files import read_npy, read_npz
 
 # Texts of a CSV file that stand for a missing number.
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
@@ -154,13 +154,7 @@ def _probabilities(table: Any, path: Path) -> Array:
 def _read_npz(
     path: Path, label: str, features: Sequence[str], probs: Sequence[str], ids: str | None
 ) -> LabelledFeatures:
-    arrays = _load(path)
-    if not isinstance(arrays, dict):
-        raise DataError("one array, expected an .npz file", where=str(path))
-    for name in (*features, label, *probs, *([ids] if ids else [])):
-        if name not in arrays:
-            fix = did_you_mean(name, arrays)
-            raise DataError(f"no array is called '{name}'", where=str(path), fix=fix)
+    arrays = read_npz(path, (*features, label, *probs, *([ids] if ids else [])))
     if len(features) == 1:
         found: Any = arrays[features[0]]
     else:
@@ -182,22 +176,7 @@ def _read_npy(path: Path, label: str, probs: Sequence[str]) -> LabelledFeatures:
             fix="name the file of the labels: --label labels.npy",
         )
     return LabelledFeatures(
-        _load(path), _load(Path(label)), _load(Path(probs[0])) if probs else None
+        read_npy(path),
+        read_npy(require_file(Path(label))),
+        read_npy(require_file(Path(probs[0]))) if probs else None,
     )
-
-
-def _load(path: Path) -> Any:
-    """An array, or the arrays of an ``.npz`` file by name; nothing is unpickled."""
-    require_file(path)
-    try:
-        with path.open("rb") as stream:
-            found = np.load(stream, allow_pickle=False)
-            if isinstance(found, np.lib.npyio.NpzFile):
-                return {name: found[name] for name in found.files}
-            return found
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"not a file of plain arrays ({error})",
-            where=str(path),
-            fix="write it with numpy.save or numpy.savez, without objects",
-        ) from error

@@ -46,10 +46,11 @@ def is_missing(value: object) -> bool:
 
 
 def parse_integers(values: list[str]) -> Sequence[object]:
-    """Convert texts to integers if every text is one; else return them unchanged."""
-    if values and all(re.fullmatch(r"-?(0|[1-9][0-9]*)", v or "") for v in values):
-        return [int(v) for v in values]
-    return values
+    """Convert texts to integers if every text is one of 64 bits; else return them unchanged."""
+    if not values or not all(re.fullmatch(r"-?(0|[1-9][0-9]{0,18})", v or "") for v in values):
+        return values
+    integers = [int(v) for v in values]
+    return integers if all(-(2**63) <= v < 2**63 for v in integers) else values
 
 
 def join_by_id(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from expunge.data.labels import as_column, parse_integers
 from expunge.data.paths import require_file, resolve_inside
 from expunge.data.rows import Rows
 from expunge.errors import DataError, did_you_mean, format_ids
+from expunge.storage.json_files import parse_json
+from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -68,17 +69,13 @@ def read_table(path: Path) -> dict[str, Sequence[object]]:
     removed. A column of which all values are integers becomes integers; others are strings.
     """
     require_file(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                return _jsonl(list(file), path)
-            return _csv(_split_rows(file.read()), path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"not a text table ({error})", where=str(path), fix="save it as CSV or JSONL in UTF-8"
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot be read ({error})", where=str(path)) from error
+    with (
+        reading(path, what="not a text table", fix="save it as CSV or JSONL in UTF-8"),
+        path.open(encoding="utf-8-sig", newline="") as file,
+    ):
+        if path.suffix.lower() == ".jsonl":
+            return _jsonl(list(file), path)
+        return _csv(_split_rows(file.read()), path)
 
 
 def check_columns(table: dict[str, Sequence[object]], names: list[str], path: Path) -> None:
@@ -146,8 +143,8 @@ def _jsonl(lines: list[str], path: Path) -> dict[str, Sequence[object]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise DataError(f"line {number} is no JSON ({error})", where=str(path)) from error
         if not isinstance(row, dict):
             raise DataError(

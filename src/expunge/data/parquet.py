@@ -6,7 +6,6 @@ This module imports pyarrow: import it where it is used.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from expunge.data.encoded import LFS_POINTER, MAX_BYTES_IN_MEMORY, Encoded, is_audio
@@ -23,11 +21,13 @@ from expunge.data.inputs import Inputs, TensorInputs
 from expunge.data.paths import require_file
 from expunge.data.rows import Rows
 from expunge.errors import DataError, did_you_mean, format_ids
+from expunge.storage.digests import file_digest
+from expunge.storage.json_files import parse_json
+from expunge.storage.parquet_files import open_parquet
+from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
-
-_UNREADABLE = (pa.ArrowException, OSError)
 
 
 def parquet_rows(path: Path, config: DataConfig) -> Rows:
@@ -91,10 +91,9 @@ def read_values(path: Path, name: str) -> np.ndarray:
     column = _read(path, [name]).column(0)
     if not column.null_count and pa.types.is_boolean(column.type):
         return np.asarray(column.to_numpy())
-    rows = column.to_pylist()
     try:
-        values = np.array(rows, dtype=np.float64)
-    except (TypeError, ValueError):
+        values = np.array(column.to_pylist(), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, pa.ArrowException):
         values = np.empty(0)
     if column.null_count or values.ndim != 2:
         raise DataError(
@@ -127,8 +126,8 @@ class EncodedColumn:
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
-        metadata = pq.read_metadata(path)
-        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        with open_parquet(path) as file:
+            groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
         self._starts = np.cumsum([0, *(g.num_rows for g in groups)])
         largest = max((g.total_byte_size for g in groups), default=1)
         self._max_groups = max(1, MAX_BYTES_IN_MEMORY // max(largest, 1))
@@ -144,9 +143,9 @@ class EncodedColumn:
         return value
 
     def content(self) -> str:
-        with self._path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        return hashlib.sha256(f"{digest.hexdigest()}{self._name}".encode()).hexdigest()
+        with reading(self._path):
+            digest = file_digest(self._path)
+        return hashlib.sha256(f"{digest}{self._name}".encode()).hexdigest()
 
     def _group(self, g: int) -> Any:
         with self._lock:
@@ -163,30 +162,19 @@ class EncodedColumn:
 def _read_schema(path: Path) -> tuple[Any, int]:
     """The schema and the number of rows."""
     require_file(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.schema_arrow, file.metadata.num_rows
-    except _UNREADABLE as error:
-        with path.open("rb") as start:
-            if start.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise DataError(
-                    "a pointer of Git LFS, not the file", where=str(path), fix="git lfs pull"
-                ) from error
-        raise DataError(
-            f"not a Parquet file, or a damaged one ({error})",
-            where=str(path),
-            fix="set source to the kind of this file",
-        ) from error
+    with reading(path), path.open("rb") as start:
+        is_pointer = start.read(len(LFS_POINTER)) == LFS_POINTER
+    if is_pointer:
+        raise DataError("a pointer of Git LFS, not the file", where=str(path), fix="git lfs pull")
+    with open_parquet(path, fix="set source to the kind of this file") as file:
+        return file.schema_arrow, file.metadata.num_rows
 
 
 def _read(path: Path, columns: list[str], *, group: int | None = None) -> Any:
-    try:
-        with pq.ParquetFile(path) as file:
-            if group is None:
-                return file.read(columns=columns)
-            return file.read_row_group(group, columns=columns)
-    except _UNREADABLE as error:
-        raise DataError(f"a damaged Parquet file ({error})", where=str(path)) from error
+    with open_parquet(path, what="a damaged Parquet file") as file:
+        if group is None:
+            return file.read(columns=columns)
+        return file.read_row_group(group, columns=columns)
 
 
 def _require_columns(schema: Any, names: list[str], path: Path) -> None:
@@ -201,7 +189,7 @@ def _require_columns(schema: Any, names: list[str], path: Path) -> None:
 def _hub_feature(schema: Any, name: str) -> dict[str, Any]:
     """The Hub's description of a column; empty if there is none."""
     try:
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        described = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = described["info"]["features"][name]
     except (ValueError, KeyError, TypeError):
         return {}

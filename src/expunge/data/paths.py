@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from expunge.errors import DataError, format_ids
+from expunge.storage.reading import is_file, reading
 
 
 def resolve_path(text: str, folder: Path) -> Path:
@@ -73,20 +74,24 @@ def require_inside(folder: Path, text: str) -> Path:
 
 def require_file(path: Path) -> Path:
     """Return the path of a file; DataError if there is none."""
-    if path.is_dir():
+    with reading(path):
+        is_folder = path.is_dir()
+    if is_folder:
         raise DataError("expected a file, found a directory", where=str(path))
     return _require_path(path)
 
 
 def require_folder(path: Path) -> Path:
     """Return the path of a folder; DataError if there is none."""
-    if path.is_file():
+    if is_file(path):
         raise DataError("expected a folder, found a file", where=str(path))
     return _require_path(path)
 
 
 def _require_path(path: Path) -> Path:
-    if not path.exists():
+    with reading(path):
+        exists = path.exists()
+    if not exists:
         raise DataError(
             "no such file or folder",
             where=str(path),

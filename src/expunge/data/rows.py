@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from expunge.data import audio
+from expunge.data.checks import require_two_labels
 from expunge.data.classes import encode_labels
 from expunge.data.decoding import Decoding, transform_inputs
 from expunge.data.encoded import Encoded, EncodedSlice
@@ -156,6 +157,8 @@ def to_samples(
         id_root=rows.id_root,
         decoding=decoding,
     )
+    if not classes:  # with the classes of another set, samples of one class can be measured
+        require_two_labels(samples.labels, where=where)
     if mean or std or samples.view is not None:
         _check_preparation(samples, where)
     return samples

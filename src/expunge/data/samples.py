@@ -19,6 +19,7 @@ from expunge.data.checks import (
     feature_problems,
     label_problems,
     probability_problems,
+    text_problems,
     trusted_problems,
 )
 from expunge.data.classes import encode_labels, is_numbered
@@ -79,8 +80,8 @@ class Samples:
     Raises
     ------
     DataError
-        If there are no samples, lengths differ, ids repeat, labels are no class indices or all the
-        same, or an array has another shape, type or range. All problems come in one error.
+        If there are no samples, lengths differ, ids repeat, labels are no class indices, or an
+        array has another shape, type or range. All problems come in one error.
 
     Examples
     --------
@@ -143,11 +144,11 @@ class Samples:
             )
         if ids.dtype.kind not in "iuU":
             problems.append(f"ids must be integers or strings, not {ids.dtype}")
+        problems += text_problems(ids, "ids") + text_problems(self.classes, "class names")
         unique, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():
             problems.append(f"duplicate ids: {format_ids(unique[counts > 1])}")
-        is_subset = isinstance(self.inputs, SubsetInputs)
-        return problems + label_problems(labels, ids, len(self.classes), is_subset=is_subset)
+        return problems + label_problems(labels, ids, len(self.classes))
 
     def __len__(self) -> int:
         return len(self.ids)

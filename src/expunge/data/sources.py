@@ -29,6 +29,7 @@ from expunge.data.rows import Rows, slice_rows, to_samples
 from expunge.data.samples import Samples
 from expunge.data.transforms import Transform, load_transform
 from expunge.errors import ConfigError, DataError, format_ids, raise_all, range_problems
+from expunge.storage.reading import reading
 
 MAX_SECONDS = 3600  # of a clip
 
@@ -245,7 +246,8 @@ def read(
     if config.root:
         config = replace(config, root=str(resolve_path(config.root, folder)))
     source = config.source or _guess_source(path)
-    rows = sources.get(source)(path, config)
+    with reading(path):
+        rows = sources.get(source)(path, config)
     if not rows.class_names and classes and config.classes != tuple(classes):
         rows = replace(rows, class_names=config.classes)
     if config.labels is not None:
@@ -308,6 +310,11 @@ def replace_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samp
 
 
 def _guess_source(path: Path) -> str:
+    with reading(path):
+        return _guess_by_content(path)
+
+
+def _guess_by_content(path: Path) -> str:
     suffixes = {".parquet": "parquet", ".csv": "manifest", ".jsonl": "manifest", ".npz": "arrays"}
     if path.suffix.lower() in suffixes:
         return suffixes[path.suffix.lower()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from expunge._core.imports import describe_error, import_named
 from expunge.data.paths import require_folder, resolve_path
 from expunge.errors import USER_ERRORS, ConfigError, DataError, extra_required
 from expunge.storage.hashing import content_of
+from expunge.storage.json_files import read_json
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # What processors of Hugging Face call the input of the model.
@@ -159,11 +159,7 @@ def load_transform(
 def _read_settings(folder: Path) -> dict[str, Any]:
     for name in PROCESSOR_FILES:
         if (folder / name).is_file():
-            try:
-                found = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (ValueError, OSError, RecursionError) as error:
-                raise DataError(f"cannot be read ({error})", where=str(folder / name)) from error
-            return found if isinstance(found, dict) else {}
+            return read_json(folder / name, error=DataError)
     return {}
 
 

@@ -10,11 +10,7 @@ The manifest names code (the model's constructor), which is imported: load what 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,6 +37,7 @@ from expunge.export.files import (
     store_decoding,
 )
 from expunge.export.manifest import (
+    EXPORT_AGAIN,
     Manifest,
     StoredInputs,
     example_inputs,
@@ -58,8 +55,12 @@ from expunge.models.inspection import eval_mode, logits_of
 from expunge.models.outputs import mark_output, output_kind
 from expunge.records import HeadPlan, PrunePlan
 from expunge.storage import serialization
-from expunge.storage.atomic_files import wrap_io_errors
-from expunge.storage.json_files import read_json
+from expunge.storage.atomic_files import make_folder, new_folder, wrap_io_errors
+from expunge.storage.digests import file_digest, require_unchanged
+from expunge.storage.finished_run import read_record, read_result
+from expunge.storage.json_files import parse_json
+from expunge.storage.reading import reading
+from expunge.storage.run_folder import read_header
 from expunge.storage.weights import read_weights, save_weights
 
 WEIGHTS, GRAPH, CARD = "model.safetensors", "model.onnx", "README.md"
@@ -201,17 +202,15 @@ def export_model(
     _check_plain_values(arguments or {})
     if onnx:
         require_onnx()
-    with wrap_io_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    make_folder(folder.parent)
+    with new_folder(folder) as temporary:
         save_weights(model, temporary / WEIGHTS)
         manifest = Manifest(
             constructor,
             dict(arguments or {}),
             samples.classes,
             input_formats(samples.inputs.batch(np.arange(1))),
-            {WEIGHTS: _sha256(temporary / WEIGHTS)},
+            {WEIGHTS: file_digest(temporary / WEIGHTS)},
             {k: tuple(map(int, units)) for k, units in plan.units.items()} if plan else {},
             mode,
             head,
@@ -231,14 +230,9 @@ def export_model(
             graph = found.model, samples, temporary / GRAPH
             write_graph(*graph)
             parity = compare_graph(*graph, tolerance=tolerance)
-            hashes = {**manifest.sha256, GRAPH: _sha256(temporary / GRAPH)}
+            hashes = {**manifest.sha256, GRAPH: file_digest(temporary / GRAPH)}
             found = replace(found, manifest=replace(manifest, onnx=parity, sha256=hashes))
             write_manifest(found.manifest, temporary)
-        with wrap_io_errors(folder):
-            temporary.chmod(0o755)
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return found
 
 
@@ -285,13 +279,8 @@ def load_exported_model(folder: str | Path) -> ExportedModel:
 
 def _load(folder: Path) -> ExportedModel:
     manifest = read_manifest(folder)
-    for name, expected in manifest.sha256.items():
-        if (folder / name).is_file() and _sha256(folder / name) != expected:
-            raise RunError(
-                "has changed since it was written",
-                where=str(folder / name),
-                fix="export the model again",
-            )
+    present = {k: v for k, v in manifest.sha256.items() if k == WEIGHTS or (folder / k).is_file()}
+    require_unchanged(folder, present, fix=EXPORT_AGAIN)
     config = specs.ModelConfig(manifest.constructor, manifest.arguments)
     state = read_weights(folder / WEIGHTS)
     model = _rebuild(
@@ -372,7 +361,7 @@ def export_run(
         mode=mode,
         onnx=onnx,
         tolerance=tolerance,
-        summary=read_json(run / "result.json"),
+        summary=read_result(run),
     )
 
 
@@ -402,19 +391,21 @@ def _read_finished_run(
     run: Path,
 ) -> tuple[dict[str, Any], dict[str, Tensor], PrunePlan, HeadPlan | None]:
     """The header of a run, its model's weights, the units that it cut, and its head."""
+    fix = "let `expunge repair` end first, or name the run folder with --run"
     try:
-        header = read_json(run / "run.json")
-        with safe_open(run / WEIGHTS, framework="pt") as file:
-            facts = file.metadata() or {}
-            units, head = json.loads(facts["plan"]), json.loads(facts["head"])
-    except (RunError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RunError(
-            f"holds no finished run: {error}",
-            where=str(run),
-            fix="let `expunge repair` end first, or name the run folder with --run",
-        ) from error
-    units = {layer: tuple(numbers) for layer, numbers in units.items()}
-    return header, read_weights(run / WEIGHTS), _plan_of(units), serialization.load_head(head)
+        read_record(run, WEIGHTS)
+        header = read_header(run)
+    except RunError as error:
+        raise RunError(error.what, where=error.where, fix=fix) from error
+    with (
+        reading(run, RunError, what="holds no finished run", fix=fix, also=(SafetensorError,)),
+        safe_open(run / WEIGHTS, framework="pt") as file,
+    ):
+        facts = file.metadata() or {}
+        found = parse_json(facts["plan"])
+        units = {layer: tuple(map(int, numbers)) for layer, numbers in found.items()}
+        head = serialization.load_head(parse_json(facts["head"]))
+    return header, read_weights(run / WEIGHTS), _plan_of(units), head
 
 
 def _check_same_logits(exported: ExportedModel, model: nn.Module, samples: Samples) -> None:
@@ -446,12 +437,10 @@ def _check_plain_values(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    with wrap_io_errors(folder):
+        is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_empty:
         raise RunError("is not empty", where=str(folder), fix="name a new folder with --out")
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,15 +18,17 @@ from expunge._core.rng import torch_generator
 from expunge.config import build
 from expunge.data import Batch, Preparation
 from expunge.data.conversion import to_cpu_tensor
-from expunge.errors import DataError, RunError, format_ids
+from expunge.errors import DataError, RunError, check_range, format_ids
 from expunge.export.files import StoredDecoding
 from expunge.export.onnx import Parity
 from expunge.models.outputs import OutputKind
 from expunge.records import HeadPlan
-from expunge.storage.atomic_files import wrap_io_errors
-from expunge.storage.json_files import read_json
+from expunge.storage.atomic_files import write_file
+from expunge.storage.json_files import read_json, read_sealed, seal
 
-SCHEMA = 1
+SCHEMA = 2
+EXPORT_AGAIN = "export the model again"
+MAX_INPUT_VALUES = 2**28  # of one sample
 MANIFEST = "manifest.json"
 # What stored integers are multiplied by, see `Preparation`.
 SCALES = {"uint8": 1 / 255, "int16": 1 / 32768}
@@ -185,9 +188,8 @@ def example_inputs(manifest: Manifest) -> Batch:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write the manifest into a folder; RunError if that fails."""
-    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
-    with wrap_io_errors(folder):
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(seal(asdict(manifest)), indent=2, ensure_ascii=False)
+    write_file(folder / MANIFEST, text + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -196,16 +198,33 @@ def read_manifest(folder: Path) -> Manifest:
     Raises
     ------
     RunError
-        If it cannot be read or has another schema.
+        If it cannot be read, has another schema or has changed since it was written.
     ConfigError
         For unknown or missing keys.
     """
     file = folder / MANIFEST
-    values = read_json(file, fix="name a folder that `expunge export` wrote")
-    if values.get("schema") != SCHEMA:
+    schema = read_json(file, fix="name a folder that `expunge export` wrote").get("schema")
+    if schema != SCHEMA:
         raise RunError(
-            f"has the schema {values.get('schema')}, this version reads {SCHEMA}",
+            f"has the schema {schema}, this version reads {SCHEMA}",
             where=str(file),
-            fix="export the model again",
+            fix=EXPORT_AGAIN,
         )
-    return build(Manifest, values, where=str(file))
+    values = read_sealed(file, fix=EXPORT_AGAIN)
+    manifest = build(Manifest, values, where=str(file))
+    _check_formats(manifest.inputs, str(file))
+    return manifest
+
+
+def _check_formats(inputs: Mapping[str, InputFormat], where: str) -> None:
+    """Refuse formats that no tensor has, and inputs that take too much memory to trace with."""
+    for name, form in inputs.items():
+        sizes = {f"inputs.{name}.shape[{i}]": (n, "[1, inf)") for i, n in enumerate(form.shape)}
+        check_range(RunError, sizes, where=where)
+        is_type = isinstance(getattr(torch, form.dtype, None), torch.dtype)
+        if not is_type or math.prod(form.shape) > MAX_INPUT_VALUES:
+            raise RunError(
+                f"input '{name}' is {form.dtype} of shape {list(form.shape)}",
+                where=where,
+                fix=EXPORT_AGAIN,
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import numpy as np
 
 from expunge.data.paths import require_file
 from expunge.data.sources import DataConfig, read
-from expunge.errors import DataError, did_you_mean
+from expunge.errors import DataError
 from expunge.nmtune.spectra import check_features
+from expunge.storage.array_files import read_npy, read_npz
+from expunge.storage.atomic_files import new_file, require_other_file
 
 FILE_TYPES = (".parquet", ".npz", ".npy")
 
@@ -56,18 +57,8 @@ def read_embeddings(path: Path, *, column: str) -> np.ndarray:
             where=str(path),
         )
     require_file(path)
-    try:
-        found = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return _rows(found, path)
-        with found:
-            if "x" not in found.files:
-                raise DataError(
-                    "no array is called 'x'", where=str(path), fix=did_you_mean("x", found.files)
-                )
-            return _rows(found["x"], path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"not a file of plain arrays: {error}", where=str(path)) from error
+    x = read_npy(path) if path.suffix == ".npy" else read_npz(path, ["x"])["x"]
+    return _rows(x, path)
 
 
 def write(path: Path, columns: Mapping[str, np.ndarray], *, source: Path) -> None:
@@ -86,22 +77,33 @@ def write(path: Path, columns: Mapping[str, np.ndarray], *, source: Path) -> Non
     ------
     DataError
         If the source has a column of the same name, or the file type is another.
+    RunError
+        If the path is the source, or cannot be written.
     """
-    if path.suffix == ".npz":
-        np.savez(path, **dict(columns))  # type: ignore[arg-type]
-        return
-    if path.suffix != ".parquet":
+    require_other_file(path, source)
+    if path.suffix not in (".npz", ".parquet"):
         raise DataError(
             f"unsupported file type '{path.suffix}'; expected .parquet or .npz", where=str(path)
         )
+    with new_file(path) as temporary:
+        if path.suffix == ".npz":
+            np.savez(temporary, **dict(columns))  # type: ignore[arg-type]
+        else:
+            _write_parquet(temporary, columns, source)
+
+
+def _write_parquet(path: Path, columns: Mapping[str, np.ndarray], source: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from expunge.storage.parquet_files import open_parquet
 
     arrays = {name: pa.array(list(v) if v.ndim == 2 else v) for name, v in columns.items()}
     if source.suffix != ".parquet":
         pq.write_table(pa.table(arrays), path)
         return
-    table = pq.read_table(source)
+    with open_parquet(source) as file:
+        table = file.read()
     for name, column in arrays.items():
         if name in table.column_names:
             raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
 from expunge.config import build
 from expunge.data import Labels, from_arrays
+from expunge.data.checks import require_two_labels
 from expunge.errors import (
     ConfigError,
     DataError,
@@ -30,13 +28,15 @@ from expunge.nmtune.networks import Head, ViewHead, input_scale
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig
 from expunge.nmtune.spectra import check_features, singular_values
 from expunge.nmtune.training import choose_two_views, train_head
-from expunge.storage.json_files import read_json
+from expunge.storage.array_files import read_tensors, save_tensors
+from expunge.storage.atomic_files import make_folder
+from expunge.storage.reading import reading
 from expunge.storage.weights import fit_weights
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.steps import Step
 
 Preset = Literal["linear", "mlp", "paper", "code"]
-TENSORS_FILE, SETTINGS_FILE, FORMAT_VERSION = "nmtune.safetensors", "nmtune.json", 2
+HEAD_FILE, FORMAT_VERSION = "nmtune.safetensors", 3
 # Rows that a head reads at once.
 BATCH_SIZE = 4096
 # Rows that the singular spectrum is computed of, at most.
@@ -225,12 +225,17 @@ class NMTune:
                 yield torch.from_numpy(part).to(device)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``nmtune.safetensors`` and ``nmtune.json``; create the folder if necessary."""
+        """Write ``nmtune.safetensors``, settings included; create the folder if necessary.
+
+        Raises
+        ------
+        RunError
+            If it cannot be written; a head that was there before is left as it was.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"head.{k}": v.cpu().contiguous() for k, v in self.head.state_dict().items()}
+        make_folder(folder)
+        tensors = {f"head.{k}": v for k, v in self.head.state_dict().items()}
         tensors |= {f"spectrum.{k}": torch.from_numpy(v) for k, v in self.spectra.items()}
-        save_file(tensors, folder / TENSORS_FILE)
         facts = {
             "version": FORMAT_VERSION,
             "width": self.head.linear.in_features,
@@ -239,7 +244,7 @@ class NMTune:
             "trials": [asdict(trial) for trial in self.trials],
             "config": asdict(self.config),
         }
-        (folder / SETTINGS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        save_tensors(folder / HEAD_FILE, tensors, facts)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu") -> NMTune:
@@ -248,26 +253,24 @@ class NMTune:
         Raises
         ------
         ModelError
-            If the folder has no head, a damaged one, or one of another format.
+            If the folder has no head, a damaged one, one that has changed, or one of another
+            format.
         """
-        folder = Path(folder)
-        where, settings = str(folder), folder / SETTINGS_FILE
-        facts = read_json(settings, error=ModelError, fix=_FIX)
+        where = str(Path(folder) / HEAD_FILE)
+        tensors, facts = read_tensors(Path(where), error=ModelError, fix=_FIX)
         version = facts.get("version")
         if version != FORMAT_VERSION:
             raise ModelError(
                 f"head format {version}, this version reads {FORMAT_VERSION}", where=where, fix=_FIX
             )
-        try:
-            tensors = load_file(folder / TENSORS_FILE)
-            width, names = facts["width"], tuple(facts["classes"])
+        with reading(where, ModelError, what="the head is damaged", fix=_FIX):
+            names = tuple(map(str, facts["classes"]))
             trials = tuple(Trial(**t) for t in facts["trials"])
             learning_rate = float(facts["learning_rate"])
-            config = build(NMTuneConfig, facts["config"], where=str(settings))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModelError(f"the head is damaged: {error}", where=where, fix=_FIX) from error
-        head = Head(width, len(names), config)
-        fit_weights(head, _with_prefix("head.", tensors), where=str(folder / TENSORS_FILE))
+            config = build(NMTuneConfig, facts["config"], where=where)
+            state = _with_prefix("head.", tensors)
+            head = _make_head(int(facts["width"]), len(names), config, state)
+            fit_weights(head, state, where=where)
         spectra = {k: v.numpy() for k, v in _with_prefix("spectrum.", tensors).items()}
         return cls(head.to(device).eval(), config, names, learning_rate, trials, spectra)
 
@@ -323,6 +326,15 @@ class _Task:
         return head
 
 
+def _make_head(width: int, classes: int, config: NMTuneConfig, state: Mapping[str, Tensor]) -> Head:
+    """Make a head; ValueError, before any memory is taken, if the tensors are not of its shapes."""
+    with torch.device("meta"):
+        expected = {k: v.shape for k, v in Head(width, classes, config).state_dict().items()}
+    if expected != {k: v.shape for k, v in state.items()}:
+        raise ValueError(f"its tensors are not those of {width} features and {classes} classes")
+    return Head(width, classes, config)
+
+
 def _preset(name: str) -> NMTuneConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset '{name}'", fix=did_you_mean(name, PRESETS))
@@ -342,6 +354,7 @@ def _check_data(
     for view in x:
         check_features(view)
     samples = from_arrays(x[0], labels, classes=classes or None, name="nmtune")
+    require_two_labels(samples.labels, where="nmtune")
     return np.ascontiguousarray(x, dtype=np.float32), np.array(samples.labels), samples.classes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -86,12 +85,13 @@ class NMTuneConfig:
                 "top": (self.top, "[1, inf)"),
                 "epochs": (self.epochs, "[1, inf)"),
                 "batch_size": (self.batch_size, "[2, inf)"),
-                "weight_decay": (self.weight_decay, "[0, inf)"),
+                "weight_decay": (self.weight_decay, "[0, 1e30]"),
             }
         )
-        if not self.learning_rates or not all(0 < lr < math.inf for lr in self.learning_rates):
+        if not self.learning_rates or not all(0 < lr <= 1e30 for lr in self.learning_rates):
             problems.append(
-                f"learning_rates must be one or more numbers above 0, not {self.learning_rates}"
+                "learning_rates must be one or more numbers in (0, 1e30], not "
+                f"{self.learning_rates}"
             )
         raise_all(ConfigError, problems, where="NMTune")
 

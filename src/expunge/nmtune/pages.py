@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from expunge.errors import RunError
 from expunge.nmtune.heads import NMTune
 from expunge.nmtune.spectra import lsvr, sve
 from expunge.reporting import charts
+from expunge.storage.reading import reading
 
 # A caption, and singular values by the name of the curve.
 Plot = tuple[str, Mapping[str, np.ndarray]]
+# By which a page is recognised as ours.
+_MARK = b'<meta name="generator" content="expunge">'
 
 
 def report(fitted: NMTune, probe: NMTune | None = None) -> str:
@@ -37,6 +42,22 @@ def report(fitted: NMTune, probe: NMTune | None = None) -> str:
     ]
     samples = "held-out samples" if fitted.trials else "the training samples"
     return page("NMTune", [(f"Features of {samples}", fitted.spectra)], trials)
+
+
+def require_own_page(file: Path) -> None:
+    """Refuse to overwrite a page that `page` did not render.
+
+    Raises
+    ------
+    RunError
+        If the file is of another program, or cannot be read.
+    """
+    with reading(file, RunError):
+        is_foreign = file.exists() and _MARK not in file.read_bytes()[:1000]
+    if is_foreign:
+        raise RunError(
+            "is a page of another program", where=str(file), fix="name another folder with --out"
+        )
 
 
 def page(

@@ -19,6 +19,7 @@ from expunge.data.paths import resolve_path
 from expunge.errors import ConfigError, DataError, check_range, did_you_mean
 from expunge.records import Partition, align
 from expunge.storage.atomic_files import new_file, require_other_file
+from expunge.storage.json_files import parse_json
 from expunge.storage.parquet_files import open_parquet
 
 NEW_COLUMNS = ("label_given", "p_noisy", "kind", "reviewed", "drop")
@@ -234,7 +235,7 @@ def _with_columns(table: pa.Table, columns: Mapping[str, pa.Array], label: str) 
 def _described(text: bytes, label: str) -> bytes:
     """The Hub's description of the columns, with ours; as it is if it cannot be read."""
     try:
-        described = json.loads(text)
+        described = parse_json(text)
         features = described["info"]["features"]
         types = {"p_noisy": "float64", "kind": "string", "reviewed": "bool", "drop": "bool"}
         new = {name: {"dtype": dtype, "_type": "Value"} for name, dtype in types.items()}

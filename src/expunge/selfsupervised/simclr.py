@@ -95,7 +95,7 @@ class SimclrConfig:
                 "simclr.hidden": (self.hidden, "[1, inf)"),
                 "simclr.projection": (self.projection, "[1, inf)"),
                 "simclr.temperature": (self.temperature, "(0, inf)"),
-                "simclr.lr": (self.lr, "(0, inf)"),
+                "simclr.lr": (self.lr, "(0, 1e30]"),
             },
         )
 

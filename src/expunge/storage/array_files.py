@@ -50,7 +50,7 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] = ()) 
     with (
         reading(path, what=what, fix=_PLAIN_FIX),
         path.open("rb") as stream,
-        zipfile.ZipFile(stream) as archive,
+        _open_archive(stream) as archive,
     ):
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         for name in required:
@@ -114,6 +114,8 @@ def read_tensors(
         safe_open(path, framework="pt") as file,
     ):
         header = file.metadata() or {}
+        if not {_METADATA, _DIGEST} <= {*header}:
+            raise error("was written by another program or version", where=str(path), fix=fix)
         text = header[_METADATA]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = parse_json(text)
@@ -130,6 +132,12 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
         hashed.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
         hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
+
+
+def _open_archive(stream: IO[bytes]) -> zipfile.ZipFile:
+    if stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+        raise ValueError("it is one array, expected an .npz file")
+    return zipfile.ZipFile(stream)
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:

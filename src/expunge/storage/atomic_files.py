@@ -59,6 +59,12 @@ def write_file(
             content(temporary)
 
 
+def make_folder(folder: Path, *, error: type[ExpungeError] = RunError) -> None:
+    """Make a folder and its parents, unless it exists."""
+    with wrap_io_errors(folder, error):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def new_file(target: str | Path, *, error: type[ExpungeError] = RunError) -> Iterator[Path]:
     """Provide a path to write to, which becomes the file where the block ends without an error."""

@@ -39,7 +39,7 @@ def require_unchanged(folder: Path, files: Mapping[str, str], *, fix: str) -> No
         Naming the file that is missing or has changed.
     """
     for name, expected in files.items():
-        with reading(folder, RunError, fix=fix):
+        with reading(folder / str(name), RunError, fix=fix):
             is_same = Path(name).name == name and file_digest(folder / name) == expected
         if not is_same:
             raise RunError("has changed since it was written", where=str(folder / name), fix=fix)

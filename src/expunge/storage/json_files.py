@@ -14,7 +14,7 @@ from expunge.storage.reading import reading
 
 MAX_BYTES = 256 * 2**20  # of a JSON or TOML file; ours are far smaller
 MAX_DIGITS = 20  # of an integer: 64 bits and the sign
-SEAL = "sha256"
+SEAL = "digest"  # the key of a file's own digest
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -86,7 +86,7 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     Examples
     --------
     >>> sorted(seal({"seed": 1}))
-    ['seed', 'sha256']
+    ['digest', 'seed']
     """
     plain: dict[str, Any] = json.loads(json.dumps(dict(values), default=list))
     return {**plain, SEAL: digest(plain)}

@@ -6,7 +6,6 @@ Only a few records are in memory at a time; their order is kept.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.errors import ConfigError, DataError, format_ids
+from expunge.storage.atomic_files import new_file, require_other_file
+from expunge.storage.json_files import parse_json
+from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -79,13 +81,17 @@ class DocumentReader:
                 yield from self._whole(file)
 
     def _whole(self, file: Path) -> Iterator[Document]:
+        with reading(file):
+            raw = file.read_bytes()
         try:
-            yield Document(_decode(file.read_bytes()), str(file), {})
+            text = _decode(raw)
         except ValueError as error:
             self._refuse(str(file), str(error))
+        else:
+            yield Document(text, str(file), {})
 
     def _lines(self, file: Path) -> Iterator[tuple[str, str]]:
-        with file.open("rb") as lines:
+        with reading(file), file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 where = f"{file}:{number}"
                 try:
@@ -98,7 +104,7 @@ class DocumentReader:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.removeprefix("\ufeff"))
+                record = parse_json(line.removeprefix("\ufeff"))
             except ValueError as error:
                 self._refuse(where, f"not JSON: {error}")
                 continue
@@ -108,24 +114,21 @@ class DocumentReader:
                 yield from self._document(record, where)
 
     def _rows(self, file: Path) -> Iterator[Document]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from expunge.storage.parquet_files import open_parquet
 
-        try:
-            table = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"not a Parquet file: {error}", where=str(file)) from error
-        if self.column not in table.schema_arrow.names:
-            raise DataError(
-                f"no column '{self.column}'",
-                where=str(file),
-                fix=f"--column with one of: {', '.join(table.schema_arrow.names)}",
-            )
         number = 0
-        for rows in table.iter_batches(ROW_GROUP_SIZE):
-            for record in rows.to_pylist():
-                number += 1
-                yield from self._document(record, f"{file}:{number}")
+        with open_parquet(file) as table:
+            names = table.schema_arrow.names
+            if self.column not in names:
+                raise DataError(
+                    f"no column '{self.column}'",
+                    where=str(file),
+                    fix=f"--column with one of: {format_ids(names, 20)}",
+                )
+            for rows in table.iter_batches(ROW_GROUP_SIZE):
+                for record in rows.to_pylist():
+                    number += 1
+                    yield from self._document(record, f"{file}:{number}")
 
     def _document(self, record: dict[str, Any], where: str) -> Iterator[Document]:
         text = record.get(self.column)
@@ -156,14 +159,15 @@ class DocumentReader:
 def document_files(path: Path) -> list[Path]:
     """The file, or the files of a folder with documents; DataError if there are none."""
     known = (*TEXT, *JSONL, *PARQUET)
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in known)
-    elif path.is_file() and path.suffix not in known:
+    with reading(path):
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in known)
+        else:
+            found = [path] if path.is_file() else []
+    if found == [path] and path.suffix not in known:
         raise DataError(
             f"unsupported file type '{path.suffix}'; expected {', '.join(known)}", where=str(path)
         )
-    else:
-        found = [path] if path.is_file() else []
     if not found:
         raise DataError("there are no documents", where=str(path), fix="check the path")
     return found
@@ -192,7 +196,9 @@ def document_writer(
     Raises
     ------
     ConfigError
-        If ``out`` has another format than ``source``, ``source`` is a folder, or both are one file.
+        If ``out`` has another format than ``source``, or ``source`` is a folder.
+    RunError
+        If both are one file, or ``out`` cannot be written.
     """
     found = document_files(source)
     if source.is_dir() or _format(found[0]) != _format(out):
@@ -201,16 +207,17 @@ def document_writer(
             where=str(out),
             fix="clean files one by one, each into a file of the same format",
         )
-    if out.exists() and out.samefile(source):
-        raise ConfigError("--out would overwrite the documents", where=str(out))
+    require_other_file(out, source)
     if not out.parent.is_dir():
         raise ConfigError("the folder does not exist", where=str(out.parent), fix="create it")
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with new_file(out) as part:
         if _format(out) == PARQUET:
             import pyarrow.parquet as pq
 
-            schema = pq.ParquetFile(source).schema_arrow
+            from expunge.storage.parquet_files import open_parquet
+
+            with open_parquet(source) as table:
+                schema = table.schema_arrow
             with pq.ParquetWriter(part, schema) as file, _row_writer(file, column) as write:
                 yield write
         else:
@@ -224,16 +231,19 @@ def document_writer(
                     )
 
                 yield write_line
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def format_record(document: Document, text: str, *, column: str, one_doc_per_line: bool) -> str:
     """Format a record with another text: as a JSON object, a line, or a whole text."""
-    if document.record:
-        return json.dumps({**document.record, column: text}, ensure_ascii=False, default=str) + "\n"
-    return f"{text}\n" if one_doc_per_line else text
+    if not document.record:
+        return f"{text}\n" if one_doc_per_line else text
+    record = {**document.record, column: text}
+    line = json.dumps(record, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # lone surrogates in another field, which only escapes can express
+        line = json.dumps(record, default=str)
+    return f"{line}\n"
 
 
 @contextmanager

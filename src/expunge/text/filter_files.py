@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+import torch
 
 from expunge.config import build
 from expunge.errors import ModelError
-from expunge.storage.json_files import read_json
+from expunge.storage.array_files import read_tensors, save_tensors
+from expunge.storage.atomic_files import make_folder
+from expunge.storage.reading import reading
 from expunge.text.encoders import Encoder, HuggingFaceEncoder, encode_texts
 from expunge.text.scores import FilterConfig
 
-TENSORS_FILE, SETTINGS_FILE, FORMAT_VERSION = "filter.safetensors", "filter.json", 2
+FILTER_FILE, FORMAT_VERSION = "filter.safetensors", 3
 # The mean state of this text identifies the encoder that a filter was fitted with.
 PROBE_TEXT = "The filter was fitted with the states of this encoder, number 1."
 # Relative distance between two probes of one encoder, at most: devices and precisions differ less.
@@ -29,9 +29,7 @@ _FIX = "run `expunge text fit` again"
 def save(
     folder: Path, *, encoder: Encoder, config: FilterConfig, tensors: Mapping[str, np.ndarray]
 ) -> None:
-    """Write the tensors and the settings; the settings last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / TENSORS_FILE)
+    """Write the tensors and the settings to one file."""
     settings: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "encoder": "",
@@ -40,28 +38,27 @@ def save(
     }
     if isinstance(encoder, HuggingFaceEncoder):
         settings |= {"encoder": encoder.name, "window": encoder.window}
-    text = json.dumps(settings, indent=2)
-    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+    make_folder(folder)
+    state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()}
+    save_tensors(folder / FILTER_FILE, state, settings)
 
 
 def load(
     folder: Path, encoder: Encoder | None, *, device: str
 ) -> tuple[FilterConfig, dict[str, np.ndarray], Encoder]:
     """Read settings and tensors; find the encoder by its name, or check the one given."""
-    where = str(folder)
-    settings = read_json(folder / SETTINGS_FILE, error=ModelError, fix=_FIX)
+    where = str(folder / FILTER_FILE)
+    state, settings = read_tensors(folder / FILTER_FILE, error=ModelError, fix=_FIX)
     version = settings.get("version")
     if version != FORMAT_VERSION:
         raise ModelError(
             f"filter format {version}, this version reads {FORMAT_VERSION}", where=where, fix=_FIX
         )
-    try:
-        tensors = load_file(folder / TENSORS_FILE)
+    with reading(where, ModelError, what="the filter is damaged", fix=_FIX):
+        tensors = {k: v.numpy() for k, v in state.items()}
         name, window = settings["encoder"], settings["window"]
-        config, probe = settings["config"], tensors["probe"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"the filter is damaged: {error}", where=where, fix=_FIX) from error
-    config = build(FilterConfig, config, where=str(folder / SETTINGS_FILE))
+        probe = tensors["probe"]
+        config = build(FilterConfig, settings["config"], where=where)
     if encoder is None:
         if not name:
             raise ModelError(

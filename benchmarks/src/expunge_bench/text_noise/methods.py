@@ -16,7 +16,7 @@ from expunge._core.rng import generator
 from expunge.storage.hashing import digest
 from expunge.text.characters import CharacterModel
 from expunge.text.encoders import Encoder, TokenStates
-from expunge.text.filter_files import SETTINGS_FILE
+from expunge.text.filter_files import FILTER_FILE
 from expunge.text.filters import HELD_OUT_FRACTION, TextNoiseFilter
 from expunge.text.published import Granularity
 from expunge.text.scores import ScoreKind, TextScores
@@ -105,7 +105,7 @@ class MethodFactory:
         fitted_kind: ScoreKind = "combined" if kind == "combined" else "relative"
         texts = {"inside": self.corpus.in_domain, "background": self.corpus.background}
         folder = self.folder / f"{fitted_kind}-{digest({**self.key, **texts})[:16]}"
-        if not (folder / SETTINGS_FILE).exists():  # written last
+        if not (folder / FILTER_FILE).exists():
             TextNoiseFilter.fit(
                 *texts.values(),
                 encoder=self.encoder,
