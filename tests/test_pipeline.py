@@ -947,7 +947,12 @@ def test_the_run_folder_holds_what_the_result_says(finished):
     assert found["run"] == str(finished)
     assert not any(Path(p).is_absolute() for p in contents(finished))
     table = pq.read_table(finished / "partition.parquet")
-    assert table.column_names[:3] == ["id", "label", "p_noisy"]
+    assert table.column_names[:4] == ["id", "label", "label_name", "p_noisy"]
+    names = np.array(noisy().classes)
+    assert table["label_name"].to_pylist() == names[noisy().labels].tolist()
+    suggested = names[result.partition.suggested_label].tolist()
+    assert table["suggested_name"].to_pylist() == suggested
+    assert found["classes"] == names.tolist()
     assert table["id"].to_pylist() == noisy().ids.tolist()
     assert np.array_equal(table["p_noisy"].to_numpy(), result.partition.p_noisy)
     assert table["flagged"].to_pylist() == result.partition.flagged.tolist()

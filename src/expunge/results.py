@@ -23,8 +23,10 @@ from expunge.records import (
     RepairResult,
     Scores,
 )
+from expunge.records.partition import with_class_names
 from expunge.repair_context import RepairContext, RepairOutcome
 from expunge.reporting.html import render_html
+from expunge.reporting.listing import thumbnails_for
 from expunge.reporting.markdown import render_markdown
 from expunge.reporting.media import clips_for, images_for, rows_for
 from expunge.reporting.summary import summarise
@@ -140,16 +142,21 @@ def _skipped_samples(context: RepairContext) -> dict[str, Mapping[Any, str]]:
 
 def write(context: RepairContext, run: Run, result: RepairResult) -> None:
     """Write the files for people and programs: model, partition, result and reports."""
-    rows = top_suspects(result.partition, MAX_SHOWN)
-    suspects = result.partition.ids[rows].tolist()
+    flagged = result.partition.ids[
+        top_suspects(result.partition, int(result.partition.flagged.sum()))
+    ].tolist()
+    suspects = flagged[:MAX_SHOWN]
+    thumbnails = thumbnails_for(context.train, flagged) if len(flagged) > MAX_SHOWN else {}
     images = images_for(context.train, suspects)
     clips, values = clips_for(context.train, suspects), rows_for(context.train, suspects)
     plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
     head = json.dumps(serialization.head_metadata(result.head))
     facts = {"plan": plan, "head": head}
     run.write("model.safetensors", lambda p: save_weights(result.model, p, facts))
-    run.write("partition.parquet", lambda p: pq.write_table(result.partition.to_table(), p))
-    run.write("report.html", render_html(result, images=images, clips=clips, rows=values))
+    table = with_class_names(result.partition.to_table(), result.classes)
+    run.write("partition.parquet", lambda p: pq.write_table(table, p))
+    page = render_html(result, images=images, clips=clips, rows=values, thumbnails=thumbnails)
+    run.write("report.html", page)
     run.write("report.md", render_markdown(result))
     run.write(EVALUATIONS, lambda p: pq.write_table(_evaluation_table(result), p))
     run.write(RESULT, json.dumps(summarise(result), indent=2) + "\n")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from expunge._core.arrays import Array
 from expunge.records.arrays import freeze
-from expunge.records.partition import Partition
+from expunge.records.partition import Partition, with_class_names
 from expunge.records.result import Flag
 from expunge.records.scores import PooledEvidence
 
@@ -82,14 +82,7 @@ class DetectionResult(Partition):
 
     def to_table(self) -> pa.Table:
         """The columns of `Partition.to_table`, with class names beside the indices."""
-        table, names = super().to_table(), np.array(self.classes)
-        for after, column, index in (
-            ("label", "label_name", self.labels),
-            ("suggested_label", "suggested_name", self.suggested_label),
-        ):
-            at = table.column_names.index(after) + 1
-            table = table.add_column(at, column, pa.array(names[index]))
-        return table
+        return with_class_names(super().to_table(), self.classes)
 
     def summary(self) -> str:
         """Return a few lines for people: how many are flagged, the rate, confusions, samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -188,3 +188,12 @@ class Partition:
             **self.evidence,
         }
         return pa.table({k: pa.array(v) for k, v in columns.items()})
+
+
+def with_class_names(table: pa.Table, classes: Sequence[str]) -> pa.Table:
+    """A partition's table with ``label_name`` and ``suggested_name`` beside the indices."""
+    names = np.array(classes, dtype=str)
+    for column, name in (("label", "label_name"), ("suggested_label", "suggested_name")):
+        values = names[table[column].to_numpy()]
+        table = table.add_column(table.column_names.index(column) + 1, name, pa.array(values))
+    return table

@@ -35,6 +35,7 @@ from expunge.reporting.formatting import (
     q_value,
     signed_gain,
 )
+from expunge.reporting.listing import list_flagged
 from expunge.reporting.media import Clip, SuspectRows, data_uri, heat, pixels, wav_uri
 from expunge.reporting.sources import rate_lines, source_rows
 from expunge.reporting.summary import repair_seconds
@@ -66,6 +67,7 @@ def render_html(
     images: Mapping[Any, Tensor | Array] | None = None,
     clips: Mapping[Any, Clip] | None = None,
     rows: SuspectRows | None = None,
+    thumbnails: Mapping[Any, str] | None = None,
 ) -> str:
     """Render the report of a repair as one self-contained page.
 
@@ -80,6 +82,9 @@ def render_html(
         `media.clips_for`. Samples with neither are listed in a table.
     rows
         Values of these samples for that table; see `media.rows_for`.
+    thumbnails
+        Small pictures by sample id, for the list of all flagged samples; see
+        `listing.thumbnails_for`.
 
     Returns
     -------
@@ -92,6 +97,7 @@ def render_html(
         .get_template("report.html.j2")
         .render(
             **_common(result, suspects, rows, result.scores.pooled),
+            listing=list_flagged(result, thumbnails),
             headline=headline(result),
             tiles=_tiles(result),
             outcomes=outcomes(result),
@@ -141,11 +147,13 @@ def render_detection(
         .get_template("detection.html.j2")
         .render(
             **_common(result, suspects, rows, result.pooled),
+            listing=list_flagged(result),
             name=name,
             headline=headline,
             tiles=tiles,
             outcomes=[],
             skipped=[],
+            review=[],
             notes=result.notes,
             per_class=class_rows(result),
             config=json.dumps(dict(config or {}), indent=2, default=str, ensure_ascii=False),

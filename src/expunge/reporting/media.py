@@ -144,13 +144,13 @@ def pixels(image: Tensor | Array) -> Array | None:
     return np.ascontiguousarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
 
 
-def data_uri(image: Array) -> str:
-    """An image as PNG in a ``data:`` URI, at most `MAX_SIDE` pixels on its longest side."""
+def data_uri(image: Array, max_side: int = MAX_SIDE) -> str:
+    """An image as PNG in a ``data:`` URI, at most ``max_side`` pixels on its longest side."""
     from PIL import Image
 
     picture = Image.fromarray(image)
-    if max(picture.size) > MAX_SIDE:
-        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    if max(picture.size) > max_side:
+        picture.thumbnail((max_side, max_side))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

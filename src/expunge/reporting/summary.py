@@ -67,6 +67,7 @@ def summarise(result: RepairResult) -> dict[str, Any]:
             "reason": result.decision.reason,
             "gain": _metric(result.decision.gain),
         },
+        "classes": list(result.classes),
         "recipe": result.recipe,
         "seed": int(result.seed),
         "run": str(result.run),
