@@ -9,6 +9,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge._core.rng import subsample
 
 # A range (low, high) in which a weight rises from 0 to 1.
 Ramp = tuple[float, float]
@@ -16,6 +17,8 @@ Ramp = tuple[float, float]
 MAX_EXPONENT = 10.0
 _MIN_EXPONENT, _MIN_SHARPENING = 0.05, 0.2
 _MIN_PROBABILITY = 1e-6
+# An exponent is fitted on so many rows times classes.
+_MAX_FIT_SIZE = 5_000_000
 # Rows of a transition are drawn towards symmetric noise by this many samples a class.
 _PSEUDO_COUNT = 1.0
 
@@ -39,10 +42,12 @@ def calibrate(probs: AnyFloats, labels: Ints) -> tuple[Floats, float]:
     >>> bool(exponent > 1), bool(calibrated[0, 0] > 0.8)
     (True, True)
     """
-    logs, rows = safe_log(probs), np.arange(len(labels))
+    fitted = _fit_rows(probs)
+    logs, given = safe_log(probs[fitted]), labels[fitted]
+    rows = np.arange(len(given))
 
     def loss(exponent: float) -> float:
-        return -float(log_softmax(exponent * logs, axis=1)[rows, labels].mean())
+        return -float(log_softmax(exponent * logs, axis=1)[rows, given].mean())
 
     exponent = _minimise(loss, _MIN_EXPONENT)
     return tempered(probs, exponent), exponent
@@ -147,13 +152,18 @@ def sharpening_exponent(probs: AnyFloats, labels: Ints, transition: Floats) -> f
     transition
         ``float64[c, c]``, ``P(given | right)``.
     """
-    logs, given = safe_log(probs), transition[:, labels].T
+    fitted = _fit_rows(probs)
+    logs, given = safe_log(probs[fitted]), transition[:, labels[fitted]].T
 
     def loss(exponent: float) -> float:
         likelihood = (softmax(exponent * logs, axis=1) * given).sum(axis=1)
         return -float(np.log(np.maximum(likelihood, 1e-12)).mean())
 
     return _minimise(loss, _MIN_SHARPENING)
+
+
+def _fit_rows(probs: AnyFloats) -> Ints:
+    return subsample(len(probs), max(_MAX_FIT_SIZE // probs.shape[1], 1), 0, "calibration")
 
 
 def _minimise(loss: Callable[[float], float], lowest: float) -> float:
