@@ -38,14 +38,13 @@ def case():
 
 def work(out: Path) -> None:
     """What each process does; the main one keeps the numbers for the test."""
-    from accelerate import Accelerator
     from accelerate.utils import gather_object
 
     from expunge import pipeline, stages
-    from expunge._core.distributed import shutdown
+    from expunge._core.distributed import shutdown, this_process
 
     model, train, validation, config = case()
-    accelerator = Accelerator(cpu=True)
+    accelerator = this_process()
     scores = stages.score(model, train, detectors=["loss", "augmented_margin", "attribution_mass"])
     split = stages.partition(scores)
     ranking = stages.rank(model, train, split)

@@ -392,8 +392,9 @@ class TuneKeywords(TypedDict, total=False):
     min_relabel_confidence: float
     epochs: int
     batch_size: int | None
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["auto", "sgd", "adamw"]
     lr: float | None
+    max_gradient_norm: float | None
     momentum: float
     weight_decay: float
     schedule: Literal["onecycle", "cosine", "constant"]

@@ -374,8 +374,7 @@ def _run_recipe(
         edited, chain = cached_edit(context, recipe.edit, outcome)
         outcome = replace(outcome, model=edited.model, head=edited.head, chain=chain)
     if recipe.tune.epochs and until == "tune":
-        model, chain = cached_tune(context, recipe, outcome)
-        outcome = replace(outcome, model=model, chain=chain)
+        outcome = cached_tune(context, recipe, outcome)
         n_rounds = len(recipe.rounds.epochs) if recipe.start == "model" else 0
         for number in range(n_rounds):
             outcome, is_last = _run_round(context, recipe, outcome, number)
@@ -464,8 +463,7 @@ def _run_round(
     if len(classes_without_samples(split, tune)):
         return replace(outcome, chain=chain), True
     outcome = replace(outcome, partition=split, chain=chain)
-    model, chain = cached_tune(context, replace(recipe, tune=tune), outcome)
-    return replace(outcome, model=model, chain=chain), is_last
+    return cached_tune(context, replace(recipe, tune=tune), outcome), is_last
 
 
 def _run_baseline(

@@ -39,6 +39,7 @@ from expunge.storage.run_folder import Run
 from expunge.storage.serialization import Codec
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.tracking import check_trackers
+from expunge.training.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -328,37 +329,49 @@ def cached_edit(
     )
 
 
-def cached_tune(
-    context: RepairContext, recipe: Recipe, outcome: RepairOutcome
-) -> tuple[nn.Module, Chain]:
+def cached_tune(context: RepairContext, recipe: Recipe, outcome: RepairOutcome) -> RepairOutcome:
     """Tune a model on its partition, as a recipe says."""
     model, split, chain = outcome.model, outcome.partition, outcome.chain
+    notes: list[str] = []
+    weights = weights_codec(model, chain.folder("tune"))
+    codec = Codec[tuple[nn.Module, tuple[str, ...]]](
+        lambda tuned: replace(weights.store(tuned[0]), metadata={"notes": tuned[1]}),
+        lambda found: (weights.load(found), tuple(found.metadata["notes"])),
+    )
     from_scratch, folder = recipe.start == "scratch", chain.folder("tune")
     config = stages.with_default_lr(
-        recipe.tune, len(context.train), split, from_scratch=from_scratch
+        recipe.tune, model, len(context.train), split, from_scratch=from_scratch
     )
-    return chain.stage(
-        "tune",
-        config,
-        lambda checkpoint: stages.tune(
+
+    def compute(checkpoint: Checkpoint | None) -> tuple[nn.Module, tuple[str, ...]]:
+        tuned = stages.tune(
             model,
             context.train,
             split,
-            config,
+            recipe.tune,
             seed=context.seed,
             layers=tuple(outcome.plan.units) if outcome.plan else (),
+            from_scratch=from_scratch,
             trainer=recipe.trainer,
             checkpoint=checkpoint,
+            on_note=notes.append,
             stream=chain.stream("tune"),
             progress=lambda _, done, total: context.options.progress(folder, done, total),
-        ),
-        weights_codec(model, folder),
+        )
+        return tuned, tuple(notes)
+
+    (tuned, said), chain = chain.stage(
+        "tune",
+        config,
+        compute,
+        codec,
         start=recipe.start,
         mode=recipe.prune.mode,
         trainer=recipe.trainer,
         # A baseline from scratch learns from the last partition, which no stage of its chain made.
         partition=_fingerprint(split),
     )
+    return replace(outcome, model=tuned, chain=chain, notes=(*outcome.notes, *said))
 
 
 def _fingerprint(split: Partition) -> str:

@@ -8,7 +8,7 @@ keywords replace single settings of the config.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Unpack
@@ -574,6 +574,7 @@ def tune(
     from_scratch: bool = False,
     trainer: str = "",
     checkpoint: Checkpoint | None = None,
+    on_note: Callable[[str], object] = str,
     stream: str = _TUNE_STREAM,
     progress: Progress = silent,
     **settings: Unpack[TuneKeywords],
@@ -600,6 +601,8 @@ def tune(
         A registered trainer to use instead, see `expunge.training.baselines`.
     checkpoint
         Where the state between epochs is kept.
+    on_note
+        Called with a sentence if a learning rate that was left out had to be lowered.
     stream
         The name from which random numbers are derived.
     progress
@@ -635,7 +638,8 @@ def tune(
     """
     samples, config = as_samples(data), merge(TuneConfig, config, settings)
     model = adapt_model(model, samples).model
-    config = with_default_lr(config, len(samples), split, from_scratch=from_scratch)
+    may_lower_lr = config.lr is None
+    config = with_default_lr(config, model, len(samples), split, from_scratch=from_scratch)
     if trainer:
         rate = split.noise_rate[0] if split is not None else 0.0
         return trainers.get(trainer)(
@@ -668,6 +672,8 @@ def tune(
         config,
         seed=seed,
         layers=_tuned_layers(model, samples, config, layers),
+        may_lower_lr=may_lower_lr,
+        on_note=on_note,
         checkpoint=checkpoint,
         progress=progress,
         what=stream,
@@ -675,11 +681,17 @@ def tune(
 
 
 def with_default_lr(
-    config: TuneConfig, n: int, split: Partition | None, *, from_scratch: bool = False
+    config: TuneConfig,
+    model: nn.Module,
+    n: int,
+    split: Partition | None,
+    *,
+    from_scratch: bool = False,
 ) -> TuneConfig:
-    """Fill in the learning rate, if the config has none, for n samples.
+    """Fill in optimiser and learning rate, where the config leaves them open, for n samples.
 
-    For batches of 128: 0.3 in the repair of a model that has memorised wrong labels, 0.2 from
+    The rate of AdamW follows from the weights of the model, see `adamw_learning_rate`. That of SGD
+    for batches of 128: 0.3 in the repair of a model that has memorised wrong labels, 0.2 from
     scratch, else 0.1. For other batches it is scaled by ``√(batch_size / 128)``.
     """
     lr = DEFAULT_LR
@@ -687,7 +699,7 @@ def with_default_lr(
         lr = SCRATCH_LR
     elif split is not None and split.memorised_wrong_labels:
         lr = MEMORISED_LR
-    return with_learning_rate(config, n, lr)
+    return with_learning_rate(config, model, n, lr)
 
 
 class Comparison(NamedTuple):

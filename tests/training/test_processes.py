@@ -69,12 +69,11 @@ def weights_of(model: nn.Module) -> np.ndarray:
 
 def work(out: Path) -> None:
     """What each process does; the main one keeps the numbers for the test."""
-    from accelerate import Accelerator
     from accelerate.utils import gather_object
 
-    from expunge._core.distributed import shutdown
+    from expunge._core.distributed import shutdown, this_process
 
-    accelerator = Accelerator(cpu=True)
+    accelerator = this_process()
     weights = {name: weights_of(trained(name)) for name in (*EQUAL, *AGREEING)}
     everyone = gather_object([weights])
     if accelerator.is_main_process:

@@ -45,13 +45,15 @@ Members: TypeAlias = dict[Any, tuple[Any, set[int]]]
 class TracedModel:
     """A copy of a model in evaluation mode, all parameters trainable, with its dependency graph.
 
-    parameters: names of the parameters by ``id``.
+    parameters: names of the parameters by ``id``. frozen: ``id`` of those that do not require
+    gradients in the model; none if that holds for all.
     """
 
     model: nn.Module
     graph: tp.DependencyGraph
     example: Batch
     parameters: dict[int, str]
+    frozen: frozenset[int]
 
 
 def trace(model: nn.Module, example: Batch) -> TracedModel:
@@ -66,7 +68,11 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
     """
     import torch_pruning as tp
 
-    work = copy_without_hooks(model).eval().requires_grad_(True)
+    work = copy_without_hooks(model).eval()
+    frozen = frozenset(id(p) for p in work.parameters() if not p.requires_grad)
+    if len(frozen) == len(list(work.parameters())):
+        frozen = frozenset()
+    work.requires_grad_(True)
     example = to_device(example, device_of(work))
     run(work, example)  # the model's own errors first
     graph = tp.DependencyGraph()
@@ -78,7 +84,7 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
         raise PruneError(
             f"torch-pruning cannot trace the model: {type(error).__name__}: {error}", fix=MASK_HINT
         ) from error
-    return TracedModel(work, graph, example, {id(p): n for n, p in work.named_parameters()})
+    return TracedModel(work, graph, example, {id(p): n for n, p in work.named_parameters()}, frozen)
 
 
 def run(model: nn.Module, example: Batch) -> Tensor:
@@ -172,6 +178,18 @@ def why_not_prunable(traced: TracedModel, name: str) -> str:
     except PruneError as error:
         return f"torch-pruning finds a wrong group for it ({error.what})"
     return "its units reach the output on a path that torch-pruning misses" if influence else ""
+
+
+def touches_frozen(traced: TracedModel, name: str) -> bool:
+    """Whether a cut of the layer's units would change a frozen parameter."""
+    if not traced.frozen:
+        return False
+    for dep, _ in group_members(traced, {name: [0]}).values():
+        module = dep.target.module
+        own = [module] if isinstance(module, nn.Parameter) else module.parameters()
+        if any(id(p) in traced.frozen for p in own):
+            return True
+    return False
 
 
 def _why_no_group(model: nn.Module, error: Exception) -> str:

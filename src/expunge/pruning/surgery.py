@@ -26,6 +26,7 @@ from expunge.pruning.dependencies import (
     run,
     sample_units,
     split_sides,
+    touches_frozen,
     trace,
     why_not_prunable,
 )
@@ -47,7 +48,8 @@ def prunable(model: nn.Module, example: Batch) -> list[str]:
 
     Not among them: the head, depthwise convolutions (they follow their producers), grouped
     convolutions, layers whose units are tied to each other, re-parametrised layers and tied
-    weights, and layers whose units meet in one operation (LayerNorm, attention, a recurrent net).
+    weights, layers whose units frozen parameters hold or read (unless all are frozen), and layers
+    whose units meet in one operation (LayerNorm, attention, a recurrent net).
 
     Parameters
     ----------
@@ -80,6 +82,7 @@ def prunable(model: nn.Module, example: Batch) -> list[str]:
     """
     traced = trace(model, example)
     free = [name for name in unit_layers(traced.model) if not why_not_prunable(traced, name)]
+    free = [name for name in free if not touches_frozen(traced, name)]
     if _trial_cut_works(model, example, free):
         return free
     return [name for name in free if _trial_cut_works(model, example, [name])]

@@ -123,7 +123,7 @@ def elr(
     >>> trained.training
     False
     """
-    config = with_learning_rate(config, len(samples))
+    config = with_learning_rate(config, model, len(samples))
     network, batches = copy_model(model), SampleBatches.of(samples, config, what)
     targets = torch.zeros(len(samples), len(samples.classes), device=this_process().device)
 
@@ -243,7 +243,7 @@ def co_teaching(
     >>> trained.training
     False
     """
-    config = with_learning_rate(config, len(samples))
+    config = with_learning_rate(config, model, len(samples))
     networks, batches = _two_networks(model, seed), SampleBatches.of(samples, config, what)
     start = warmup_fraction(config)
 
@@ -358,7 +358,7 @@ def divide_mix(
     >>> trained.training
     False
     """
-    config = with_learning_rate(config, len(samples))
+    config = with_learning_rate(config, model, len(samples))
     networks, batches = _two_networks(model, seed), SampleBatches.of(samples, config, what)
     start = max(DIVIDE_MIX_WARM_UP, warmup_fraction(config))
     n_warm_up = max(1, round(start * config.epochs))

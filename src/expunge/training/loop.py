@@ -30,6 +30,7 @@ from expunge.models.inspection import (
     logits_of,
     to_channels_last,
 )
+from expunge.training.attempts import MAX_ATTEMPTS, Attempt, saved_attempt
 from expunge.training.checkpoints import Checkpoint, restore, training_state
 from expunge.training.cuda_graphs import GraphedNetwork
 from expunge.training.optimisation import (
@@ -42,6 +43,7 @@ from expunge.training.optimisation import (
     choose_batch_size,
     set_learning_rate,
     with_learning_rate,
+    with_optimizer,
 )
 from expunge.training.steps import Step, Training
 from expunge.training.targets import Targets
@@ -64,6 +66,11 @@ __all__ = [
     "tune",
     "with_learning_rate",
 ]
+
+
+class Diverged(ModelError):
+    """A training whose loss is not finite."""
+
 
 # A model, inputs and labels ``int64[b]`` to a loss a sample, ``float32[b]``.
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
@@ -140,7 +147,7 @@ def fit(
     ConfigError
         If batches are too small for batch norm.
     """
-    accelerator = this_process()
+    accelerator, config = this_process(), with_optimizer(config, models[0])
     budget = TimeBudget(config.max_minutes, accelerator)
     extra = {**(extra or {}), **budget.state}
     size, min_size = choose_batch_size(config, n), 2 * accelerator.num_processes
@@ -150,7 +157,15 @@ def fit(
     with _prepare(models, config, build, accelerator) as (networks, optimizers):
         _check_batch_size(models, size, min_size, what)
         pairs = list(zip(models, optimizers, strict=True))
-        training = Training(networks, optimizers, accelerator, config.precision, seed, what)
+        training = Training(
+            networks,
+            optimizers,
+            accelerator,
+            config.precision,
+            seed,
+            what,
+            config.max_gradient_norm,
+        )
         for epoch in range(restore(checkpoint, pairs, extra, accelerator), config.epochs):
             if start_epoch is not None:
                 start_epoch(epoch)
@@ -230,7 +245,7 @@ def _check_finite(training: Training, epoch: int) -> None:
     for loss in training.losses.values():
         total = all_reduce_sum(loss, training.accelerator)
         if not torch.isfinite(total):
-            raise ModelError(
+            raise Diverged(
                 f"the loss became {total.item()} in epoch {epoch + 1}",
                 where=training.what,
                 fix="lower the learning rate",
@@ -268,7 +283,9 @@ def tune(
     layers: tuple[str, ...] = (),
     objective: Objective = cross_entropy,
     checkpoint: Checkpoint | None = None,
+    may_lower_lr: bool = False,
     progress: Progress = silent,
+    on_note: Callable[[str], object] = str,
     what: str = "tune",
 ) -> nn.Module:
     """Train a copy of a model on targets by a weighted loss.
@@ -284,7 +301,8 @@ def tune(
     targets
         Positions, labels and weights.
     config
-        Settings of the training. Without a learning rate, `DEFAULT_LR` scaled to the batch size.
+        Settings of the training. Optimiser and learning rate that are left open are filled in by
+        `with_learning_rate`.
     seed
         Decides the order, the augmentation, dropout and noise, together with the epoch.
     layers
@@ -294,6 +312,12 @@ def tune(
         The loss of each sample l_i.
     checkpoint, progress, what
         As in `fit`.
+    may_lower_lr
+        Whether a training that diverges is begun again at a tenth of the learning rate, at most
+        twice; so it is if the settings have no learning rate. It diverges if the loss is not
+        finite, or ends above where it began and tells nothing beyond how frequent each label is.
+    on_note
+        Called with a sentence if the learning rate was lowered.
 
     Returns
     -------
@@ -322,12 +346,54 @@ def tune(
     >>> bool(accuracy > 0.9)
     True
     """
-    config = with_learning_rate(config, len(samples))
+    accelerator = this_process()
+    may_lower_lr = may_lower_lr or config.lr is None
+    config = with_learning_rate(config, model, len(samples))
     config = replace(config, batch_size=choose_batch_size(config, len(samples)))
-    model = copy_model(model)
-    trainable = [p.requires_grad for p in model.parameters()]
-    _train_only(model, layers if config.scope == "head" else None)
-    resident = samples.to_device(this_process().device)
+    resident = samples.to_device(accelerator.device)
+    for number in range(saved_attempt(checkpoint, accelerator), MAX_ATTEMPTS):
+        attempt, is_last = Attempt(number, accelerator, checkpoint), number == MAX_ATTEMPTS - 1
+        tuned = copy_model(model)
+        _train_only(tuned, layers if config.scope == "head" else None)
+        update = _weighted_update(resident, targets, config, objective, attempt)
+        try:
+            fit(
+                [tuned],
+                len(targets.positions),
+                update,
+                attempt.settings(config),
+                seed=seed,
+                what=what,
+                start_epoch=attempt.start_epoch,
+                extra=attempt.extra,
+                checkpoint=attempt.checkpoint,
+                progress=progress,
+            )
+        except Diverged:
+            if is_last or not may_lower_lr:
+                raise
+            continue
+        is_judged = may_lower_lr and objective is cross_entropy
+        if is_last or not is_judged or not attempt.has_collapsed(targets):
+            break
+    for parameter, given in zip(tuned.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(given.requires_grad)
+    if number:
+        on_note(
+            f"the loss diverged at the learning rate {config.lr:g}; "
+            f"{attempt.settings(config).lr:g} was used"
+        )
+    return tuned
+
+
+def _weighted_update(
+    resident: Samples,
+    targets: Targets,
+    config: TuneConfig,
+    objective: Objective,
+    attempt: Attempt,
+) -> Callable[[Step], None]:
+    """Make the step that minimises the weighted loss of a batch."""
 
     def update(step: Step) -> None:
         rows = step.rows
@@ -339,21 +405,11 @@ def tune(
         with step.autocast():
             losses = objective(step.network, to_channels_last(x), y)
         # The weights are those of the whole batch.
-        step.minimise((losses * w).sum() * float(1 / targets.weights[step.batch].sum()))
+        loss = (losses * w).sum() * float(1 / targets.weights[step.batch].sum())
+        attempt.add(step.number, loss)
+        step.minimise(loss)
 
-    fit(
-        [model],
-        len(targets.positions),
-        update,
-        config,
-        seed=seed,
-        what=what,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
-    for parameter, flag in zip(model.parameters(), trainable, strict=True):
-        parameter.requires_grad_(flag)
-    return model
+    return update
 
 
 def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:

@@ -13,10 +13,17 @@ from torch import nn
 from expunge._core.arrays import Ints
 from expunge.config import Precision, SemiConfig, TargetKind
 from expunge.errors import ConfigError, check_range
+from expunge.models.architecture import is_transformer
 
 # The peak learning rate where none is given, for batches of 128: by default, in a repair of a model
 # that has memorised wrong labels, and from scratch.
 DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
+# AdamW's learning rate where none is given: a step in one direction changes the output of a typical
+# layer by this fraction. Adapters and heads on a frozen network take more.
+ADAMW_STEP, FEW_WEIGHTS_FACTOR, MAX_FEW_WEIGHTS = 0.03, 10.0, 0.05
+ADAMW_LR_RANGE = 1e-5, 3e-3
+# The norm to which gradients are clipped where the optimiser is chosen for a transformer.
+MAX_GRADIENT_NORM = 1.0
 # The batch size where none is given lies between these, and gives an epoch at least this many steps
 # if it can.
 MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
@@ -46,10 +53,16 @@ class TuneConfig:
         Samples in a batch over all processes. None: the power of two between 16 and 128 that gives
         an epoch at least 75 steps.
     optimizer
-        ``"sgd"`` with Nesterov momentum, or ``"adamw"``.
+        ``"sgd"`` with Nesterov momentum, or ``"adamw"``. ``"auto"``: AdamW with gradients clipped
+        to norm 1 for transformers and other networks with layer norm, else SGD; see
+        `is_transformer`.
     lr
-        The peak learning rate. None: 0.1; 0.3 in a repair of a model that has memorised wrong
-        labels; 0.2 from scratch; each times ``√(batch_size / 128)``. Above 0, at most 10³⁰.
+        The peak learning rate. None with SGD: 0.1; 0.3 in a repair of a model that has memorised
+        wrong labels; 0.2 from scratch; each times ``√(batch_size / 128)``. None with AdamW: by the
+        norms of the weights, see `adamw_learning_rate`. A rate that was left out is divided by ten,
+        at most twice, if the loss diverges. Above 0, at most 10³⁰.
+    max_gradient_norm
+        Gradients of a larger norm are scaled to it, above 0. None: no limit, but for ``"auto"``.
     momentum
         Of ``"sgd"``, in [0, 1).
     weight_decay
@@ -91,8 +104,9 @@ class TuneConfig:
     min_relabel_confidence: float = 0.9
     epochs: int = 6
     batch_size: int | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = None
+    max_gradient_norm: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
@@ -113,6 +127,7 @@ class TuneConfig:
                 "tune.lr": (self.lr, "(0, 1e30]"),
                 "tune.momentum": (self.momentum, "[0, 1)"),
                 "tune.weight_decay": (self.weight_decay, "[0, 1e30]"),
+                "tune.max_gradient_norm": (self.max_gradient_norm, "(0, inf)"),
                 "tune.min_relabel_confidence": (self.min_relabel_confidence, "[0, 1]"),
                 "tune.warmup": (self.warmup, "[0, 1)"),
                 "tune.max_minutes": (self.max_minutes, "(0, inf)"),
@@ -120,26 +135,84 @@ class TuneConfig:
         )
 
 
-def with_learning_rate(config: TuneConfig, n: int, rate: float = DEFAULT_LR) -> TuneConfig:
-    """Fill in the learning rate of the settings, if they have none.
+def with_learning_rate(
+    config: TuneConfig, model: nn.Module, n: int, rate: float = DEFAULT_LR
+) -> TuneConfig:
+    """Fill in the optimiser and the learning rate of the settings, where they are left open.
 
     Parameters
     ----------
     config
         The settings.
+    model
+        The network that is trained.
     n
         Number of samples of an epoch, which decides the batch size.
     rate
-        The learning rate for batches of 128.
+        The learning rate of SGD for batches of 128.
 
     Returns
     -------
     TuneConfig
-        The settings with ``lr = rate · √(batch_size / 128)``, or unchanged.
+        The settings with an optimiser and a learning rate: ``rate · √(batch_size / 128)`` for SGD,
+        `adamw_learning_rate` for AdamW.
     """
+    config = with_optimizer(config, model)
     if config.lr is not None:
         return config
+    if config.optimizer == "adamw":
+        return replace(config, lr=adamw_learning_rate(model))
     return replace(config, lr=rate * math.sqrt(choose_batch_size(config, n) / MAX_BATCH_SIZE))
+
+
+def with_optimizer(config: TuneConfig, model: nn.Module) -> TuneConfig:
+    """Replace ``optimizer="auto"`` by the one that fits the model."""
+    if config.optimizer != "auto":
+        return config
+    if not is_transformer(model):
+        return replace(config, optimizer="sgd")
+    return replace(
+        config, optimizer="adamw", max_gradient_norm=config.max_gradient_norm or MAX_GRADIENT_NORM
+    )
+
+
+def adamw_learning_rate(model: nn.Module) -> float:
+    """Return a learning rate of AdamW by the norms of a model's trainable weights.
+
+    A step of size η changes every weight by η, so that the output of a layer with d inputs and
+    weights of root mean square w can change by the fraction ``η √d / w``. The rate makes that 0.03
+    for the median layer: 8e-5 for a sentence encoder of width 384, 8e-4 for a small one of width
+    32. It is ten times as large where at most 5 % of all weights are trained (adapters, heads), and
+    lies in [1e-5, 3e-3].
+
+    Parameters
+    ----------
+    model
+        Its weights of two or more dimensions count, embeddings aside.
+
+    References
+    ----------
+    Yang et al., arXiv 2203.03466: AdamW's rate falls with the width.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(100, 50)
+    >>> _ = nn.init.constant_(layer.weight, 0.05)
+    >>> round(adamw_learning_rate(layer), 6)
+    0.00015
+    """
+    steps = []
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) or any(True for _ in module.children()):
+            continue
+        for weight in module.parameters(recurse=False):
+            if weight.dim() >= 2 and weight.requires_grad and weight.any():
+                rms = float(weight.detach().float().square().mean().sqrt())
+                steps.append(rms / math.sqrt(weight[0].numel()))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    is_few = trained <= MAX_FEW_WEIGHTS * sum(p.numel() for p in model.parameters())
+    lr = ADAMW_STEP * float(np.median(steps)) if steps else ADAMW_LR_RANGE[0]
+    return float(np.clip(lr * (FEW_WEIGHTS_FACTOR if is_few else 1.0), *ADAMW_LR_RANGE))
 
 
 def choose_batch_size(config: TuneConfig, n: int) -> int:

@@ -93,7 +93,7 @@ def tune_semi_supervised(
     Thresholding for Semi-supervised Learning", 2022, arXiv:2205.07246. Tarvainen and Valpola, "Mean
     Teachers Are Better Role Models", 2017, arXiv:1703.01780.
     """
-    config = with_learning_rate(config, len(targets.positions))
+    config = with_learning_rate(config, model, len(targets.positions))
     config = replace(config, batch_size=choose_batch_size(config, len(targets.positions)))
     student, teacher = copy_model(model), copy_model(model).eval()
     for parameter in teacher.parameters():

@@ -38,6 +38,8 @@ class Training:
         Of forward passes; see `TuneConfig`.
     seed, what
         Seed and name of the training, from which every random number is derived.
+    max_gradient_norm
+        To which gradients are clipped; None does not clip.
     losses
         The last loss of each network, by its number.
     """
@@ -48,6 +50,7 @@ class Training:
     precision: Precision
     seed: int
     what: str
+    max_gradient_norm: float | None = None
     losses: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -159,5 +162,8 @@ class Step:
         optimizer.zero_grad(set_to_none=True)
         # DDP averages over processes.
         (loss * accelerator.num_processes).backward()
+        if self.training.max_gradient_norm is not None:
+            parameters = self.training.networks[network].parameters()
+            nn.utils.clip_grad_norm_(parameters, self.training.max_gradient_norm)
         optimizer.step()
         self.training.losses[network] = loss.detach()

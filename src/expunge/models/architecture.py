@@ -1,0 +1,31 @@
+"""What kind of network a model is, by its layers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_LAYER_NORMS = (nn.LayerNorm, nn.RMSNorm)
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Whether a model is trained as transformers are: it has layer norm, and attention or no batch
+    norm.
+
+    Networks of convolutions with layer norm (ConvNeXt) and of tokens without attention (MLP-Mixer)
+    are of that kind. Attention and norms of other packages count by their names.
+
+    Examples
+    --------
+    >>> is_transformer(nn.TransformerEncoderLayer(8, 2)), is_transformer(nn.BatchNorm2d(8))
+    (True, False)
+    """
+    modules = list(model.modules())
+    if any(isinstance(m, nn.MultiheadAttention) for m in modules):
+        return True
+    names = {type(m).__name__.lower() for m in modules}
+    if not any(isinstance(m, _LAYER_NORMS) for m in modules) and not any(
+        name.endswith(("layernorm", "rmsnorm")) for name in names
+    ):
+        return False
+    has_attention = any("attention" in name or "attn" in name for name in names)
+    return has_attention or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules)

@@ -1,0 +1,109 @@
+"""A tuning whose loss diverges is begun again at a tenth of the learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge._core.distributed import all_reduce_sum, broadcast_decision
+from expunge.training.checkpoints import Checkpoint
+from expunge.training.optimisation import MAX_GRADIENT_NORM, TuneConfig
+from expunge.training.targets import Targets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MAX_ATTEMPTS = 3
+# A loss above this fraction of the labels' entropy is that of a network that knows nothing.
+COLLAPSED_LOSS = 0.9
+# The mean loss of this many steps is the loss at the start.
+N_FIRST_STEPS = 5
+_KEY = "losses"
+
+
+class Attempt:
+    """One attempt at a tuning: its number from 0, and its losses, kept with the training's state.
+
+    Parameters
+    ----------
+    number
+        How often the learning rate was divided by ten.
+    accelerator
+        Of this process.
+    checkpoint
+        Of the training; the state of another attempt is not resumed.
+    """
+
+    def __init__(
+        self, number: int, accelerator: Accelerator, checkpoint: Checkpoint | None
+    ) -> None:
+        self.number, self._accelerator, self._inner = number, accelerator, checkpoint
+        # Number; sum and count of the first losses; sum and count of the losses of an epoch.
+        self._state = torch.zeros(5, device=accelerator.device)
+        self._state[0] = number
+
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """What is saved beside the network."""
+        return {_KEY: self._state}
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """Where this attempt is saved."""
+        return None if self._inner is None else self
+
+    def settings(self, config: TuneConfig) -> TuneConfig:
+        """Return the settings of this attempt."""
+        if not self.number or config.lr is None:
+            return config
+        norm = config.max_gradient_norm or MAX_GRADIENT_NORM
+        return replace(config, lr=config.lr / 10**self.number, max_gradient_norm=norm)
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the saved state if it is of this attempt."""
+        saved = self._inner.load() if self._inner is not None else None
+        return saved if saved is not None and _number_of(saved) == self.number else None
+
+    def save(self, epoch: int, tensors: dict[str, Tensor]) -> None:
+        """Replace the saved state."""
+        if self._inner is not None:
+            self._inner.save(epoch, tensors)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Forget the losses of the epoch before."""
+        self._state[3:] = 0
+
+    def add(self, step: int, loss: Tensor) -> None:
+        """Add the loss of a step."""
+        first = float(step < N_FIRST_STEPS)
+        value = loss.detach().float()
+        self._state[1:] += torch.stack(
+            [first * value, torch.full_like(value, first), value, torch.ones_like(value)]
+        )
+
+    def has_collapsed(self, targets: Targets) -> bool:
+        """Whether the loss of the last epoch is above that at the start, and says that the network
+        knows no more than how frequent each label is.
+        """
+        sums = all_reduce_sum(self._state[1::2].clone(), self._accelerator)
+        first, last = (sums / self._state[2::2].clamp_min(1)).tolist()
+        _, classes = np.unique(targets.labels, return_inverse=True)
+        shares = np.bincount(classes, weights=targets.weights) / targets.weights.sum()
+        entropy = float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())
+        return bool(last > max(first, COLLAPSED_LOSS * entropy))
+
+
+def saved_attempt(checkpoint: Checkpoint | None, accelerator: Accelerator) -> int:
+    """Return the number of the attempt that a training resumes, 0 without a saved state."""
+    if checkpoint is None:
+        return 0
+    saved = broadcast_decision(accelerator, checkpoint.load)
+    return 0 if saved is None else _number_of(saved)
+
+
+def _number_of(saved: tuple[int, dict[str, Tensor]]) -> int:
+    return int(saved[1][f"extra.{_KEY}"][0])
