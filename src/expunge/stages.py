@@ -59,7 +59,6 @@ from expunge.records import (
     Partition,
     PrunePlan,
     Scores,
-    Signals,
     align,
 )
 from expunge.storage.weights import fit_weights, load_weights
@@ -184,24 +183,11 @@ def score(
         progress=progress,
         what="held out",
     )
-    return _detect_with_held_out(signals, unseen, names, config)
-
-
-def _detect_with_held_out(
-    signals: Signals, unseen: Signals, names: tuple[str, ...], config: ScoreConfig
-) -> Scores:
-    """Run the detectors; the pooled evidence uses the model's held-out predictions."""
-    agreement = label_agreement(unseen.logits, unseen.labels)
-    pooled_options = {
-        "held_out_agreement": agreement,
+    options = {
+        "held_out_agreement": label_agreement(unseen.logits, unseen.labels),
         **config.options.get(_POOLED_DETECTOR, {}),
     }
-    scores = detect(signals, names, {**config.options, _POOLED_DETECTOR: pooled_options})
-    if scores.pooled is None:
-        return scores
-    probs = softmax(unseen.logits.astype(np.float64), axis=1)
-    pooled = replace(scores.pooled, held_out_probs=probs, held_out_labels=unseen.labels)
-    return replace(scores, pooled=pooled)
+    return detect(signals, names, {**config.options, _POOLED_DETECTOR: options})
 
 
 def average_checkpoint_probs(

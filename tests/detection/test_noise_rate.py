@@ -41,17 +41,20 @@ def test_contradicting_copies_are_the_least_rate():
     assert found.low == found.value == 0.08
 
 
-def test_held_out_labels_decide_where_the_model_knows_more_than_the_pool():
-    pooled, labels, _ = evidence(rate=0.2, spread=2.0)
-    sure, own, wrong = evidence(rate=0.2, seed=5)
-    held = replace(pooled, held_out_probs=sure.probs, held_out_labels=own)
-    found = estimate_noise_rate(held, labels, everyone(labels))
-    assert abs(found.value - wrong.mean()) < 0.04
-    assert found.low <= found.value <= found.high
-    known = replace(
-        pooled, log_likelihood_gain=10.0, held_out_probs=sure.probs, held_out_labels=own
-    )
-    assert "held_out" not in estimate_noise_rate(known, labels, everyone(labels)).estimates
+def test_probes_that_are_nearly_as_good_as_the_pool_set_the_rate():
+    leaky, labels, wrong = evidence(rate=0.2)
+    rows = np.arange(len(labels))
+    probs = leaky.probs.copy()
+    probs[rows, labels] *= 20
+    pooled = replace(leaky, probs=probs / probs.sum(axis=1, keepdims=True))
+    alone = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert alone.value < wrong.mean() - 0.05
+    for weight, tolerance in ((1.0, 0.03), (0.5, 0.12)):
+        made = replace(pooled, probe_probs=leaky.probs, probe_weight=weight)
+        found = estimate_noise_rate(made, labels, everyone(labels))
+        assert abs(found.value - wrong.mean()) < tolerance
+        assert found.low <= found.value <= found.high
+        assert found.estimates["probes"] > alone.value
 
 
 def test_a_region_in_which_every_label_is_wrong_is_noise_and_overlap_is_not():

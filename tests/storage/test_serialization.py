@@ -14,7 +14,7 @@ from oracles_pooled import evidence, pooled_scores
 def test_stored_evidence_comes_back_as_it_was():
     pooled, labels, _ = evidence(n=60)
     pooled = replace(pooled, sources=(SourceReport("model", 0.5, 0.9),), log_likelihood_gain=0.3)
-    held = replace(pooled, held_out_probs=pooled.probs[:5], held_out_labels=labels[:5])
+    held = replace(pooled, held_out_agreement=0.8, probe_probs=pooled.probs)
     for made in (None, pooled, held):
         found = serialization.load_scores(
             serialization.store_scores(pooled_scores(pooled, labels, pooled=made))

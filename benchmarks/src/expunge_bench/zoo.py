@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from expunge.config import ScoreConfig
 from expunge.demo.noise import GroundTruth
 from expunge.detection.detectors import detect, needs_of
 from expunge.detection.label_detectors import label_margin
+from expunge.detection.memorisation import label_agreement
 from expunge.detection.probes import n_neighbours, nearest_others, principal_space, vote_shares
 from expunge.detection.signals import collect
 from expunge.evaluation import metrics
@@ -169,14 +170,11 @@ def _decisions(
         "loss-mixture": lambda: _loss_mixture(-np.log(probs[np.arange(len(y)), y] + 1e-9)),
     }
     if held is not None:
-        more = replace(
-            scores.pooled,
-            held_out_probs=softmax(held.logits.astype(np.float64), axis=1),
-            held_out_labels=held.labels,
-        )
-        informed = replace(scores, pooled=more)
+        options = {
+            "pooled_margin": {"held_out_agreement": label_agreement(held.logits, held.labels)}
+        }
         work["evidence-pool+held-out"] = lambda: _of(
-            stages.partition(informed, method="evidence-pool")
+            stages.partition(detect(signals, DETECTORS, options), method="evidence-pool")
         )
     return work
 

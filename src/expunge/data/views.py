@@ -1,4 +1,4 @@
-"""Named random views (augmentations) of batches of prepared images or audio."""
+"""Named random views (augmentations) of batches of prepared images, audio or vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import seed_everything
-from expunge.data import audio_views
+from expunge.data import audio_views, vector_views
 from expunge.data.samples import View
 from expunge.errors import DataError
 
@@ -21,6 +21,9 @@ views.register("gain")(audio_views.gain)
 views.register("background")(audio_views.background)
 views.register("speech")(audio_views.speech)
 views.register("speech-background")(audio_views.speech_background)
+views.register("neighbour-noise")(vector_views.neighbour_noise)
+views.register("feature-dropout")(vector_views.feature_dropout)
+views.register("mix")(vector_views.mix)
 
 
 def view(name: str | Callable[..., Tensor]) -> View | None:
@@ -34,10 +37,11 @@ def view(name: str | Callable[..., Tensor]) -> View | None:
     ----------
     name
         Images: ``"crop"``, ``"flip"``, ``"crop-flip"``. Audio: ``"shift"``, ``"speed"``,
-        ``"gain"``, ``"background"``, ``"speech"``, ``"speech-background"``. Or ``"none"``. A
-        function of a batch and a generator is a view itself. A function of one prepared input, a
-        torchvision transform for example, is called for each; what it draws from the global
-        generators of torch, NumPy and Python is seeded from the generator.
+        ``"gain"``, ``"background"``, ``"speech"``, ``"speech-background"``. Vectors:
+        ``"neighbour-noise"``, ``"feature-dropout"``, ``"mix"``. Or ``"none"``. A function of a
+        batch and a generator is a view itself. A function of one prepared input, a torchvision
+        transform for example, is called for each; what it draws from the global generators of
+        torch, NumPy and Python is seeded from the generator.
 
     Returns
     -------

@@ -146,6 +146,7 @@ def pool_evidence(
         log_likelihood_gain=log_likelihood_gain(probs, labels),
         probe_probs=probe_probs[back] if probe_weight > 0 else None,
         probe_weight=probe_weight,
+        held_out_agreement=held_out_agreement,
     )
 
 

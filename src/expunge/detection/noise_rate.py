@@ -13,7 +13,6 @@ from expunge.detection.calibration import (
     Ramp,
     calibrate,
     confident_joint,
-    log_likelihood_gain,
     ramp,
     sharpening_exponent,
     tempered,
@@ -57,8 +56,6 @@ _INTERVAL_STDERRS = 1.96
 _MAX_TRANSITION_CLASSES = 100
 # The rate is never 0: so much, and at most so much if no label counts as wrong.
 _MIN_RATE, _MAX_CLEAN_RATE = 0.001, 0.005
-# Fewer held-out samples are ignored.
-MIN_HELD_OUT = 100
 
 
 @dataclass(frozen=True)
@@ -118,13 +115,10 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
 
     Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``.
 
-    If held-out predictions of the model say more about their labels than the pool about the given
-    ones, the rate is the held-out one, by the same estimators.
-
     Parameters
     ----------
     evidence
-        What `pool_evidence` returned, possibly with held-out predictions.
+        What `pool_evidence` returned.
     labels
         ``int[n]``, the given labels.
     usable
@@ -144,18 +138,6 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     if evidence.probe_probs is not None:
         probes = _estimate(evidence.probe_probs, labels, usable)
         estimate = _mean_estimate(estimate, probes, evidence.probe_weight)
-    held_out = _held_out_estimate(evidence)
-    if held_out is not None:
-        low, high = max(held_out.low, estimate.low), min(held_out.high, estimate.high)
-        if low >= high:
-            low, high = held_out.low, held_out.high
-        estimate = replace(
-            estimate,
-            value=float(np.clip(held_out.value, low, high)),
-            low=low,
-            high=high,
-            estimates={**estimate.estimates, "held_out": held_out.value},
-        )
     floor = min(evidence.contradicting_fraction, estimate.high)
     return replace(estimate, low=max(estimate.low, floor), value=max(estimate.value, floor))
 
@@ -168,17 +150,6 @@ def _mean_estimate(pool: RateEstimate, probes: RateEstimate, weight: float) -> R
     )
     estimates = {**pool.estimates, "probes": probes.value}
     return replace(pool, value=value, low=low, high=high, estimates=estimates)
-
-
-def _held_out_estimate(evidence: PooledEvidence) -> RateEstimate | None:
-    """Estimate the rate of held-out labels, if the model says more about them than the pool."""
-    probs, labels = evidence.held_out_probs, evidence.held_out_labels
-    if probs is None or labels is None or len(labels) < MIN_HELD_OUT:
-        return None
-    calibrated, _ = calibrate(probs, labels)
-    if log_likelihood_gain(calibrated, labels) <= evidence.log_likelihood_gain:
-        return None
-    return _estimate(calibrated, labels, np.ones(len(labels), dtype=bool))
 
 
 def _estimate(probs: AnyFloats, labels: Ints, usable: Bools) -> RateEstimate:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge._core.rng import torch_generator
 from expunge.data import Batch
 from expunge.models.inspection import WEIGHT_LAYERS, ModelLayout
 
@@ -15,6 +18,8 @@ N_FEATURE_LAYERS = 6
 MAX_PART_MEANS = 512
 # The most numbers to which an input is pooled, and the bins of inputs that are indices.
 MAX_INPUT_COLUMNS, N_INDEX_BINS = 512, 256
+# Up to this many columns, vectors are embeddings; longer ones are clips.
+MAX_VECTOR_COLUMNS = 4_096
 
 
 def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
@@ -71,7 +76,8 @@ def pool_input(x: Batch) -> Tensor:
     Parameters
     ----------
     x
-        A batch. Few columns stay as they are; many become means and root mean squares of bins.
+        A batch. Vectors of few columns stay as they are, those of up to 4,096 become 512 random
+        projections, which keep distances; longer ones become means and root mean squares of bins.
         Images become means over a grid of at most 8 × 8 parts and the spread of each channel,
         sequences and clips means and spreads over time. Indices (words) become square roots of
         their counts in 256 hashed bins. Of a dict, the parts stand beside each other.
@@ -93,6 +99,10 @@ def _pool_input_part(x: Tensor) -> Tensor:
         return counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.float32)).sqrt()
     if flat.shape[1] <= MAX_INPUT_COLUMNS:
         return flat.float()
+    if x.dim() == 2 and x.shape[1] <= MAX_VECTOR_COLUMNS:
+        draw = torch_generator(0, "input projection", x.shape[1])
+        directions = torch.randn(x.shape[1], MAX_INPUT_COLUMNS, generator=draw)
+        return x.float() @ directions.to(x.device) / math.sqrt(MAX_INPUT_COLUMNS)
     if x.dim() == 2:
         means = nn.functional.adaptive_avg_pool1d(flat[:, None].float(), MAX_INPUT_COLUMNS // 2)
         power = nn.functional.adaptive_avg_pool1d(

@@ -156,9 +156,8 @@ class PooledEvidence:
     probe_probs, probe_weight
         ``float32[n, c]``, the part of the pool that has memorised nothing: probes on the input and
         the first layer; and how far it decides the noise rate, in [0, 1]. None where it does not.
-    held_out_probs, held_out_labels
-        ``float32[m, c]`` and ``int64[m]``: the model's predictions of samples that it was not
-        trained on, and their given labels.
+    held_out_agreement
+        The share of held-out labels that the model predicts, in [0, 1]; None without any.
     """
 
     probs: np.ndarray
@@ -170,16 +169,12 @@ class PooledEvidence:
     log_likelihood_gain: float = 0.0
     probe_probs: np.ndarray | None = None
     probe_weight: float = 0.0
-    held_out_probs: np.ndarray | None = None
-    held_out_labels: np.ndarray | None = None
+    held_out_agreement: float | None = None
 
     def __post_init__(self) -> None:
         freeze(self, probs=(self.probs, np.float32), novelty=(self.novelty, np.float64))
         if self.probe_probs is not None:
             freeze(self, probe_probs=(self.probe_probs, np.float32))
-        if self.held_out_probs is not None and self.held_out_labels is not None:
-            freeze(self, held_out_probs=(self.held_out_probs, np.float32))
-            freeze(self, held_out_labels=(self.held_out_labels, np.int64))
 
 
 @dataclass(frozen=True, repr=False)

@@ -44,7 +44,7 @@ def narrowing_lines(partition: Partition, pooled: PooledEvidence | None) -> list
     if pooled is None or high - low <= 2 * REVIEW_HALF_WIDTH:
         return []
     lines = [f"review {n_reviews_needed(partition):,} samples drawn at random (±3 points)"]
-    if pooled.held_out_labels is None and _has_model(pooled):
+    if pooled.held_out_agreement is None and _has_model(pooled):
         lines.append(
             f"hold out {_N_HELD_OUT} labels of the same source that the model was not trained on"
         )

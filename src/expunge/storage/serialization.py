@@ -79,8 +79,9 @@ _POOLED_NUMBERS = (
     "contradicting_fraction",
     "log_likelihood_gain",
     "probe_weight",
+    "held_out_agreement",
 )
-_POOLED_ARRAYS = ("probs", "novelty", "probe_probs", "held_out_probs", "held_out_labels")
+_POOLED_ARRAYS = ("probs", "novelty", "probe_probs")
 
 
 def _pooled_metadata(pooled: PooledEvidence) -> dict[str, object]:
