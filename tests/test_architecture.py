@@ -302,8 +302,9 @@ def test_no_except_is_bare_or_blind():
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, (name, node.lineno)
                 blind = ast.unparse(node.type) in ("Exception", "BaseException")
-                # Only around the user's own data set, to say at which item it failed.
-                assert not blind or name == "data.dataset", (name, node.lineno)
+                # Only around the user's own data set, to say at which item it failed, and around
+                # the package tokenizers, which raises plain exceptions.
+                assert not blind or name in ("data.dataset", "data.texts"), (name, node.lineno)
 
 
 def test_the_public_names_exist():

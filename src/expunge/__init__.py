@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         RoundsConfig,
         ScoreConfig,
     )
-    from expunge.data import DataConfig, DataLike, Samples, from_arrays, from_dataset
+    from expunge.data import DataConfig, DataLike, Samples, from_arrays, from_dataset, from_texts
     from expunge.errors import (
         ConfigError,
         DataError,
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
         PruneError,
         RunError,
     )
-    from expunge.export import ExportedModel, export_model, load_exported_model
+    from expunge.export import (
+        ExportedModel,
+        export_model,
+        load_exported_model,
+        save_pretrained,
+    )
     from expunge.model_free import detect
     from expunge.pipeline import forget, repair
     from expunge.recipes import Recipe
@@ -120,6 +125,7 @@ _PUBLIC = {
     "forget": "expunge.pipeline",
     "from_arrays": "expunge.data",
     "from_dataset": "expunge.data",
+    "from_texts": "expunge.data",
     "load_exported_model": "expunge.export",
     "load_run": "expunge.saved_run",
     "partition": "expunge.stages",
@@ -129,6 +135,7 @@ _PUBLIC = {
     "repair": "expunge.pipeline",
     "report": "expunge.reporting.markdown:render_markdown",
     "reviewed": "expunge.review",
+    "save_pretrained": "expunge.export",
     "score": "expunge.stages",
     "tune": "expunge.stages",
 }
@@ -182,6 +189,7 @@ __all__ = [
     "forget",
     "from_arrays",
     "from_dataset",
+    "from_texts",
     "load_exported_model",
     "load_run",
     "partition",
@@ -191,6 +199,7 @@ __all__ = [
     "repair",
     "report",
     "reviewed",
+    "save_pretrained",
     "score",
     "tune",
 ]

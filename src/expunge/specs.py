@@ -34,6 +34,7 @@ from expunge.errors import (
 )
 from expunge.models.checks import check_fit, check_model
 from expunge.models.constructors import construct
+from expunge.models.huggingface import class_names, has_tokenizer, load_pretrained
 from expunge.models.inspection import inspect_layers, module_named
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
@@ -56,15 +57,39 @@ STAGES = ("score", "partition", "rank", "prune", "edit", "tune", "rounds")
 class ModelConfig:
     """constructor: ``"package.module:function"``; it is called with the arguments.
 
-    weights: a safetensors file, or a state dictionary that ``torch.load(weights_only=True)`` reads;
-    left out, the spec needs a table ``[train]`` and the model is trained first. checkpoints:
-    weights saved during the training, optional evidence (see `trajectory`).
+    pretrained: instead of constructor and weights, a folder that transformers' Trainer or
+    ``save_pretrained`` wrote. The data have its class names and its tokenizer, unless they name
+    others. weights: a safetensors file, or a state dictionary that
+    ``torch.load(weights_only=True)`` reads; left out, the spec needs a table ``[train]`` and the
+    model is trained first. checkpoints: weights saved during the training, optional evidence (see
+    `trajectory`).
     """
 
-    constructor: str
+    constructor: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     checkpoints: tuple[str, ...] = ()
+    pretrained: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.constructor and not self.pretrained:
+            raise ConfigError(
+                "neither constructor nor pretrained is given",
+                where="model",
+                fix='name constructor = "package.module:function", or pretrained = "checkpoint-9"',
+            )
+        given = [name for name in ("constructor", "weights") if getattr(self, name)]
+        if self.pretrained and given:
+            raise ConfigError(
+                f"pretrained stands beside {' and '.join(given)}",
+                where="model",
+                fix="leave one of them out: pretrained names model and weights",
+            )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the spec names the weights of the model."""
+        return bool(self.weights or self.pretrained)
 
 
 @dataclass(frozen=True)
@@ -162,12 +187,29 @@ def noted_spec(run: Path) -> Path | None:
 
 def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None, Samples | None]:
     """The training, the validation and the held-out set, with the same classes."""
-    train = read(spec.train_data, folder=folder, name="training data")
+    train = read_set(spec, spec.train_data, folder, name="training data")
     validation, held_out = (
-        read(config, folder=folder, classes=train.classes, name=name) if config else None
+        read_set(spec, config, folder, classes=train.classes, name=name) if config else None
         for name, config in _others(spec)
     )
     return train, validation, held_out
+
+
+def read_set(
+    spec: Spec,
+    config: DataConfig,
+    folder: Path,
+    *,
+    classes: tuple[str, ...] | None = None,
+    name: str,
+) -> Samples:
+    """Read one set; class names and tokenizer are those of a pretrained model by default."""
+    if spec.model.pretrained:
+        source = resolve_path(spec.model.pretrained, folder)
+        classes = classes or config.classes or class_names(source)
+        if not config.tokenizer and has_tokenizer(source):
+            config = replace(config, tokenizer=str(source))
+    return read(config, folder=folder, classes=classes, name=name)
 
 
 def _others(spec: Spec) -> list[tuple[str, DataConfig | None]]:
@@ -176,7 +218,9 @@ def _others(spec: Spec) -> list[tuple[str, DataConfig | None]]:
 
 
 def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
-    """Call the constructor, and load the weights if the spec names any."""
+    """Call the constructor and load the weights if the spec names any; or load a folder."""
+    if config.pretrained:
+        return load_pretrained(resolve_path(config.pretrained, folder), config.arguments)
     model = construct(config.constructor, config.arguments, folder=folder, seed=seed)
     if config.weights:
         load_weights(model, resolve_path(config.weights, folder))
@@ -226,7 +270,7 @@ def load_spec(
         spec = replace(spec, partition={**spec.partition, "fdr": fdr})
     seed = spec.seed if seed is None else seed
     target = Path(out) if out else run_folder(spec, path)
-    if not spec.model.weights and spec.train is None:
+    if not spec.model.has_weights and spec.train is None:
         raise ConfigError(
             "the model has no weights",
             where=str(path),
@@ -242,7 +286,7 @@ def load_spec(
             check_disjoint(train, other)
             check_alike(train, other)
     model, seconds = build_model(spec.model, folder, seed), None
-    if not spec.model.weights and spec.train is not None:
+    if not spec.model.has_weights and spec.train is not None:
         check_run_folder(target, overwrite=overwrite or trained is not None)
         model, seconds = pipeline.train(
             model,
@@ -294,12 +338,12 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
     recipe = _checked_recipe(spec, attempt)
     train = model = None
     if "train_data" not in invalid:
-        train = attempt(lambda: read(spec.train_data, folder=folder, name="training data"))
+        train = attempt(lambda: read_set(spec, spec.train_data, folder, name="training data"))
     sets = [train] if train is not None else []
     classes = train.classes if train else None
     for name, config in _others(spec):
         if config is not None:
-            other = attempt(partial(read, config, folder=folder, classes=classes, name=name))
+            other = attempt(partial(read_set, spec, config, folder, classes=classes, name=name))
             sets += [other] if other is not None else []
             if train is not None and other is not None:
                 attempt(partial(check_disjoint, train, other))
@@ -307,7 +351,7 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
     for samples in sets:
         for line in group_by_reason("samples", samples.skipped):
             on_note(f"{samples.name}, left out: {line}")
-    if not invalid & {"model", "train"} and not spec.model.weights and spec.train is None:
+    if not invalid & {"model", "train"} and not spec.model.has_weights and spec.train is None:
         problems.append("the model has no weights, and there is no table [train]")
     if "model" not in invalid:
         model = attempt(lambda: build_model(spec.model, folder, spec.seed))
@@ -320,7 +364,7 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
 
 def _valid_parts(values: dict[str, Any]) -> tuple[Spec, set[str]]:
     """A spec of the entries that are right by themselves, and the names of the others."""
-    stub = {"model": {"constructor": ""}, "train_data": {"path": ""}}
+    stub = {"model": {"constructor": "module:function"}, "train_data": {"path": ""}}
     valid, invalid = dict(stub), {name for name in stub if name not in values}
     for name, value in values.items():
         try:

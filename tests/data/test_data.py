@@ -443,7 +443,7 @@ def test_a_directory_an_empty_and_a_wrong_file_are_errors(name: str, tmp_path: P
 
 def test_files_of_unknown_kind_and_empty_folders_are_errors(tmp_path: Path) -> None:
     (tmp_path / "x.pdf").write_text("x")
-    with pytest.raises(DataError, match="set source to one of: arrays, cifar10, folder"):
+    with pytest.raises(DataError, match="set source to one of: arrays, cifar10, csv, folder"):
         read_here(tmp_path / "x.pdf")
     with pytest.raises(DataError, match="neither class folders nor CIFAR-10 batches"):
         read_here(tmp_path)
@@ -937,8 +937,8 @@ class Failing(Items):
     ("data", "message"),
     [
         (Items([]), "no samples"),
-        (Items([("text", 0), ("more", 1)]), "data, item 0: the input is a str, expected an array"),
-        (Items([{"input_ids": [[1, 2], [1]], "label": 0}]), "item 0, 'input_ids': "),
+        (Items([("text", 0), ("more", 1)]), "item 0: the input is a str, expected an array"),
+        (Items([{"values": [[1, 2], [1]], "label": 0}]), "item 0, 'values': "),
         (Items([{"image": np.zeros(2)}]), "expected one label, under y, label, labels"),
         (Items([{"name": "x", "label": 0}]), "no input among name, label"),
         (Items([torch.zeros(2)]), r"a Tensor of shape .*: expected \(x, y\), .* or a dict"),

@@ -8,13 +8,20 @@ from numpy.testing import assert_allclose
 from scipy.special import log_softmax
 from sklearn.linear_model import Ridge
 
-from expunge.detection.lda import RIDGE, ashman_d, loo_lda_posteriors, loo_ridge_predictions
+from expunge.detection.lda import (
+    RIDGE,
+    ashman_d,
+    loo_lda_posteriors,
+    loo_ridge_predictions,
+    squared_mahalanobis,
+)
 
 
-def test_discriminant_posteriors_agree_with_leaving_each_sample_out():
+@pytest.mark.parametrize("d", [3, 90])
+def test_discriminant_posteriors_agree_with_leaving_each_sample_out(d):
     rng = np.random.default_rng(1)
     labels = rng.choice([0, 2], 60)
-    features = rng.standard_normal((60, 3)) + labels[:, None]
+    features = rng.standard_normal((60, d)) + labels[:, None]
     x = (features - features.mean(axis=0)) / features.std(axis=0)
 
     def scatter(rows):
@@ -24,7 +31,7 @@ def test_discriminant_posteriors_agree_with_leaving_each_sample_out():
         return residual.T @ residual / 60
 
     everyone = np.ones(60, dtype=bool)
-    ridge = 0.1 * np.trace(scatter(everyone)) / 3 * np.eye(3)
+    ridge = 0.1 * np.trace(scatter(everyone)) / d * np.eye(d)
     expected = []
     for i in range(60):
         others = np.arange(60) != i
@@ -38,12 +45,14 @@ def test_discriminant_posteriors_agree_with_leaving_each_sample_out():
     assert_allclose(made[:, 1], 1e-4)
 
 
-def test_a_regression_leaves_each_sample_out_as_a_slow_loop_does():
+@pytest.mark.parametrize("repeats", [1, 12])
+def test_a_regression_leaves_each_sample_out_as_a_slow_loop_does(repeats):
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(30, 4)) * [1, 10, 0.1, 0], rng.normal(size=30)
-    z = np.zeros_like(x)
-    z[:, :3] = (x[:, :3] - x[:, :3].mean(axis=0)) / x[:, :3].std(axis=0)
-    # The penalty is that of all samples: 0.03 of the mean variance, a constant column among them.
+    scale = np.tile([1, 10, 0.1, 0], repeats)
+    x, y = rng.normal(size=(30, len(scale))) * scale, rng.normal(size=30)
+    z, varies = np.zeros_like(x), scale > 0
+    z[:, varies] = (x[:, varies] - x[:, varies].mean(axis=0)) / x[:, varies].std(axis=0)
+    # The penalty is that of all samples: 0.03 of the mean variance, constant columns among them.
     penalty = 30 * RIDGE * 3 / 4
     expected = []
     for i in range(30):
@@ -51,6 +60,15 @@ def test_a_regression_leaves_each_sample_out_as_a_slow_loop_does():
         model = Ridge(alpha=penalty, fit_intercept=False).fit(z[rest], (y - y.mean())[rest])
         expected.append(model.predict(z[i : i + 1])[0])
     assert_allclose(loo_ridge_predictions(x, y), expected, rtol=1e-8)
+
+
+def test_distances_to_the_mean_agree_with_the_inverse_covariance_for_few_samples_too():
+    x = np.random.default_rng(0).normal(size=(20, 50))
+    z = x - x.mean(axis=0)
+    covariance = z.T @ z / 20
+    covariance += 1e-3 * np.trace(covariance) / 50 * np.eye(50)
+    expected = np.einsum("nd,de,ne->n", z, np.linalg.inv(covariance), z)
+    assert_allclose(squared_mahalanobis(x), expected, rtol=1e-6)
 
 
 def test_ashman_is_the_distance_in_pooled_deviations():

@@ -326,12 +326,31 @@ def test_hooks_are_gone_after_an_error_and_after_an_unknown_name():
 
 
 def test_a_layer_that_returns_no_tensor_cannot_be_captured():
-    model = build(ConvGru)
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.named = nn.ModuleDict({"a": nn.Linear(2, 2)})
+            self.named.forward = lambda x: {"out": self.named["a"](x)}
+
+        def forward(self, x):
+            return self.named(x)["out"]
+
+    model = Wrapped()
     with (
-        pytest.raises(ModelError, match="layer 'gru' returns tuple, not a tensor"),
-        capture_outputs(model, ("gru",)),
+        pytest.raises(ModelError, match="layer 'named' returns dict, not a tensor"),
+        capture_outputs(model, ("named",)),
     ):
-        model(inputs(ConvGru))
+        model(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_of_a_tuple_the_first_tensor_is_captured(differentiable):
+    model = build(ConvGru)
+    with capture_outputs(model, ("gru",), differentiable=differentiable) as found:
+        logits = model(inputs(ConvGru))
+    assert found["gru"].dim() == 3
+    assert found["gru"].requires_grad == differentiable or not differentiable
+    assert_close(logits, model(inputs(ConvGru)))
 
 
 def test_the_model_itself_is_no_layer_of_it():

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from expunge.cli.terminal import Json, app, echo, print_json, show, whole_console
-from expunge.errors import printable
+from expunge.errors import ConfigError, printable
 from expunge.storage.finished_run import read_record, read_result
 
 if TYPE_CHECKING:
@@ -67,10 +67,25 @@ def export(
     """Write the repaired model for use: weights, a manifest that rebuilds it, and ONNX."""
     from dataclasses import asdict
 
+    from expunge import specs
     from expunge.export import exported_model as exports
     from expunge.export.manifest import MANIFEST
+    from expunge.export.pretrained import export_pretrained_run
 
     folder = out or Path("exports") / spec.stem
+    if specs.read_spec(spec).model.pretrained:
+        if onnx:
+            raise ConfigError(
+                "--onnx is not for models of transformers",
+                where=str(spec),
+                fix="leave it out, and convert the exported folder with optimum",
+            )
+        written = sorted(p.name for p in export_pretrained_run(spec, folder, run=run).iterdir())
+        if as_json:
+            print_json({"folder": str(folder), "files": written})
+        else:
+            typer.echo(f"{folder}: {', '.join(written)}")
+        return
     found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
     manifest = asdict(found.manifest)
     if as_json:

@@ -18,6 +18,8 @@ from expunge.data.items import BY_FORM, LABEL_KEYS, Item, ItemKeys, parse_item
 from expunge.data.labels import as_column
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Samples, View
+from expunge.data.text_items import is_tokenized, text_rows
+from expunge.data.texts import Tokenizer
 from expunge.errors import DataError, format_ids
 
 # Inputs of up to this size are kept in memory by default.
@@ -52,6 +54,8 @@ def from_dataset(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     sample_rate: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    length: int | None = None,
     view: str | View = "none",
     name: str = "data",
     max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY,
@@ -66,7 +70,9 @@ def from_dataset(
         these names; the label under ``y``, ``label``, ``labels`` or ``target``; and optionally an
         ``id``. Strings and single numbers under other names are ignored. The ``x`` of a pair may be
         a dict. Inputs are tensors, arrays, lists of numbers or Pillow images (converted to
-        ``uint8[C, H, W]``), all of one shape and type. A DataLoader counts as its data set.
+        ``uint8[C, H, W]``), all of one shape and type. Token ids (``input_ids``) may differ in
+        length. With a tokenizer an item has its text under ``text``, ``sentence``, ``document`` or
+        ``content``, or is ``(text, label)``. A DataLoader counts as its data set.
     input, label, id
         Where these are in an item: keys of a dict or positions in a tuple. Several inputs become a
         dict batch. Without them the usual names, or the form of the item.
@@ -75,6 +81,8 @@ def from_dataset(
         of the Hub's ``ClassLabel`` (a `Subset` has those of its data set), else the labels.
     mean, std, sample_rate, view, name
         See `from_arrays`.
+    tokenizer, length
+        See `from_texts`. The tokenizer also says how token ids are padded.
     max_bytes_in_memory
         Inputs of fewer bytes in all are kept in memory. Others are read again for every batch.
 
@@ -103,13 +111,18 @@ def from_dataset(
     """
     several = input is not None and not isinstance(input, str | int)
     keys = ItemKeys(tuple(input) if several else input, label, id)  # type: ignore[arg-type]
-    rows = dataset_rows(dataset, keys=keys, max_bytes_in_memory=max_bytes_in_memory, name=name)
+    if tokenizer is not None:
+        rows = _text_rows(dataset, tokenizer, keys, name)
+    else:
+        rows = dataset_rows(dataset, keys=keys, max_bytes_in_memory=max_bytes_in_memory, name=name)
     return to_samples(
         rows,
         classes=tuple(classes or ()),
         mean=mean,
         std=std,
         sample_rate=sample_rate,
+        tokenizer=tokenizer,
+        length=length,
         view=view,
         name=name,
     )
@@ -126,6 +139,8 @@ def dataset_rows(
     dataset = cast(MapDataset, _unwrap_loader(dataset, name))
     n = _check_length(dataset, name)
     first = _read_item(dataset, 0, keys, name)
+    if is_tokenized(first.inputs):
+        return _text_rows(dataset, None, keys, name)
     form = _describe_inputs(first.inputs)
     keep = n * _n_bytes(first.inputs) < max_bytes_in_memory
     kept = {k: torch.empty((n, *v.shape), dtype=v.dtype) for k, v in first.inputs.items() if keep}
@@ -164,6 +179,25 @@ def dataset_rows(
         inputs=_in_memory(kept) if keep else LazyInputs(n, read, digest.hexdigest()),
         class_names=_class_names(dataset, keys.label),
         has_explicit_ids=first.id is not None and not first.is_index,
+    )
+
+
+def _text_rows(
+    dataset: MapDataset | DataLoader[Any], tokenizer: Tokenizer | None, keys: ItemKeys, name: str
+) -> Rows:
+    """All ids, labels, and texts or token ids, in one pass; the first items are read twice."""
+    dataset = cast(MapDataset, _unwrap_loader(dataset, name))
+    n = _check_length(dataset, name)
+    for i in range(min(n, N_REREAD)):
+        if str(_raw_item(dataset, i, name)) != str(_raw_item(dataset, i, name)):
+            raise _differs(i, name)
+    return text_rows(
+        lambda i: _raw_item(dataset, i, name),
+        n,
+        tokenizer=tokenizer,
+        keys=keys,
+        class_names=_class_names(dataset, keys.label),
+        where=name,
     )
 
 
@@ -261,12 +295,14 @@ def _check_length(dataset: MapDataset, name: str) -> int:
 
 
 def _read_item(dataset: MapDataset, i: int, keys: ItemKeys, name: str) -> Item:
-    where = f"{name}, item {i}"
+    return parse_item(_raw_item(dataset, i, name), keys, f"{name}, item {i}")
+
+
+def _raw_item(dataset: MapDataset, i: int, name: str) -> object:
     try:
-        item = dataset[i]
+        return dataset[i]
     except Exception as error:  # the data set is not ours: say which item it failed at
-        raise DataError(f"{type(error).__name__}: {error}", where=where) from error
-    return parse_item(item, keys, where)
+        raise DataError(f"{type(error).__name__}: {error}", where=f"{name}, item {i}") from error
 
 
 def _unwrap_single(x: dict[str, Tensor]) -> Batch:
@@ -290,11 +326,15 @@ def _check_repeatable(x: dict[str, Tensor], again: dict[str, Tensor], i: int, na
         torch.equal(v.nan_to_num(), again[k].nan_to_num()) for k, v in x.items()
     )
     if not same:
-        raise DataError(
-            f"item {i} differs between two readings",
-            where=name,
-            fix="take random transforms out of the data set; view='crop-flip' augments",
-        )
+        raise _differs(i, name)
+
+
+def _differs(i: int, name: str) -> DataError:
+    return DataError(
+        f"item {i} differs between two readings",
+        where=name,
+        fix="take random transforms out of the data set; view='crop-flip' augments",
+    )
 
 
 def _class_names(dataset: object, label: str | int | None = None) -> tuple[str, ...]:

@@ -127,3 +127,18 @@ class SubsetInputs:
     def fingerprint(self) -> str:
         text = self._inputs.fingerprint() + hash_array(self._positions)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def text(self, position: int) -> str:
+        """The text at a position, if the inputs are texts; else empty."""
+        shown = getattr(self._inputs, "text", None)
+        return "" if shown is None else str(shown(int(self._positions[position])))
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether batches are padded to their longest input."""
+        return is_ragged(self._inputs)
+
+
+def is_ragged(inputs: Inputs) -> bool:
+    """Whether inputs have different lengths, so that batches are padded to their longest."""
+    return bool(getattr(inputs, "is_ragged", False))

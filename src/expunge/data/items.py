@@ -52,7 +52,7 @@ def parse_item(item: object, keys: ItemKeys, where: str) -> Item:
     if isinstance(item, Mapping):
         return _parse_dict(item, where)
     if isinstance(item, tuple | list) and len(item) == 2:
-        return Item(_to_inputs(item[0], where), _to_scalar(item[1], "label", where))
+        return Item(_to_inputs(item[0], where), to_scalar(item[1], "label", where))
     if isinstance(item, tuple | list) and len(item) == 3:
         return _parse_triple(item, where)
     raise DataError(
@@ -67,18 +67,18 @@ def _parse_triple(item: Sequence[Any], where: str) -> Item:
     """``(id, x, y)`` or ``(x, y, index)``: the input is the element that is no single value."""
     first, second, third = item
     if _is_input(first) and not _is_input(second) and not _is_input(third):
-        index = _to_scalar(third, "index", where)
+        index = to_scalar(third, "index", where)
         if not isinstance(index, int | str) or isinstance(index, bool):
             raise DataError(
                 f"the third element is {_describe(third)}: expected an index or an id",
                 where=where,
                 fix="name input=0 and label=1 of expunge.from_dataset",
             )
-        return Item(_to_inputs(first, where), _to_scalar(second, "label", where), index, True)
+        return Item(_to_inputs(first, where), to_scalar(second, "label", where), index, True)
     return Item(
         _to_inputs(second, where),
-        _to_scalar(third, "label", where),
-        _to_scalar(first, "id", where),
+        to_scalar(third, "label", where),
+        to_scalar(first, "id", where),
     )
 
 
@@ -98,7 +98,7 @@ def _by_keys(item: object, keys: ItemKeys, where: str) -> Item:
         )
     label = keys.label
     if label is None:
-        label = _label_key(item, where) if isinstance(item, Mapping) else len(item) - 1
+        label = label_key(item, where) if isinstance(item, Mapping) else len(item) - 1
     named = keys.input
     if named is None and isinstance(item, Mapping):
         rest = {k: v for k, v in item.items() if k != label}
@@ -109,8 +109,8 @@ def _by_keys(item: object, keys: ItemKeys, where: str) -> Item:
         inputs = {str(k): _to_tensor(_get(item, k, where), f"{where}, '{k}'") for k in named}
     else:
         inputs = _to_inputs(_get(item, named, where), where)
-    item_id = None if keys.id is None else _to_scalar(_get(item, keys.id, where), "id", where)
-    return Item(inputs, _to_scalar(_get(item, label, where), "label", where), item_id)
+    item_id = None if keys.id is None else to_scalar(_get(item, keys.id, where), "id", where)
+    return Item(inputs, to_scalar(_get(item, label, where), "label", where), item_id)
 
 
 def _get(item: Any, key: str | int, where: str) -> Any:
@@ -128,7 +128,8 @@ def _get(item: Any, key: str | int, where: str) -> Any:
         ) from error
 
 
-def _label_key(item: Mapping[Any, Any], where: str) -> str:
+def label_key(item: Mapping[Any, Any], where: str) -> str:
+    """The key of the label of a dictionary, by its usual names; DataError unless there is one."""
     found = [k for k in LABEL_KEYS if k in item]
     if len(found) == 1:
         return found[0]
@@ -141,7 +142,7 @@ def _label_key(item: Mapping[Any, Any], where: str) -> str:
 
 
 def _parse_dict(item: Mapping[Any, Any], where: str, id_key: str | int | None = None) -> Item:
-    label = _label_key(item, where)
+    label = label_key(item, where)
     id_name = "id" if id_key is None else id_key
     inputs = {}
     for key, value in item.items():
@@ -163,8 +164,8 @@ def _parse_dict(item: Mapping[Any, Any], where: str, id_key: str | int | None = 
     item_id = item.get(id_name)
     return Item(
         inputs,
-        _to_scalar(item[label], "label", where),
-        None if item_id is None else _to_scalar(item_id, "id", where),
+        to_scalar(item[label], "label", where),
+        None if item_id is None else to_scalar(item_id, "id", where),
     )
 
 
@@ -194,7 +195,7 @@ def _to_tensor(x: object, where: str) -> Tensor:
     return tensor
 
 
-def _to_scalar(value: object, what: str, where: str) -> object:
+def to_scalar(value: object, what: str, where: str) -> object:
     """A plain number, string or None."""
     if isinstance(value, np.ndarray | np.generic | Tensor) and np.prod(value.shape) == 1:
         return value.item()

@@ -16,6 +16,7 @@ from expunge.data.inputs import Inputs, TensorInputs
 from expunge.data.labels import as_column, parse_integers
 from expunge.data.paths import require_file, resolve_inside
 from expunge.data.rows import Rows
+from expunge.data.texts import Texts
 from expunge.errors import DataError, did_you_mean, format_ids
 from expunge.storage.json_files import parse_json
 from expunge.storage.reading import reading
@@ -31,16 +32,32 @@ def manifest_rows(path: Path, config: DataConfig) -> Rows:
     """Read a CSV file with a header, or a JSONL file of objects.
 
     The input column holds paths relative to the manifest's folder, of images or of audio: the first
-    bytes of the files decide. In JSONL it may hold lists of numbers of one length instead.
+    bytes of the files decide. In JSONL it may hold lists of numbers of one length instead. With a
+    tokenizer it holds texts.
 
     Raises
     ------
     DataError
         If the table cannot be read, lacks a column or a value, or a path leads out of the folder.
     """
-    table = read_table(path)
+    return _table_rows(read_table(path), path, config)
+
+
+def csv_rows(path: Path, config: DataConfig) -> Rows:
+    """Read a CSV file of any suffix; see `manifest_rows`."""
+    return _table_rows(read_table(path, ".csv"), path, config)
+
+
+def jsonl_rows(path: Path, config: DataConfig) -> Rows:
+    """Read a JSONL file of any suffix; see `manifest_rows`."""
+    return _table_rows(read_table(path, ".jsonl"), path, config)
+
+
+def _table_rows(table: dict[str, Sequence[object]], path: Path, config: DataConfig) -> Rows:
+    """The rows of a table that was read."""
     # If the labels are in another file, this one needs no label column.
-    named = [config.input, config.id, config.label if config.labels is None else None]
+    named = [config.input, config.pair, config.id]
+    named += [config.label] if config.labels is None else []
     check_columns(table, [name for name in named if name is not None], path)
     n = len(table[config.input])
     if n == 0:
@@ -52,18 +69,22 @@ def manifest_rows(path: Path, config: DataConfig) -> Rows:
     if config.labels is None:
         labels = label_column(table, config.label, ids, path)
     root = Path(config.root) if config.root else path.parent
-    inputs = _inputs(table, config.input, ids, path, root)
+    inputs: Encoded | Inputs | Texts
+    if config.tokenizer:
+        inputs = _texts(table, config, ids, path)
+    else:
+        inputs = _inputs(table, config.input, ids, path, root)
     return Rows(
         ids=ids,
         labels=labels,
         inputs=inputs,
         has_explicit_ids=config.id is not None,
-        is_audio=not isinstance(inputs, Inputs) and is_audio(inputs, n),
+        is_audio=not isinstance(inputs, Inputs | Texts) and is_audio(inputs, n),
     )
 
 
-def read_table(path: Path) -> dict[str, Sequence[object]]:
-    """Read the columns of a CSV or JSONL file.
+def read_table(path: Path, suffix: str = "") -> dict[str, Sequence[object]]:
+    """Read the columns of a CSV or JSONL file; without a suffix that of the path decides.
 
     The fields of a CSV file are separated by commas, semicolons, tabs or bars; space around them is
     removed. A column of which all values are integers becomes integers; others are strings.
@@ -73,7 +94,7 @@ def read_table(path: Path) -> dict[str, Sequence[object]]:
         reading(path, what="not a text table", fix="save it as CSV or JSONL in UTF-8"),
         path.open(encoding="utf-8-sig", newline="") as file,
     ):
-        if path.suffix.lower() == ".jsonl":
+        if (suffix or path.suffix.lower()) == ".jsonl":
             return _jsonl(list(file), path)
         return _csv(_split_rows(file.read()), path)
 
@@ -158,6 +179,18 @@ def _jsonl(lines: list[str], path: Path) -> dict[str, Sequence[object]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
+def _texts(
+    table: dict[str, Sequence[object]], config: DataConfig, ids: np.ndarray, path: Path
+) -> Texts:
+    """The columns of texts; texts that are numbers are texts too."""
+    first, *second = (
+        table_column(table, name, ids, path).astype(str).tolist()
+        for name in (config.input, config.pair)
+        if name is not None
+    )
+    return Texts(first, second[0] if second else None)
+
+
 def _inputs(
     table: dict[str, Sequence[object]], name: str, ids: np.ndarray, path: Path, root: Path
 ) -> Encoded | Inputs:
@@ -169,7 +202,21 @@ def _inputs(
         raise DataError(
             f"column '{name}' must hold file paths or lists of numbers", where=str(path)
         )
+    _check_are_paths(files, name, path, root)
     return EncodedFiles(resolve_inside(root, files.astype(str).tolist(), ids, where=str(path)))
+
+
+def _check_are_paths(files: np.ndarray, name: str, path: Path, root: Path) -> None:
+    """Say what to do if the column holds texts, which are no paths."""
+    texts = files.astype(str)
+    are_long = np.char.str_len(texts) > 255
+    are_words = np.char.count(texts, " ") >= 3
+    if (are_long | are_words).mean() > 0.5 and not (root / texts[0][:255]).exists():
+        raise DataError(
+            f"column '{name}' holds texts, not file paths",
+            where=str(path),
+            fix="set tokenizer to the folder of the model's tokenizer",
+        )
 
 
 def _feature_tensor(values: Sequence[Any], ids: np.ndarray, name: str, path: Path) -> torch.Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from expunge.data.inputs import is_ragged
 from expunge.data.samples import Samples
 from expunge.errors import DataError, format_ids, raise_all
 
@@ -77,14 +78,18 @@ def _describe_inputs(samples: Samples) -> tuple[str, str]:
     batch = samples.inputs.batch(np.arange(1))
     parts = batch if isinstance(batch, dict) else {"": batch}
     kinds = {k: "float" if x.is_floating_point() else str(x.dtype)[6:] for k, x in parts.items()}
-    shown = [f"{k} {kinds[k]}{list(x.shape[1:])}".strip() for k, x in sorted(parts.items())]
+    shapes = {k: list(x.shape[1:]) for k, x in parts.items()}
+    if is_ragged(samples.inputs):
+        shapes = {k: [] for k in parts}  # texts differ in length
+    shown = [f"{k} {kinds[k]}{shapes[k]}".strip() for k in sorted(parts)]
     transform = samples.decoding.transform if samples.decoding else None
     prepared = f"{samples.prepare}" + (f" after {transform.name}" if transform else "")
     return ", ".join(shown), prepared
 
 
 def _hashes(samples: Samples) -> Iterator[bytes]:
-    for positions in samples.batches(CHUNK_SIZE):
+    # The padding of a text depends on the others in its batch.
+    for positions in samples.batches(1 if is_ragged(samples.inputs) else CHUNK_SIZE):
         batch = samples.inputs.batch(positions)
         parts = batch if isinstance(batch, dict) else {"": batch}
         columns = [

@@ -20,6 +20,7 @@ from expunge.data.encoded import LFS_POINTER, MAX_BYTES_IN_MEMORY, Encoded, is_a
 from expunge.data.inputs import Inputs, TensorInputs
 from expunge.data.paths import require_file
 from expunge.data.rows import Rows
+from expunge.data.texts import Texts
 from expunge.errors import DataError, did_you_mean, format_ids
 from expunge.storage.digests import file_digest
 from expunge.storage.json_files import parse_json
@@ -34,8 +35,8 @@ def parquet_rows(path: Path, config: DataConfig) -> Rows:
     """Read the columns of inputs, labels and, if named, ids of a Parquet file.
 
     A struct ``{bytes, path}`` or binary holds encoded images or audio: the Hub's feature type
-    decides, else the first bytes. A list of numbers holds features (``float32[d]``). Class names
-    are those of the Hub's ``ClassLabel``.
+    decides, else the first bytes. A list of numbers holds features (``float32[d]``). With a
+    tokenizer it holds texts. Class names are those of the Hub's ``ClassLabel``.
 
     Raises
     ------
@@ -46,13 +47,18 @@ def parquet_rows(path: Path, config: DataConfig) -> Rows:
     if n == 0:
         raise DataError("no samples: the file has no rows", where=str(path))
     # If the labels are in another file, this one needs no label column.
-    named = [config.input, config.id, config.label if config.labels is None else None]
+    named = [config.input, config.pair, config.id]
+    named += [config.label] if config.labels is None else []
     _require_columns(schema, [name for name in named if name is not None], path)
     ids = np.arange(n) if config.id is None else read_column(path, config.id)
     labels = np.zeros(n, dtype=np.int64)
     if config.labels is None:
         labels = read_column(path, config.label, ids=ids)
-    inputs, is_audio_column = _inputs(path, schema, config.input, ids)
+    inputs: Encoded | Inputs | Texts
+    if config.tokenizer:
+        inputs, is_audio_column = _texts(path, config, ids), False
+    else:
+        inputs, is_audio_column = _inputs(path, schema, config.input, ids)
     return Rows(
         ids=ids,
         labels=labels,
@@ -196,6 +202,16 @@ def _hub_feature(schema: Any, name: str) -> dict[str, Any]:
     return feature if isinstance(feature, dict) else {}
 
 
+def _texts(path: Path, config: DataConfig, ids: np.ndarray) -> Texts:
+    """The columns of texts; numbers are texts too."""
+    first, *second = (
+        read_column(path, name, ids=ids).astype(str).tolist()
+        for name in (config.input, config.pair)
+        if name is not None
+    )
+    return Texts(first, second[0] if second else None)
+
+
 def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> tuple[Encoded | Inputs, bool]:
     """The column, and whether it is encoded audio."""
     kind = schema.field(name).type
@@ -213,7 +229,9 @@ def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> tuple[Encode
         f"column '{name}' holds {feature if is_bytes else kind}, expected images or "
         "audio (bytes, or a struct with bytes) or lists of numbers",
         where=str(path),
-        fix="name the input column",
+        fix="for texts, set tokenizer to the folder of the model's tokenizer"
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        else "name the input column",
     )
 
 

@@ -14,9 +14,10 @@ from expunge.data.checks import require_two_labels
 from expunge.data.classes import encode_labels
 from expunge.data.decoding import Decoding, transform_inputs
 from expunge.data.encoded import Encoded, EncodedSlice
-from expunge.data.inputs import Inputs, TensorInputs
+from expunge.data.inputs import Batch, Inputs, TensorInputs
 from expunge.data.preparation import Preparation
 from expunge.data.samples import Samples, View
+from expunge.data.texts import Texts, Tokenizer, tokenize
 from expunge.data.transforms import Transform
 from expunge.data.views import view as named_view
 from expunge.errors import USER_ERRORS, ConfigError, DataError, check_range, group_by_reason
@@ -44,7 +45,7 @@ class Rows:
     labels
         ``int[n]`` (class indices), ``str[n]`` (class names) or float.
     inputs
-        Encoded images or clips, or decoded inputs.
+        Encoded images or clips, texts, or decoded inputs.
     class_names
         The class names that the source states; empty if it states none.
     has_explicit_ids
@@ -59,7 +60,7 @@ class Rows:
 
     ids: np.ndarray
     labels: np.ndarray
-    inputs: Encoded | Inputs
+    inputs: Encoded | Inputs | Texts
     class_names: tuple[str, ...] = ()
     has_explicit_ids: bool = False
     is_audio: bool = False
@@ -77,9 +78,11 @@ def slice_rows(rows: Rows, start: int, n: int | None) -> Rows:
         raise DataError(f"skip_rows is {start}, but there are {len(rows)} rows: none is left")
     if (start, stop) == (0, len(rows)):
         return rows
-    inputs: Encoded | Inputs
+    inputs: Encoded | Inputs | Texts
     if isinstance(rows.inputs, TensorInputs):
         inputs = TensorInputs(rows.inputs.tensor[start:stop])
+    elif isinstance(rows.inputs, Texts):
+        inputs = rows.inputs[start:stop]
     elif isinstance(rows.inputs, Inputs):
         raise DataError("cannot select rows of inputs that are read on demand")
     else:
@@ -98,6 +101,8 @@ def to_samples(
     sample_rate: int | None = None,
     seconds: float | None = None,
     transform: Transform | None = None,
+    tokenizer: Tokenizer | None = None,
+    length: int | None = None,
     view: str | View = "none",
     name: str = "data",
     where: str = "",
@@ -115,9 +120,17 @@ def to_samples(
         rows.labels, rows.ids, names=rows.class_names, classes=classes, where=where
     )
     kept = np.arange(len(rows))
+    inputs: Inputs
     skipped: Mapping[int | str, str] = {}
     decoding = None
-    if isinstance(rows.inputs, Inputs):
+    if isinstance(rows.inputs, Texts):
+        given = {"mode": mode, "size": size, "transform": transform}
+        _check_unset(where, "the inputs are texts", given)
+        inputs = tokenize(
+            rows.inputs, _require(tokenizer, where), length=length, ids=rows.ids, where=where
+        )
+        _check_audio_settings(inputs, sample_rate, seconds, where)
+    elif isinstance(rows.inputs, Inputs):
         inputs = rows.inputs
         _check_image_settings(inputs, mode, size, where)
         _check_audio_settings(inputs, sample_rate, seconds, where)
@@ -175,6 +188,16 @@ def _check_classes_left(
             where=where,
             fix="repair or replace these files",
         )
+
+
+def _require(tokenizer: Tokenizer | None, where: str) -> Tokenizer:
+    if tokenizer is None:
+        raise DataError(
+            "the inputs are texts, and there is no tokenizer",
+            where=where,
+            fix="set tokenizer to the folder of the model's tokenizer",
+        )
+    return tokenizer
 
 
 def _view(view: str | View, name: str) -> View | None:
@@ -237,7 +260,10 @@ def _check_preparation(samples: Samples, where: str) -> None:
     mean, std = samples.prepare.mean, samples.prepare.std
     example = samples.inputs.batch(np.arange(1))
     if not isinstance(example, torch.Tensor):
-        raise DataError("mean, std and views are for inputs of one tensor, not dicts", where=where)
+        if mean or std:
+            raise DataError("mean and std are for inputs of one tensor, not dicts", where=where)
+        check_view(samples, example, where)
+        return
     channels = example.shape[1]
     if len(mean) != len(std) or len(mean) not in (0, 1, channels):
         raise DataError(
@@ -248,8 +274,7 @@ def _check_preparation(samples: Samples, where: str) -> None:
     if not all(np.isfinite(mean)) or not all(np.isfinite(s) and s > 0 for s in std):
         raise DataError("mean must be finite, std finite and above 0", where=where)
     _check_units(samples, where)
-    if samples.view is not None:
-        _check_view(samples.view, samples.prepare(example), where)
+    check_view(samples, samples.prepare(example), where)
 
 
 def _check_units(samples: Samples, where: str) -> None:
@@ -285,10 +310,12 @@ def _numbers(values: np.ndarray) -> str:
     return ", ".join(f"{v:.4g}" for v in values)
 
 
-def _check_view(view: View, x: torch.Tensor, where: str) -> None:
-    """A view gives inputs of the same shape and type."""
+def check_view(samples: Samples, x: Batch, where: str) -> None:
+    """Raise DataError unless the view, if there is one, gives inputs of the same form."""
+    if samples.view is None:
+        return
     try:
-        seen = view(x, torch.Generator().manual_seed(0))
+        seen = samples.view(x, torch.Generator().manual_seed(0))
     except DataError as error:
         raise DataError(error.what, where=where, fix=error.fix) from error
     except USER_ERRORS as error:
@@ -297,13 +324,16 @@ def _check_view(view: View, x: torch.Tensor, where: str) -> None:
             where=where,
             fix="a view is a function (batch, generator) → batch, or a transform of one input",
         ) from error
-    form = (tuple(x.shape), x.dtype)
-    if not isinstance(seen, torch.Tensor) or (tuple(seen.shape), seen.dtype) != form:
-        got = type(seen).__name__
-        if isinstance(seen, torch.Tensor):
-            got = f"{tuple(seen.shape)} {seen.dtype}"
+    if _form_of(seen) != _form_of(x):
         raise DataError(
-            f"the view makes {got} of {form[0]} {form[1]}",
+            f"the view makes {_form_of(seen)} of {_form_of(x)}",
             where=where,
             fix="a view must keep shape and dtype",
         )
+
+
+def _form_of(x: object) -> str:
+    """Shape and type of a tensor, or of each part of a dictionary."""
+    if isinstance(x, dict):
+        return ", ".join(f"{name} {_form_of(part)}" for name, part in sorted(x.items()))
+    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__

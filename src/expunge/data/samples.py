@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from expunge.data.checks import (
     feature_problems,
@@ -29,8 +28,9 @@ from expunge.data.preparation import Preparation
 from expunge.errors import DataError, format_ids, raise_all
 from expunge.storage.hashing import content_of, digest
 
-# A random view (augmentation) of a batch of prepared inputs, drawn from a CPU generator.
-View: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+# A random view (augmentation) of a batch of prepared inputs, drawn from a CPU generator. One for
+# tensors takes no dictionaries, and the other way round.
+View: TypeAlias = Callable[[Any, torch.Generator], Any]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from expunge.data.folder import class_folders, folder_rows
 from expunge.data.labels import join_by_id
 from expunge.data.manifest import (
     check_columns,
+    csv_rows,
+    jsonl_rows,
     label_column,
     manifest_rows,
     read_table,
@@ -27,6 +29,7 @@ from expunge.data.manifest import (
 from expunge.data.paths import require_file, resolve_path
 from expunge.data.rows import Rows, slice_rows, to_samples
 from expunge.data.samples import Samples
+from expunge.data.texts import Tokenizer, load_tokenizer
 from expunge.data.transforms import Transform, load_transform
 from expunge.errors import ConfigError, DataError, format_ids, raise_all, range_problems
 from expunge.storage.reading import reading
@@ -68,8 +71,8 @@ class DataConfig:
     path
         The file or folder. ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
     source
-        ``"parquet"``, ``"folder"``, ``"manifest"``, ``"arrays"`` or ``"cifar10"``; empty: the path
-        decides.
+        ``"parquet"``, ``"csv"``, ``"jsonl"``, ``"folder"``, ``"manifest"`` (a CSV or JSONL file),
+        ``"arrays"`` or ``"cifar10"``; empty: the path decides.
     input, label, id
         The names of the columns. Without ``id`` the ids are row numbers.
     labels
@@ -105,6 +108,14 @@ class DataConfig:
     view
         A random view (augmentation): a name, see `expunge.data.view`, or
         ``"package.module:function"``.
+    tokenizer
+        The folder of a Hugging Face tokenizer: the input column holds texts. A model that a spec
+        reads from a folder has its tokenizer there.
+    pair
+        The column of the second text, for models of pairs of texts.
+    length
+        The largest number of tokens of a text, 1 or more; longer texts are cut. Without it the
+        tokenizer's own limit. Batches are padded to their longest text.
     skip_rows
         Skip this many rows at the start, 0 or more.
     max_rows
@@ -149,6 +160,9 @@ class DataConfig:
     transform: str = ""
     transform_arguments: dict[str, Any] = field(default_factory=dict)
     view: str = "none"
+    tokenizer: str = ""
+    pair: str | None = None
+    length: int | None = None
     skip_rows: int = 0
     max_rows: int | None = None
     split: Literal["train", "test"] = "train"
@@ -162,6 +176,7 @@ class DataConfig:
                 "skip_rows": (self.skip_rows, "[0, inf)"),
                 "sample_rate": (self.sample_rate, f"[{low}, {high}]"),
                 "seconds": (self.seconds, f"(0, {MAX_SECONDS}]"),
+                "length": (self.length, "[1, inf)"),
                 "std": (min(self.std, default=None), "(0, inf)"),
             }
         )
@@ -179,6 +194,8 @@ Source = Callable[[Path, DataConfig], Rows]
 sources: Registry[Source, NoMetadata] = Registry("source", NoMetadata)
 sources.register("folder")(folder_rows)
 sources.register("manifest")(manifest_rows)
+sources.register("csv")(csv_rows)
+sources.register("jsonl")(jsonl_rows)
 sources.register("arrays")(npz_rows)
 sources.register("cifar10")(cifar_rows)
 
@@ -263,6 +280,8 @@ def read(
         sample_rate=config.sample_rate,
         seconds=config.seconds,
         transform=_transform_of(config, folder),
+        tokenizer=_tokenizer_of(config, folder),
+        length=config.length,
         view=import_named(config.view, folder, what="view") if ":" in config.view else config.view,
         name=name,
         where=f"{name} ({path})",
@@ -274,6 +293,10 @@ def read(
     probs = {k: _read_joined(samples, f, folder) for k, f in config.external_probs.items()}
     trusted = _read_joined(samples, config.trusted, folder) if config.trusted else None
     return replace(samples, external_probs=probs, trusted=trusted)
+
+
+def _tokenizer_of(config: DataConfig, folder: Path) -> Tokenizer | None:
+    return load_tokenizer(resolve_path(config.tokenizer, folder)) if config.tokenizer else None
 
 
 def _transform_of(config: DataConfig, folder: Path) -> Transform | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import seed_everything
-from expunge.data import audio_views, vector_views
+from expunge.data import audio_views, text_views, vector_views
 from expunge.data.samples import View
 from expunge.errors import DataError
 
@@ -24,6 +24,8 @@ views.register("speech-background")(audio_views.speech_background)
 views.register("neighbour-noise")(vector_views.neighbour_noise)
 views.register("feature-dropout")(vector_views.feature_dropout)
 views.register("mix")(vector_views.mix)
+views.register("token-dropout")(text_views.token_dropout)
+views.register("span-mask")(text_views.span_mask)
 
 
 def view(name: str | Callable[..., Tensor]) -> View | None:
@@ -38,10 +40,11 @@ def view(name: str | Callable[..., Tensor]) -> View | None:
     name
         Images: ``"crop"``, ``"flip"``, ``"crop-flip"``. Audio: ``"shift"``, ``"speed"``,
         ``"gain"``, ``"background"``, ``"speech"``, ``"speech-background"``. Vectors:
-        ``"neighbour-noise"``, ``"feature-dropout"``, ``"mix"``. Or ``"none"``. A function of a
-        batch and a generator is a view itself. A function of one prepared input, a torchvision
-        transform for example, is called for each; what it draws from the global generators of
-        torch, NumPy and Python is seeded from the generator.
+        ``"neighbour-noise"``, ``"feature-dropout"``, ``"mix"``. Token ids: ``"token-dropout"``,
+        ``"span-mask"``. Or ``"none"``. A function of a batch and a generator is a view itself. A
+        function of one prepared input, a torchvision transform for example, is called for each;
+        what it draws from the global generators of torch, NumPy and Python is seeded from the
+        generator.
 
     Returns
     -------
@@ -219,8 +222,9 @@ def _flip_indices(columns: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _check_images(x: Tensor) -> None:
-    if x.dim() != 4:
+    shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+    if len(shape) != 4:
         raise DataError(
-            f"this view is for images of shape [b, C, H, W], not {tuple(x.shape)}",
+            f"this view is for images of shape [b, C, H, W], not {shape or type(x).__name__}",
             fix="set view to 'none', or to 'speech' for audio",
         )

@@ -143,12 +143,23 @@ def principal_projection(
     reference_rows
         ``int[m]``: the rows that give the mean, the scale of the columns and the components.
     components
-        How many components, at most d are used.
+        How many components, at most d and m are used.
+
+    Notes
+    -----
+    Cost: ``m d² + d³``, and ``m² d + m³`` for fewer rows than columns.
     """
     location = features[reference_rows].mean(axis=0)
     scale = safe_scale(features[reference_rows].std(axis=0), location)
     z = (features[reference_rows] - location) / scale
-    basis = np.linalg.eigh(z.T @ z)[1][:, -components:]
+    if len(z) < z.shape[1]:
+        values, vectors = np.linalg.eigh((z @ z.T).astype(np.float64))
+        kept = values[-components:] > 1e-9 * max(float(values[-1]), 1e-12)
+        kept[-1] = True
+        scores = vectors[:, -components:][:, kept]
+        basis = z.T @ scores / np.sqrt(np.maximum(values[-components:][kept], 1e-12))
+    else:
+        basis = np.linalg.eigh(z.T @ z)[1][:, -components:]
     return lambda rows: (features[rows] - location) / scale @ basis
 
 

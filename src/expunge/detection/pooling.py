@@ -26,10 +26,14 @@ def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
     """Select at most 6 layers, evenly over the depth, with the last: early ones memorise least.
 
     Prefer the output of an innermost block to the layers inside it; containers of blocks are
-    skipped.
+    skipped. The blocks of a transformer, which hold blocks of attention, count as innermost.
     """
     layers = layout.feature_layers
     inside = {s: [t for t in layers if t.startswith(f"{s}.")] for s in layers}
+    tokens = {s for s in layout.blocks if not set(inside[s]) & set(layout.blocks)}
+    hidden = {t for s in tokens for t in inside[s]} | {s for s in layers if tokens & set(inside[s])}
+    layers = tuple(s for s in layers if s not in hidden)
+    inside = {s: [t for t in inside[s] if t not in hidden] for s in layers}
     blocks = [s for s in layers if inside[s] and not any(inside[t] for t in inside[s])]
     candidates = [s for s in layers if not any(s in inside[b] for b in blocks)]
     n = len(candidates)
@@ -37,7 +41,13 @@ def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
     return tuple(candidates[i] for i in chosen)
 
 
-def pool(output: Tensor, *, unit: int, max_part_means: int = MAX_PART_MEANS) -> Tensor:
+def pool(
+    output: Tensor,
+    *,
+    unit: int,
+    max_part_means: int = MAX_PART_MEANS,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Return means and standard deviations of a layer's output over space or time.
 
     ``[b, …, d, …] → [b, 2 d]``. Of images ``[b, d, h, w]`` the means are taken by parts, 4 × 4 or
@@ -52,7 +62,13 @@ def pool(output: Tensor, *, unit: int, max_part_means: int = MAX_PART_MEANS) -> 
         The dimension of size d.
     max_part_means
         Parts are used if there are at most this many means.
+    mask
+        ``bool[b, t]``: which positions of sequences hold tokens. Padding counts for nothing.
     """
+    if mask is not None and output.dim() == 3 and len(mask) == len(output):
+        weights = _over_time(mask, output.shape[3 - unit])
+        if weights is not None:
+            return _pool_tokens(output if unit == 2 else output.transpose(1, 2), weights)
     over = tuple(k for k in range(1, output.dim()) if k != unit)
     if not over or all(output.shape[k] == 1 for k in over):
         return output.flatten(1)
@@ -68,6 +84,25 @@ def pool(output: Tensor, *, unit: int, max_part_means: int = MAX_PART_MEANS) -> 
     return torch.cat([parts, spread], dim=1)
 
 
+def _over_time(mask: Tensor, length: int) -> Tensor | None:
+    """Return the mask for an output of another length, behind convolutions; None if it has none."""
+    if length < 2 or length > mask.shape[1]:
+        return None
+    steps = torch.arange(length, device=mask.device)
+    resized = mask[:, steps * mask.shape[1] // length]
+    return resized | ~resized.any(dim=1, keepdim=True)
+
+
+def _pool_tokens(output: Tensor, mask: Tensor) -> Tensor:
+    """Return means and standard deviations over tokens: ``[b, t, d] → [b, 2 d]``."""
+    weights = (mask.float() / mask.sum(dim=1, keepdim=True))[:, :, None]
+    x = output.float()
+    mean = (x * weights).sum(dim=1)
+    variance = (x.square() * weights).sum(dim=1) - mean.square()
+    spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()
+    return torch.cat([mean, spread], dim=1)
+
+
 def pool_input(x: Batch) -> Tensor:
     """Return the plain inputs as a table: ``float32[b, d]``, with d at most 512 a part.
 
@@ -79,8 +114,9 @@ def pool_input(x: Batch) -> Tensor:
         A batch. Vectors of few columns stay as they are, those of up to 4,096 become 512 random
         projections, which keep distances; longer ones become means and root mean squares of bins.
         Images become means over a grid of at most 8 × 8 parts and the spread of each channel,
-        sequences and clips means and spreads over time. Indices (words) become square roots of
-        their counts in 256 hashed bins. Of a dict, the parts stand beside each other.
+        sequences and clips means and spreads over time. Indices become square roots of their counts
+        in 256 hashed bins (texts: see `token_features`). Of a dict, the parts stand beside each
+        other.
 
     Examples
     --------

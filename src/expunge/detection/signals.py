@@ -31,6 +31,7 @@ from expunge.detection.pooling import (
     pool_input,
     unit_dimension,
 )
+from expunge.detection.token_features import token_features, token_ids, token_mask
 from expunge.errors import ModelError, format_ids
 from expunge.models.checks import check_fit
 from expunge.models.inspection import (
@@ -41,6 +42,7 @@ from expunge.models.inspection import (
     logits_of,
     module_named,
     on_device,
+    padding_id_of,
     to_channels_last,
 )
 from expunge.records import Signals
@@ -69,6 +71,8 @@ class _PassConfig:
     precision: Precision
     seed: int
     device: torch.device
+    has_tokens: bool = False
+    padding_id: int = 0
 
     @property
     def pooled_layers(self) -> tuple[str, ...]:
@@ -163,12 +167,16 @@ def collect(
         layout=layout,
         attribution_layer=attribution_layer or layout.head,
         feature_layers=feature_layers or default_feature_layers(layout),
-        n_views=views if samples.view is not None and isinstance(example, Tensor) else 0,
+        # Views of texts do not show memorisation: a network that fits 99 % of the labels fits 99 %
+        # of those of texts that lack 15 to 30 % of their tokens.
+        n_views=views if samples.view is not None and token_ids(example) is None else 0,
         # Statistics of more columns than that would identify single samples.
         max_part_means=min(MAX_PART_MEANS, len(samples) // 4),
         precision=precision,
         seed=seed,
         device=accelerator.device,
+        has_tokens=token_ids(example) is not None,
+        padding_id=padding_id_of(model),
     )
     if needs & _AT_ONE_LAYER and not config.attribution_layer:
         raise ModelError(
@@ -187,6 +195,8 @@ def collect(
             progress(what, done, len(positions))
     if accelerator.num_processes > 1:
         parts = gather_rows(parts, positions, len(samples))
+    if "features" in needs and config.has_tokens:
+        parts["inputs"] = token_features(samples, config.padding_id)
     return _signals_of(samples, config, parts)
 
 
@@ -200,15 +210,14 @@ def _passes(
         x = to_channels_last(samples.batch(batch, device=config.device))
         y = torch.from_numpy(samples.labels[batch]).to(config.device)
         outputs = _plain_pass(model, x, y, config)
-        if "features" in config.needs:
+        if "features" in config.needs and not config.has_tokens:
             outputs["inputs"] = pool_input(x)
         if config.needs & _BY_GRADIENTS:
             outputs |= _layerwise_attributions(model, x, y, outputs["logits"], config)
-        if config.has_views and isinstance(x, Tensor):
+        if config.has_views:
             first = [int(position) for position in batch[::BLOCK_SIZE]]
-            outputs |= _augmented_pass(
-                model, _augmented_batches(samples, x, first, config), y, config
-            )
+            views = _augmented_batches(samples, x, first, config)
+            outputs |= _augmented_pass(model, views, y, config)
         yield batch, outputs
 
 
@@ -261,7 +270,7 @@ def _plain_pass(model: nn.Module, x: Batch, y: Tensor, config: _PassConfig) -> d
         autocast(config.precision, y.device),
     ):
         logits = logits_of(model, x).float()
-    out = {"logits": logits, **_pooled(model, layers, captured, config, n=len(y))}
+    out = {"logits": logits, **_pooled(model, layers, captured, config, x=x)}
     if "views" in needs:
         out |= _probs_and_loss(logits, y)
     if "head_input_norm" in needs:
@@ -334,19 +343,36 @@ def _layerwise_attributions(
         direction = nn.functional.one_hot(logits.argmax(dim=1), c) - 1 / c
         parts = attribute(model, x, direction, layers=layers)
         products = {name: h * gradient for name, (h, gradient) in parts.items()}
-        out |= _pooled(model, layers, products, config, n=len(y), kind="attribution_features")
+        out |= _pooled(model, layers, products, config, x=x, kind="attribution_features")
     return out
 
 
 def _augmented_batches(
-    samples: Samples, x: Tensor, first_positions: list[int], config: _PassConfig
+    samples: Samples, x: Batch, first_positions: list[int], config: _PassConfig
 ) -> Iterator[Batch]:
     """Yield random views of a batch; each block of samples has its own generator."""
     assert samples.view is not None
     generators = [torch_generator(config.seed, "views", first) for first in first_positions]
     for _ in range(config.n_views):
-        blocks = zip(torch.split(x, BLOCK_SIZE), generators, strict=True)
-        yield to_channels_last(torch.cat([samples.view(block, draw) for block, draw in blocks]))
+        blocks = zip(_blocks(x), generators, strict=True)
+        yield to_channels_last(_join([samples.view(block, draw) for block, draw in blocks]))
+
+
+def _blocks(x: Batch) -> list[Batch]:
+    """Split a batch into blocks of samples."""
+    if not isinstance(x, dict):
+        return list(torch.split(x, BLOCK_SIZE))
+    parts = {name: torch.split(part, BLOCK_SIZE) for name, part in x.items()}
+    n_blocks = len(next(iter(parts.values())))
+    return [{name: part[i] for name, part in parts.items()} for i in range(n_blocks)]
+
+
+def _join(blocks: list[Batch]) -> Batch:
+    first = blocks[0]
+    if not isinstance(first, dict):
+        return torch.cat([block for block in blocks if isinstance(block, Tensor)])
+    tables = [block for block in blocks if isinstance(block, dict)]
+    return {name: torch.cat([table[name] for table in tables]) for name in first}
 
 
 def _augmented_pass(
@@ -359,8 +385,7 @@ def _augmented_pass(
     for x in batches:
         with capture_outputs(model, layers) as captured, autocast(config.precision, y.device):
             logits = logits_of(model, x).float()
-        values = _probs_and_loss(logits, y)
-        values |= _pooled(model, layers, captured, config, n=len(y))
+        values = _probs_and_loss(logits, y) | _pooled(model, layers, captured, config, x=x)
         sums = {k: v + sums[k] if sums else v for k, v in values.items()}
         count += 1
     return {k: v / count for k, v in sums.items()}
@@ -378,11 +403,13 @@ def _pooled(
     outputs: dict[str, Tensor],
     config: _PassConfig,
     *,
-    n: int,
+    x: Batch,
     kind: str = "feature",
 ) -> dict[str, Tensor]:
-    """Return the layers' outputs for n samples, pooled, as ``<kind>.<layer>``."""
+    """Return the layers' outputs for the batch x, pooled, as ``<kind>.<layer>``."""
+    n = len(next(iter(x.values())) if isinstance(x, dict) else x)
     features = {}
+    mask = token_mask(x, config.padding_id)
     for name in layers:
         if len(outputs[name]) != n:
             raise ModelError(
@@ -394,7 +421,7 @@ def _pooled(
             module_named(model, k) for k, end in config.layout.readouts.items() if end == name
         ]
         unit = unit_dimension(module_named(model, name), chains, outputs[name])
-        pooled = pool(outputs[name], unit=unit, max_part_means=config.max_part_means)
+        pooled = pool(outputs[name], unit=unit, max_part_means=config.max_part_means, mask=mask)
         features[f"{kind}.{name}"] = pooled.float()
     return features
 

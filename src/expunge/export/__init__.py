@@ -6,5 +6,13 @@ from expunge.export.exported_model import (
     export_run,
     load_exported_model,
 )
+from expunge.export.pretrained import export_pretrained_run, save_pretrained
 
-__all__ = ["ExportedModel", "export_model", "export_run", "load_exported_model"]
+__all__ = [
+    "ExportedModel",
+    "export_model",
+    "export_pretrained_run",
+    "export_run",
+    "load_exported_model",
+    "save_pretrained",
+]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -336,6 +336,43 @@ def export_run(
     RunError
         If the run is not finished or has other training data; and as `export_model`.
     """
+    finished = finished_run(spec, run)
+    config = finished.config
+    return export_model(
+        finished.model,
+        finished.data,
+        folder,
+        constructor=config.constructor,
+        arguments=config.arguments,
+        plan=finished.plan,
+        head=finished.head,
+        mode=finished.mode,
+        onnx=onnx,
+        tolerance=tolerance,
+        summary=finished.summary,
+    )
+
+
+class FinishedRun(NamedTuple):
+    """The model of a finished run, and what it was made from."""
+
+    model: nn.Module
+    data: Samples
+    plan: PrunePlan
+    head: HeadPlan | None
+    mode: Literal["remove", "mask"]
+    config: specs.ModelConfig
+    summary: Mapping[str, Any]
+
+
+def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
+    """Read the model of a finished run; the spec says how its network is made.
+
+    Raises
+    ------
+    RunError
+        If the run is not finished or has other training data.
+    """
     loaded, base = specs.read_spec(spec), Path(spec).resolve().parent
     run = specs.run_folder(loaded, spec) if run is None else Path(run)
     header, state, plan, head = _read_finished_run(run)
@@ -350,19 +387,8 @@ def export_run(
     data = train if validation is None else validation
     config = replace(loaded.model, weights="", checkpoints=())
     mode, example = header["settings"]["prune"]["mode"], data.batch(np.arange(1))
-    return export_model(
-        _rebuild(config, base, plan=plan, head=head, mode=mode, example=example, state=state),
-        data,
-        folder,
-        constructor=config.constructor,
-        arguments=config.arguments,
-        plan=plan,
-        head=head,
-        mode=mode,
-        onnx=onnx,
-        tolerance=tolerance,
-        summary=read_result(run),
-    )
+    model = _rebuild(config, base, plan=plan, head=head, mode=mode, example=example, state=state)
+    return FinishedRun(model, data, plan, head, mode, config, read_result(run))
 
 
 # ------------------------------------------------------------------------------------ rebuilding

@@ -141,6 +141,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def padding_id_of(model: nn.Module) -> int:
+    """The index of padding by the model's first embedding; 0 if it states none."""
+    embeddings = (m for m in model.modules() if isinstance(m, nn.Embedding))
+    stated = next((m.padding_idx for m in embeddings), None)
+    return 0 if stated is None else stated
+
+
 def module_named(model: nn.Module, name: str) -> nn.Module:
     """The module of a name; ModelError with the closest match for an unknown one."""
     modules = dict(model.named_modules())
@@ -163,7 +170,7 @@ def capture_outputs(
     model
         Has no more hooks after the block.
     names
-        Names of layers that return a tensor.
+        Names of layers that return a tensor, or a tuple that begins with one.
     inputs_of
         A layer whose input is added under the key ``"input"``.
     differentiable
@@ -192,15 +199,18 @@ def capture_outputs(
     handles = []
 
     def keep(name: str) -> object:
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
-            if not isinstance(output, Tensor):
+        def hook(module: nn.Module, args: object, output: object) -> object:
+            value = _first_tensor(output)
+            if value is None:
                 raise ModelError(f"layer '{name}' returns {type(output).__name__}, not a tensor")
             if not differentiable:
-                found[name] = output
+                found[name] = value
                 return None
-            output = output if output.requires_grad else output.detach().requires_grad_()
-            found[name] = output
-            return output.clone()
+            value = value if value.requires_grad else value.detach().requires_grad_()
+            found[name] = value
+            if isinstance(output, tuple):
+                return (value.clone(), *output[1:])
+            return value.clone()
 
         return hook
 
@@ -223,6 +233,13 @@ def capture_outputs(
 Value = tuple[int, int]
 # For every value, the layers that read it and the values that they return.
 Readers = dict[Value, list[tuple[str, nn.Module, Value]]]
+
+
+def _first_tensor(value: object) -> Tensor | None:
+    """A tensor, or the first entry of a tuple if that is one."""
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) else None
 
 
 class _Call(NamedTuple):
@@ -251,12 +268,16 @@ class ModelLayout:
         outputs of residual blocks.
     tail
         The layers from the head backwards as long as each only reads the one before.
+    blocks
+        The blocks of a transformer, among the feature layers: each turns tokens ``[b, t, d]`` into
+        as many of the same width.
     """
 
     head: str
     readouts: Mapping[str, str]
     feature_layers: tuple[str, ...]
     tail: tuple[str, ...]
+    blocks: tuple[str, ...] = ()
 
 
 def find_head(model: nn.Module, example: Batch, *, where: str = "", fix: str) -> str:
@@ -316,7 +337,7 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     >>> layout.head, layout.readouts, layout.tail
     ('2', {'0': '1'}, ('0', '1', '2'))
     """
-    calls, scores = _record_calls(model, example)
+    calls, scores, blocks = _record_calls(model, example)
     leaves = [c for c in calls if not any(True for _ in c.module.children())]
     if not any(isinstance(c.module, WEIGHT_LAYERS) for c in leaves):
         raise ModelError(
@@ -325,13 +346,15 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     logits = _before_probabilities(scores, leaves)
     makers = (c.name for c in leaves if isinstance(c.module, nn.Linear) and c.output == logits)
     head = next(makers, "")
-    readouts, feature_layers = _readouts_and_features(calls, leaves, head, logits)
+    readouts, feature_layers = _readouts_and_features(calls, leaves, head, logits, blocks)
     by_sample = _layers_by_sample(model, example, calls)
+    feature_layers = tuple(name for name in feature_layers if name in by_sample)
     return ModelLayout(
         head,
         {name: readout for name, readout in readouts.items() if readout in by_sample},
-        tuple(name for name in feature_layers if name in by_sample),
+        feature_layers,
         _tail(head, leaves),
+        tuple(name for name in feature_layers if name in blocks),
     )
 
 
@@ -354,44 +377,67 @@ def _layers_by_sample(model: nn.Module, example: Batch, calls: list[_Call]) -> s
     else:
         n, twice = len(example), torch.cat([example, example])
     try:
-        more, _ = _record_calls(model, twice)
+        more, _, _ = _record_calls(model, twice)
     except FORWARD_ERRORS:  # a network for batches of one size
         more = []
     wrong = {c.name for c in calls if c.n_rows != n} | {c.name for c in more if c.n_rows != 2 * n}
     return {c.name for c in calls} - wrong
 
 
-def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value]:
-    """All calls of modules in one forward pass, and the logits."""
+def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value, dict[str, Value]]:
+    """All calls of modules in one forward pass, the logits, and the outputs of token blocks."""
     example = to_device(example, device_of(model))
     calls: list[_Call] = []
+    blocks: dict[str, Value] = {}
+    candidates = set(_repeated_modules(model))
     alive: list[Tensor] = []  # an id is unique only as long as its tensor lives
     handles = []
 
     def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
-            source = args[0] if args else None
-            if isinstance(source, Tensor) and isinstance(output, Tensor):
-                rows = len(output) if output.dim() else 0
-                calls.append(_Call(name, module, _value(source), _value(output), rows))
-                alive.extend((source, output))
+        def hook(
+            module: nn.Module, args: tuple[object, ...], named: dict[str, object], output: object
+        ) -> None:
+            source = args[0] if args else next(iter(named.values()), None)
+            value = _first_tensor(output)
+            if not isinstance(source, Tensor) or value is None:
+                return
+            is_block = name in candidates and value.dim() == 3 and source.shape == value.shape
+            if is_block:
+                blocks[name] = _value(value)
+            if is_block or (args and value is output):
+                rows = len(value) if value.dim() else 0
+                calls.append(_Call(name, module, _value(source), _value(value), rows))
+                alive.extend((source, value))
 
         return hook
 
     for name, module in model.named_modules():
         if name:
-            handles.append(module.register_forward_hook(record(name)))
+            handles.append(module.register_forward_hook(record(name), with_kwargs=True))
     try:
         with eval_mode(model), torch.no_grad():
             scores = raw_output(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return calls, _value(scores)
+    return calls, _value(scores), blocks
+
+
+def _repeated_modules(model: nn.Module) -> Iterator[str]:
+    """Names of modules in a list or sequence that hold modules of their own."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            for key, entry in module.named_children():
+                if any(True for _ in entry.children()):
+                    yield f"{name}.{key}" if name else key
 
 
 def _readouts_and_features(
-    calls: list[_Call], leaves: list[_Call], head: str, logits: Value
+    calls: list[_Call],
+    leaves: list[_Call],
+    head: str,
+    logits: Value,
+    blocks: Mapping[str, Value],
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The readout of every weight layer, and the feature layers in the order of their calls."""
     readers: Readers = defaultdict(list)
@@ -412,6 +458,9 @@ def _readouts_and_features(
             while end[0] not in seen:
                 seen.add(end[0])
                 _, end = _follow("", end, readers, _POOLING)
+    # A block can return the very tensor of a layer inside it: the block is the feature layer.
+    ends += [(order[y], name) for name, y in blocks.items()]
+    seen |= {y[0] for y in blocks.values()}
     leaf_modules = [c.module for c in leaves]
     for name, module, _, y, _ in calls:
         holds_weights = any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())

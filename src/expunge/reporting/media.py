@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import wave
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from expunge._core.arrays import Array
 from expunge.data import Samples
+from expunge.data.inputs import is_ragged
 from expunge.errors import DataError, format_ids
 
 MAX_SIDE = 160  # of an embedded image, in pixels
@@ -23,6 +24,7 @@ MIN_SIDE = 4  # a smaller "image" is a table of features
 # Of a table at most so many columns are shown; one of more columns than that holds embeddings.
 MAX_COLUMNS, MAX_TABLE_COLUMNS = 8, 64
 MAX_SECONDS, MAX_SAMPLE_RATE = 4, 16_000  # of an embedded clip
+MAX_CHARACTERS = 400  # of a shown text
 
 # From quiet to loud, for people of all colour vision.
 HEAT = np.array([(8, 12, 38), (42, 58, 120), (32, 126, 140), (122, 190, 110), (248, 228, 96)])
@@ -46,8 +48,10 @@ class SuspectRows:
 def rows_for(samples: Samples, ids: Iterable[Hashable]) -> SuspectRows:
     """The first columns of these samples if they are rows of a table: at most 64 numbers.
 
-    Raises DataError for unknown ids.
+    Of texts the beginning, `MAX_CHARACTERS` of it. Raises DataError for unknown ids.
     """
+    if is_ragged(samples.inputs):
+        return _texts_for(samples, ids)
     stored = {name: x for name, x in _stored(samples, ids).items() if x.dim() == 1}
     width = max((len(x) for x in stored.values()), default=0)
     if samples.sample_rate is not None or not 0 < width <= MAX_TABLE_COLUMNS:
@@ -57,6 +61,16 @@ def rows_for(samples: Samples, ids: Iterable[Hashable]) -> SuspectRows:
         name: tuple(f"{v:.4g}" for v in x[:MAX_COLUMNS].tolist()) for name, x in stored.items()
     }
     return SuspectRows(names, cells)
+
+
+def _texts_for(samples: Samples, ids: Iterable[Hashable]) -> SuspectRows:
+    text: Callable[[int], str] = samples.inputs.text  # type: ignore[attr-defined]
+    cells = {name: (_cut(text(at)),) for name, at in _positions(samples, ids).items()}
+    return SuspectRows(("text",), cells) if any(t for (t,) in cells.values()) else SuspectRows()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS].rstrip()} …"
 
 
 def images_for(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Array]:
@@ -103,8 +117,8 @@ def _shorten(x: Tensor, sample_rate: int) -> Clip:
     return Clip(np.round(audio).clip(-32768, 32767).astype(np.int16), sample_rate)
 
 
-def _stored(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Tensor]:
-    """The stored inputs of these samples, by id; empty if each is more than one tensor."""
+def _positions(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, int]:
+    """The positions of samples by id; DataError for unknown ids."""
     position = {name: i for i, name in enumerate(samples.ids.tolist())}
     wanted = list(ids)
     unknown = [name for name in wanted if name not in position]
@@ -114,6 +128,13 @@ def _stored(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Tensor]
             where=samples.name,
             fix="give the data set that was partitioned",
         )
+    return {name: position[name] for name in wanted}
+
+
+def _stored(samples: Samples, ids: Iterable[Hashable]) -> dict[Hashable, Tensor]:
+    """The stored inputs of these samples, by id; empty if each is more than one tensor."""
+    position = _positions(samples, ids)
+    wanted = list(position)
     if not wanted:
         return {}
     stored = samples.inputs.batch(np.array([position[name] for name in wanted]))

@@ -453,7 +453,8 @@ class _Composed:
     second: View
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return self.second(self.first(x, generator), generator)
+        seen: Tensor = self.second(self.first(x, generator), generator)
+        return seen
 
 
 def with_augmentation(samples: Samples, strength: float) -> Samples:

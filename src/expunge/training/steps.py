@@ -127,10 +127,11 @@ class Step:
 
         The same number gives the same view.
         """
-        if samples.view is None or not isinstance(x, Tensor):
+        if samples.view is None:
             return x
         names = (self.training.what, self.number, self.process_key(view))
-        return samples.view(x, torch_generator(self.training.seed, *names))
+        seen: Batch = samples.view(x, torch_generator(self.training.seed, *names))
+        return seen
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of forward passes."""
