@@ -59,8 +59,8 @@ def test_a_weak_source_counts_little_and_a_strong_layer_much():
     rng = np.random.default_rng(0)
     made, _ = signals(fitted=False)
     noise = rng.standard_normal((300, 4)).astype(np.float32)
-    weak = replace(made, inputs=noise, augmented_probs=np.full((300, 3), 1 / 3), views=2)
-    weak = replace(weak, augmented_probs=np.eye(3)[made.logits.argmax(1)])
+    views = np.eye(3)[made.logits.argmax(1)]
+    weak = replace(made, inputs=noise, features={}, augmented_probs=views, views=2)
     weights = {s.name: s.weight for s in pool_evidence(weak).sources}
     assert weights["neighbours:input"] < 0.05
     assert weights["model"] > 0.9
@@ -129,13 +129,32 @@ def test_what_the_model_should_fit_is_measured_by_views_held_out_labels_or_the_p
     assert 0.6 < found.expected_agreement < 0.9
     probes = found.expected_agreement
     assert pool_evidence(made, held_out_agreement=0.3).expected_agreement == probes
-    assert_allclose(pool_evidence(made, held_out_agreement=0.9).expected_agreement, 0.95)
+    clean, _ = signals(rate=0.0)
+    assert pool_evidence(clean, held_out_agreement=0.93).expected_agreement >= 0.98
     views = np.roll(np.eye(3)[made.labels], 1, axis=1).astype(np.float32)
     seen = replace(made, augmented_probs=views, augmented_loss=np.ones(300), views=2)
     assert pool_evidence(seen, held_out_agreement=0.3).expected_agreement == probes
     memorised = replace(seen, augmented_probs=np.eye(3)[made.labels])
-    assert pool_evidence(memorised).expected_agreement == 1.0
-    assert_allclose(pool_evidence(memorised, held_out_agreement=0.8).expected_agreement, 0.9)
+    assert pool_evidence(memorised).expected_agreement < 0.9
+
+
+def test_views_that_were_memorised_too_are_not_believed_where_probes_show_noise():
+    made, wrong = signals()
+    views = (0.96 * np.eye(3)[made.labels] + 0.02).astype(np.float32)
+    seen = replace(made, augmented_probs=views, augmented_loss=np.ones(300), views=2)
+    pooled = pool_evidence(seen)
+    assert pooled.memorised_fraction > 0.8
+    assert roc_auc_score(wrong, -pooled.probs[np.arange(300), made.labels]) > 0.95
+
+
+def test_held_out_labels_bound_what_views_agree_with():
+    rng = np.random.default_rng(0)
+    made, _ = signals(fitted=False)
+    weak = replace(made, inputs=rng.standard_normal((300, 4)).astype(np.float32), features={})
+    views = np.eye(3)[made.labels].astype(np.float32)
+    seen = replace(weak, augmented_probs=views, augmented_loss=np.ones(300), views=2)
+    assert pool_evidence(seen).expected_agreement == 1.0
+    assert_allclose(pool_evidence(seen, held_out_agreement=0.8).expected_agreement, 0.9)
 
 
 def test_sources_report_the_rate_that_they_would_give_alone():

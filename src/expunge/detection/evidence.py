@@ -29,6 +29,7 @@ from expunge.detection.memorisation import (
     label_agreement,
     memorised_fraction,
 )
+from expunge.detection.noise_rate import evident_rate
 from expunge.detection.probes import (
     n_neighbours,
     nearest_others,
@@ -50,6 +51,10 @@ _MIN_GAIN, _MIN_WEIGHT = 1e-2, 1e-3
 # Probes decide the rate alone if the pool agrees with hardly more labels, and not at all if the
 # probes' agreement above chance is lower by this part.
 _PROBES_WEAKER: Ramp = (0.1, 0.2)
+# Probes show noise if their agreement above chance is in this range or higher, and if the evident
+# noise is such a part of their disagreement.
+_STRONG_PROBES: Ramp = (0.2, 0.4)
+_EVIDENT_PART: Ramp = (0.5, 0.8)
 # External probabilities by this name are those of the model's own checkpoints.
 _TRAJECTORY = "trajectory"
 # Others that agree with nearly all labels, and with most of those to which the pool gives less than
@@ -117,7 +122,12 @@ def pool_evidence(
         pools.append(pool)
         novelties.append(log_mean_distance(distances))
     unweighted = np.sum([p.unweighted for p in pools], axis=0)
-    reference = expected_agreement(signals, label_agreement(unweighted, labels), held_out_agreement)
+    reference = expected_agreement(
+        signals,
+        label_agreement(unweighted, labels),
+        _evident_to_probes(softmax(unweighted, axis=1), labels),
+        held_out_agreement,
+    )
     agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
     memorised = memorised_fraction(agreement, reference)
     pool = pools[0]
@@ -148,6 +158,16 @@ def pool_evidence(
         probe_weight=probe_weight,
         held_out_agreement=held_out_agreement,
     )
+
+
+def _evident_to_probes(probs: Floats, labels: Ints) -> float:
+    """Return the noise rate that probes show, 0 if their disagreement may be weakness."""
+    probs, _ = calibrate(probs, labels)
+    agreement, chance = label_agreement(probs, labels), 1 / probs.shape[1]
+    evident = evident_rate(probs, labels)
+    part = evident / max(1 - agreement, 1e-9)
+    strength = ramp((agreement - chance) / (1 - chance), _STRONG_PROBES)
+    return evident * ramp(part, _EVIDENT_PART) * strength
 
 
 def _probe(name: str, features: AnyFloats, labels: Ints, classes: int) -> tuple[_Pool, Floats]:

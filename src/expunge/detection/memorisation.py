@@ -73,21 +73,27 @@ def has_memorised(scores: Scores) -> bool | None:
 
 
 def expected_agreement(
-    signals: Signals, pool_agreement: float, held_out_agreement: float | None = None
+    signals: Signals,
+    probe_agreement: float,
+    evident_rate: float = 0.0,
+    held_out_agreement: float | None = None,
 ) -> float:
     """Return the agreement with the given labels to expect of the model without memorisation.
 
     That of its augmented predictions, but at most 10 points above that on held-out labels, as a
     model that was trained on such views has memorised them too. Without views, 5 points above that
-    on held-out labels, as a model fits its training labels a little better in any case. At least
-    that of cross-fitted probes.
+    on held-out labels, as a model fits its training labels a little better in any case. At most 1
+    minus the noise rate that is evident to probes, as views may not show what was memorised (words
+    left out of a document). At least the agreement of these probes.
 
     Parameters
     ----------
     signals
         Holds the labels and, with views, the augmented predictions.
-    pool_agreement
-        The share of the given labels that the pooled probes predict, in [0, 1].
+    probe_agreement
+        The share of the given labels that cross-fitted probes on the input predict, in [0, 1].
+    evident_rate
+        See `expunge.detection.noise_rate.evident_rate`.
     held_out_agreement
         The share of held-out labels that the model predicts, in [0, 1].
     """
@@ -97,7 +103,7 @@ def expected_agreement(
         known = min(label_agreement(signals.augmented_probs, signals.labels), most)
     elif held_out_agreement is not None:
         known = min(held_out_agreement + GENERALISATION_GAP, 1.0)
-    return max(known, pool_agreement)
+    return max(min(known, 1 - evident_rate), probe_agreement)
 
 
 def memorised_fraction(agreement: float, expected: float) -> float:

@@ -164,7 +164,7 @@ def _estimate(probs: AnyFloats, labels: Ints, usable: Bools) -> RateEstimate:
     estimates = {
         "confident_joint": joint_rate,
         "posterior": float(expit(log_odds[usable]).mean()),
-        "evident": _evident_rate(calibrated[usable], margin[usable] > 0, given),
+        "evident": evident_rate(calibrated[usable], given),
         "disagreement": float((margin[usable] > 0).mean()),
     }
     structured = structured_fraction(calibrated[usable], given)
@@ -208,8 +208,29 @@ def _interval(estimates: Mapping[str, float], value: float, n: int) -> tuple[flo
     return min(low, value), max(high, value)
 
 
-def _evident_rate(probs: Floats, disagrees: Bools, labels: Ints) -> float:
-    """Return the rate that neither ambiguity nor a weak pool explains."""
+def evident_rate(probs: Floats, labels: Ints) -> float:
+    """Return the noise rate that neither ambiguity nor a weak pool explains.
+
+    The disagreement of the tenth of which the pool is most confident, or the rate of a transition
+    fitted by maximum likelihood (`transition_rate`), if that is larger.
+
+    Parameters
+    ----------
+    probs
+        ``float64[n, c]``, calibrated for the given labels, see `calibrate`.
+    labels
+        ``int[n]``, the given labels.
+
+    Examples
+    --------
+    Of those of which the pool is most confident, a fifth has the other label:
+
+    >>> labels = np.tile([0, 0, 0, 0, 1], 40)
+    >>> probs = np.repeat([[0.9, 0.1], [0.6, 0.4]], 100, axis=0)
+    >>> round(evident_rate(probs, labels), 2)
+    0.2
+    """
+    disagrees = probs.argmax(axis=1) != labels
     confidence = probs.max(axis=1)
     top = np.argsort(-confidence, kind="stable")[: max(1, round(_TOP_SHARE * len(labels)))]
     rate = float(disagrees[top].mean())
