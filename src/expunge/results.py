@@ -93,7 +93,11 @@ def measure(
         baselines=baselines,
         gain=gain,
         shared_inputs=shared,
-        extra=(*diagnostics.memorised(scores, split), *diagnostics.hopeless(scores)),
+        extra=(
+            *diagnostics.memorised(scores, split),
+            *diagnostics.hopeless(scores),
+            *diagnostics.unfamiliar(scores),
+        ),
     )
     trained, run = context.options.train_seconds, outcome.chain.run
     return RepairResult(

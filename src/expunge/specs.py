@@ -18,6 +18,7 @@ from torch import nn
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
+from expunge._core.rng import subsample
 from expunge.config import DEFAULT_BASELINES, RepairKeywords, build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
 from expunge.data.paths import resolve_path
@@ -32,7 +33,9 @@ from expunge.errors import (
     group_by_reason,
     raise_all,
 )
-from expunge.models.checks import check_fit, check_model
+from expunge.evaluation.familiarity import MAX_SAMPLES, why_unfamiliar
+from expunge.models.adaptation import adapt_model
+from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.constructors import construct
 from expunge.models.huggingface import class_names, has_tokenizer, load_pretrained
 from expunge.models.inspection import inspect_layers, module_named
@@ -358,8 +361,14 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
     if model is not None:
         attempt(lambda: check_model(model))
     if model is not None and train is not None:
-        attempt(lambda: _check_layers(model, train, recipe))
-    return problems
+        adapted = attempt(lambda: adapt_model(model, train))
+        for note in adapted.notes if adapted is not None else ():
+            on_note(note)
+        if adapted is not None and attempt(lambda: _check_layers(adapted.model, train, recipe)):
+            attempt(lambda: check_training(adapted.model, train))
+            if spec.model.weights:
+                attempt(lambda: _check_familiarity(adapted.model, train))
+    return list(dict.fromkeys(problems))
 
 
 def _valid_parts(values: dict[str, Any]) -> tuple[Spec, set[str]]:
@@ -397,7 +406,19 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
     return recipe if known else None
 
 
-def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> None:
+def _check_familiarity(model: nn.Module, train: Samples) -> None:
+    """The model knows the data that it was trained on: a few hundred of them tell."""
+    some = train.subset(subsample(len(train), min(MAX_SAMPLES, len(train)), 0, "check"))
+    agreement = float((stages.predict(model, some) == some.labels).mean())
+    if message := why_unfamiliar(agreement, some.labels):
+        raise ModelError(
+            message,
+            where="model",
+            fix="compare mean, std, size, channels and class names with the model's training",
+        )
+
+
+def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> bool:
     """The layers that the recipe names are in the model, which takes the samples."""
     check_fit(model, train)
     layout = inspect_layers(model, stages.example_batch(train))
@@ -409,3 +430,4 @@ def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> No
                 raise ModelError(
                     f"no layer of units: '{name}'", fix=did_you_mean(name, layout.readouts)
                 )
+    return True

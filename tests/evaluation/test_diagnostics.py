@@ -26,11 +26,19 @@ def test_hopeless_data_are_said_to_be_hopeless():
     ]
     blind = replace(pooled, log_likelihood_gain=0.0)
     assert codes(pooled_scores(blind, labels)) == ["labels-independent-of-inputs"]
-    mute = pooled_scores(pooled, labels, agreement={"plain": 0.1})
-    assert codes(mute) == ["model-disagrees-with-labels"]
     few, own, _ = evidence(n=24)
     assert "too-few-samples" in codes(pooled_scores(replace(few, log_likelihood_gain=0.5), own))
     assert diagnostics.hopeless(pooled_scores(pooled, labels, pooled=None)) == ()
+
+
+def test_a_model_that_does_not_know_its_training_data_is_flagged():
+    pooled, labels, _ = evidence()
+    majority = np.bincount(labels).max() / len(labels)
+    for agreement, flagged in ((0.1, True), (majority, True), (0.6, False), (0.98, False)):
+        scores = pooled_scores(pooled, labels, agreement={"plain": agreement})
+        found = diagnostics.unfamiliar(scores)
+        assert [f.code for f in found] == ["model-disagrees-with-labels"] * flagged
+        assert not flagged or found[0].message.startswith("The model predicts ")
 
 
 def flag_codes(**changes):

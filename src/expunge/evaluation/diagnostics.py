@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from expunge.detection.memorisation import MEMORISATION_GAP
+from expunge.evaluation.familiarity import why_unfamiliar
 from expunge.records import Baseline, Evaluation, Flag, Metric, Partition, PrunePlan, Scores
 from expunge.reporting.formatting import counted, percent, signed_gain
 from expunge.reporting.sources import n_reviews_needed
@@ -123,15 +124,14 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
     Returns
     -------
     tuple of Flag
-        ``labels-contradict``, ``labels-independent-of-inputs``, ``too-few-samples``,
-        ``model-disagrees-with-labels``; those that apply.
+        ``labels-contradict``, ``labels-independent-of-inputs``, ``too-few-samples``; those that
+        apply.
     """
     pooled = scores.pooled
     if pooled is None:
         return ()
     counts = np.bincount(scores.labels)
     smallest, n = int(counts[counts > 0].min()), len(scores.labels)
-    model = scores.agreement.get("plain")
     found = []
     if pooled.contradicting_fraction >= MIN_CONTRADICTING:
         message = (
@@ -151,13 +151,19 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
             "cross-fitted evidence."
         )
         found.append(Flag("too-few-samples", message))
-    if model is not None and model <= float(counts.max() / counts.sum()):
-        message = (
-            f"The model predicts {percent(model)} of the given labels, no more than the most "
-            "frequent class alone: check that classes and labels match."
-        )
-        found.append(Flag("model-disagrees-with-labels", message))
     return tuple(found)
+
+
+def unfamiliar(scores: Scores) -> tuple[Flag, ...]:
+    """A flag ``model-disagrees-with-labels`` if the model does not know its training data.
+
+    See `why_unfamiliar`.
+    """
+    agreement = scores.agreement.get("plain")
+    message = "" if agreement is None else why_unfamiliar(agreement, scores.labels)
+    if not message:
+        return ()
+    return (Flag("model-disagrees-with-labels", f"{message[0].upper()}{message[1:]}."),)
 
 
 def _noise_rate_not_identified(partition: Partition) -> Iterator[Flag]:
