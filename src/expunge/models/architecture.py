@@ -28,4 +28,14 @@ def is_transformer(model: nn.Module) -> bool:
     ):
         return False
     has_attention = any("attention" in name or "attn" in name for name in names)
-    return has_attention or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules)
+    return has_attention or not has_batch_norm(model)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model has batch norm."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether a module is transformers' ``Conv1D``: linear, with a weight ``[inputs, outputs]``."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

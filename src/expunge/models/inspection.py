@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from expunge._core.rng import temp_seed
 from expunge.data import Batch
 from expunge.errors import ModelError, did_you_mean
+from expunge.models.architecture import is_transposed_linear
 from expunge.models.copying import copy_model, unchanged_attributes
 from expunge.models.outputs import output_kind, output_tensor, to_logits
 
@@ -92,6 +93,11 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 def raw_output(model: nn.Module, batch: Batch) -> Tensor:
     """Run a model and return its scores as they are, ``float[b, c]`` or ``float[b, 1]``."""
     return output_tensor(model(**batch) if isinstance(batch, dict) else model(batch))
+
+
+def is_weight_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear or convolution layer with units."""
+    return isinstance(module, WEIGHT_LAYERS) or is_transposed_linear(module)
 
 
 def to_channels_last(batch: Batch) -> Batch:
@@ -339,7 +345,7 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     """
     calls, scores, blocks = _record_calls(model, example)
     leaves = [c for c in calls if not any(True for _ in c.module.children())]
-    if not any(isinstance(c.module, WEIGHT_LAYERS) for c in leaves):
+    if not any(is_weight_layer(c.module) for c in leaves):
         raise ModelError(
             "no linear or convolution layer is called", fix="pass the network itself, not a wrapper"
         )
@@ -451,7 +457,7 @@ def _readouts_and_features(
     seen: set[int] = {logits[0]}
     order = {c.output: i for i, c in reversed(list(enumerate(calls)))}
     for name, module, _, y, _ in leaves:
-        if isinstance(module, WEIGHT_LAYERS) and name != head:
+        if is_weight_layer(module) and name != head:
             readouts[name], end = _follow(name, y, readers, _CHANNELWISE)
             seen.add(y[0])
             ends.append((order[end], readouts[name]))
@@ -463,7 +469,7 @@ def _readouts_and_features(
     seen |= {y[0] for y in blocks.values()}
     leaf_modules = [c.module for c in leaves]
     for name, module, _, y, _ in calls:
-        holds_weights = any(isinstance(m, WEIGHT_LAYERS) for m in module.modules())
+        holds_weights = any(is_weight_layer(m) for m in module.modules())
         if holds_weights and module not in leaf_modules and y[0] not in seen:
             seen.add(y[0])
             ends.append((order[y], name))

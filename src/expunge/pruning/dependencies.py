@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -22,9 +21,17 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids
+from expunge.models.architecture import has_batch_norm, is_transformer
 from expunge.models.copying import copy_model
-from expunge.models.inspection import FORWARD_ERRORS, WEIGHT_LAYERS, device_of, logits_of, to_device
-from expunge.pruning.layer_units import Units, is_depthwise, n_units
+from expunge.models.inspection import (
+    FORWARD_ERRORS,
+    device_of,
+    is_weight_layer,
+    logits_of,
+    to_device,
+)
+from expunge.pruning.hidden_pairs import NoReader, PairGraph, pair_graph
+from expunge.pruning.layer_units import Units, has_units, is_depthwise, n_units, sample_units
 from expunge.pruning.masks import perturb_units, zero_inputs
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ class TracedModel:
     """
 
     model: nn.Module
-    graph: tp.DependencyGraph
+    graph: tp.DependencyGraph | PairGraph
     example: Batch
     parameters: dict[int, str]
     frozen: frozenset[int]
@@ -66,8 +73,6 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
     PruneError
         If torch-pruning cannot trace it.
     """
-    import torch_pruning as tp
-
     work = copy_without_hooks(model).eval()
     frozen = frozenset(id(p) for p in work.parameters() if not p.requires_grad)
     if len(frozen) == len(list(work.parameters())):
@@ -75,6 +80,11 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
     work.requires_grad_(True)
     example = to_device(example, device_of(work))
     run(work, example)  # the model's own errors first
+    names = {id(p): n for n, p in work.named_parameters()}
+    if is_transformer(work) and not has_batch_norm(work):
+        return TracedModel(work, pair_graph(work, example), example, names, frozen)
+    import torch_pruning as tp
+
     graph = tp.DependencyGraph()
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -84,7 +94,7 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
         raise PruneError(
             f"torch-pruning cannot trace the model: {type(error).__name__}: {error}", fix=MASK_HINT
         ) from error
-    return TracedModel(work, graph, example, {id(p): n for n, p in work.named_parameters()}, frozen)
+    return TracedModel(work, graph, example, names, frozen)
 
 
 def run(model: nn.Module, example: Batch) -> Tensor:
@@ -133,7 +143,7 @@ def split_sides(members: Mapping[Any, tuple[Any, set[int]]]) -> tuple[Units, Uni
     consumers: Units = {}
     for dep, idxs in members.values():
         module = dep.target.module
-        if isinstance(module, nn.Linear | _ConvNd) and not is_depthwise(module):
+        if has_units(module) and not is_depthwise(module):
             side = producers if _is_producer(dep) else consumers
             side[dep.target._name] = sorted(idxs)
     return producers, consumers
@@ -150,11 +160,6 @@ def has_influence(traced: TracedModel, producers: Units, consumers: Units) -> bo
         with perturb_units(traced.model, producers):
             perturbed = run(traced.model, traced.example)
     return not torch.allclose(reference, perturbed, rtol=1e-4, atol=1e-6, equal_nan=True)
-
-
-def sample_units(width: int) -> list[int]:
-    """Some units, irregularly (squares), so that units tied to each other by any shift show."""
-    return [i * i for i in range(isqrt(width) + 1) if i * i < width - 1]
 
 
 def why_not_prunable(traced: TracedModel, name: str) -> str:
@@ -197,6 +202,8 @@ def _why_no_group(model: nn.Module, error: Exception) -> str:
     recurrent = [f"'{k}' ({type(m).__name__})" for k, m in modules if isinstance(m, nn.RNNBase)]
     if recurrent:
         return f"its units go into {format_ids(recurrent)}, which is recurrent and cannot be cut"
+    if isinstance(error, NoReader):
+        return str(error)
     return f"torch-pruning finds no group for it ({type(error).__name__}: {error})"
 
 
@@ -208,7 +215,7 @@ def _unsupported_member(dep: Any, same: bool, width: int, tied: set[int]) -> str
     import torch_pruning as tp
 
     module, name = dep.target.module, dep.target._name
-    is_layer = isinstance(module, nn.Linear | _ConvNd)
+    is_layer = has_units(module)
     is_consumer = is_layer and not is_depthwise(module) and not _is_producer(dep)
     if not dep.target.outputs and not is_consumer:
         return "it makes the logits"
@@ -224,7 +231,7 @@ def _unsupported_member(dep: Any, same: bool, width: int, tied: set[int]) -> str
         return f"'{name}' shares its weights with another layer"
     if is_consumer or is_depthwise(module):
         return ""
-    index_for_index = same and isinstance(module, WEIGHT_LAYERS) and n_units(module) == width
+    index_for_index = same and is_weight_layer(module) and n_units(module) == width
     return "" if index_for_index else f"its units are tied to several units of '{name}'"
 
 

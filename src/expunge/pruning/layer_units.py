@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isqrt
 from typing import TypeAlias
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from expunge.errors import PruneError, did_you_mean, format_ids, raise_all
-from expunge.models.inspection import WEIGHT_LAYERS
+from expunge.models.architecture import is_transposed_linear
+from expunge.models.inspection import is_weight_layer
 from expunge.records import PrunePlan
 
 Units: TypeAlias = dict[str, list[int]]  # sorted indices by layer name
@@ -20,7 +22,7 @@ def unit_layers(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, WEIGHT_LAYERS) and not is_depthwise(module)
+        if is_weight_layer(module) and not is_depthwise(module)
     ]
 
 
@@ -34,7 +36,24 @@ def is_depthwise(module: nn.Module) -> bool:
 
 def n_units(layer: nn.Module) -> int:
     """Number of output units of a linear or convolution layer."""
+    if is_transposed_linear(layer):
+        return int(layer.nf)  # type: ignore[arg-type]
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def n_inputs(layer: nn.Module) -> int:
+    """Number of inputs of a linear layer."""
+    return int(layer.nx if is_transposed_linear(layer) else layer.in_features)  # type: ignore[arg-type]
+
+
+def has_units(module: nn.Module) -> bool:
+    """Whether a module is a linear or convolution layer of any kind."""
+    return isinstance(module, nn.Linear | _ConvNd) or is_transposed_linear(module)
+
+
+def sample_units(width: int) -> list[int]:
+    """Some units, irregularly (squares), so that units tied to each other by any shift show."""
+    return [i * i for i in range(isqrt(width) + 1) if i * i < width - 1]
 
 
 def unknown_layers(model: nn.Module, names: Iterable[str]) -> list[str]:

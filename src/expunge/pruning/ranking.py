@@ -21,6 +21,7 @@ from expunge._core.registry import Registry
 from expunge.data import Batch, Samples
 from expunge.detection.gradients import gradients_at, label_direction, runner_up
 from expunge.errors import ModelError, did_you_mean
+from expunge.models.architecture import is_transposed_linear
 from expunge.models.inspection import (
     capture_outputs,
     eval_mode,
@@ -516,12 +517,14 @@ def _by_unit(
 
 def _spatial_dims(layer: nn.Module, values: Tensor) -> tuple[int, ...]:
     """All dimensions but those of the batch and of the units."""
-    unit = values.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    is_linear = isinstance(layer, nn.Linear) or is_transposed_linear(layer)
+    unit = values.dim() - 1 if is_linear else 1
     return tuple(d for d in range(1, values.dim()) if d != unit)
 
 
 def _weight_norm(layer: nn.Module) -> Floats:
     weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight = weight.T if is_transposed_linear(layer) else weight
     norms: Array = weight.detach().double().flatten(1).norm(dim=1).cpu().numpy()
     return norms
 

@@ -24,7 +24,6 @@ from expunge.pruning.dependencies import (
     group_members,
     has_influence,
     run,
-    sample_units,
     split_sides,
     touches_frozen,
     trace,
@@ -33,8 +32,11 @@ from expunge.pruning.dependencies import (
 from expunge.pruning.layer_units import (
     Units,
     check_not_emptied,
+    has_units,
+    n_inputs,
     n_units,
     planned_units,
+    sample_units,
     unit_layers,
     unknown_layers,
 )
@@ -384,11 +386,11 @@ def size(model: nn.Module, example: Batch) -> Size:
             total += args[0].numel() * module.weight.numel() // module.in_channels
         elif isinstance(module, _ConvNd):
             total += output.numel() * module.weight.numel() // module.out_channels
-        elif isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
+        else:
+            total += output.numel() * n_inputs(module)
 
     for module in work.modules():
-        if isinstance(module, nn.Linear | _ConvNd):
+        if has_units(module):
             module.register_forward_hook(count)
     run(work, example)
     first = example if isinstance(example, Tensor) else next(iter(example.values()))

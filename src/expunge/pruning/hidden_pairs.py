@@ -1,0 +1,208 @@
+"""Which hidden units of a transformer are cut together, found by perturbing them.
+
+A transformer's blocks are residual, so that only units inside a block can be cut: those of the
+layers that alone write the input of the next one, as in an MLP. They are found without a graph of
+operations: unit j of a layer is changed, and no other channel of the reader's input may change.
+`PairGraph` answers as torch-pruning's dependency graph does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Batch
+from expunge.models.architecture import is_transposed_linear
+from expunge.models.inspection import FORWARD_ERRORS, logits_of
+from expunge.pruning.layer_units import n_inputs, n_units, sample_units
+from expunge.pruning.masks import perturb_units
+
+# A layer's units are read by one of the next few linear layers; a gated MLP has two before it.
+_MAX_DISTANCE = 3
+
+
+def prune_out_channels(layer: nn.Module, idxs: list[int]) -> nn.Module:
+    """Remove output units of a linear layer, in place."""
+    kept = _kept(n_units(layer), idxs)
+    _select(layer, "weight", kept, dim=1 if is_transposed_linear(layer) else 0)
+    if getattr(layer, "bias", None) is not None:
+        _select(layer, "bias", kept, dim=0)
+    _set_size(layer, "out_features", "nf", len(kept))
+    return layer
+
+
+def prune_in_channels(layer: nn.Module, idxs: list[int]) -> nn.Module:
+    """Remove inputs of a linear layer, in place."""
+    kept = _kept(n_inputs(layer), idxs)
+    _select(layer, "weight", kept, dim=0 if is_transposed_linear(layer) else 1)
+    _set_size(layer, "in_features", "nx", len(kept))
+    return layer
+
+
+def _kept(width: int, idxs: Iterable[int]) -> list[int]:
+    gone = set(idxs)
+    return [k for k in range(width) if k not in gone]
+
+
+def _select(layer: nn.Module, name: str, kept: list[int], *, dim: int) -> None:
+    old: Tensor = getattr(layer, name)
+    index = torch.tensor(kept, device=old.device)
+    new = old.detach().index_select(dim, index).contiguous()
+    setattr(layer, name, nn.Parameter(new, requires_grad=old.requires_grad))
+
+
+def _set_size(layer: nn.Module, name: str, transposed_name: str, size: int) -> None:
+    setattr(layer, transposed_name if is_transposed_linear(layer) else name, size)
+
+
+class NoReader(LookupError):
+    """A layer whose units no other layer alone reads."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    module: nn.Module
+    _name: str
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Dependency:
+    target: _Target
+    handler: Callable[[nn.Module, list[int]], nn.Module]
+
+    def __call__(self, idxs: list[int]) -> nn.Module:
+        return self.handler(self.target.module, idxs)
+
+
+@dataclass(frozen=True)
+class PairGraph:
+    """Linear layers of a model whose units one other layer alone reads.
+
+    Parameters
+    ----------
+    module2node
+        The linear layers that run, with their names.
+    readers
+        For each layer whose units can be cut: the layers that hold the same units, and the one that
+        reads them.
+    """
+
+    module2node: dict[nn.Module, str]
+    readers: dict[nn.Module, tuple[tuple[nn.Module, ...], nn.Module]] = field(default_factory=dict)
+
+    def get_pruner_of_module(self, layer: nn.Module) -> Any:
+        """How a layer is cut, as torch-pruning says it."""
+        return _Pruner
+
+    def get_pruning_group(
+        self, layer: nn.Module, side: object, idxs: list[int]
+    ) -> Iterator[tuple[_Dependency, list[int]]]:
+        """All layers that are cut with these units of a layer."""
+        if layer not in self.readers:
+            raise NoReader("no layer alone reads its units, or other operations mix them")
+        writers, reader = self.readers[layer]
+        for writer in writers:
+            target = _Target(writer, self.module2node[writer], (self.module2node[reader],))
+            yield _Dependency(target, prune_out_channels), list(idxs)
+        yield _Dependency(_Target(reader, self.module2node[reader], ()), prune_in_channels), idxs
+
+
+class _Pruner:
+    prune_out_channels = staticmethod(prune_out_channels)
+
+
+def pair_graph(model: nn.Module, example: Batch) -> PairGraph:
+    """Find the hidden units of a model that can be cut.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode, without hooks.
+    example
+        One batch as the model takes it, on its device.
+
+    Notes
+    -----
+    Cost: a forward pass for each pair of linear layers that follow each other.
+    """
+    names = {m: n for n, m in model.named_modules()}
+    called, inputs = _linear_calls(model, example)
+    graph = PairGraph({m: names[m] for m in called})
+    if len(called) != len(set(called)):
+        called = [m for m in called if called.count(m) == 1]
+    for position, reader in enumerate(called):
+        before = called[max(0, position - _MAX_DISTANCE) : position]
+        writers = tuple(
+            writer
+            for writer in before
+            if n_units(writer) == n_inputs(reader)
+            and n_units(writer) > 1
+            and not _is_in_attention(model, names[writer])
+            and _writes_alone(model, example, writer, reader, inputs)
+        )
+        for writer in writers:
+            graph.readers[writer] = writers, reader
+    return graph
+
+
+def _is_in_attention(model: nn.Module, name: str) -> bool:
+    """Whether the module that holds a layer is an attention: its units belong to heads."""
+    parent = type(model.get_submodule(name.rpartition(".")[0])).__name__.lower()
+    return "attention" in parent or "attn" in parent
+
+
+def _linear_calls(
+    model: nn.Module, example: Batch
+) -> tuple[list[nn.Module], dict[nn.Module, Tensor]]:
+    """The linear layers in the order in which they are called, and their inputs."""
+    called: list[nn.Module] = []
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            called.append(module)
+            inputs[module] = args[0].detach().clone()
+
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) or is_transposed_linear(m)]
+    handles = [m.register_forward_pre_hook(record) for m in linear]
+    try:
+        with torch.no_grad():
+            logits_of(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called, inputs
+
+
+def _writes_alone(
+    model: nn.Module,
+    example: Batch,
+    writer: nn.Module,
+    reader: nn.Module,
+    inputs: dict[nn.Module, Tensor],
+) -> bool:
+    """Whether units of the writer are, index for index, those channels of the reader's input."""
+    found: list[Tensor] = []
+    units = sample_units(n_units(writer))
+    name = next(n for n, m in model.named_modules() if m is writer)
+    handle = reader.register_forward_pre_hook(
+        lambda _, args: found.append(args[0].detach().clone())
+    )
+    try:
+        with torch.no_grad(), perturb_units(model, {name: units}):
+            logits_of(model, example)
+    except FORWARD_ERRORS:
+        return False
+    finally:
+        handle.remove()
+    if len(found) != 1 or found[0].shape != inputs[reader].shape:
+        return False
+    moved = (found[0] - inputs[reader]).abs().flatten(0, -2).amax(dim=0) > 0
+    others = torch.ones_like(moved)
+    others[units] = False
+    return bool(moved[units].any()) and not bool(moved[others].any())

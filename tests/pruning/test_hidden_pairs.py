@@ -1,0 +1,153 @@
+"""Hidden units of transformers and their like are found, ranked, cut and exported."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import expunge
+from expunge import stages
+from expunge._core.rng import temp_seed
+from expunge.detection.gradients import attribute, label_direction
+from expunge.models.inspection import inspect_layers, logits_of
+from expunge.pruning import surgery
+from expunge.records import Partition, PrunePlan
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "num_labels": 3,
+}
+
+
+def hugging_face(name: str) -> nn.Module:
+    """A small random network of transformers."""
+    transformers = pytest.importorskip("transformers")
+    words = {"vocab_size": 50, "pad_token_id": 0}
+    image = {"image_size": 16, "patch_size": 4, "num_labels": 3}
+    kinds = {
+        "Bert": ("SequenceClassification", {**SMALL, **words}),
+        "GPT2": (
+            "SequenceClassification",
+            {"n_embd": 16, "n_layer": 2, "n_head": 2, "num_labels": 3, "bos_token_id": 1}
+            | {"eos_token_id": 1, **words},
+        ),
+        "Llama": ("SequenceClassification", {**SMALL, **words, "num_key_value_heads": 1}),
+        "ViT": ("ImageClassification", {**SMALL, **image}),
+        "Swin": (
+            "ImageClassification",
+            {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 2, **image},
+        ),
+        "ConvNext": (
+            "ImageClassification",
+            {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_labels": 3}
+            | {"layer_scale_init_value": 1.0},
+        ),
+    }
+    task, settings = kinds[name]
+    config = getattr(transformers, f"{name}Config")(**settings)
+    with temp_seed(0, "network"):
+        model: nn.Module = getattr(transformers, f"{name}For{task}")(config)
+    return model.eval()
+
+
+def vit() -> nn.Module:
+    """As a constructor that an export names."""
+    return hugging_face("ViT")
+
+
+def batch(name: str, n: int = 3):
+    draw = torch.Generator().manual_seed(1)
+    if name in ("Bert", "GPT2", "Llama"):
+        words = torch.randint(1, 50, (n, 7), generator=draw)
+        return {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    side = 32 if name == "ConvNext" else 16
+    return torch.randn(n, 3, side, side, generator=draw)
+
+
+def first(x):
+    return {k: v[:1] for k, v in x.items()} if isinstance(x, dict) else x[:1]
+
+
+HIDDEN = {
+    "Bert": ["bert.encoder.layer.{}.intermediate.dense", "bert.pooler.dense"],
+    "GPT2": ["transformer.h.{}.mlp.c_fc"],
+    "Llama": ["model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"],
+    "ViT": ["vit.layers.{}.mlp.fc1"],
+    "Swin": ["swin.encoder.layers.0.blocks.{}.mlp.fc1"],
+    "ConvNext": [f"convnext.encoder.stages.{k}.layers.0.pwconv1" for k in range(4)],
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_the_units_of_every_mlp_can_be_cut(name):
+    model, x = hugging_face(name), batch(name)
+    expected = sorted({layer.format(k) for layer in HIDDEN[name] for k in range(2)})
+    assert sorted(surgery.prunable(model, first(x))) == expected
+    plan = PrunePlan(dict.fromkeys(expected, (1, 5)), 2 * len(expected))
+    small = surgery.prune(model, plan, first(x))
+    with torch.no_grad(), surgery.mask(model, plan, first(x)):
+        masked = logits_of(model, x)
+    with torch.no_grad():
+        assert_close(logits_of(small, x), masked)
+        assert not torch.allclose(masked, logits_of(model, x), atol=1e-6)
+    sizes = [surgery.size(m, first(x)) for m in (model, small)]
+    assert sizes[1].parameters < sizes[0].parameters
+    assert sizes[1].macs < sizes[0].macs
+
+
+def test_units_of_a_gated_mlp_are_shared():
+    model, x = hugging_face("Llama"), batch("Llama")
+    gate, up = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"
+    assert surgery.groups(model, first(x), [gate, up]) == {gate: gate, up: gate}
+    small = surgery.prune(model, PrunePlan({gate: (0,), up: (3,)}, 2), first(x))
+    assert small.get_submodule(up).out_features == 22
+    assert small.get_submodule("model.layers.0.mlp.down_proj").in_features == 22
+
+
+def test_layers_of_an_attention_and_of_the_residual_stream_are_refused():
+    model, x = hugging_face("ViT"), first(batch("ViT"))
+    for layer in ("vit.layers.0.attention.v_proj", "vit.layers.0.mlp.fc2"):
+        with pytest.raises(expunge.PruneError, match="no layer alone reads its units"):
+            surgery.prune(model, PrunePlan({layer: (0,)}, 1), x)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Swin"])
+def test_the_unit_whose_attribution_is_the_noise_is_ranked_first(name):
+    n, unit = 60, 3
+    model, x = hugging_face(name), batch(name, n)
+    with torch.no_grad():
+        y = logits_of(model, x).argmax(dim=1)
+        rival = logits_of(model, x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+    layer = surgery.prunable(model, first(x))[0]
+    readout = inspect_layers(model, first(x)).readouts[layer]
+    h, gradient = attribute(model, x, label_direction(y, rival, 3), layers=(readout,))[readout]
+    noise = (h * gradient).flatten(1, -2).sum(dim=1)[:, unit]
+    assert noise.shape == (n,)
+    p = ((noise - noise.min()) / (noise.max() - noise.min())).double().numpy()
+    samples = expunge.from_arrays(x if isinstance(x, dict) else x.numpy(), y.numpy(), classes="abc")
+    split = Partition(
+        samples.ids, samples.labels, p, p, 0 * p, samples.labels, p, 0.5, (0.5, 0.4, 0.6)
+    )
+    ranking = stages.rank(model, samples, split, layers=(layer,))
+    assert ranking.unit[0] == unit
+    assert ranking.layer[0] == layer
+
+
+def test_a_cut_vision_transformer_is_exported_and_loaded(tmp_path):
+    model, x = vit(), batch("ViT", 6)
+    plan = PrunePlan({"vit.layers.0.mlp.fc1": (0, 7), "vit.layers.1.mlp.fc1": (3,)}, 3)
+    small = surgery.prune(model, plan, first(x))
+    data = x.numpy(), np.arange(6) % 3
+    exported = expunge.export_model(
+        small, data, tmp_path / "out", constructor=vit, plan=plan, onnx=True
+    )
+    assert exported.manifest.onnx.agreement == 1.0
+    again = expunge.load_exported_model(tmp_path / "out")
+    with torch.no_grad():
+        assert_close(again(x), logits_of(small, x))
