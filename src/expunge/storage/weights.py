@@ -142,6 +142,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     """Load a state dict strictly.
 
     A tensor that the model ties to another may be absent; two different values for it are an error.
+    Absent may be the counts of batches, which old checkpoints of batch norm lack. Names may hold
+    the ``module`` and ``_orig_mod`` of DataParallel and torch.compile.
 
     Raises
     ------
@@ -150,7 +152,9 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
         model is then unchanged.
     """
     own = model.state_dict()
-    state = dict(state)
+    state = _without_wrappers(state, own)
+    counts = {k: v for k, v in own.items() if k.split(".")[-1] == "num_batches_tracked"}
+    state = {**counts, **state}
     problems = []
     for name, first in _ties(own).items():
         if name in state and first in state and not torch.equal(state[name], state[first]):
@@ -174,6 +178,16 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     raise_all(ModelError, problems, where=where)
     _require_finite(state, where)
     model.load_state_dict(state, strict=True)
+
+
+def _without_wrappers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the names that they have without wrappers of the model or its parts."""
+    wrappers = {"module", "_orig_mod"} - {part for name in own for part in name.split(".")}
+    renamed = {
+        ".".join(part for part in name.split(".") if part not in wrappers): value
+        for name, value in state.items()
+    }
+    return renamed if len(renamed) == len(state) else dict(state)
 
 
 def _prefix_hint(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,41 @@
+"""Weights of checkpoints as people have them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from expunge.errors import ModelError
+from expunge.storage.weights import fit_weights
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_weights_that_a_wrapper_saved_are_loaded(wrap):
+    given, into = (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)) for _ in range(2))
+    part = nn.Sequential(given[0], wrap(given[1]))
+    for saved in (wrap(given), part, wrap(part)):
+        fit_weights(into, saved.state_dict())
+        torch.testing.assert_close(into.state_dict(), given.state_dict())
+
+
+def test_a_model_of_that_name_keeps_it():
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    given, into = Holds(), Holds()
+    fit_weights(into, given.state_dict())
+    torch.testing.assert_close(into.state_dict(), given.state_dict())
+
+
+def test_checkpoints_of_old_batch_norm_have_no_counts():
+    given, into = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    given(torch.randn(4, 3))
+    state = given.state_dict()
+    del state["num_batches_tracked"]
+    fit_weights(into, state)
+    assert torch.equal(into.running_mean, given.running_mean)
+    with pytest.raises(ModelError, match="missing: running_var"):
+        fit_weights(into, {k: v for k, v in state.items() if k != "running_var"})
