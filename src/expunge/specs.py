@@ -94,6 +94,11 @@ class ModelConfig:
         """Whether the spec names the weights of the model."""
         return bool(self.weights or self.pretrained)
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the spec names weights, or a constructor that loads them."""
+        return bool(self.weights) or self.constructor.endswith(".from_pretrained")
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -366,7 +371,7 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
             on_note(note)
         if adapted is not None and attempt(lambda: _check_layers(adapted.model, train, recipe)):
             attempt(lambda: check_training(adapted.model, train))
-            if spec.model.weights:
+            if spec.model.has_weights:
                 attempt(lambda: _check_familiarity(adapted.model, train))
     return list(dict.fromkeys(problems))
 

@@ -14,7 +14,9 @@ import expunge
 from expunge.errors import ConfigError, ModelError
 from expunge.models.adaptation import adapt_model, unwrap
 from expunge.models.checks import check_fit, check_training
+from expunge.models.constructors import construct
 from expunge.models.inspection import inspect_layers, logits_of
+from expunge.specs import ModelConfig
 from oracles_models import ConvNet, Mlp, build, inputs
 
 
@@ -281,3 +283,20 @@ def test_an_export_knows_that_its_network_returns_probabilities(tmp_path):
 
 def _softmax_network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1))
+
+
+def test_a_constructor_can_be_a_class_method(tmp_path):
+    (tmp_path / "loaded_network.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Linear):\n"
+        "    @classmethod\n"
+        "    def from_pretrained(cls, path):\n"
+        "        return cls(len(path), 2)\n"
+    )
+    name = "loaded_network:Net.from_pretrained"
+    model = construct(name, {"path": "four"}, folder=tmp_path, seed=0)
+    assert model.in_features == 4
+    assert ModelConfig(name).has_weights
+    assert not ModelConfig("loaded_network:Net").has_weights
+    with pytest.raises(ModelError, match=r"has no function 'Net\.from_file'"):
+        construct("loaded_network:Net.from_file", {}, folder=tmp_path, seed=0)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from expunge.errors import ModelError, PruneError
+from expunge.errors import ModelError, PruneError, RunError
 from expunge.pruning import surgery
 from expunge.pruning.surgery import groups, mask, norms, prunable, prune, rebuild, size
 from expunge.records import PrunePlan, Size
@@ -290,7 +290,7 @@ UNCUTTABLE = {
         lambda: net(between=lambda x: x.view(-1, 2, 4).transpose(1, 2).flatten(1)),
         "torch-pruning",
     ),
-    "layer norm": (lambda: net(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8))), "LayerNorm"),
+    "layer norm": (lambda: net(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8))), "no layer alone"),
     "gated halves": (lambda: net(between=halves, width=4), "tied to several"),
     "gated linear unit": (lambda: net(between=lambda x: F.glu(x), width=4), "torch-pruning"),
     "shared weights": (tied, "shares its weights"),
@@ -540,7 +540,7 @@ def test_interrupted_saving_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         save_weights(build(Mlp, seed=5), path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["w.safetensors"]
@@ -620,9 +620,6 @@ def test_weights_that_do_not_fit_are_named_all_at_once_and_change_nothing(tmp_pa
 
 
 def test_weights_of_a_wrapped_model_get_a_hint(tmp_path):
-    save_weights(nn.DataParallel(build(Mlp)), tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"unexpected: module.*re-save `model.module`"):
-        load_weights(build(Mlp), tmp_path / "w.safetensors")
     for prefix in ("model.", "net.inner."):
         wrapped = {f"{prefix}{n}": t for n, t in build(Mlp).state_dict().items()}
         torch.save({"state_dict": wrapped}, tmp_path / "w.pt")

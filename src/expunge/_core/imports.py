@@ -50,7 +50,7 @@ def import_named(name: str, folder: Path, *, what: str = "constructor") -> Any:
                 where=module_name,
                 fix="correct the error above in that module",
             ) from error
-    found = getattr(module, attribute, None)
+    found = attribute_at(module, attribute)
     if found is None or not callable(found):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise ModelError(
@@ -74,3 +74,10 @@ def importable_from(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
+
+
+def attribute_at(owner: object, path: str) -> Any:
+    """What a dotted path names in a module or class; None if there is no such thing."""
+    for part in path.split("."):
+        owner = getattr(owner, part, None)
+    return owner

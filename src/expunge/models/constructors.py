@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from expunge._core.imports import describe_error, import_named
+from expunge._core.imports import attribute_at, describe_error, import_named
 from expunge._core.rng import temp_seed
 from expunge.errors import USER_ERRORS, ConfigError, ModelError
 
@@ -64,9 +64,10 @@ def name_of(constructor: str | Callable[..., Any]) -> str:
     """
     if isinstance(constructor, str):
         return constructor
-    module, function = getattr(constructor, "__module__", ""), getattr(constructor, "__name__", "")
-    found = getattr(sys.modules.get(module), function, None)
-    if module == "__main__" or found is not constructor or not callable(constructor):
+    module = getattr(constructor, "__module__", "")
+    function = getattr(constructor, "__qualname__", "")
+    found = attribute_at(sys.modules.get(module), function)
+    if module == "__main__" or found != constructor or not callable(constructor):
         raise ConfigError(
             f"{function or type(constructor).__name__} cannot be imported by its name",
             where="constructor",
