@@ -409,11 +409,25 @@ def _prune(
         smaller = surgery.apply_plan(
             model, plan, stages.example_batch(context.train), mode=prune.mode
         )
+        if recipe.tune.epochs:
+            _check_pruned(smaller, context.train)
     except (ModelError, PruneError) as error:
         if until != "tune" or not recipe.prune.is_auto:
             raise
         return replace(outcome, prune_skipped_reason=f"this network cannot be pruned: {error.what}")
     return replace(outcome, model=smaller, plan=plan, chain=chain)
+
+
+def _check_pruned(model: nn.Module, train: Samples) -> None:
+    """Check a pruned model in training mode: auxiliary outputs can read units that were cut."""
+    try:
+        check_training(model, train)
+    except ModelError as error:
+        raise PruneError(
+            f"the pruned model cannot be trained: {error.what}",
+            where="prune",
+            fix="set prune.fraction = 0, or name other layers in rank.layers",
+        ) from error
 
 
 def _rank(

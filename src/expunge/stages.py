@@ -47,7 +47,7 @@ from expunge.evaluation.audit import audit
 from expunge.evaluation.diagnostics import memorised
 from expunge.models.adaptation import adapt_model
 from expunge.models.copying import copy_model
-from expunge.models.inspection import inspect_layers
+from expunge.models.inspection import inspect_layers, is_partly_frozen
 from expunge.pruning import surgery
 from expunge.pruning.ranking import rank_units
 from expunge.pruning.selection import pruners
@@ -366,15 +366,19 @@ def rank(
     # A copy: the pass with gradients must leave nothing in the caller's model.
     model = copy_model(adapt_model(model, samples).model)
     example = example_batch(samples)
-    prunable = surgery.prunable(model, example)
+    readouts = inspect_layers(model, example).readouts
+    prunable = [name for name in surgery.prunable(model, example) if name in readouts]
     n_layers_of = Counter(surgery.groups(model, example, prunable).values())
     unshared = [name for name in prunable if n_layers_of[name] == 1]
     # Where no unit can be removed, those of all hidden layers can still be masked.
-    prunable = prunable or list(inspect_layers(model, example).readouts)
+    prunable = prunable or ([] if is_partly_frozen(model) else list(readouts))
     last = config.last_n_layers
     layers = config.layers or tuple(prunable[-last:] if last else unshared or prunable)
     if not layers:
-        raise ModelError("the model has no hidden layer whose units could be ranked")
+        raise ModelError(
+            "the model has no hidden layer whose units could be ranked"
+            + (" and that is not frozen" if is_partly_frozen(model) else "")
+        )
     if len(samples) > config.max_samples:
         samples = samples.subset(subsample(len(samples), config.max_samples, seed, "rank"))
     return rank_units(

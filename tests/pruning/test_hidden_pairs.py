@@ -151,3 +151,32 @@ def test_a_cut_vision_transformer_is_exported_and_loaded(tmp_path):
     again = expunge.load_exported_model(tmp_path / "out")
     with torch.no_grad():
         assert_close(again(x), logits_of(small, x))
+
+
+class Auxiliary(nn.Module):
+    """In training mode another output reads the hidden units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.aux = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return (self.head(h), self.aux(h)) if self.training else self.head(h)
+
+
+def test_units_that_an_auxiliary_output_reads_are_not_cut():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 6)).astype(np.float32)
+    data = x, np.arange(60) % 3
+    overrides = {
+        "score": {"detectors": ("augmented_margin", "lda_margin")},
+        "tune": {"epochs": 1},
+        "prune": {"fraction": 0.25},
+        "min_flagged_fraction": 0.0,
+        "partition": {"threshold": 0.9},
+    }
+    with pytest.raises(
+        expunge.PruneError, match=r"cannot be trained: .*\n  fix: set prune"
+    ):
+        expunge.repair(Auxiliary(), data, baselines=(), overrides=overrides)

@@ -224,3 +224,13 @@ def test_the_state_of_the_callers_own_accelerate_loop_changes_nothing(monkeypatc
         state.plugin_kwargs = {}
     assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
     assert torch.equal(found[6].weight, expected[6].weight)
+
+
+def test_a_frozen_body_is_not_ranked_for_want_of_other_layers():
+    x, y = digits_like()
+    model = body_and_head()
+    model[:5].requires_grad_(False)
+    model = nn.Sequential(*model[:4], nn.Linear(36, 3))
+    split = stages.partition(stages.score(model, (x, y), detectors=("loss",)))
+    with pytest.raises(expunge.ModelError, match=r"no hidden layer .* not frozen"):
+        stages.rank(model, (x, y), split)

@@ -539,7 +539,7 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
     """
     fresh = copy_model(model)
     frozen = frozen_modules(fresh)
-    if fresh in frozen:
+    if fresh in frozen:  # all is frozen: as loaded for use
         frozen, kept = set(), {}
     else:
         kept = {p: p.detach().clone() for p in fresh.parameters() if not p.requires_grad}
@@ -573,3 +573,8 @@ def frozen_modules(model: nn.Module, is_frozen: bool = False) -> set[nn.Module]:
     is_frozen = not any(p.requires_grad for p in weights) if weights else is_frozen
     inner = [frozen_modules(module, is_frozen) for module in model.children()]
     return set().union({model} if is_frozen else (), *inner)
+
+
+def is_partly_frozen(model: nn.Module) -> bool:
+    """Whether some parameters are frozen and others are not."""
+    return len({p.requires_grad for p in model.parameters()}) == 2

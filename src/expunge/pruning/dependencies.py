@@ -26,6 +26,7 @@ from expunge.models.copying import copy_model
 from expunge.models.inspection import (
     FORWARD_ERRORS,
     device_of,
+    is_partly_frozen,
     is_weight_layer,
     logits_of,
     to_device,
@@ -74,9 +75,8 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
         If torch-pruning cannot trace it.
     """
     work = copy_without_hooks(model).eval()
-    frozen = frozenset(id(p) for p in work.parameters() if not p.requires_grad)
-    if len(frozen) == len(list(work.parameters())):
-        frozen = frozenset()
+    is_partly = is_partly_frozen(work)
+    frozen = frozenset(id(p) for p in work.parameters() if is_partly and not p.requires_grad)
     work.requires_grad_(True)
     example = to_device(example, device_of(work))
     run(work, example)  # the model's own errors first
