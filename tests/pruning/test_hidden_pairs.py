@@ -176,7 +176,5 @@ def test_units_that_an_auxiliary_output_reads_are_not_cut():
         "min_flagged_fraction": 0.0,
         "partition": {"threshold": 0.9},
     }
-    with pytest.raises(
-        expunge.PruneError, match=r"cannot be trained: .*\n  fix: set prune"
-    ):
+    with pytest.raises(expunge.PruneError, match=r"cannot be trained: .*\n  fix: set prune"):
         expunge.repair(Auxiliary(), data, baselines=(), overrides=overrides)
