@@ -91,13 +91,9 @@ class ModelConfig:
 
     @property
     def has_weights(self) -> bool:
-        """Whether the spec names the weights of the model."""
-        return bool(self.weights or self.pretrained)
-
-    @property
-    def has_weights(self) -> bool:
         """Whether the spec names weights, or a constructor that loads them."""
-        return bool(self.weights) or self.constructor.endswith(".from_pretrained")
+        loads = self.constructor.endswith(".from_pretrained")
+        return bool(self.weights or self.pretrained) or loads
 
 
 @dataclass(frozen=True)
