@@ -188,15 +188,19 @@ def measure_review(case: ReviewCase, key: Row, repetitions: int) -> dict[str, fl
         "rate_error": float(np.sqrt(np.mean((rates[:, 0] - share) ** 2))),
         "coverage": float(covered.mean()) if all(designed) else None,
         "width": float((rates[:, 2] - rates[:, 1]).mean()) if all(designed) else None,
-        "ece": float(np.mean([_calibration_error(split, noisy) for split, _ in reviews])),
+        "ece": _mean_calibration_error([split for split, _ in reviews], noisy),
         "accuracy": case.accuracy(reviews[0][0]) if case.accuracy else None,
     }
 
 
-def _calibration_error(split: Partition, noisy: Bools) -> float:
-    """The calibration error of the samples that were not asked."""
-    rest = np.ones(len(noisy), dtype=bool) if split.reviewed is None else ~split.reviewed
-    return float(metrics.calibration_error(split.p_noisy[rest], noisy[rest]))
+def _mean_calibration_error(splits: Sequence[Partition], noisy: Bools) -> float | None:
+    """The calibration error of the samples that were not asked; None if all were."""
+    errors = []
+    for split in splits:
+        rest = np.ones(len(noisy), dtype=bool) if split.reviewed is None else ~split.reviewed
+        if rest.any():
+            errors.append(metrics.calibration_error(split.p_noisy[rest], noisy[rest]))
+    return float(np.mean(errors)) if errors else None
 
 
 def _one_review(
