@@ -18,8 +18,9 @@ from expunge.data import Samples, TensorInputs
 from expunge.records import Partition, Scores
 from expunge.review import Answer, Item
 from expunge.review.cards import Cards
+from expunge.review.guard import LOOPBACK, bind
 from expunge.review.run_files import open_reviewed_run
-from expunge.review.server import LOOPBACK, ReviewServer, bind
+from expunge.review.server import ReviewServer
 from expunge.review.session import ReviewSession
 from expunge.storage import serialization
 from expunge.storage.run_folder import open_run

@@ -40,6 +40,7 @@ LAYERS = [
     {"stages"},
     {"tracking"},
     {"repair_context"},
+    {"repair_review"},
     {"results"},
     {"model_free"},
     {"detection_run", "sklearn"},

@@ -49,13 +49,12 @@ from expunge.repair_context import (
     cached_partition,
     cached_plan,
     cached_rank,
-    cached_review,
     cached_score,
     cached_tune,
     validate_inputs,
     weights_codec,
-    with_answers,
 )
+from expunge.repair_review import cached_review, with_answers
 from expunge.storage import serialization
 from expunge.storage.cached_stages import Chain
 from expunge.storage.hashing import digest

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -27,14 +26,11 @@ from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.copying import copy_model
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import HeadPlan, NeuronRanking, Partition, PrunePlan, Scores
-from expunge.review import Answer, Review, reviewed
-from expunge.review.answer_log import AnswerLog
-from expunge.review.answers import answers_digest, latest
+from expunge.review import Answer
 from expunge.storage import serialization
-from expunge.storage.artefacts import NOTE, Artefact, read_note
-from expunge.storage.cached_stages import FOLDERS, Chain
+from expunge.storage.artefacts import Artefact
+from expunge.storage.cached_stages import Chain
 from expunge.storage.hashing import content_of, digest
-from expunge.storage.reading import is_file
 from expunge.storage.run_folder import Run
 from expunge.storage.serialization import Codec
 from expunge.storage.weights import fit_weights, model_fingerprint
@@ -198,67 +194,6 @@ def cached_partition(
         )
 
     return chain.stage("partition", config, compute, serialization.PARTITION)
-
-
-# The stages that depend on answers, the stage "review" last: until it is gone they are stale.
-_REVIEWED_STAGES = (
-    *("rounds", "3-rank*", "4-prune*", "5-tune*"),
-    *(f"baselines/*/{name}" for name in ("rounds", "2-review", "3-rank*", "4-prune*", "5-tune*")),
-    "2-review",
-)
-
-
-@dataclass(frozen=True)
-class _ReviewSettings:
-    """The stage "review" has none; its key holds the digest of the answers."""
-
-
-def with_answers(context: RepairContext, run: Run) -> RepairContext:
-    """Read the answers of reviewers in the run folder; what depended on others is discarded."""
-    if run.folder is None or not context.may_skip_or_revert:
-        return context
-    log = AnswerLog(run.folder, context.train.classes)
-    answers = broadcast_decision(context.accelerator, lambda: tuple(latest(log.read())))
-    note = run.folder / FOLDERS["review"] / NOTE
-    used = ""
-    if is_file(note):
-        used = str(read_note(note.parent)["key"].get("reviews"))
-    if used != answers_digest(answers):
-        run.discard(*_REVIEWED_STAGES)
-    return replace(context, answers=answers)
-
-
-def cached_review(
-    context: RepairContext, chain: Chain, split: Partition
-) -> tuple[RepairContext, Partition, Chain]:
-    """Bring the answers of reviewers into a partition; without answers it stays as it is."""
-    if not context.answers:
-        return context, split, chain
-
-    def compute(_: object) -> Review:
-        return broadcast_decision(
-            context.accelerator,
-            lambda: reviewed(split, context.answers, n_classes=len(context.train.classes)),
-        )
-
-    (split, summary), chain = chain.stage(
-        "review", _ReviewSettings(), compute, _REVIEW, reviews=answers_digest(context.answers)
-    )
-    if context.review is None:
-        context = replace(context, review=summary)
-    return context, split, chain
-
-
-def _store_review(review: Review) -> Artefact:
-    stored = serialization.PARTITION.store(review.partition)
-    return replace(stored, metadata={**stored.metadata, "review": review.summary()})
-
-
-def _load_review(artefact: Artefact) -> tuple[Partition, Mapping[str, object]]:
-    return serialization.PARTITION.load(artefact), artefact.metadata["review"]
-
-
-_REVIEW: Codec[Any] = Codec(_store_review, _load_review)
 
 
 def cached_rank(

@@ -18,9 +18,8 @@ from expunge.review.exchange import (
     export_questions,
     formats,
     import_answers,
-    issues_table,
-    read_texts,
 )
+from expunge.review.tables import issues_table, read_texts
 from oracles_review import open_session, planted, samples_of, write_run
 
 CLASSES = ("cat", "<b>dog</b>", "deer", "frog")

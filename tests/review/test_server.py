@@ -11,8 +11,8 @@ import pytest
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.review.answer_log import AnswerLog
 from expunge.review.cards import Cards
-from expunge.review.server import LOOPBACK, bind
-from expunge.review.session import Filters
+from expunge.review.filters import Filters
+from expunge.review.guard import LOOPBACK, bind
 from oracles_review import TOKEN, open_session, planted, running, write_run
 
 pytest.importorskip("uvicorn", reason="needs the extra 'review'")

@@ -143,7 +143,7 @@ def _session(
 def _cards(session: ReviewSession, samples: Samples | None, text: str) -> Cards:
     """What is shown of every sample."""
     from expunge.review.cards import Cards
-    from expunge.review.exchange import read_texts
+    from expunge.review.tables import read_texts
 
     texts = None
     if text:
@@ -156,7 +156,8 @@ def _cards(session: ReviewSession, samples: Samples | None, text: str) -> Cards:
 
 
 def _serve(session: ReviewSession, cards: Cards, *, port: int, blind: bool) -> None:
-    from expunge.review.server import ReviewServer, address, bind, serve
+    from expunge.review.guard import bind
+    from expunge.review.server import ReviewServer, address, serve
 
     server = ReviewServer(session, cards, blind=blind)
     listening = bind(port)

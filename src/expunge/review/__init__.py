@@ -1,7 +1,8 @@
 """Review: a person looks at the samples that matter most, and everything that follows is better."""
 
 from expunge.review.answers import Answer, Draw
-from expunge.review.estimation import Review, reviewed
+from expunge.review.estimation import reviewed
+from expunge.review.outcome import Review
 from expunge.review.queue import Item, Queue, extend_queue, plan_queue
 
 __all__ = [

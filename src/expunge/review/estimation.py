@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from expunge._core.arrays import Bools, Floats, Ints
 from expunge.errors import ConfigError, check_range
 from expunge.records import Partition
 from expunge.review.answers import Answer, Judgements, RowIndex, judge
+from expunge.review.outcome import MAX_TRANSITION_CLASSES, Review
 from expunge.review.rate import Mistakes, Rate, estimate_mistakes, estimate_rate
 from expunge.review.recalibration import (
     Features,
@@ -19,86 +20,10 @@ from expunge.review.recalibration import (
     recalibrate,
 )
 
-# A transition of more classes is not made: it has their square of entries.
-MAX_TRANSITION_CLASSES = 1000
 # Answers from which on the probabilities of other samples are recalibrated.
 MIN_ANSWERS = 10
 # Suggestions count as right in so many of so many cases before an answer says otherwise.
 _SUGGESTION_PRIOR = 4.0
-
-
-@dataclass(frozen=True, repr=False)
-class Review:
-    """What the answers of reviewers say.
-
-    Parameters
-    ----------
-    partition
-        The partition with recalibrated probabilities and threshold. Samples that a majority judged
-        have the probability 0 or 1 and are marked in ``partition.reviewed``.
-    noise_rate, label_rate, input_rate
-        The share of noisy samples, of wrong labels and of corrupted inputs, with 95 % intervals.
-    is_design_based
-        Whether the intervals come from samples that were drawn by the queue. Otherwise they are
-        those of the partition: answers about samples that were chosen for what they are say nothing
-        about the others.
-    n_answered
-        The number of judged samples.
-    mistakes
-        The estimated rate of mistaken answers.
-    pairs, disagreements
-        How many pairs of answers about one sample there are, and how many disagree.
-    disputed
-        Ids of samples without a majority. Their probabilities are recalibrated only.
-    trusted, corrected, dropped
-        ``bool[n]``: the given label was confirmed; another label was given; the input is bad.
-    transition
-        ``float64[c, c]``: the share of the samples of true class i that have the given label j.
-        None above `MAX_TRANSITION_CLASSES` classes.
-    before
-        Noise rate, threshold and number of flagged samples before the review.
-    """
-
-    partition: Partition
-    noise_rate: Rate
-    label_rate: Rate
-    input_rate: Rate
-    is_design_based: bool
-    n_answered: int
-    mistakes: float
-    pairs: int
-    disagreements: int
-    disputed: tuple[int | str, ...]
-    trusted: Bools
-    corrected: Bools
-    dropped: Bools
-    transition: Floats | None = None
-    before: Mapping[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        rate = self.noise_rate
-        return (
-            f"Review({self.n_answered:,} samples: {int(self.trusted.sum()):,} right, "
-            f"{int(self.corrected.sum()):,} corrected, {int(self.dropped.sum()):,} dropped; "
-            f"noise rate {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}])"
-        )
-
-    def summary(self) -> dict[str, object]:
-        """Plain facts, for the report."""
-        rates = {"noise": self.noise_rate, "label": self.label_rate, "input": self.input_rate}
-        return {
-            "answered": self.n_answered,
-            "trusted": int(self.trusted.sum()),
-            "corrected": int(self.corrected.sum()),
-            "dropped": int(self.dropped.sum()),
-            "disputed": len(self.disputed),
-            "mistakes": self.mistakes,
-            "design_based": self.is_design_based,
-            "rates": {name: list(rate) for name, rate in rates.items()},
-            "before": dict(self.before),
-            "flagged": int(self.partition.flagged.sum()),
-            "threshold": float(self.partition.threshold),
-        }
 
 
 class ReviewModel:
@@ -145,30 +70,32 @@ class ReviewModel:
         if not is_design_based:
             noise = Rate(*self.partition.noise_rate)
         partition = self._partition(found, p_label, p_input, noise)
-        rows, settled = found.rows, found.settled
-        trusted, corrected, dropped = (np.zeros(len(p_label), dtype=bool) for _ in range(3))
-        answer = np.array([j.label for j in found.judged], dtype=np.int64)
-        given = self.partition.labels[rows]
-        trusted[rows[settled & (answer == given)]] = True
-        dropped[rows[settled & (answer < 0)]] = True
-        corrected[rows[settled & (answer >= 0) & (answer != given)]] = True
         return Review(
             partition,
             noise,
             label,
             input_,
             is_design_based,
-            len(rows),
+            len(found.judged),
             error.rate,
             found.pairs,
             found.disagreements,
             found.disputed,
-            trusted,
-            corrected,
-            dropped,
+            *self._verdicts(found),
             _transition(partition, self.n_classes),
             _state(self.partition),
         )
+
+    def _verdicts(self, found: Judgements) -> tuple[Bools, Bools, Bools]:
+        """Which samples are trusted, corrected and dropped."""
+        rows, answer = found.rows[found.settled], found.column("label")[found.settled]
+        given = self.partition.labels[rows]
+        masks = [np.zeros(len(self.partition.ids), dtype=bool) for _ in range(3)]
+        chosen = (answer == given, (answer >= 0) & (answer != given), answer < 0)
+        for mask, which in zip(masks, chosen, strict=True):
+            mask[rows[which]] = True
+        trusted, corrected, dropped = masks
+        return trusted, corrected, dropped
 
     def _recalibrated(
         self, features: Features, found: Judgements, fault: str, error: Mistakes

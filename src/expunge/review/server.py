@@ -7,7 +7,6 @@ content security policy forbids everything that does not come from the server it
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import socket
 from collections.abc import Callable
@@ -16,11 +15,12 @@ from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from expunge.errors import ConfigError, DataError, ExpungeError, RunError, extra_required
+from expunge.errors import DataError, ExpungeError, RunError, extra_required
 from expunge.review.cards import Cards
+from expunge.review.filters import Filters
+from expunge.review.guard import LOOPBACK, Guard
 from expunge.review.session import (
     MAX_PAGE,
-    Filters,
     Question,
     ReviewSession,
     projected_half_width,
@@ -31,18 +31,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-LOOPBACK = "127.0.0.1"
 _ASSETS = {"": "text/html", "review.js": "text/javascript", "review.css": "text/css"}
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self'; media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 _MAX_BODY = 64 * 1024
 # More classes than this are found by typing; the page does not load their names.
 _MAX_LISTED_CLASSES = 300
@@ -102,7 +91,7 @@ class ReviewServer:
         from starlette.middleware import Middleware
 
         hosts = {f"{LOOPBACK}:{port}", f"localhost:{port}"}
-        return Middleware(_Guard, token=self.token, hosts=hosts)
+        return Middleware(Guard, token=self.token, hosts=hosts)
 
     # Read
 
@@ -259,44 +248,6 @@ def _reviewer(given: dict[str, Any]) -> str:
     return name.strip()
 
 
-class _Guard:
-    """Refuses requests without the token, of other origins and for other hosts; adds headers."""
-
-    def __init__(self, app: Any, token: str, hosts: set[str]) -> None:
-        self._app, self._token, self._hosts = app, token.encode(), hosts
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                own = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
-                set_already = {name for name, _ in message["headers"]}
-                message["headers"] += [pair for pair in own if pair[0] not in set_already]
-            await send(message)
-
-        if self._is_allowed(scope):
-            await self._app(scope, receive, send_with_headers)
-        else:
-            from starlette.responses import PlainTextResponse
-
-            refused = PlainTextResponse("refused: open the address that expunge printed\n", 403)
-            await refused(scope, receive, send_with_headers)
-
-    def _is_allowed(self, scope: Any) -> bool:
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        token = scope["path"].split("/")[1].encode() if "/" in scope["path"] else b""
-        origin, host = headers.get("origin"), headers.get("host", "")
-        return (
-            hmac.compare_digest(token, self._token)
-            and host in self._hosts
-            and origin in (None, f"http://{host}")
-            and headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-        )
-
-
 def _asset(name: str, request: Request) -> Response:
     from starlette.responses import Response
 
@@ -335,28 +286,6 @@ async def _posted(write: Callable[[dict[str, Any]], Any], request: Request) -> R
     except (ValueError, RecursionError) as error:
         return JSONResponse({"error": f"expected a JSON object: {error}"}, 400)
     return await run_in_threadpool(_json, lambda _: write(given), request)
-
-
-def bind(port: int = 0) -> socket.socket:
-    """A socket on the loopback interface.
-
-    Raises
-    ------
-    ConfigError
-        If the port is taken or may not be used.
-    """
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((LOOPBACK, port))
-        listening.listen(128)
-    except (OSError, OverflowError) as error:
-        listening.close()
-        raise ConfigError(
-            f"port {port} cannot be used: {getattr(error, 'strerror', None) or error}",
-            fix="name another one with --port, or leave it out for a free one",
-        ) from error
-    return listening
 
 
 def serve(server: ReviewServer, listening: socket.socket) -> None:

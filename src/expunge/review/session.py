@@ -14,7 +14,9 @@ from expunge._core.arrays import Array, Bools, Ints
 from expunge.errors import DataError, RunError, check_range
 from expunge.review.answer_log import AnswerLog, now
 from expunge.review.answers import Answer, Verdict, latest
-from expunge.review.estimation import Review, ReviewModel
+from expunge.review.estimation import ReviewModel
+from expunge.review.filters import Filters, passing
+from expunge.review.outcome import Review
 from expunge.review.queue import (
     DEFAULT_BUDGET,
     Queue,
@@ -46,22 +48,6 @@ class Progress(NamedTuple):
     disputed: int
     review: Review
     version: int
-
-
-class Filters(NamedTuple):
-    """Which samples a list shows; None: no matter.
-
-    low, high: bounds of p_noisy. text: a part of the id. status: ``"answered"``, ``"open"``
-    or ``"disputed"``.
-    """
-
-    label: int | None = None
-    kind: str | None = None
-    low: float = 0.0
-    high: float = 1.0
-    flagged: bool | None = None
-    text: str = ""
-    status: str = ""
 
 
 class ReviewSession:
@@ -336,22 +322,10 @@ class ReviewSession:
         """Which rows pass; None if there is no filter."""
         if filters == Filters():
             return None
-        split = self._progress.review.partition
-        passed: Bools = (split.p_noisy >= filters.low) & (split.p_noisy <= filters.high)
-        if filters.label is not None:
-            passed &= split.labels == filters.label
-        if filters.kind in ("label", "input"):
-            is_input = split.p_input_fault > split.p_label_fault
-            passed &= is_input == (filters.kind == "input")
-        if filters.flagged is not None:
-            passed &= split.flagged == filters.flagged
-        if filters.status:
-            passed &= self._with_status(filters.status)
-        if filters.text:
-            if self._text_ids is None:
-                self._text_ids = split.ids.astype(str)
-            passed &= np.strings.find(self._text_ids, filters.text[:100]) >= 0
-        return passed
+        if filters.text and self._text_ids is None:
+            self._text_ids = self.partition.ids.astype(str)
+        passed = passing(self._progress.review.partition, filters, self._text_ids)
+        return passed & self._with_status(filters.status) if filters.status else passed
 
     def _with_status(self, status: str) -> Bools:
         marked = np.zeros(len(self.partition.ids), dtype=bool)
