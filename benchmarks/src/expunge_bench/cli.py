@@ -21,6 +21,7 @@ from expunge_bench import (
     rlap,
     ssl_refine,
     text_noise,
+    without_model,
     zoo,
 )
 from expunge_bench.cifar import Cifar
@@ -208,6 +209,27 @@ def bench_review(
         with_accuracy=accuracy,
         **run.options,
     )
+
+
+@bench_command("without-model", has_seeds=False)
+def bench_without_model(
+    run: BenchmarkRun,
+    development: Annotated[
+        bool,
+        typer.Option(help="Tables on which defaults were chosen, instead of the reported ones."),
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with bbc_news_summary. Default: without news.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="An .npz file with embeddings x and true labels y.")
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Data sets. Default: all.")] = None,
+) -> list[Row]:
+    """`expunge detect` on the zoo's tables and on embeddings, beside cleanlab."""
+    part: Part = "development" if development else "reported"
+    sources = {"data": data, "embeddings": embeddings, "sets": name or ()}
+    return without_model.bench(part=part, **sources, **run.options)  # type: ignore[arg-type]
 
 
 @bench_command("ssl-refine")

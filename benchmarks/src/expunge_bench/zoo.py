@@ -160,11 +160,13 @@ def _decisions(
     probs = softmax(signals.logits.astype(np.float64), axis=1)
     pool, y = scores.pooled.probs.astype(np.float64), signals.labels
     work: dict[str, Callable[[], Found]] = {
-        "evidence-pool": lambda: _of(stages.partition(scores, method="evidence-pool")),
-        "noise-model": lambda: _of(stages.partition(scores, method="noise-model")),
+        "evidence-pool": lambda: partition_decision(
+            stages.partition(scores, method="evidence-pool")
+        ),
+        "noise-model": lambda: partition_decision(stages.partition(scores, method="noise-model")),
         "margin": lambda: _threshold(label_margin(np.log(probs + 1e-9), y)),
-        "cleanlab": lambda: _cleanlab(y, probs),
-        "cleanlab-pool": lambda: _cleanlab(y, pool),
+        "cleanlab": lambda: cleanlab_decision(y, probs),
+        "cleanlab-pool": lambda: cleanlab_decision(y, pool),
         "argmax-pool": lambda: _threshold(label_margin(np.log(pool + 1e-9), y)),
         "neighbours": lambda: _neighbours(signals),
         "loss-mixture": lambda: _loss_mixture(-np.log(probs[np.arange(len(y)), y] + 1e-9)),
@@ -173,13 +175,14 @@ def _decisions(
         options = {
             "pooled_margin": {"held_out_agreement": label_agreement(held.logits, held.labels)}
         }
-        work["evidence-pool+held-out"] = lambda: _of(
+        work["evidence-pool+held-out"] = lambda: partition_decision(
             stages.partition(detect(signals, DETECTORS, options), method="evidence-pool")
         )
     return work
 
 
-def _of(split: Partition) -> Found:
+def partition_decision(split: Partition) -> Found:
+    """The decision of a partition."""
     rate, low, high = split.noise_rate
     return split.p_noisy, split.flagged, rate, (low, high)
 
@@ -188,7 +191,8 @@ def _threshold(margin: AnyFloats) -> Found:
     return margin, margin > 0, float((margin > 0).mean()), None
 
 
-def _cleanlab(labels: Ints, probs: AnyFloats) -> Found:
+def cleanlab_decision(labels: Ints, probs: AnyFloats) -> Found:
+    """Confident learning; nothing is flagged where it fails."""
     try:
         output = confident_learning(labels, probs / probs.sum(axis=1, keepdims=True))
     except (ValueError, IndexError):  # a class that nothing is confident of
