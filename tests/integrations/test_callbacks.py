@@ -181,8 +181,8 @@ def test_wandb_writes_its_files_offline(result, tmp_path, monkeypatch):
 
 
 def test_trackio_gets_the_numbers_of_a_repair(result, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when the package is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     log_result(result, ["trackio"], tmp_path)
     assert list(tmp_path.rglob("expunge*"))
 
