@@ -95,7 +95,7 @@ def detect(
     Notes
     -----
     Cost: ``n · 20,000 · 60`` for the neighbours and ``n · (300² + d²)`` for the other probes: some
-    minutes on one core for 100,000 samples of 128 features. Memory: some 10 kB a sample. Fails if
+    minutes on one core for 100,000 samples of 128 features. Memory: some 15 kB a sample. Fails if
     the features do not separate the classes; a red flag says so.
 
     References
