@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data import shared_inputs
+from expunge.editing.earlier_cuts import cut_metadata
 from expunge.evaluation import diagnostics, metrics
 from expunge.evaluation.audit import audit
 from expunge.pruning import surgery
@@ -153,9 +154,9 @@ def write(context: RepairContext, run: Run, result: RepairResult) -> None:
     thumbnails = thumbnails_for(context.train, flagged) if len(flagged) > MAX_SHOWN else {}
     images = images_for(context.train, suspects)
     clips, values = clips_for(context.train, suspects), rows_for(context.train, suspects)
-    plan = json.dumps({k: list(v) for k, v in result.plan.units.items()} if result.plan else {})
-    head = json.dumps(serialization.head_metadata(result.head))
-    facts = {"plan": plan, "head": head}
+    units = result.plan.units if result.plan else {}
+    facts = cut_metadata(units, result.config["prune"]["mode"], context.model)
+    facts["head"] = json.dumps(serialization.head_metadata(result.head))
     run.write("model.safetensors", lambda p: save_weights(result.model, p, facts))
     table = with_class_names(result.partition.to_table(), result.classes)
     run.write("partition.parquet", lambda p: pq.write_table(table, p))

@@ -24,6 +24,7 @@ from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
 from expunge.data.paths import resolve_path
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import partitioners
+from expunge.editing.earlier_cuts import cut_again, read_cuts
 from expunge.editing.editors import editors
 from expunge.errors import (
     ConfigError,
@@ -221,13 +222,22 @@ def _others(spec: Spec) -> list[tuple[str, DataConfig | None]]:
     return [("validation data", spec.validation_data), ("held-out data", spec.held_out_data)]
 
 
-def build_model(config: ModelConfig, folder: Path, seed: int) -> nn.Module:
-    """Call the constructor and load the weights if the spec names any; or load a folder."""
+def build_model(
+    config: ModelConfig, folder: Path, seed: int, train: Samples | None = None
+) -> nn.Module:
+    """Call the constructor and load the weights if the spec names any; or load a folder.
+
+    Weights of a run that pruned the network are loaded into the pruned network, which is traced
+    with the training data.
+    """
     if config.pretrained:
         return load_pretrained(resolve_path(config.pretrained, folder), config.arguments)
     model = construct(config.constructor, config.arguments, folder=folder, seed=seed)
     if config.weights:
-        load_weights(model, resolve_path(config.weights, folder))
+        path = resolve_path(config.weights, folder)
+        if cuts := read_cuts(path):
+            model = cut_again(model, cuts, None if train is None else train.example())
+        load_weights(model, path)
     return model
 
 
@@ -289,7 +299,7 @@ def load_spec(
         if other is not None:
             check_disjoint(train, other)
             check_alike(train, other)
-    model, seconds = build_model(spec.model, folder, seed), None
+    model, seconds = build_model(spec.model, folder, seed, train), None
     if not spec.model.has_weights and spec.train is not None:
         check_run_folder(target, overwrite=overwrite or trained is not None)
         model, seconds = pipeline.train(
@@ -358,7 +368,7 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
     if not invalid & {"model", "train"} and not spec.model.has_weights and spec.train is None:
         problems.append("the model has no weights, and there is no table [train]")
     if "model" not in invalid:
-        model = attempt(lambda: build_model(spec.model, folder, spec.seed))
+        model = attempt(lambda: build_model(spec.model, folder, spec.seed, train))
     if model is not None:
         attempt(lambda: check_model(model))
     if model is not None and train is not None:

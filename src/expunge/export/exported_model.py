@@ -11,7 +11,7 @@ The manifest names code (the model's constructor), which is imported: load what 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from expunge import specs
 from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.data.decoding import Decoding
+from expunge.editing.earlier_cuts import EarlierCut, cut_again, earlier_cuts, earlier_from
 from expunge.editing.readout import rebuild
 from expunge.errors import ConfigError, ModelError, RunError, format_ids
 from expunge.export.files import (
@@ -218,6 +219,7 @@ def export_model(
             samples.prepare.std,
             samples.sample_rate,
             output=output_kind(model),
+            earlier=earlier_cuts(model),
             decoding=store_decoding(samples, transform, temporary),
             versions=_versions(),
         )
@@ -289,6 +291,7 @@ def _load(folder: Path) -> ExportedModel:
         plan=_plan_of(manifest.plan),
         head=manifest.head,
         mode=manifest.mode,
+        earlier=manifest.earlier,
         example=example_inputs(manifest),
         state=state,
     )
@@ -375,7 +378,7 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
     """
     loaded, base = specs.read_spec(spec), Path(spec).resolve().parent
     run = specs.run_folder(loaded, spec) if run is None else Path(run)
-    header, state, plan, head = _read_finished_run(run)
+    header, state, plan, head, earlier = _read_finished_run(run)
     train, validation, _ = specs.read_data(loaded, base)
     differing = [k for k, v in train.fingerprint().items() if header["train"].get(k) != v]
     if differing:
@@ -387,7 +390,16 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
     data = train if validation is None else validation
     config = replace(loaded.model, weights="", checkpoints=())
     mode, example = header["settings"]["prune"]["mode"], data.batch(np.arange(1))
-    model = _rebuild(config, base, plan=plan, head=head, mode=mode, example=example, state=state)
+    model = _rebuild(
+        config,
+        base,
+        plan=plan,
+        head=head,
+        mode=mode,
+        earlier=earlier,
+        example=example,
+        state=state,
+    )
     return FinishedRun(model, data, plan, head, mode, config, read_result(run))
 
 
@@ -401,11 +413,12 @@ def _rebuild(
     plan: PrunePlan,
     head: HeadPlan | None,
     mode: Literal["remove", "mask"],
+    earlier: Sequence[EarlierCut],
     example: Batch,
     state: Mapping[str, Tensor],
 ) -> nn.Module:
     """Make the network of a constructor, remove or mask the units, and load the weights."""
-    model = specs.build_model(config, folder, 0).eval()
+    model = cut_again(specs.build_model(config, folder, 0).eval(), earlier, example)
     return rebuild(model, plan, head, state, example=example, mode=mode)
 
 
@@ -415,8 +428,8 @@ def _plan_of(units: Mapping[str, tuple[int, ...]]) -> PrunePlan:
 
 def _read_finished_run(
     run: Path,
-) -> tuple[dict[str, Any], dict[str, Tensor], PrunePlan, HeadPlan | None]:
-    """The header of a run, its model's weights, the units that it cut, and its head."""
+) -> tuple[dict[str, Any], dict[str, Tensor], PrunePlan, HeadPlan | None, tuple[EarlierCut, ...]]:
+    """The header of a run, its model's weights, the units that it cut, its head, earlier cuts."""
     fix = "let `expunge repair` end first, or name the run folder with --run"
     try:
         read_record(run, WEIGHTS)
@@ -431,7 +444,8 @@ def _read_finished_run(
         found = parse_json(facts["plan"])
         units = {layer: tuple(map(int, numbers)) for layer, numbers in found.items()}
         head = serialization.load_head(parse_json(facts["head"]))
-    return header, read_weights(run / WEIGHTS), _plan_of(units), head
+        earlier = earlier_from(parse_json(facts["earlier"]))
+    return header, read_weights(run / WEIGHTS), _plan_of(units), head, earlier
 
 
 def _check_same_logits(exported: ExportedModel, model: nn.Module, samples: Samples) -> None:

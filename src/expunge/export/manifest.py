@@ -18,6 +18,7 @@ from expunge._core.rng import torch_generator
 from expunge.config import build
 from expunge.data import Batch, Preparation
 from expunge.data.conversion import to_cpu_tensor
+from expunge.editing.earlier_cuts import EarlierCut
 from expunge.errors import DataError, RunError, check_range, format_ids
 from expunge.export.files import StoredDecoding
 from expunge.export.onnx import Parity
@@ -79,6 +80,8 @@ class Manifest:
         By channel; subtracted and divided by after scaling.
     sample_rate
         Hz, for audio.
+    earlier
+        What earlier runs cut, before the units of the plan.
     decoding
         How files become stored inputs, if they can.
     onnx
@@ -103,6 +106,7 @@ class Manifest:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     sample_rate: int | None = None
+    earlier: tuple[EarlierCut, ...] = ()
     decoding: StoredDecoding | None = None
     onnx: Parity | None = None
     output: OutputKind = "logits"
