@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 import expunge
 from expunge.data import DataConfig, read
 from expunge.errors import DataError, ModelError, RunError
+from expunge.export.manifest import read_manifest, write_manifest
 from expunge.models import mlp
 
 MODULE = """
@@ -47,6 +48,13 @@ def export(samples: expunge.Samples, folder: Path, **settings: Any) -> expunge.E
     return expunge.load_exported_model(folder)
 
 
+def rename_transform(folder: Path, name: str) -> None:
+    """Write another name of the transform into a manifest."""
+    manifest = read_manifest(folder)
+    assert manifest.decoding is not None
+    write_manifest(replace(manifest, decoding=replace(manifest.decoding, transform=name)), folder)
+
+
 def check(exported: expunge.ExportedModel, samples: expunge.Samples, files: list[Path]) -> None:
     expected = exported(samples.inputs.batch(np.arange(len(samples))))
     pillow = [Image.open(file) for file in files]
@@ -71,9 +79,7 @@ def test_a_transform_is_kept_by_its_name(pictures: list[Path], tmp_path: Path) -
     samples = read(DataConfig("d", transform=f"{name}:centred"), folder=tmp_path)
     out = tmp_path / "out"
     check(export(samples, out), samples, pictures)
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["decoding"]["transform"] = "no_such_module:centred"
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    rename_transform(out, "no_such_module:centred")
     with pytest.raises(ModelError, match=r"(?s)cannot be imported.*copy no_such_module\.py into"):
         expunge.load_exported_model(out)
 
@@ -88,9 +94,7 @@ def test_a_processor_is_copied_into_the_export(pictures: list[Path], tmp_path: P
     check(expunge.load_exported_model(out), samples, pictures)
     assert exported.manifest.decoding is not None
     assert exported.manifest.decoding.transform == "processor"
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["decoding"]["transform"] = "../vit"
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    rename_transform(out, "../vit")
     with pytest.raises(RunError, match="a processor outside its folder"):
         expunge.load_exported_model(out)
 
