@@ -16,7 +16,7 @@ from expunge import stages
 from expunge._core.rng import temp_seed
 from expunge.models.architecture import is_transformer
 from expunge.models.inspection import frozen_modules, reinitialise
-from expunge.models.zoo import convnet, kws, mlp, resnet, separable
+from expunge.models.zoo import convnet, kws, mlp, resnet
 from expunge.training.optimisation import TuneConfig, adamw_learning_rate, with_learning_rate
 
 
@@ -44,7 +44,6 @@ class ConvNext(nn.Sequential):
 NETWORKS = {
     "convnet": (lambda: convnet(classes=3, channels=1), "sgd"),
     "resnet": (lambda: resnet(classes=3, widths=(4, 8), blocks=(1, 1)), "sgd"),
-    "separable": (lambda: separable(classes=3), "sgd"),
     "kws": (lambda: kws(classes=3), "sgd"),
     "mlp": (lambda: mlp(inputs=4, classes=3), "sgd"),
     "encoder": (Encoder, "adamw"),

@@ -148,7 +148,8 @@ def fit(
         If batches are too small for batch norm.
     """
     accelerator, config = this_process(), with_optimizer(config, models[0])
-    budget = TimeBudget(config.max_minutes, accelerator)
+    with torch.inference_mode(False):  # its state is changed in place
+        budget = TimeBudget(config.max_minutes, accelerator)
     extra = {**(extra or {}), **budget.state}
     size, min_size = choose_batch_size(config, n), 2 * accelerator.num_processes
     boundaries = batch_boundaries(n, size, size if is_last_batch_whole else min_size)
