@@ -301,6 +301,11 @@ class RepairOptions:
         Discard what an earlier run left in the folder.
     train_seconds
         Seconds that the training of the model took, for the report.
+    minutes
+        Time budget of the repair, above 0: scores, partition and all tuning. Each baseline has as
+        much. What is left after scoring is divided among the rounds.
+    time_share
+        Time budget as a fraction of ``train_seconds``, above 0.
     trackers
         Experiment trackers of Accelerate that log the result: ``("tensorboard", "mlflow")``.
     progress
@@ -314,13 +319,33 @@ class RepairOptions:
     out: str | Path | None = None
     overwrite: bool = False
     train_seconds: float | None = None
+    minutes: float | None = None
+    time_share: float | None = None
     trackers: tuple[str, ...] = ()
     progress: Progress = silent
 
     def __post_init__(self) -> None:
+        limits = {
+            "minutes": (self.minutes, "(0, inf)"),
+            "time_share": (self.time_share, "(0, inf)"),
+        }
+        check_range(ConfigError, limits)
+        if self.time_share is not None and self.train_seconds is None:
+            raise ConfigError(
+                "a share of the training's time is given, and that time is not known",
+                fix="give train_seconds, or minutes instead of time_share",
+            )
         object.__setattr__(self, "seed", int(self.seed))
         object.__setattr__(self, "baselines", tuple(self.baselines))
         object.__setattr__(self, "trackers", tuple(self.trackers))
+
+    @property
+    def budget_minutes(self) -> float | None:
+        """The time budget; None without one."""
+        limits = [] if self.minutes is None else [self.minutes]
+        if self.time_share is not None and self.train_seconds is not None:
+            limits.append(self.time_share * self.train_seconds / 60)
+        return min(limits) if limits else None
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> RepairOptions:
@@ -417,6 +442,8 @@ class RepairKeywords(TypedDict, total=False):
     out: str | Path | None
     overwrite: bool
     train_seconds: float | None
+    minutes: float | None
+    time_share: float | None
     trackers: tuple[str, ...]
     progress: Progress
 

@@ -51,6 +51,7 @@ from expunge.repair_context import (
     cached_rank,
     cached_score,
     cached_tune,
+    tuning_cost,
     validate_inputs,
     weights_codec,
 )
@@ -373,7 +374,8 @@ def _run_recipe(
         edited, chain = cached_edit(context, recipe.edit, outcome)
         outcome = replace(outcome, model=edited.model, head=edited.head, chain=chain)
     if recipe.tune.epochs and until == "tune":
-        outcome = cached_tune(context, recipe, outcome)
+        later = _later_cost(recipe, 0) if recipe.start == "model" else 0.0
+        outcome = cached_tune(context, recipe, outcome, later=later)
         n_rounds = len(recipe.rounds.epochs) if recipe.start == "model" else 0
         for number in range(n_rounds):
             outcome, is_last = _run_round(context, recipe, outcome, number)
@@ -476,7 +478,13 @@ def _run_round(
     if len(classes_without_samples(split, tune)):
         return replace(outcome, chain=chain), True
     outcome = replace(outcome, partition=split, chain=chain)
-    return cached_tune(context, replace(recipe, tune=tune), outcome), is_last
+    later = 0.0 if is_last else _later_cost(recipe, number + 1)
+    return cached_tune(context, replace(recipe, tune=tune), outcome, later=later), is_last
+
+
+def _later_cost(recipe: Recipe, number: int) -> float:
+    """The cost of the tuning from this round on, in epochs on the kept samples."""
+    return tuning_cost(recipe.rounds.targets, sum(recipe.rounds.epochs[number:]), recipe.tune)
 
 
 def _run_baseline(

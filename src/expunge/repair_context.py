@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -36,6 +37,10 @@ from expunge.storage.serialization import Codec
 from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.tracking import check_trackers
 from expunge.training.checkpoints import Checkpoint
+from expunge.training.optimisation import TuneConfig
+
+# A tuning gets as many minutes where the budget is spent: its first steps.
+_MIN_MINUTES = 1e-3
 
 
 @dataclass(frozen=True)
@@ -264,8 +269,14 @@ def cached_edit(
     )
 
 
-def cached_tune(context: RepairContext, recipe: Recipe, outcome: RepairOutcome) -> RepairOutcome:
-    """Tune a model on its partition, as a recipe says."""
+def cached_tune(
+    context: RepairContext, recipe: Recipe, outcome: RepairOutcome, *, later: float = 0.0
+) -> RepairOutcome:
+    """Tune a model on its partition, as a recipe says.
+
+    later: the cost of the tuning of later rounds, in epochs on the kept samples; of a time budget
+    they get as much.
+    """
     model, split, chain = outcome.model, outcome.partition, outcome.chain
     notes: list[str] = []
     weights = weights_codec(model, chain.folder("tune"))
@@ -277,6 +288,7 @@ def cached_tune(context: RepairContext, recipe: Recipe, outcome: RepairOutcome) 
     config = stages.with_default_lr(
         recipe.tune, model, len(context.train), split, from_scratch=from_scratch
     )
+    config = _within_budget(context, chain, config, later)
 
     def compute(checkpoint: Checkpoint | None) -> tuple[nn.Module, tuple[str, ...]]:
         tuned = stages.tune(
@@ -307,6 +319,23 @@ def cached_tune(context: RepairContext, recipe: Recipe, outcome: RepairOutcome) 
         partition=_fingerprint(split),
     )
     return replace(outcome, model=tuned, chain=chain, notes=(*outcome.notes, *said))
+
+
+def _within_budget(
+    context: RepairContext, chain: Chain, config: TuneConfig, later: float
+) -> TuneConfig:
+    """Limit the time of a tuning to its part of what the budget leaves."""
+    budget = context.options.budget_minutes
+    if budget is None:
+        return config
+    own = tuning_cost(config.targets, config.epochs, config)
+    left = max(budget - chain.seconds / 60, _MIN_MINUTES) * own / (own + later)
+    return replace(config, max_minutes=min(left, config.max_minutes or math.inf))
+
+
+def tuning_cost(targets: str, epochs: int, config: TuneConfig) -> float:
+    """The cost of a tuning in epochs on the kept samples."""
+    return epochs * (1 + 4 * config.semi.ratio / 3 if targets == "semi" else 1.0)
 
 
 def _fingerprint(split: Partition) -> str:

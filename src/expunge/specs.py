@@ -109,6 +109,8 @@ class Spec:
     seed: int = 0
     out: str = ""
     baselines: tuple[str, ...] = DEFAULT_BASELINES
+    minutes: float | None = None
+    time_share: float | None = None
     trackers: tuple[str, ...] = ()
     train: TuneConfig | None = None
     score: dict[str, Any] = field(default_factory=dict)
@@ -260,6 +262,7 @@ def load_spec(
     seed: int | None = None,
     recipe: str | None = None,
     fdr: float | None = None,
+    minutes: float | None = None,
     progress: Progress = silent,
 ) -> LoadedSpec:
     """Read the data and build the model of a spec; train it first if it has no weights.
@@ -274,8 +277,9 @@ def load_spec(
         The run folder whose trained model is used, instead of this run's own.
     overwrite
         Discard what the run folder holds.
-    seed, recipe, fdr
-        Instead of ``seed``, ``recipe`` and ``partition.fdr`` of the spec.
+    seed, recipe, fdr, minutes
+        Instead of ``seed``, ``recipe`` and ``partition.fdr`` and ``minutes`` of the
+        spec.
     progress
         Called as ``progress(what, done, total)``.
     """
@@ -323,6 +327,8 @@ def load_spec(
         "out": target,
         "overwrite": overwrite,
         "train_seconds": seconds,
+        "minutes": spec.minutes if minutes is None else minutes,
+        "time_share": spec.time_share,
         "trackers": spec.trackers,
         "progress": progress,
     }

@@ -38,6 +38,10 @@ Fdr = Annotated[
         "flagged ones is at most this."
     ),
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Time budget of the repair, without the baselines, which have as much each."),
+]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="The recipe; see `expunge list recipes`.")
 ]
@@ -127,6 +131,7 @@ def repair(
     seed: Seed = None,
     recipe: RecipeName = None,
     fdr: Fdr = None,
+    minutes: Minutes = None,
     as_json: Json = False,
     strict: Strict = False,
     overwrite: Overwrite = False,
@@ -137,7 +142,14 @@ def repair(
 
     with progress() as show:
         loaded = specs.load_spec(
-            spec, out=out, overwrite=overwrite, seed=seed, recipe=recipe, fdr=fdr, progress=show
+            spec,
+            out=out,
+            overwrite=overwrite,
+            seed=seed,
+            recipe=recipe,
+            fdr=fdr,
+            minutes=minutes,
+            progress=show,
         )
         result = pipeline.repair(
             loaded.model,

@@ -18,6 +18,7 @@ from expunge.reporting.formatting import (
 from expunge.reporting.sources import rate_lines, source_rows
 from expunge.reporting.tables import (
     class_rows,
+    depth_rows,
     headline,
     layer_rows,
     outcomes,
@@ -71,6 +72,8 @@ def render_markdown(result: RepairResult) -> str:
         "\n".join(f"- {escape(line)}" for line in skipped_lines(result)),
         "## Pruning",
         _pruning_lines(result),
+        "## Depth" if result.head else "",
+        _depth_lines(result),
         "## Unlearning audit",
         "\n".join(f"- {line}" for line in unlearning_lines(result)),
         "## Classes",
@@ -173,6 +176,22 @@ def _pruning_lines(result: RepairResult) -> str:
         for r in layer_rows(result.ranking, plan)
     ]
     return "\n".join(lines) + "\n\n" + _table(("layer", "units", "cut", "R² of p_noisy"), rows)
+
+
+def _depth_lines(result: RepairResult) -> str:
+    rows = [
+        (
+            row.layer,
+            row.columns,
+            f"{row.macs:,}",
+            percent(row.score),
+            percent(row.reproduced),
+            "yes" if row.chosen else "",
+        )
+        for row in depth_rows(result.head)
+    ]
+    head = ("last layer read", "features", "multiply-adds", "score")
+    return _table((*head, "given labels of flagged samples", "chosen"), rows)
 
 
 def _class_table(result: RepairResult) -> str:

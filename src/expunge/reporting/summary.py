@@ -53,6 +53,7 @@ def summarise(result: RepairResult) -> dict[str, Any]:
             **_why(result.scores.pooled, partition),
         },
         "pruning": _pruning(result),
+        "head": None if result.head is None else asdict(result.head),
         "seconds": {stage: float(s) for stage, s in result.seconds.items()},
         "notes": list(result.notes),
         "flags": [{"code": f.code, "message": f.message} for f in result.flags],

@@ -8,7 +8,15 @@ import numpy as np
 
 from expunge._core.arrays import Ints
 from expunge.errors import group_by_reason
-from expunge.records import Evaluation, Metric, NeuronRanking, Partition, PrunePlan, RepairResult
+from expunge.records import (
+    Evaluation,
+    HeadPlan,
+    Metric,
+    NeuronRanking,
+    Partition,
+    PrunePlan,
+    RepairResult,
+)
 from expunge.reporting.formatting import counted, percent, points
 from expunge.reporting.summary import repair_seconds
 
@@ -191,6 +199,27 @@ def pruning_skipped(result: RepairResult) -> str:
     """A sentence for a repair that cut nothing, with the reason if there is one."""
     reason = result.prune_skipped_reason
     return f"Pruning skipped: {reason}." if reason else "Pruning skipped."
+
+
+class DepthRow(NamedTuple):
+    """A depth at which the network could be cut; chosen: the one that was taken."""
+
+    layer: str
+    columns: int
+    macs: int
+    score: float
+    reproduced: float | None
+    chosen: bool
+
+
+def depth_rows(head: HeadPlan | None) -> list[DepthRow]:
+    """One row for every depth that was compared; none without a closed-form head."""
+    if head is None:
+        return []
+    return [
+        DepthRow(c.layer, c.columns, c.macs, c.score, c.reproduced, c.layer == head.layers[-1])
+        for c in head.candidates
+    ]
 
 
 def top_suspects(partition: Partition, k: int) -> Ints:

@@ -186,6 +186,8 @@ def fit(
             budget.update()
             if checkpoint is not None:
                 checkpoint.save(epoch + 1, training_state(pairs, extra))
+            if budget.fraction() >= 1:
+                break
 
 
 @contextmanager
