@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml benchmarks/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1,<26.2"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[audio,faiss,onnx,review,text]" --editable ./benchmarks --group test
+		--editable ".[audio,faiss,huggingface,onnx,review,text]" --editable ./benchmarks --group test
 	touch $@
 
 demo: $(VENV)/installed
