@@ -1241,3 +1241,22 @@ def test_a_folder_of_an_older_format_is_refused_and_kept(tmp_path):
     with pytest.raises(RunError, match="holds a run of format 1, this version reads 3"):
         repaired(out=folder)
     assert contents(folder) == before
+
+
+def test_a_baseline_that_diverges_is_reported_and_the_repair_goes_on(tmp_path, monkeypatch):
+    whole = stages.tune
+
+    def diverging(model, *arguments, stream="", checkpoint=None, **settings):
+        if checkpoint is not None and "baselines" in str(checkpoint._file):
+            checkpoint.save(1, {"w": torch.zeros(1)})
+            raise ModelError("the loss is nan", where="epoch 2")
+        return whole(model, *arguments, stream=stream, checkpoint=checkpoint, **settings)
+
+    monkeypatch.setattr(stages, "tune", diverging)
+    result = repaired(baselines=("finetune-only", "no-op"), out=tmp_path / "run")
+    assert set(result.baselines) == {"no-op"}
+    flag = next(f for f in result.flags if f.code == "baseline-failed")
+    assert flag.message == "the baseline finetune-only failed and is not compared: the loss is nan"
+    assert flag.message in (tmp_path / "run" / "report.md").read_text()
+    assert list((tmp_path / "run").rglob("*.partial")) == []
+    assert expunge.load_run(tmp_path / "run").flags == result.flags

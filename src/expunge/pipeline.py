@@ -339,11 +339,7 @@ def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) ->
     if context.may_skip_or_revert:
         reason = decisions.reason_to_skip(split, recipe, context.train.classes)
     repaired = None if reason else _run_recipe(context, recipe, start)
-    baselines = {
-        name: outcome
-        for name in context.baselines
-        if (outcome := _run_baseline(context, name, start, repaired)) is not None
-    }
+    baselines, failed = _run_baselines(context, start, repaired)
     started = time.perf_counter()
     if repaired is None:
         outcome, decision = _unchanged(context, start), Decision("skip", reason)
@@ -355,9 +351,16 @@ def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) ->
     if not decision.kept:
         outcome = _unchanged(context, start._replace(partition=outcome.partition))
     result = results.measure(
-        context, scores, outcome, others=baselines, decision=decision, seconds=seconds
+        context,
+        scores,
+        outcome,
+        others=baselines,
+        failed=failed,
+        decision=decision,
+        seconds=seconds,
     )
     results.write(context, run, result)
+    run.clear_checkpoints()
     run.log("end", flags=[flag.code for flag in result.flags])
     return result
 
@@ -485,6 +488,22 @@ def _run_round(
 def _later_cost(recipe: Recipe, number: int) -> float:
     """The cost of the tuning from this round on, in epochs on the kept samples."""
     return tuning_cost(recipe.rounds.targets, sum(recipe.rounds.epochs[number:]), recipe.tune)
+
+
+def _run_baselines(
+    context: RepairContext, first: Detected, repaired: RepairOutcome | None
+) -> tuple[dict[str, RepairOutcome], dict[str, str]]:
+    """Run all baselines; also return why some failed, which leaves the repair as it is."""
+    outcomes, failed = {}, {}
+    for name in context.baselines:
+        try:
+            outcome = _run_baseline(context, name, first, repaired)
+        except (ModelError, PruneError) as error:
+            failed[name] = error.what
+            continue
+        if outcome is not None:
+            outcomes[name] = outcome
+    return outcomes, failed
 
 
 def _run_baseline(

@@ -62,6 +62,7 @@ def measure(
     outcome: RepairOutcome,
     *,
     others: Mapping[str, RepairOutcome],
+    failed: Mapping[str, str],
     decision: Decision,
     seconds: Mapping[str, float],
 ) -> RepairResult:
@@ -98,6 +99,7 @@ def measure(
             *diagnostics.memorised(scores, split),
             *diagnostics.hopeless(scores),
             *diagnostics.unfamiliar(scores),
+            *diagnostics.failed_baselines(failed),
         ),
     )
     trained, run = context.options.train_seconds, outcome.chain.run

@@ -113,6 +113,14 @@ def _memorised_without_views(scores: Scores, plain: float) -> Flag:
     return Flag("model-memorised-its-labels", message)
 
 
+def failed_baselines(failed: Mapping[str, str]) -> tuple[Flag, ...]:
+    """A flag for each baseline that could not be run: the comparison is without it."""
+    return tuple(
+        Flag("baseline-failed", f"the baseline {name} failed and is not compared: {reason}")
+        for name, reason in failed.items()
+    )
+
+
 def hopeless(scores: Scores) -> tuple[Flag, ...]:
     """Flags for data from which nobody could tell which labels are wrong.
 

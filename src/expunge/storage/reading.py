@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import pickle
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ READ_ERRORS: tuple[type[Exception], ...] = (
     csv.Error,
     pickle.UnpicklingError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -115,6 +115,11 @@ class Run:
                 for path in sorted(self.folder.glob(pattern)):
                     delete(path)
 
+    def clear_checkpoints(self) -> None:
+        """Delete the states between epochs that are left, those of trainings that failed."""
+        for name in self._checkpoints:
+            self._clear_checkpoint(name)
+
     def write(self, name: str, content: str | Callable[[Path], object]) -> None:
         """Write a file of the run in one rename: text, or a function that writes to a path."""
         if self.folder is None or not self.writes:
