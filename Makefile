@@ -1,12 +1,13 @@
 # make demo      a network that memorised wrong labels, repaired
 # make test      lint, format check, type check, tests and doctests
 # make gpu       everything that a GPU must show, in nine minutes: make gpu DATA=folder
+# make campaign  kills, mutated files, flipped bits and small disks
 # make package   wheel and sdist; the wheel is tried in a fresh environment without extras
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint gpu package clean
+.PHONY: demo test lint gpu package campaign clean
 .DEFAULT_GOAL := test
 
 # Installed again whenever the requirements change.
@@ -37,6 +38,10 @@ package: $(VENV)/installed
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/dist/*.whl
 	build/smoke/bin/python tests/smoke.py
+
+# Kills, mutated files, flipped bits and small disks, for an hour or more.
+campaign: $(VENV)/installed
+	cd tests && ../$(BIN)/python -m campaigns $(CAMPAIGN)
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,80 @@
+"""The whole campaign, for an hour or more: ``make campaign``. Exit 1 if anything is found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from campaigns import actions
+from campaigns.readers import READERS, Prepared
+
+
+def mutations(folder: Path, n: int) -> Iterator[str]:
+    """Mutated files of all readers, in equal numbers."""
+    for name in READERS:
+        prepared, found = Prepared(name, folder / name.replace(" ", "-")), Counter()
+        for seed in range(n // len(READERS)):
+            answer = prepared.try_mutated(seed)
+            found[answer if answer in ("read", "refused") else "found"] += 1
+            if answer not in ("read", "refused"):
+                yield answer
+        report(f"mutations, {name}: {dict(found)}")
+
+
+def faults(folder: Path, *, kills: int, flips: int, disks: int) -> Iterator[str]:
+    """Kills at every access and at random times, disks of many sizes, and flipped bits."""
+    random = np.random.default_rng(0)
+    for name in actions.ACTIONS:
+        reference, tried = folder / "reference" / name, folder / "tried"
+        seconds = actions.seconds_of(name, reference)
+        last = int(actions.killed(actions.ACTIONS[name], folder / "counted" / name, access=-1))
+        n = kills // len(actions.ACTIONS)
+        for access in sorted({*np.linspace(1, last, n // 2).astype(int).tolist()}):
+            yield actions.check_kill(name, tried, reference, access=access)
+        for after in random.uniform(0.001, seconds, n - n // 2).tolist():
+            yield actions.check_kill(name, tried, reference, after=after)
+        for size in np.geomspace(4096, 2**20, disks).astype(int).tolist():
+            yield actions.check_small_disk(name, tried, reference, size)
+        # What a user writes elsewhere has no digest.
+        for seed in range(flips // len(actions.ACTIONS) if name != "apply head" else 0):
+            yield actions.check_flip(name, tried, reference, seed)
+        report(f"{name}: {last} accesses, {n} kills, {disks} disks, {flips // 4} flipped bits")
+
+
+def report(line: str) -> None:
+    """Say what was done."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run the campaign; the number of findings, at most 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, n in {"mutations": 100_000, "kills": 500, "flips": 1_000, "disks": 20}.items():
+        parser.add_argument(f"--{name}", type=int, default=n)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        path, findings = Path(folder), 0
+        counts = {"kills": asked.kills, "flips": asked.flips, "disks": asked.disks}
+        for finding in (*faults(path, **counts), *mutations(path, asked.mutations)):
+            if finding:
+                report(f"FOUND {finding}")
+                findings += 1
+    report(f"{findings} findings")
+    return min(findings, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
