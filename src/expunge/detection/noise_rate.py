@@ -30,9 +30,11 @@ EXPLAINED: Ramp = (0.32, 0.38)
 SHARPENING: Ramp = (2.0, 2.6)
 # If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
 _DISAGREEMENT_WEIGHT = 0.85
-# A pool that disagrees with this many labels is weak: only what its most confident tenth disagrees
-# with, or a fitted transition, shows noise, if it is such a part of the posterior.
+# A pool that disagrees with this many labels is weak, unless noise explains such a part of that:
+# only what its most confident tenth disagrees with, or a fitted transition, shows noise, if it is
+# such a part of the posterior.
 WEAK_POOL: Ramp = (0.2, 0.3)
+NOISE_ALONE: Ramp = (0.7, 0.85)
 STRONG_EVIDENCE: Ramp = (0.34, 0.44)
 _TOP_SHARE = 0.1
 # This many evidently wrong labels, if such a part of the posterior, are noise at any disagreement.
@@ -108,10 +110,10 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     of the disagreement, the classes overlap and no label counts as wrong. The sharpening exponent:
     the nearer to 1, the more noise follows ambiguity, and the nearer is the rate to the
     disagreement. The disagreement: a pool that disagrees with a quarter of the labels or more is
-    weak, and then only what is evident counts. The excess of disagreement among the least confident
-    samples over ``1 − max p``: where classes overlap, a calibrated pool is right about at least as
-    many labels as it says; an annotator who errs in a whole region near a boundary makes it wrong
-    about more (`structured_fraction`).
+    weak, unless noise explains nearly all of that, and then only what is evident counts. The excess
+    of disagreement among the least confident samples over ``1 − max p``: where classes overlap, a
+    calibrated pool is right about at least as many labels as it says; an annotator who errs in a
+    whole region near a boundary makes it wrong about more (`structured_fraction`).
 
     Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``.
 
@@ -191,6 +193,7 @@ def _weigh(estimates: Mapping[str, float], exponent: float) -> float:
     strict = clear * posterior + (1 - clear) * evident
     strict *= ramp(clear, STRONG_EVIDENCE)
     weak = ramp(disagreement, WEAK_POOL)
+    weak *= 1 - ramp(posterior / max(disagreement, 1e-9), NOISE_ALONE)
     value = (1 - weak) * (posterior + ambiguous * (wide - posterior)) + weak * strict
     return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
 
