@@ -2,6 +2,7 @@
 # make test      lint, format check, type check, tests and doctests
 # make gpu       everything that a GPU must show, in nine minutes: make gpu DATA=folder
 # make campaign  kills, mutated files, flipped bits and small disks
+# make docs      the site, in build/site; strict
 # make package   wheel and sdist; the wheel is tried in a fresh environment without extras
 PYTHON ?= python3.11
 VENV := .venv
@@ -15,7 +16,7 @@ $(VENV)/installed: pyproject.toml benchmarks/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1,<26.2"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[audio,faiss,huggingface,onnx,review,text]" --editable ./benchmarks --group test
+		--editable ".[audio,faiss,huggingface,onnx,review,text]" --editable ./benchmarks --group test --group docs
 	touch $@
 
 demo: $(VENV)/installed
@@ -31,6 +32,9 @@ test: lint
 
 gpu: $(VENV)/installed
 	PYTHON=$(CURDIR)/$(BIN)/python scripts/gpu.sh $(DATA)
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 package: $(VENV)/installed
 	rm -rf build/dist build/smoke

@@ -49,6 +49,7 @@ LAYERS = [
     {"export"},
     {"text", "nmtune", "robustness", "selfsupervised"},
     {"demo"},
+    {"scaffold"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -17,10 +17,11 @@ from expunge import cli, specs
 from expunge.cli.terminal import app
 from expunge.detection.detectors import detectors
 from expunge.recipes import recipes
+from expunge.scaffold.examples import write_example
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PAGES += [p for p in [ROOT / "benchmarks" / "README.md"] if p.is_file()]
 SOURCES = sorted(p for p in (ROOT / "src").rglob("*") if p.suffix in (".py", ".j2"))
 # Words of the former, private dialect. The right column of vocabulary tables has the field's terms.
@@ -30,6 +31,16 @@ DIALECT = re.compile(
     r"|\blooks? again\b|\bgoes on from\b"
 )
 MAX_README_LINES = 250
+# Pages that `make docs` makes of the code.
+GENERATED = [
+    f"reference/{name}.md" for name in ("commands", "python", "errors", "recipes", "plugins")
+]
+# Pages of which the Python is run.
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+EXECUTED = [
+    *("README.md", "CONTRIBUTING.md"),
+    *(p.relative_to(ROOT).as_posix() for p in TUTORIALS if "```python" in p.read_text("utf-8")),
+]
 # Rows of `expunge bench detect` that are no detectors: all of expunge, and competitors.
 DETECTION_ROWS = ("expunge", "expunge-fast", "cleanlab", "cleanlab-folds")
 
@@ -66,7 +77,7 @@ def _plugins_of_examples_go():
 
 
 @pytest.mark.usefixtures("_plugins_of_examples_go")
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", EXECUTED)
 def test_the_python_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": name}
@@ -76,14 +87,13 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatc
     if name == "README.md":
         assert (tmp_path / "runs" / "first" / "report.html").is_file()
         assert names["result"].decision.action == "keep"
-        assert specs.check(spec_of_the_readme(tmp_path)) == []
 
 
-def spec_of_the_readme(folder):
-    """The spec, beside the files that the code of the README has written."""
+def test_the_spec_of_the_readme_fits_the_example_folder(tmp_path):
+    write_example("digits", tmp_path / "first")
     (spec,) = blocks(ROOT / "README.md", "toml")
-    (folder / "spec.toml").write_text(spec, encoding="utf-8")
-    return folder / "spec.toml"
+    (tmp_path / "first" / "readme.toml").write_text(spec, encoding="utf-8")
+    assert specs.check(tmp_path / "first" / "readme.toml") == []
 
 
 def test_the_readme_is_short():
@@ -125,7 +135,9 @@ def test_relative_links_point_to_files(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:|#", target):
             file = page.parent / target.partition("#")[0]
-            assert file.is_file(), f"{page.name} links to {target}"
+            generated = [(ROOT / "docs" / name).resolve() for name in GENERATED]
+            known = file.is_file() or file.resolve() in generated
+            assert known, f"{page.name} links to {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -150,7 +162,7 @@ def test_every_row_of_a_table_has_the_cells_of_its_head(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_docs_use_the_terms_of_the_field(page):
     lines = page.read_text(encoding="utf-8").splitlines()
-    if page.name == "CHANGELOG.md":  # its tables quote former names
+    if page.name == "former_names.md":  # its tables quote them
         lines = [line for line in lines if not line.startswith("|")]
     assert [line for line in lines if DIALECT.search(line)] == []
 
@@ -177,3 +189,27 @@ def test_every_key_of_a_data_set_is_in_the_reference_of_specs():
     for stage in ("score", "partition", "rank", "prune", "rounds"):
         for f in fields(type(getattr(recipes.get("default")(specs.Recipe()), stage))):
             assert f"`{stage}.{f.name}" in text, f"{stage}.{f.name}"
+
+
+def test_every_red_flag_is_in_its_reference_with_what_to_do():
+    text = (ROOT / "docs" / "reference" / "flags.md").read_text(encoding="utf-8")
+    sources = [*(ROOT / "src").rglob("*.py")]
+    raised = {
+        node.args[0].value
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "Flag"
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert raised
+    assert {name for name in raised if f"| `{name}` |" not in text} == set()
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    listed = set(
+        re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    )
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert pages - listed == set()

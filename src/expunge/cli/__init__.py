@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 
 import typer
 
-from expunge.cli import clean, detect, repair, results, review  # noqa: F401  (they add commands)
+from expunge.cli import clean, detect, init, repair, results, review  # noqa: F401  (commands)
 from expunge.cli.terminal import (
     Interrupted,
     app,

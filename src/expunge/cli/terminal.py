@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from rich.progress import (
 )
 from typer.core import TyperGroup
 
+from expunge.cli.progress_log import ProgressLog
 from expunge.errors import ExpungeError, RunError, printable
 
 
@@ -137,7 +139,7 @@ def tolerate_encodings() -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage on stderr, with the time left; nothing if stderr is no terminal."""
+    """A bar for each stage on stderr, with the time left; lines if stderr is no terminal."""
     columns: list[ProgressColumn] = [
         TextColumn("{task.description:28}"),
         BarColumn(),
@@ -148,9 +150,12 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=err_console, transient=True, disable=hidden) as bars:
         tasks: dict[str, Any] = {}
         running: list[str] = []
+        log = ProgressLog(partial(echo, err=True)) if hidden else None
 
         def show(what: str, done: int, total: int) -> None:
             running[:] = [f"{what} ({done} of {total})"]
+            if log is not None:
+                log(what, done, total)
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=min(done, total), total=total)

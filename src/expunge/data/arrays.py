@@ -14,7 +14,7 @@ from expunge.data.paths import require_file
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Samples, View
 from expunge.errors import DataError
-from expunge.storage.array_files import read_npz
+from expunge.storage.array_files import npz_names, read_npz
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -102,9 +102,16 @@ def from_arrays(
 
 
 def npz_rows(path: Path, config: DataConfig) -> Rows:
-    """Read an ``.npz`` file with the arrays ``x``, ``y`` and, optionally, ``ids``."""
-    arrays = read_npz(require_file(path), ("x", "y"), ("ids",))
-    return array_rows(arrays["x"], arrays["y"], arrays.get("ids"), where=str(path))
+    """Read an ``.npz`` file with the arrays ``x``, ``y`` and, optionally, ``ids``.
+
+    If it has arrays of the names ``config.input``, ``config.label`` or ``config.id``, these are
+    read instead.
+    """
+    known = npz_names(require_file(path))
+    named = {"x": config.input, "y": config.label, "ids": config.id}
+    x, y, ids = (name if name in known else key for key, name in named.items())
+    arrays = read_npz(path, (x, y), (ids,))
+    return array_rows(arrays[x], arrays[y], arrays.get(ids), where=str(path))
 
 
 def array_rows(x: object, y: object, ids: object = None, *, where: str) -> Rows:

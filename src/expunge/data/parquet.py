@@ -121,6 +121,31 @@ def column_names(path: Path) -> list[str]:
     return list(_read_schema(path)[0].names)
 
 
+def column_types(path: Path) -> dict[str, str]:
+    """What each column holds: ``"encoded"`` (bytes), ``"vector"``, ``"plain"`` or ``"other"``."""
+    found = {}
+    for field in _read_schema(path)[0]:
+        kind = field.type
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            found[field.name] = "encoded"
+        elif pa.types.is_struct(kind):
+            found[field.name] = "encoded" if "bytes" in names else "other"
+        elif _is_vector(kind):
+            found[field.name] = "vector"
+        else:
+            tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
+            known = any(test(plain) for test in (*tests, pa.types.is_floating))
+            found[field.name] = "plain" if known else "other"
+    return found
+
+
+def row_count(path: Path) -> int:
+    """The number of rows."""
+    return int(_read_schema(path)[1])
+
+
 def class_names(path: Path, name: str) -> tuple[str, ...]:
     """The class names of the Hub's ``ClassLabel`` metadata; () if there is none."""
     names = _hub_feature(_read_schema(path)[0], name).get("names", ())

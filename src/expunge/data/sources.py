@@ -29,6 +29,7 @@ from expunge.data.manifest import (
 from expunge.data.paths import require_file, resolve_path
 from expunge.data.rows import Rows, slice_rows, to_samples
 from expunge.data.samples import Samples
+from expunge.data.table_rows import table_rows
 from expunge.data.texts import Tokenizer, load_tokenizer
 from expunge.data.transforms import Transform, load_transform
 from expunge.errors import ConfigError, DataError, format_ids, raise_all, range_problems
@@ -72,9 +73,10 @@ class DataConfig:
         The file or folder. ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
     source
         ``"parquet"``, ``"csv"``, ``"jsonl"``, ``"folder"``, ``"manifest"`` (a CSV or JSONL file),
-        ``"arrays"`` or ``"cifar10"``; empty: the path decides.
+        ``"table"``, ``"arrays"`` or ``"cifar10"``; empty: the path decides.
     input, label, id
-        The names of the columns. Without ``id`` the ids are row numbers.
+        The names of the columns. Without ``id`` the ids are row numbers. ``input`` of a table:
+        several columns, separated by commas.
     labels
         Labels of a second file, used instead of the column ``label``.
     corrections
@@ -197,6 +199,7 @@ sources.register("manifest")(manifest_rows)
 sources.register("csv")(csv_rows)
 sources.register("jsonl")(jsonl_rows)
 sources.register("arrays")(npz_rows)
+sources.register("table")(table_rows)
 sources.register("cifar10")(cifar_rows)
 
 
@@ -262,7 +265,7 @@ def read(
     path = resolve_path(config.path, folder)
     if config.root:
         config = replace(config, root=str(resolve_path(config.root, folder)))
-    source = config.source or _guess_source(path)
+    source = config.source or guess_source(path)
     with reading(path):
         rows = sources.get(source)(path, config)
     if not rows.class_names and classes and config.classes != tuple(classes):
@@ -332,7 +335,8 @@ def replace_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samp
     return replace(samples, labels=values)
 
 
-def _guess_source(path: Path) -> str:
+def guess_source(path: Path) -> str:
+    """Choose the source by the suffix, or by what a folder holds."""
     with reading(path):
         return _guess_by_content(path)
 

@@ -65,6 +65,16 @@ def read_npz(path: Path, required: Sequence[str], optional: Sequence[str] = ()) 
         }
 
 
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays of an ``.npz`` file; see `read_npz`."""
+    with (
+        reading(path, what="not an .npz file of plain arrays", fix=_PLAIN_FIX),
+        path.open("rb") as stream,
+        _open_archive(stream) as archive,
+    ):
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
 def read_npy(path: Path) -> Array:
     """Read the array of an ``.npy`` file; see `read_npz`."""
     with reading(path, what="not an .npy file of plain numbers"), path.open("rb") as stream:

@@ -1,0 +1,110 @@
+"""Tables in which every feature is a column of numbers: Parquet, CSV and JSONL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from expunge._core.arrays import Array
+from expunge.data.inputs import TensorInputs
+from expunge.data.manifest import check_columns, label_column, read_table, table_column
+from expunge.data.rows import Rows
+from expunge.errors import DataError, format_ids
+
+if TYPE_CHECKING:
+    from expunge.data.sources import DataConfig
+
+
+def table_rows(path: Path, config: DataConfig) -> Rows:
+    """Read columns of numbers as features ``float32[n, d]``.
+
+    ``config.input`` names the columns, separated by commas, in the order of the features. Without
+    it these are all columns but label and id, in the order of the file.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or a feature is no number or has no value.
+    """
+    table = _Table(path)
+    label = config.label if config.labels is None else None
+    chosen = _feature_columns(table, config.input, [config.id, label])
+    n = table.n_rows
+    ids = np.arange(n) if config.id is None else table.column(config.id, np.arange(n))
+    labels = np.zeros(n, dtype=np.int64) if label is None else table.labels(label, ids)
+    features = {name: table.column(name, ids) for name in chosen}
+    return Rows(
+        ids=ids,
+        labels=labels,
+        inputs=TensorInputs(torch.from_numpy(_matrix(features, path))),
+        class_names=() if label is None else table.class_names(label),
+        has_explicit_ids=config.id is not None,
+    )
+
+
+class _Table:
+    """The columns of a file by name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._text: dict[str, Sequence[object]] | None = None
+        if path.suffix.lower() == ".parquet":
+            from expunge.data.parquet import column_names, row_count
+
+            self.names, self.n_rows = column_names(path), row_count(path)
+        else:
+            self._text = read_table(path)
+            self.names = list(self._text)
+            self.n_rows = len(next(iter(self._text.values())))
+
+    def column(self, name: str, ids: Array) -> Array:
+        if self._text is not None:
+            check_columns(self._text, [name], self._path)
+            return table_column(self._text, name, ids, self._path)
+        from expunge.data.parquet import read_column
+
+        return read_column(self._path, name, ids=ids)
+
+    def labels(self, name: str, ids: Array) -> Array:
+        if self._text is None:
+            return self.column(name, ids)
+        check_columns(self._text, [name], self._path)
+        return label_column(self._text, name, ids, self._path)
+
+    def class_names(self, name: str) -> tuple[str, ...]:
+        if self._text is not None:
+            return ()
+        from expunge.data.parquet import class_names
+
+        return class_names(self._path, name)
+
+
+def _feature_columns(table: _Table, named: str, others: Sequence[str | None]) -> list[str]:
+    """The columns that are named, or all that have no other role."""
+    if named in table.names:
+        return [named]
+    if "," in named:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [name for name in table.names if name not in others]
+
+
+def _matrix(features: dict[str, Array], path: Path) -> Array:
+    """``float32[n, d]``; a DataError names the columns that hold no numbers."""
+    columns, odd = [], []
+    for name, values in features.items():
+        try:
+            columns.append(values.astype(np.float32))
+        except ValueError:
+            odd.append(name)
+    if odd or not columns:
+        raise DataError(
+            f"columns that hold no numbers: {format_ids(odd)}" if odd else "no column of features",
+            where=str(path),
+            fix="name columns of numbers in input, separated by commas; `expunge detect` takes "
+            "dates and categories as they are",
+        )
+    return np.column_stack(columns)

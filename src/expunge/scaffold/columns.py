@@ -1,0 +1,166 @@
+"""What the columns of a table hold, and which of them are label, input and id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from expunge.data.manifest import read_table
+from expunge.errors import DataError, did_you_mean
+
+Kind = Literal["encoded", "vector", "path", "text", "category", "number"]
+
+# Usual names, the most usual first.
+LABEL_NAMES = (
+    *("label", "labels", "target", "targets", "y", "class", "category", "kind"),
+    *("fine_label", "coarse_label", "intent", "sentiment", "species", "diagnosis"),
+)
+ID_NAMES = ("id", "ids", "uid", "uuid", "key", "index", "sample_id", "image_id")
+# A column whose values have this many words on average holds texts.
+_MIN_WORDS = 3.0
+# Values of a column that are looked at.
+_MAX_VALUES = 2000
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds. n_distinct: among the values that were looked at; 0 if not counted."""
+
+    kind: Kind
+    n_distinct: int = 0
+    n_values: int = 0
+    is_class_label: bool = False
+
+    @property
+    def is_categorical(self) -> bool:
+        """Whether it can hold classes: few values, each of them several times."""
+        return 2 <= self.n_distinct <= max(2, self.n_values // 4) and self.kind in (
+            "category",
+            "number",
+        )
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns of inputs, labels and ids. kind: what the input columns hold."""
+
+    inputs: tuple[str, ...]
+    label: str
+    id: str | None
+    kind: Kind
+
+
+def inspect_columns(path: Path) -> dict[str, Column]:
+    """Look at the columns of a Parquet, CSV or JSONL file."""
+    if path.suffix.lower() == ".parquet":
+        return _parquet_columns(path)
+    table = read_table(path)
+    return {name: _describe(values, path.parent) for name, values in table.items()}
+
+
+def choose_roles(
+    columns: Mapping[str, Column],
+    *,
+    where: str,
+    label: str | None = None,
+    inputs: Sequence[str] = (),
+    id: str | None = None,
+) -> Roles:
+    """Choose the columns of label, id and inputs; those that are given are taken.
+
+    Raises
+    ------
+    DataError
+        If a column is not there, or no column is clearly the label or the input.
+    """
+    for name in (*inputs, *filter(None, (label, id))):
+        if name not in columns:
+            raise DataError(
+                f"no column is called '{name}'", where=where, fix=did_you_mean(name, columns)
+            )
+    label = label or _guess_label(columns, inputs, where)
+    if id is None:
+        id = next((name for name in columns if _is_id(name, columns[name], label)), None)
+    rest = {k: c for k, c in columns.items() if k not in (label, id)}
+    names = tuple(inputs) or _guess_inputs(rest, where)
+    return Roles(names, label, id, columns[names[0]].kind)
+
+
+def _guess_label(columns: Mapping[str, Column], inputs: Sequence[str], where: str) -> str:
+    """The Hub's ClassLabel, a usual name, or the only column that can hold classes."""
+    stated = [name for name, c in columns.items() if c.is_class_label]
+    lower = {name.lower(): name for name in columns}
+    named = [lower[name] for name in LABEL_NAMES if name in lower]
+    possible = [name for name, c in columns.items() if c.is_categorical and name not in inputs]
+    texts = [name for name in possible if columns[name].kind == "category"]
+    for found in (stated[:1], named[:1], texts if len(texts) == 1 else possible):
+        if len(found) == 1:
+            return found[0]
+    raise DataError(
+        f"which column holds the labels is not clear; columns: {', '.join(columns)}",
+        where=where,
+        fix="name it: --label COLUMN",
+    )
+
+
+def _is_id(name: str, column: Column, label: str) -> bool:
+    unique = column.n_distinct == column.n_values
+    return name.lower() in ID_NAMES and name != label and unique
+
+
+def _guess_inputs(columns: Mapping[str, Column], where: str) -> tuple[str, ...]:
+    """The column of images, clips, vectors or texts; else all columns of numbers."""
+    for kind in ("encoded", "path", "vector", "text"):
+        found = [name for name, c in columns.items() if c.kind == kind]
+        if found:
+            return (found[0],)
+    numbers = tuple(name for name, c in columns.items() if c.kind == "number")
+    if not numbers:
+        raise DataError(
+            f"no column holds images, clips, vectors, texts or numbers: {', '.join(columns)}",
+            where=where,
+            fix="name it: --input COLUMN",
+        )
+    return numbers
+
+
+def _parquet_columns(path: Path) -> dict[str, Column]:
+    from expunge.data.parquet import class_names, column_types, read_columns
+
+    found: dict[str, Column] = {}
+    for name, kind in column_types(path).items():
+        if kind in ("encoded", "vector"):
+            found[name] = Column("encoded" if kind == "encoded" else "vector")
+        elif kind != "other":
+            values = read_columns(path, [name]).column(0).to_pylist()
+            described = _describe(values, path.parent)
+            named = bool(class_names(path, name))
+            found[name] = Column(described.kind, described.n_distinct, described.n_values, named)
+    return found
+
+
+def _describe(values: Sequence[Any], folder: Path) -> Column:
+    step = max(1, len(values) // _MAX_VALUES)
+    seen = [v for v in values[::step] if v is not None and v != ""]
+    if seen and all(isinstance(v, list) for v in seen):
+        return Column("vector")
+    counts = len({str(v) for v in seen}), len(seen)
+    if all(_is_number(v) for v in seen):
+        return Column("number", *counts)
+    texts = [str(v) for v in seen]
+    if (folder / texts[0]).is_file():
+        return Column("path", *counts)
+    words = sum(len(text.split()) for text in texts) / len(texts)
+    return Column("text" if words >= _MIN_WORDS else "category", *counts)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,232 @@
+"""Writes the first spec file: what was found, and comments at the lines that may have to change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from expunge.data.paths import require_file
+from expunge.errors import ConfigError
+from expunge.scaffold.data import (
+    InspectedData,
+    NamedColumns,
+    find_splits,
+    inspect_data,
+    measure_scale,
+    settings,
+)
+from expunge.scaffold.model import GuessedModel, guess_model, noted_scale, pretrained_folder
+from expunge.scaffold.toml_text import toml_lines
+from expunge.storage.atomic_files import write_file
+
+# Begins the comment of a line that is a guess.
+CHANGE = "CHANGE"
+# Epochs of the training of a model without weights.
+EPOCHS = 20
+_VIEWS = {"image": "crop", "audio": "speech"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user gives; the rest is guessed.
+
+    Parameters
+    ----------
+    data
+        The training set: a file or folder, or a folder of the folders train, val and test.
+    model
+        ``"package.module:function"``, or the folder of a Hugging Face model; without it a small
+        network for such data.
+    arguments
+        Arguments of the constructor.
+    weights
+        The file of the weights; without it the spec trains the model first.
+    validation, held_out
+        Further sets.
+    columns
+        Columns that are not to be guessed.
+    training
+        Settings of the training of a model without weights.
+    """
+
+    data: Path
+    model: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    validation: Path | None = None
+    held_out: Path | None = None
+    columns: NamedColumns = field(default_factory=NamedColumns)
+    training: Mapping[str, Any] = field(default_factory=lambda: {"epochs": EPOCHS})
+
+
+def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> list[str]:
+    """Look at the data and the model, and write a spec that `expunge.specs.check` can check.
+
+    Parameters
+    ----------
+    request
+        What is known.
+    target
+        The spec file. Paths in it are relative to its folder.
+    overwrite
+        Whether a file that is there is replaced.
+
+    Returns
+    -------
+    list
+        What was found, a line a fact.
+
+    Raises
+    ------
+    ConfigError
+        If the file is there already.
+    ExpungeError
+        If the data cannot be read, their columns are not clear, or the model cannot be imported.
+    """
+    if target.exists() and not overwrite:
+        raise ConfigError(
+            "this file exists", where=str(target), fix="name another with --out, or --overwrite"
+        )
+    splits = find_splits(request.data)
+    given = {"validation": request.validation, "held_out": request.held_out}
+    splits |= {name: path for name, path in given.items() if path is not None}
+    pretrained = pretrained_folder(request.model)
+    data = inspect_data(splits["train"], columns=request.columns, pretrained=pretrained)
+    folder = target.resolve().parent
+    model = guess_model(request.model, request.arguments, data, folder=folder)
+    weights = require_file(request.weights) if request.weights else None
+    is_trained = weights is not None or pretrained is not None
+    data, scale = (data, "") if pretrained else _scaled(data, weights)
+    lines = [
+        *_head(target, has_validation="validation" in splits),
+        *_model_table(model, weights, folder, request.training),
+        *_data_tables(data, splits, folder, scale=scale, is_trained=is_trained),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(target, "\n".join(lines) + "\n", error=ConfigError)
+    return _facts(data, model)
+
+
+def _scaled(data: InspectedData, weights: Path | None) -> tuple[InspectedData, str]:
+    """Set mean and std, and the comment that says where they come from.
+
+    Weights go with the scale of their training; without a note of it, nothing is standardised.
+    """
+    if weights is None:
+        if not data.has_scale:
+            return data, ""
+        mean, std = measure_scale(data)
+        comment = "measured on the training data"
+    elif (noted := noted_scale(weights)) is not None:
+        mean, std, name = noted
+        comment = f"from {name} beside the weights"
+    else:
+        return data, "none"
+    return replace(data, config=replace(data.config, mean=mean, std=std)), comment
+
+
+def _head(target: Path, *, has_validation: bool) -> list[str]:
+    baselines = '["finetune-only", "retrain-filtered"]' if has_validation else "[]"
+    return [
+        f"# Lines with {CHANGE} are guesses: look at these first. All keys: docs/spec.md.",
+        "#",
+        f"#     expunge check {target.name}",
+        f"#     expunge repair {target.name}",
+        "",
+        'recipe = "default"  # see `expunge list recipes`',
+        f"baselines = {baselines}  # compared with the repair on the validation data",
+        "",
+    ]
+
+
+def _model_table(
+    model: GuessedModel, weights: Path | None, folder: Path, training: Mapping[str, Any]
+) -> list[str]:
+    if model.pretrained is not None:
+        table: dict[str, Any] = {"pretrained": _relative(model.pretrained, folder)}
+        if model.arguments:
+            table["arguments"] = model.arguments
+        return ["[model]", *toml_lines(table), ""]
+    comments = {}
+    if model.is_placeholder:
+        comments["constructor"] = f"{CHANGE}: your own, as package.module:function"
+    if model.unknown:
+        comments["arguments"] = f"{CHANGE}: required too: {', '.join(model.unknown)}"
+    table = {"constructor": model.constructor}
+    if model.arguments or model.unknown:
+        table["arguments"] = model.arguments
+    if weights is not None:
+        table["weights"] = _relative(weights, folder)
+        return ["[model]", *toml_lines(table, comments), ""]
+    return [
+        "[model]",
+        *toml_lines(table, comments),
+        f'# weights = "model.safetensors"  # {CHANGE}: your weights; then leave [train] out',
+        "",
+        "[train]  # the model has no weights: it is trained first, on the labels as they are",
+        *toml_lines(training),
+        "",
+    ]
+
+
+def _data_tables(
+    data: InspectedData, splits: Mapping[str, Path], folder: Path, *, scale: str, is_trained: bool
+) -> list[str]:
+    shared = settings(replace(data.config, view=_VIEWS.get(data.kind, "none")))
+    mirrored = '; "crop-flip" if mirrored images keep their class'
+    comments = {"view": "random views" + (mirrored if data.kind == "image" else "")}
+    if data.config.mean:
+        comments["mean"] = scale
+    lines = ["[data]", *toml_lines(shared, comments)]
+    if scale == "none":
+        lines.append(f"# mean, std: {CHANGE}: those of the training of the weights, if any")
+    lines += ["", "[data.train]", *toml_lines({"path": _relative(splits["train"], folder)})]
+    n = len(data.samples)
+    carved = "held_out" not in splits and not is_trained and data.is_mixed
+    if carved:
+        lines += [f"max_rows = {n * 4 // 5}  # the last fifth is held out"]
+    lines += ["", *_held_out(splits, folder, n * 4 // 5 if carved else None), ""]
+    return [*lines, *_validation(splits, folder)]
+
+
+def _held_out(splits: Mapping[str, Path], folder: Path, start: int | None) -> list[str]:
+    head = [
+        "[data.held_out]",
+        "# Not used for training, labelled like the training data: decides whether the repair is",
+        "# kept.",
+    ]
+    if "held_out" in splits:
+        return [*head, *toml_lines({"path": _relative(splits["held_out"], folder)})]
+    if start is not None:
+        path = _relative(splits["train"], folder)
+        return [*head, *toml_lines({"path": path, "skip_rows": start})]
+    return [*(line if line[0] == "#" else f"# {line}" for line in head), '# path = "…"']
+
+
+def _validation(splits: Mapping[str, Path], folder: Path) -> list[str]:
+    note = "# Measures the result and decides nothing; best with labels that are right."
+    if "validation" in splits:
+        path = _relative(splits["validation"], folder)
+        return ["[data.validation]", note, *toml_lines({"path": path})]
+    return ["# [data.validation]", note, '# path = "…"']
+
+
+def _facts(data: InspectedData, model: GuessedModel) -> list[str]:
+    samples, shape = data.samples, " × ".join(map(str, data.shape)) or "of any length"
+    names = ", ".join(samples.classes[:5]) + (", …" if len(samples.classes) > 5 else "")
+    found = [
+        f"{len(samples):,} training samples: {data.kind}, {shape}",
+        f"{len(samples.classes)} classes: {names}",
+        f"model: {model.constructor}" + (" (replace it by yours)" if model.is_placeholder else ""),
+    ]
+    if model.unknown:
+        found.append(f"arguments that the model needs too: {', '.join(model.unknown)}")
+    return found
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The path from the spec's folder."""
+    return Path(os.path.relpath(path.resolve(), folder)).as_posix()

@@ -1,0 +1,49 @@
+"""Tables of numbers as a source."""
+
+from __future__ import annotations
+
+import pytest
+
+from expunge.data import DataConfig, read
+from expunge.errors import DataError
+
+TABLE = "id,size,weight,kind\nu,1,0.5,cat\nv,2,0.25,dog\nw,3,4,cat\n"
+
+
+def table(folder, text=TABLE, **settings):
+    (folder / "t.csv").write_text(text)
+    config = DataConfig("t.csv", source="table", label="kind", **settings)
+    return read(config, folder=folder)
+
+
+def test_columns_without_another_role_are_features_in_the_order_of_the_file(tmp_path):
+    found = table(tmp_path, id="id", mean=(2.0, 0.0), std=(1.0, 0.5))
+    assert found.example().tolist() == [[-1.0, 1.0], [0.0, 0.5]]
+    assert found.ids.tolist() == ["u", "v", "w"]
+    assert found.classes == ("cat", "dog")
+
+
+def test_columns_that_are_named_keep_the_order_of_their_names(tmp_path):
+    assert table(tmp_path, input="weight, size").example().tolist() == [[0.5, 1.0], [0.25, 2.0]]
+    assert table(tmp_path, input="weight").example().tolist() == [[0.5], [0.25]]
+
+
+def test_what_is_no_number_is_named(tmp_path):
+    with pytest.raises(DataError, match="columns that hold no numbers: id"):
+        table(tmp_path)
+    with pytest.raises(DataError, match="no column is called 'weigth'"):
+        table(tmp_path, input="weigth, size")
+    with pytest.raises(DataError, match="no column of features"):
+        table(tmp_path, "kind\ncat\ndog\n")
+    with pytest.raises(DataError, match="column 'weight'"):
+        table(tmp_path, TABLE.replace("0.25", ""), id="id")
+
+
+def test_parquet_and_csv_give_the_same_samples(tmp_path):
+    import pandas as pd
+
+    from_csv = table(tmp_path, id="id")
+    pd.read_csv(tmp_path / "t.csv").to_parquet(tmp_path / "t.parquet")
+    config = DataConfig("t.parquet", source="table", label="kind", id="id")
+    found = read(config, folder=tmp_path)
+    assert found.fingerprint() == from_csv.fingerprint()
