@@ -8,7 +8,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint gpu package campaign clean
+.PHONY: demo test lint docs gpu package campaign clean
 .DEFAULT_GOAL := test
 
 # Installed again whenever the requirements change.
