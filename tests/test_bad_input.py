@@ -329,7 +329,7 @@ MODELS: dict[str, Case] = {
         "logits are NaN or infinite for ids 7, 8",
     ),
     "no logits": (
-        lambda f: fixing(with_output(lambda z: [z])),
+        lambda f: fixing(with_output(lambda z: z[..., None, None].expand(-1, -1, 2, 2))),
         ModelError,
         r"expected logits of shape \[batch, classes\]",
     ),

@@ -35,7 +35,7 @@ from expunge.training.loop import TuneConfig
 from expunge.training.targets import build_targets
 
 ELSEWHERE = torch.device("meta")
-CONFIG = TuneConfig(targets="all", epochs=1, batch_size=16)
+CONFIG = TuneConfig(targets="all", epochs=1, batch_size=16, lr=0.1)
 X = np.random.default_rng(0).random((48, 3, 16, 16)).astype(np.float32)
 Y = np.arange(48) % 4
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}

@@ -23,6 +23,7 @@ from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge.config import DEFAULT_PRUNE_FRACTION, RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples, as_samples
+from expunge.data.checks import require_two_labels
 from expunge.data.conversion import to_column
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import with_input_faults
@@ -289,6 +290,7 @@ def train(
     model = adapt_model(model, samples).model
     check_model(model)
     check_fit(model, samples)
+    require_two_labels(samples.labels, where=samples.name)
     check_training(model, samples)
     header = {
         "training": asdict(config),

@@ -20,6 +20,7 @@ from expunge.config import (
     ScoreConfig,
 )
 from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
+from expunge.data.checks import require_two_labels
 from expunge.editing.editors import EditedModel
 from expunge.editing.readout import build_classifier
 from expunge.models.adaptation import adapt_model
@@ -134,6 +135,7 @@ def validate_inputs(
     model, notes = adapt_model(model, samples)
     check_model(model)
     check_fit(model, samples)
+    require_two_labels(samples.labels, where=samples.name)
     if recipe.tune.epochs:
         check_training(model, samples)
     others = {

@@ -21,6 +21,7 @@ from expunge._core.registry import Registry
 from expunge._core.rng import subsample
 from expunge.config import DEFAULT_BASELINES, RepairKeywords, build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
+from expunge.data.checks import require_two_labels
 from expunge.data.paths import resolve_path
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import partitioners
@@ -438,6 +439,7 @@ def _check_familiarity(model: nn.Module, train: Samples) -> None:
 def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> bool:
     """The layers that the recipe names are in the model, which takes the samples."""
     check_fit(model, train)
+    require_two_labels(train.labels, where=train.name)
     layout = inspect_layers(model, stages.example_batch(train))
     if recipe is not None:
         for name in (*recipe.score.feature_layers, *filter(None, [recipe.score.attribution_layer])):

@@ -568,8 +568,8 @@ def test_a_class_of_which_nothing_is_kept_is_named():
     [
         ({"epochs": -1}, "tune.epochs must be 0 or more, not -1"),
         ({"batch_size": 0}, "tune.batch_size must be 1 or more, not 0"),
-        ({"lr": 0.0}, "tune.lr must be above 0 and finite, not 0.0"),
-        ({"lr": float("nan")}, "tune.lr must be above 0 and finite, not nan"),
+        ({"lr": 0.0}, r"tune.lr must lie in \(0, 1e30\], not 0.0"),
+        ({"lr": float("nan")}, r"tune.lr must lie in \(0, 1e30\], not nan"),
         ({"warmup": 1.0}, r"tune.warmup must lie in \[0, 1\), not 1.0"),
     ],
 )

@@ -44,7 +44,7 @@ def import_named(name: str, folder: Path, *, what: str = "constructor") -> Any:
                 where=module_name,
                 fix="install it, or correct the name",
             ) from error
-        except (*USER_ERRORS, SyntaxError) as error:
+        except (*USER_ERRORS, SyntaxError, OSError) as error:
             raise ModelError(
                 f"cannot be imported: {describe_error(error)}",
                 where=module_name,

@@ -83,7 +83,9 @@ def read_cuts(path: Path) -> tuple[EarlierCut, ...]:
     ModelError
         If the file is damaged, or the model has a closed-form head.
     """
-    if path.suffix != ".safetensors" or not path.is_file():
+    with reading(path, ModelError, what="not a safetensors file", also=(SafetensorError,)):
+        is_there = path.suffix == ".safetensors" and path.is_file()
+    if not is_there:
         return ()
     with (
         reading(path, ModelError, what="not a safetensors file", also=(SafetensorError,)),

@@ -129,7 +129,7 @@ def ridge_head(
         Random views of each sample that are added to the statistics, 0 or more.
     depth
         ``"auto"`` compares all depths, ``"full"`` reads all layers, ``"half"`` only depths of at
-        most half of the multiply-adds.
+        most half of the multiply-adds, or the smallest one.
     class_weights
         ``"prior"`` weights the kept samples so that classes are as frequent as among the most
         probable labels of all samples, ``"balanced"`` so that all are equally frequent.
@@ -145,7 +145,7 @@ def ridge_head(
     Raises
     ------
     ConfigError
-        If an option is out of range, or no depth has at most half of the multiply-adds.
+        If an option is out of range.
     ModelError
         For an unknown layer.
 
@@ -293,19 +293,13 @@ def _judges(readout: FeatureReadout, task: EditTask, found: _Features) -> _Judge
 
 
 def _depths(readout: FeatureReadout, macs: int, example: Batch, *, depth: Depth) -> list[_Depth]:
-    """The depths to compare; ConfigError if none is small enough."""
+    """The depths to compare."""
     n = len(readout.layers)
     found = [_Depth(k, size(_up_to(readout, k), example).macs) for k in range(1, n + 1)]
     if depth == "full":
         return found[-1:]
     if depth == "half":
-        found = [d for d in found if 2 * d.macs <= macs]
-        if not found:
-            raise ConfigError(
-                "no layer that is read has at most half of the multiply-adds before it",
-                where="edit",
-                fix="use depth = 'auto', or name earlier layers with edit.options.layers",
-            )
+        found = [d for d in found if 2 * d.macs <= macs] or found[:1]
     return found
 
 

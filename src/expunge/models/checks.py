@@ -11,7 +11,6 @@ from torch.nn.parameter import is_lazy
 
 from expunge._core.rng import temp_seed
 from expunge.data import Samples
-from expunge.data.checks import require_two_labels
 from expunge.data.classes import fix_class_count
 from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.copying import copy_model
@@ -25,15 +24,12 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
     ------
     ModelError
         If it does not, or is not a module.
-    DataError
-        If all samples have the same label.
 
     Notes
     -----
     Cost: one sample through the model.
     """
     require_network(model)
-    require_two_labels(samples.labels, where=samples.name)
     example = to_device(samples.batch(np.arange(1)), device_of(model))
     try:
         with eval_mode(model), torch.no_grad():

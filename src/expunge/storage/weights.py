@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -67,7 +68,25 @@ def save_weights(
         for k, v in model.state_dict().items()
     }
     _require_finite(state, str(path))
-    write_file(path, lambda file: save_file(state, file, metadata=dict(metadata or {})))
+
+    def write(file: Path) -> None:
+        save_file(state, file, metadata=dict(metadata or {}))
+        _sort_metadata(file)
+
+    write_file(path, write)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sort the metadata of a safetensors file, whose order is random, so that bytes are equal."""
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(text) <= length:
+                opened.seek(8)
+                opened.write(text.ljust(length))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -50,6 +50,8 @@ class TimeBudget:
 
     def update(self) -> None:
         """Add the time since the last call to the state."""
+        if self._seconds is None:
+            return
         self._spent.fill_(self._now())
         self._since = time.perf_counter()
 

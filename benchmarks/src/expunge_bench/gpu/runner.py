@@ -92,6 +92,7 @@ class Runner:
             self._collect()
             for process in self.running:
                 _kill(process.process)
+                process.stdout.close()
                 self.failed[process.name] = "stopped at the time limit"
             self._collect_logs()
             self.write([n for n in names if n not in self.done])
