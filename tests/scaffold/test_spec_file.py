@@ -255,3 +255,11 @@ def test_examples_are_folders_with_a_spec_without_problems(name, tmp_path):
     assert len(held_out) > 50
     with pytest.raises(ConfigError, match="not empty"):
         write_example(name, tmp_path / name)
+
+
+def test_specs_of_two_folders_have_run_folders_of_their_own(tmp_path):
+    runs = []
+    for name in ("one", "two"):
+        write_example("digits", tmp_path / name)
+        runs.append(specs.read_spec(tmp_path / name / "spec.toml").out)
+    assert runs == ["runs/one", "runs/two"]

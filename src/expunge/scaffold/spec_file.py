@@ -19,7 +19,7 @@ from expunge.scaffold.data import (
     settings,
 )
 from expunge.scaffold.model import GuessedModel, guess_model, noted_scale, pretrained_folder
-from expunge.scaffold.toml_text import toml_lines
+from expunge.scaffold.toml_text import toml_lines, toml_value
 from expunge.storage.atomic_files import write_file
 
 # Begins the comment of a line that is a guess.
@@ -130,6 +130,8 @@ def _scaled(data: InspectedData, weights: Path | None) -> tuple[InspectedData, s
 
 def _head(target: Path, *, has_validation: bool) -> list[str]:
     baselines = '["finetune-only", "retrain-filtered"]' if has_validation else "[]"
+    # Specs of several folders are all named spec.toml, and each has a run folder of its own.
+    name = target.stem if target.stem != "spec" else target.resolve().parent.name or "spec"
     return [
         f"# Lines with {CHANGE} are guesses: look at these first. All keys: docs/spec.md.",
         "#",
@@ -137,6 +139,7 @@ def _head(target: Path, *, has_validation: bool) -> list[str]:
         f"#     expunge repair {target.name}",
         "",
         'recipe = "default"  # see `expunge list recipes`',
+        f"out = {toml_value(f'runs/{name}')}  # the run folder, from the working directory",
         f"baselines = {baselines}  # compared with the repair on the validation data",
         "",
     ]
