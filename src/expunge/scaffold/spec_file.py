@@ -50,6 +50,8 @@ class Request:
         Columns that are not to be guessed.
     training
         Settings of the training of a model without weights.
+    name
+        Of the run folder in ``runs``; that of the spec's file or, for ``spec.toml``, of its folder.
     """
 
     data: Path
@@ -60,6 +62,7 @@ class Request:
     held_out: Path | None = None
     columns: NamedColumns = field(default_factory=NamedColumns)
     training: Mapping[str, Any] = field(default_factory=lambda: {"epochs": EPOCHS})
+    name: str = ""
 
 
 def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> list[str]:
@@ -101,7 +104,7 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     is_trained = weights is not None or pretrained is not None
     data, scale = (data, "") if pretrained else _scaled(data, weights)
     lines = [
-        *_head(target, has_validation="validation" in splits),
+        *_head(target, request.name, has_validation="validation" in splits),
         *_model_table(model, weights, folder, request.training),
         *_data_tables(data, splits, folder, scale=scale, is_trained=is_trained),
     ]
@@ -128,10 +131,10 @@ def _scaled(data: InspectedData, weights: Path | None) -> tuple[InspectedData, s
     return replace(data, config=replace(data.config, mean=mean, std=std)), comment
 
 
-def _head(target: Path, *, has_validation: bool) -> list[str]:
+def _head(target: Path, name: str, *, has_validation: bool) -> list[str]:
     baselines = '["finetune-only", "retrain-filtered"]' if has_validation else "[]"
     # Specs of several folders are all named spec.toml, and each has a run folder of its own.
-    name = target.stem if target.stem != "spec" else target.resolve().parent.name or "spec"
+    name = name or (target.stem if target.stem != "spec" else target.resolve().parent.name)
     return [
         f"# Lines with {CHANGE} are guesses: look at these first. All keys: docs/spec.md.",
         "#",
