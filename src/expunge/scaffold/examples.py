@@ -79,8 +79,8 @@ def write_example(name: ExampleName, folder: Path) -> list[str]:
         train = _write_splits(made, example)
         # Without augmentation the network memorises the wrong labels.
         training = {"epochs": example.epochs, "augment": False}
-        name = folder.resolve().name
-        request = Request(train, arguments=example.arguments, training=training, name=name)
+        run = folder.resolve().name
+        request = Request(train, arguments=example.arguments, training=training, name=run)
         return write_spec(request, made / SPEC)
 
 
