@@ -114,7 +114,7 @@ def test_ctrl_c_during_imports_is_no_traceback(tmp_path):
     ) as process:
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "stopped by Ctrl-C" in err
     assert "Traceback" not in err
