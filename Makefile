@@ -1,5 +1,5 @@
 # make demo      a network that memorised wrong labels, repaired
-# make test      lint, format check, type check, tests and doctests
+# make test      lint, format check, type check, docs site, tests and doctests
 # make gpu       everything that a GPU must show, in nine minutes: make gpu DATA=folder
 # make campaign  kills, mutated files, flipped bits and small disks
 # make docs      the site, in build/site; strict
@@ -27,7 +27,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
-test: lint
+test: lint docs
 	$(BIN)/pytest --numprocesses 2 --dist loadscope
 
 gpu: $(VENV)/installed
