@@ -9,7 +9,7 @@
 # Needs torch with CUDA and the dependencies of expunge; expunge itself need not be installed. Wheels
 # in build/gpu-wheels (torch-pruning, cleanlab) are installed into build/gpu-site if they are missing.
 # Fetch them before: pip download --no-deps --dest build/gpu-wheels torch-pruning cleanlab termcolor
-# A second call goes on where the first was stopped: build/gpu/work keeps what is done.
+# A second call resumes: build/gpu/work keeps what is done.
 # Order: probe of CUDA graphs, speed of scoring, then side by side the published protocol
 # (60 epochs), human labels, memorised labels, the tests and the demo.
 # On a CPU, as in the tests: scripts/gpu.sh DATA OUT --small --seconds 60

@@ -62,13 +62,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, n in {"mutations": 100_000, "kills": 500, "flips": 1_000, "disks": 20}.items():
         parser.add_argument(f"--{name}", type=int, default=n)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         path, findings = Path(folder), 0
-        counts = {"kills": asked.kills, "flips": asked.flips, "disks": asked.disks}
-        for finding in (*faults(path, **counts), *mutations(path, asked.mutations)):
+        counts = {"kills": options.kills, "flips": options.flips, "disks": options.disks}
+        for finding in (*faults(path, **counts), *mutations(path, options.mutations)):
             if finding:
                 report(f"FOUND {finding}")
                 findings += 1

@@ -196,7 +196,7 @@ def _difference(name: str, folder: Path, reference: Path, how: object) -> str:
 
 
 def check_small_disk(name: str, folder: Path, reference: Path, size: int) -> str:
-    """Run an action on a disk of so many bytes, then with more: our error, then the result."""
+    """Run an action on a disk of this size, then with more: our error, then the result."""
     action = ACTIONS[name]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

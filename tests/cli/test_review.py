@@ -61,7 +61,7 @@ def test_a_review_by_files_changes_the_repair_and_the_corrected_data(call, tmp_p
     code, out, _ = call("review", spec, "--import", "q.csv", "--json")
     found = json.loads(out)
     assert code == 0
-    assert found["answered"] >= n - 5  # some samples are asked twice
+    assert found["answered"] >= n - 5  # some samples are shown twice
     assert found["design_based"]
     code, out, _ = call("repair", spec, "--json")
     assert code == 0

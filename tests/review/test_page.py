@@ -224,12 +224,12 @@ def test_only_what_is_shown_is_loaded(browser, planted_run, tmp_path):
     folder = write_run(tmp_path / "run", partition)
     with running(folder, partition, classes=CLASSES) as client:
         page = browser.new_page()
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
+        requested = []
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(client.address)
         page.wait_for_selector("#card:not([hidden])")
         page.wait_for_load_state("networkidle")
-        assert all(url.startswith(client.address.split(TOKEN)[0]) for url in asked)
-        images = [url for url in asked if url.endswith("image.png")]
+        assert all(url.startswith(client.address.split(TOKEN)[0]) for url in requested)
+        images = [url for url in requested if url.endswith("image.png")]
         assert 1 <= len(images) <= 9  # the sample and its neighbours
         page.close()

@@ -1,4 +1,4 @@
-"""A repair takes answers into account, and computes anew only what depends on them."""
+"""A repair takes answers into account, and recomputes only what depends on them."""
 
 from __future__ import annotations
 

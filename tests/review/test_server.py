@@ -101,7 +101,7 @@ def test_answers_are_on_the_disk_when_they_are_acknowledged(shared):
     client.post("undo", {"reviewer": "nobody"}, 400)
 
 
-def test_two_reviewers_are_asked_different_questions_and_see_disagreements(shared):
+def test_two_reviewers_are_n_shown_different_questions_and_see_disagreements(shared):
     client, partition, _ = shared
     rows = {client.get(f"next?reviewer={name}")["card"]["row"] for name in ("eve", "bob")}
     assert len(rows) == 2
@@ -189,21 +189,21 @@ def test_a_restarted_review_goes_on_where_it_was(tmp_path):
 def test_the_queue_is_extended_when_its_first_batch_is_answered(tmp_path):
     partition, true = planted(n=200)
     session = open_session(write_run(tmp_path / "run", partition), budget=30)
-    asked = 0
+    n_shown = 0
     while (question := session.next("a")) is not None:
         row = question.row
         is_right = true[row] == partition.labels[row]
         verdict = "right" if is_right else "wrong"
         session.answer(row, verdict, int(true[row]), "a", repeat=question.repeat)
-        asked += 1
-    assert asked == 30
+        n_shown += 1
+    assert n_shown == 30
     assert session.queue.n_batches == 2
     assert session.more(10) == 40
     assert session.next("a") is not None
     session.close()
 
 
-def test_a_skipped_question_waits_until_it_is_asked_for(tmp_path):
+def test_a_skipped_question_waits_until_it_is_n_shown_for(tmp_path):
     partition, _ = planted(n=100)
     session = open_session(write_run(tmp_path / "run", partition), budget=10)
     first = session.next("a")

@@ -191,7 +191,7 @@ def bench_review(
         ),
     ] = None,
 ) -> list[Row]:
-    """Simulated reviewers: what their answers are worth, by number and by how samples are asked."""
+    """Simulated reviewers: what their answers are worth, by number and by how samples are drawn."""
     numbers = sorted(set(answers or review.ANSWERS))
     if zoo_cache is not None:
         return review.bench_zoo(

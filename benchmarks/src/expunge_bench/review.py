@@ -30,7 +30,7 @@ from expunge_bench.zoo_data import ZooSetting
 ANSWERS = (0, 50, 100, 200)
 REVIEWERS = {"careful": Reviewer(0.03), "lazy": Reviewer(0.03, lazy=0.3)}
 REPETITIONS = 20
-# With --accuracy a network is tuned for the first repetition, in so many epochs.
+# With --accuracy a network is tuned for the first repetition, for this many epochs.
 _TUNE_EPOCHS = 6
 
 
@@ -165,7 +165,7 @@ def measure_review(case: ReviewCase, key: Row, repetitions: int) -> dict[str, fl
     dict
         ``f1`` of the decision, ``worst_f1`` its lower decile, ``max_f1`` the best that a threshold
         on the partition without answers reaches; ``rate_error``, root mean square; ``coverage`` and
-        ``width`` of the interval; ``ece`` of the samples that were not asked; ``noise_rate``.
+        ``width`` of the interval; ``ece`` of the samples that were not shown; ``noise_rate``.
         ``accuracy`` of a tuned network. None where a number is undefined.
     """
     n, truth = int(key["answers"]), case.truth
@@ -194,7 +194,7 @@ def measure_review(case: ReviewCase, key: Row, repetitions: int) -> dict[str, fl
 
 
 def _mean_calibration_error(splits: Sequence[Partition], noisy: Bools) -> float | None:
-    """The calibration error of the samples that were not asked; None if all were."""
+    """The calibration error of the samples that were not shown; None if all were."""
     errors = []
     for split in splits:
         rest = np.ones(len(noisy), dtype=bool) if split.reviewed is None else ~split.reviewed

@@ -60,7 +60,7 @@ def this_process() -> Accelerator:
 
     Only its processes and its device are used: gradient accumulation and mixed precision, which
     the caller's own training may have left in the state, change nothing here. Accelerate starts a
-    group of CPU processes only if it is asked to, so that plain ``torchrun`` is recognised here.
+    group of CPU processes only on request, so that plain ``torchrun`` is recognised here.
     """
     from accelerate import Accelerator
 

@@ -108,11 +108,10 @@ def _session(
     folder: Path, spec: Path | None, *, budget: int, seed: int, mistakes: float | None
 ) -> Iterator[tuple[ReviewSession, Samples | None]]:
     """A session in a run folder that no other server uses."""
-    from filelock import FileLock, Timeout
-
     from expunge import specs
     from expunge.review.run_files import class_names, open_reviewed_run
     from expunge.review.session import ReviewSession
+    from expunge.storage.run_folder import locked
 
     opened = open_reviewed_run(folder)
     samples = None
@@ -121,23 +120,13 @@ def _session(
         classes = samples.classes
     else:
         classes = class_names(folder, opened.scores.class_probs.shape[1])
-    lock = FileLock(folder / _SERVER_LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(
-            "another review of this run is open",
-            where=str(folder),
-            fix="use its address, or stop it first",
-        ) from None
-    try:
+    message = "another review of this run is open"
+    with locked(folder / _SERVER_LOCK, message=message, fix="use its address, or stop it first"):
         session = ReviewSession(opened, classes, budget=budget, seed=seed, mistakes=mistakes)
         try:
             yield session, samples
         finally:
             session.close()
-    finally:
-        lock.release()
 
 
 def _cards(session: ReviewSession, samples: Samples | None, text: str) -> Cards:

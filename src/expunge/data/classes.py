@@ -5,7 +5,7 @@
 - A number is an index into the class names that its own source states.
 - Where the source states none, a number is an index too, and its name is its digits: the class
   ``"3"`` has the index 3.
-- Where the classes asked for have numbers as names, other than their indices, numbers are names or
+- Where the requested classes have numbers as names, other than their indices, numbers are names or
   indices, whichever fits all of them. If both fit, that is an error.
 """
 

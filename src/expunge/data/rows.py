@@ -241,7 +241,7 @@ def _check_unset(where: str, why: str, settings: Mapping[str, object]) -> None:
 
 
 def _check_image_settings(inputs: Inputs, mode: Mode | None, size: int | None, where: str) -> None:
-    """Decoded inputs must have the mode and the size asked for already."""
+    """Decoded inputs must already have the requested mode and size."""
     if mode is None and size is None:
         return
     example = inputs.batch(np.arange(1))

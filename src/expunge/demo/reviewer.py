@@ -92,16 +92,16 @@ def simulate_review(
     answers = answer.all(queue.items)
     while len(answers) < n:
         review, judged = model.apply(answers, seed=seed), model.judge(answers)
-        asked = len(queue.items)
+        n_queued = len(queue.items)
         queue = extend_queue(
             queue,
             review.partition,
-            size=n - asked,
+            size=n - n_queued,
             answered_classes=partition.labels[judged.rows],
         )
-        if len(queue.items) == asked:
+        if len(queue.items) == n_queued:
             break
-        answers += answer.all(queue.items[asked:])
+        answers += answer.all(queue.items[n_queued:])
     return answers
 
 

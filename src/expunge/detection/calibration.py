@@ -17,7 +17,7 @@ Ramp = tuple[float, float]
 MAX_EXPONENT = 10.0
 _MIN_EXPONENT, _MIN_SHARPENING = 0.05, 0.2
 _MIN_PROBABILITY = 1e-6
-# An exponent is fitted on so many rows times classes.
+# An exponent is fitted on at most this many rows times classes.
 _MAX_FIT_SIZE = 5_000_000
 # Rows of a transition are drawn towards symmetric noise by this many samples a class.
 _PSEUDO_COUNT = 1.0

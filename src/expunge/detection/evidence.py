@@ -116,12 +116,13 @@ def pool_evidence(
     back = np.argsort(order, kind="stable")
     labels, c = signals.labels[order], signals.logits.shape[1]
     early = list(signals.features.items())[:N_EARLY_LAYERS]
-    pools, novelties = [], []
+    pools, sums, novelties = [], [], []
     for name, features in [("input", signals.inputs), *early]:
-        pool, distances = _probe(name, features[order], labels, c)
+        pool, logs, distances = _probe(name, features[order], labels, c)
         pools.append(pool)
+        sums.append(logs)
         novelties.append(log_mean_distance(distances))
-    unweighted = np.sum([p.unweighted for p in pools], axis=0)
+    unweighted = np.sum(sums, axis=0)
     reference = expected_agreement(
         signals,
         label_agreement(unweighted, labels),
@@ -142,7 +143,7 @@ def pool_evidence(
         if name != _TRAJECTORY:
             pool.add_external(f"external:{name}", external[order])
     probs, _ = calibrate(pool.probs(), labels)
-    gains = [pool.gain(label_agreement(p, labels)) for p in (probe_probs, probs)]
+    gains = [_gain(label_agreement(p, labels), c) for p in (probe_probs, probs)]
     probe_weight = 1 - ramp(1 - gains[0] / gains[1], _PROBES_WEAKER)
     predicted = probs.argmax(axis=1)
     novelty: Floats = np.min([robust_deviation(v, predicted) for v in novelties], axis=0)
@@ -163,21 +164,23 @@ def pool_evidence(
 def _evident_to_probes(probs: Floats, labels: Ints) -> float:
     """Return the noise rate that probes show, 0 if their disagreement may be weakness."""
     probs, _ = calibrate(probs, labels)
-    agreement, chance = label_agreement(probs, labels), 1 / probs.shape[1]
-    evident = evident_rate(probs, labels)
+    agreement, evident = label_agreement(probs, labels), evident_rate(probs, labels)
     part = evident / max(1 - agreement, 1e-9)
-    strength = ramp((agreement - chance) / (1 - chance), _STRONG_PROBES)
+    strength = ramp(_gain(agreement, probs.shape[1]), _STRONG_PROBES)
     return evident * ramp(part, _EVIDENT_PART) * strength
 
 
-def _probe(name: str, features: AnyFloats, labels: Ints, classes: int) -> tuple[_Pool, Floats]:
-    """Return the pool of the probes on some features, and distances to the nearest others."""
+def _probe(
+    name: str, features: AnyFloats, labels: Ints, classes: int
+) -> tuple[_Pool, AnyFloats, Floats]:
+    """Return the probes' pool, sum of log probabilities, and distances to the nearest others."""
     pool, space = _Pool(labels, classes), principal_space(features)
     near, distances = nearest_others(space, n_neighbours(len(labels)))
-    pool.add(f"neighbours:{name}", vote_shares(labels[near], classes))
+    logs = pool.add(f"neighbours:{name}", vote_shares(labels[near], classes))
     for kind, probe in probes_for(classes).items():
-        pool.add(f"{kind}:{name}", probe(features if kind == "linear" else space, labels, classes))
-    return pool, distances
+        probs = probe(features if kind == "linear" else space, labels, classes)
+        logs += pool.add(f"{kind}:{name}", probs)
+    return pool, logs, distances
 
 
 def _trained_sources(signals: Signals) -> Iterator[tuple[str, AnyFloats]]:
@@ -191,31 +194,35 @@ def _trained_sources(signals: Signals) -> Iterator[tuple[str, AnyFloats]]:
         yield f"external:{_TRAJECTORY}", signals.external_probs[_TRAJECTORY]
 
 
+def _gain(agreement: float, classes: int) -> float:
+    """Return the agreement above chance, at least 0.01."""
+    return max((agreement - 1 / classes) / (1 - 1 / classes), _MIN_GAIN)
+
+
 class _Pool:
     """A weighted mean of log probabilities, and a report of each source; keeps no source."""
 
     def __init__(self, labels: Ints, classes: int) -> None:
         self._labels, self._classes, self._weight = labels, classes, 0.0
         self._logs = np.zeros((len(labels), classes), dtype=np.float32)
-        self.unweighted = np.zeros_like(self._logs)
         self._reports: list[SourceReport] = []
 
-    def gain(self, agreement: float) -> float:
-        """Return the agreement above chance, at least 0.01."""
-        chance = 1 / self._classes
-        return max((agreement - chance) / (1 - chance), _MIN_GAIN)
+    def add(
+        self, name: str, probs: AnyFloats, credibility: float = 1.0, most: float = 1.0
+    ) -> AnyFloats:
+        """Add a source by its agreement, which counts at most as `most`, and its credibility.
 
-    def add(self, name: str, probs: AnyFloats, credibility: float = 1.0, most: float = 1.0) -> None:
-        """Add a source by its agreement, which counts at most as `most`, and its credibility."""
+        Returns its log probabilities, ``float32[n, c]``.
+        """
         agreement = label_agreement(probs, self._labels)
-        weight = credibility * self.gain(min(agreement, most)) ** _GAIN_POWER
+        weight = credibility * _gain(min(agreement, most), self._classes) ** _GAIN_POWER
         logs = np.maximum(np.log(np.maximum(probs, 1e-12)), _MIN_LOG_PROBABILITY)
-        self.unweighted += logs.astype(np.float32)
         if credibility > _MIN_WEIGHT:
             self._logs += (weight * logs).astype(np.float32)
             self._weight += weight
         _, rate = confident_joint(probs, self._labels)
         self._reports.append(SourceReport(name, weight, agreement, rate))
+        return logs.astype(np.float32)
 
     def add_trained(self, name: str, probs: AnyFloats, expected: float) -> None:
         """Add a source that is expected to agree with this share of the labels."""

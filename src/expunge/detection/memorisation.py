@@ -12,7 +12,7 @@ from expunge.records import Scores, Signals
 # Predictions that agree with the given labels so much more often than augmented ones do, are of a
 # network that has memorised them.
 MEMORISATION_GAP = 0.1
-# A model agrees with so many more of its training labels than of held-out ones in any case.
+# The share by which a model agrees with more training labels than held-out ones in any case.
 GENERALISATION_GAP = 0.05
 # Without views, a network that agrees with more of the given labels counts as memorised.
 MEMORISED_AGREEMENT = 0.95

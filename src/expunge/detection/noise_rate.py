@@ -43,10 +43,10 @@ CLEAR_EVIDENCE: Ramp = (0.6, 0.9)
 # If nearly all of the posterior is evident, noise hardly follows ambiguity.
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
 _EVIDENT_WEIGHT = 0.7
-# The least confident samples disagree more often than a calibrated pool allows: by so many standard
-# errors, and by such a part of all disagreement (clean CIFAR-10: 0.13). Then noise is structured,
-# and some samples that agree are wrong too: the rate and its upper bound are these multiples of the
-# disagreement.
+# Noise is structured if the least confident samples disagree more often than a calibrated pool
+# allows: by this number of standard errors, and by this part of all disagreement (clean CIFAR-10:
+# 0.13). Then some samples that agree are wrong too: the rate and its upper bound are these
+# multiples of the disagreement.
 EXCESS_STDERRS: Ramp = (2.6, 3.6)
 EXCESS_PART: Ramp = (0.18, 0.24)
 _STRUCTURED_RATE, _STRUCTURED_HIGH = 1.3, 1.6
@@ -56,7 +56,7 @@ _LOWER_SHARE = 0.9
 _INTERVAL_STDERRS = 1.96
 # The transition of more classes has too many parameters to be fitted.
 _MAX_TRANSITION_CLASSES = 100
-# The rate is never 0: so much, and at most so much if no label counts as wrong.
+# The least rate, and the largest one if no label counts as wrong.
 _MIN_RATE, _MAX_CLEAN_RATE = 0.001, 0.005
 
 
@@ -182,9 +182,10 @@ def _weigh(estimates: Mapping[str, float], exponent: float) -> float:
     """Combine the estimators' rates; see `estimate_noise_rate`."""
     posterior, disagreement = estimates["posterior"], estimates["disagreement"]
     evident, joint = estimates["evident"], estimates["confident_joint"]
+    explained = posterior / max(disagreement, 1e-9)
     clear = min(evident / max(posterior, 1e-9), 1.0)
     has_noise = max(
-        ramp(posterior / max(disagreement, 1e-9), EXPLAINED),
+        ramp(explained, EXPLAINED),
         ramp(evident, EVIDENT_RATE) * ramp(clear, CLEAR_EVIDENCE),
     )
     ambiguous = 1 - ramp(exponent, SHARPENING)
@@ -192,8 +193,7 @@ def _weigh(estimates: Mapping[str, float], exponent: float) -> float:
     wide = _DISAGREEMENT_WEIGHT * disagreement + (1 - _DISAGREEMENT_WEIGHT) * joint
     strict = clear * posterior + (1 - clear) * evident
     strict *= ramp(clear, STRONG_EVIDENCE)
-    weak = ramp(disagreement, WEAK_POOL)
-    weak *= 1 - ramp(posterior / max(disagreement, 1e-9), NOISE_ALONE)
+    weak = ramp(disagreement, WEAK_POOL) * (1 - ramp(explained, NOISE_ALONE))
     value = (1 - weak) * (posterior + ambiguous * (wide - posterior)) + weak * strict
     return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
 

@@ -126,7 +126,7 @@ class PrunePlan:
     units
         Sorted indices of units by layer.
     requested
-        How many units were asked for.
+        The number of units that were requested.
     reasons
         Why fewer are granted.
 

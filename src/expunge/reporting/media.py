@@ -21,7 +21,7 @@ from expunge.errors import DataError, format_ids
 
 MAX_SIDE = 160  # of an embedded image, in pixels
 MIN_SIDE = 4  # a smaller "image" is a table of features
-# Of a table at most so many columns are shown; one of more columns than that holds embeddings.
+# The most columns that are shown of a table; one with more holds embeddings.
 MAX_COLUMNS, MAX_TABLE_COLUMNS = 8, 64
 MAX_SECONDS, MAX_SAMPLE_RATE = 4, 16_000  # of an embedded clip
 MAX_CHARACTERS = 400  # of a shown text

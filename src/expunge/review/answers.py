@@ -64,7 +64,7 @@ class Answer:
     time
         When, as ISO 8601 text.
     repeat
-        Whether the sample was asked a second time, to measure mistakes.
+        Whether the sample was shown a second time, to measure mistakes.
     draw
         How the sample came into the queue; None if the reviewer chose it.
 

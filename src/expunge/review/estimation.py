@@ -22,7 +22,7 @@ from expunge.review.recalibration import (
 
 # Answers from which on the probabilities of other samples are recalibrated.
 MIN_ANSWERS = 10
-# Suggestions count as right in so many of so many cases before an answer says otherwise.
+# Answers that count as given before the first one, of which 70 % agree with the suggestion.
 _SUGGESTION_PRIOR = 4.0
 
 

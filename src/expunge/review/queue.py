@@ -1,4 +1,4 @@
-"""Which samples are asked: batches of stratified samples, with the probability of each draw.
+"""Which samples are shown: batches of stratified samples, with the probability of each draw.
 
 The first batch spreads over the whole order of suspicion, because a partition can be wrong about
 the rate. Later batches draw in proportion to ``√(p (1 − p))`` of the recalibrated probabilities
@@ -45,7 +45,7 @@ class Item:
     draw
         The stratum and the probability.
     repeat
-        Whether the sample was asked before, to measure mistakes.
+        Whether the sample was shown before, to measure mistakes.
     """
 
     id: int | str
@@ -236,8 +236,8 @@ def _with_repeats(items: list[Item], n: int, rng: np.random.Generator) -> list[I
     mixed: list[Item] = [*late, *(replace(items[k], repeat=True) for k in again)]
     mixed = [mixed[k] for k in rng.permutation(len(mixed))]
     # The order within a stratum stays: the random order decides which answers count.
-    asked = iter(item for item in late)
-    return [*items[: len(items) - len(late)], *(m if m.repeat else next(asked) for m in mixed)]
+    remaining = iter(late)
+    return [*items[: len(items) - len(late)], *(m if m.repeat else next(remaining) for m in mixed)]
 
 
 def _strata(

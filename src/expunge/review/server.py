@@ -143,18 +143,18 @@ class ReviewServer:
         return self._session.progress().review.partition
 
     def _list(self, request: Request) -> dict[str, Any]:
-        asked = request.query_params
+        query = request.query_params
         try:
             filters = Filters(
-                label=int(asked["label"]) if asked.get("label") else None,
-                kind=asked.get("kind") or None,
-                low=float(asked.get("low") or 0),
-                high=float(asked.get("high") or 1),
-                flagged={"1": True, "0": False}.get(asked.get("flagged", "")),
-                text=asked.get("text", ""),
-                status=asked.get("status", ""),
+                label=int(query["label"]) if query.get("label") else None,
+                kind=query.get("kind") or None,
+                low=float(query.get("low") or 0),
+                high=float(query.get("high") or 1),
+                flagged={"1": True, "0": False}.get(query.get("flagged", "")),
+                text=query.get("text", ""),
+                status=query.get("status", ""),
             )
-            offset, limit = int(asked.get("offset") or 0), int(asked.get("limit") or 48)
+            offset, limit = int(query.get("offset") or 0), int(query.get("limit") or 48)
         except ValueError as error:
             raise DataError(f"a filter is not valid: {error}") from error
         rows, total = self._session.select(filters, offset=offset, limit=min(limit, MAX_PAGE))

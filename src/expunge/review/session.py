@@ -1,4 +1,4 @@
-"""A review in progress: who is asked what next, answers as they come, the estimates behind them."""
+"""A review in progress: each reviewer's next question, the answers, and the estimates from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_PAGE = 200
 
 
 class Question(NamedTuple):
-    """What a reviewer is asked: a row, and whether it is asked again."""
+    """A question for a reviewer: a row, and whether it is a repeat."""
 
     row: int
     repeat: bool
@@ -288,9 +288,9 @@ class ReviewSession:
             answers, version, queue = list(self._answers), self._version, self._queue
         review = self._model.apply(answers, mistakes=self._mistakes)
         done, skipped = self._done()
-        asked = {(i.id, i.repeat) for i in queue.items}
+        queued = {(i.id, i.repeat) for i in queue.items}
         return Progress(
-            len(done & asked), queue.budget, len(skipped), len(review.disputed), review, version
+            len(done & queued), queue.budget, len(skipped), len(review.disputed), review, version
         )
 
     def _work(self) -> None:

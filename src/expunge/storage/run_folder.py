@@ -192,20 +192,24 @@ def open_run(
         if path.exists() and not path.is_dir():
             raise RunError("is a file, not a folder", where=str(path), fix="choose another folder")
         path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / ".lock")
-    with wrap_io_errors(path):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                "another process works in this run folder",
-                where=str(path),
-                fix="wait for it to end",
-            ) from None
-    try:
+    message = "another process works in this run folder"
+    with locked(path / ".lock", message=message, fix="wait for it to end"):
         with wrap_io_errors(path):
             _write_header(path, header, overwrite)
         yield Run(path, accelerator)
+
+
+@contextmanager
+def locked(file: Path, *, message: str, fix: str) -> Iterator[None]:
+    """Hold the lock of a file in a folder; RunError at once if another process holds it."""
+    lock = FileLock(file)
+    with wrap_io_errors(file.parent):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(message, where=str(file.parent), fix=fix) from None
+    try:
+        yield
     finally:
         lock.release()
 

@@ -26,7 +26,7 @@ def main(
     piece: Annotated[str, typer.Option(help="Run this piece here and print its rows.")] = "",
     small: Annotated[bool, typer.Option("--small", help="Sizes for a test on a CPU.")] = False,
 ) -> None:
-    """Measure everything that a GPU must show; an interrupted run goes on where it stopped."""
+    """Measure everything that a GPU must show; an interrupted run resumes."""
     run = GpuRun(data.resolve(), work.resolve(), SMALL if small else FULL)
     if piece:
         torch.backends.cudnn.benchmark = True

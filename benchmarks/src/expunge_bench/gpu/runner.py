@@ -277,7 +277,7 @@ def run_all(
     Parameters
     ----------
     run
-        Data, working folder and sizes. A second call with the same working folder goes on.
+        Data, working folder and sizes. A second call with the same working folder resumes.
     out
         Gets ``rows.jsonl``, ``table.md`` and ``log.txt``.
     arguments

@@ -187,13 +187,13 @@ function zoom() {
 
 function answer(verdict, label = null) {
   if (!question) return;
-  const asked = question;
+  const shown = question;
   act(async () => {
     const saved = await call("answer", {
-      row: asked.card.row, verdict, label, reviewer: reviewer(), repeat: asked.repeat,
+      row: shown.card.row, verdict, label, reviewer: reviewer(), repeat: shown.repeat,
     });
     showProgress(saved.progress);
-    if (asked.chosen) await openGrid();
+    if (shown.chosen) await openGrid();
     else showQuestion(await call(`next?reviewer=${encodeURIComponent(reviewer())}`));
   });
 }
