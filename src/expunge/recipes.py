@@ -159,7 +159,7 @@ def instant(recipe: Recipe) -> Recipe:
 
 @recipes.register("instant-half")
 def instant_half(recipe: Recipe) -> Recipe:
-    """Do as `instant`, at most half of the multiply-adds deep."""
+    """Do as `instant`, at most half of the multiply-adds deep, or at the smallest depth."""
     return _edited(instant(recipe), "ridge-head", depth="half")
 
 

@@ -71,8 +71,6 @@ class RateEstimate:
         labels that ambiguity does not explain to all that disagree with the pool.
     estimates
         The rate by each estimator alone, by name; see `estimate_noise_rate`.
-    exponent
-        See `sharpening_exponent`.
     transition
         ``float64[c, c]``, ``P(given | right)``.
     right
@@ -85,7 +83,6 @@ class RateEstimate:
     low: float
     high: float
     estimates: Mapping[str, float]
-    exponent: float
     transition: Floats
     right: Floats
     log_odds: Floats
@@ -175,7 +172,7 @@ def _estimate(probs: AnyFloats, labels: Ints, usable: Bools) -> RateEstimate:
     value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
     low, high = _interval(estimates, value, len(given))
     high += structured * max(0.0, _STRUCTURED_HIGH * estimates["disagreement"] - high)
-    return RateEstimate(value, low, high, estimates, exponent, transition, right, log_odds + margin)
+    return RateEstimate(value, low, high, estimates, transition, right, log_odds + margin)
 
 
 def _weigh(estimates: Mapping[str, float], exponent: float) -> float:
