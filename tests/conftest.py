@@ -8,6 +8,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from quick import few_trees as few_trees
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_for_all():

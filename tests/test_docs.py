@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import re
 import shlex
 from importlib import import_module
@@ -20,6 +22,11 @@ from expunge.recipes import recipes
 from expunge.scaffold.examples import write_example
 
 ROOT = Path(__file__).parent.parent
+_SPEC = importlib.util.spec_from_file_location("n", ROOT / "docs" / "hooks" / "notebooks.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+notebooks = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(notebooks)
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PAGES += [p for p in [ROOT / "benchmarks" / "README.md"] if p.is_file()]
@@ -42,7 +49,7 @@ EXECUTED = [
     *(p.relative_to(ROOT).as_posix() for p in TUTORIALS if "```python" in p.read_text("utf-8")),
 ]
 # Rows of `expunge bench detect` that are no detectors: all of expunge, and competitors.
-DETECTION_ROWS = ("expunge", "expunge-fast", "cleanlab", "cleanlab-folds")
+DETECTION_ROWS = ("expunge", "expunge-fast", "expunge-held-out", "cleanlab", "cleanlab-folds")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -57,6 +64,13 @@ def commands(page: Path) -> list[list[str]]:
     lines = [line for block in found for line in block.splitlines()]
     split = [shlex.split(line, comments=True) for line in lines if line.startswith("expunge ")]
     return [words[1:] for words in split]
+
+
+def python_cells(page: Path) -> list[str]:
+    """The Python of the notebook that the site makes of a tutorial."""
+    found = json.loads(notebooks.notebook(page.read_text(encoding="utf-8")))
+    code = ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in code if not cell.startswith("%%bash")]
 
 
 def application() -> Any:
@@ -81,12 +95,32 @@ def _plugins_of_examples_go():
 def test_the_python_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": name}
-    code = "\n".join(blocks(ROOT / name, "python"))
-    assert code
-    exec(compile(code, name, "exec"), names)
+    cells = blocks(ROOT / name, "python")
+    if ROOT / name in TUTORIALS:
+        cells = python_cells(ROOT / name)
+    assert cells
+    for cell in cells:
+        exec(compile(cell, name, "exec"), names)
     if name == "README.md":
         assert (tmp_path / "runs" / "first" / "report.html").is_file()
         assert names["result"].decision.action == "keep"
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda p: p.name)
+def test_a_notebook_has_every_block_and_every_sentence_of_its_tutorial(page):
+    text = page.read_text(encoding="utf-8")
+    found = json.loads(notebooks.notebook(text))
+    cells = found["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    assert python_cells(page) == [block.rstrip() for block in blocks(page, "python")]
+    bash = [cell["source"] for cell in cells if cell["source"].startswith("%%bash")]
+    assert bash == [f"%%bash\n{block}".rstrip() for block in blocks(page, "bash")]
+    prose = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    assert prose.startswith("# ")
+    assert ".md" not in prose
+    assert "```toml" in prose or "```toml" not in text
+    nbformat = pytest.importorskip("nbformat")
+    nbformat.validate(nbformat.from_dict(found))
 
 
 def test_the_spec_of_the_readme_fits_the_example_folder(tmp_path):
@@ -209,7 +243,7 @@ def test_every_red_flag_is_in_its_reference_with_what_to_do():
 
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = set(
-        re.findall(r"([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+        re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
     )
     pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
     assert pages - listed == set()

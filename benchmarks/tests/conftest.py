@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from expunge_bench import cifar
+from quick import few_trees as few_trees
 
 N = 120
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,9 @@ import expunge
 from expunge import cli
 from expunge.cli.results import REGISTRIES
 from expunge.cli.terminal import app
+
+sys.path.insert(0, str(Path(__file__).parent))
+from notebooks import notebook
 
 ROOT = Path(__file__).parents[2]
 # Files outside the docs that are pages too.
@@ -48,13 +52,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[page] = relinked(text, Path(source).parent)
     for spec in SPECS:
         pages[f"examples/{spec.name}"] = spec.read_text(encoding="utf-8")
+    for tutorial in sorted((ROOT / "docs" / "tutorials").glob("*.md")):
+        text = notebook(tutorial.read_text(encoding="utf-8"))
+        pages[f"tutorials/{tutorial.stem}.ipynb"] = text
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links of the docs to files outside lead to the pages made of them."""
+    """Let links of the docs to files outside lead to the pages made of them.
+
+    A tutorial gets a link to its notebook.
+    """
+    if page.file.src_uri.startswith("tutorials/"):
+        link = f"[Download as a notebook]({Path(page.file.src_uri).stem}.ipynb)"
+        title, _, rest = markdown.partition("\n")
+        markdown = f"{title}\n\n{link}\n{rest}"
     depth = "../" * page.file.src_uri.count("/")
     pages = COPIED | {f"examples/{spec.name}": f"examples/{spec.name}" for spec in SPECS}
     for source, target in pages.items():

@@ -26,6 +26,7 @@ from expunge_bench.instance_noise import (
     mean_prediction,
     scale_pixels,
 )
+from expunge_bench.original_files import cifar_folder, human_labels_file
 
 # Kinds of noise and their default rates; () for noise whose rate is fixed.
 NOISES: Mapping[str, tuple[float, ...]] = {
@@ -75,7 +76,7 @@ class Cifar:
     ----------
     path
         A folder with ``train.parquet`` and ``test.parquet``, or the original
-        ``cifar-10-batches-py``.
+        ``cifar-10-batches-py``, itself or in a folder; CIFAR-10N's file may lie beside it.
     columns
         Label columns for the noise ``"labels"``.
     """
@@ -151,7 +152,7 @@ class Cifar:
             given, true = self.columns.labels, self.columns.true_labels
             return self._column(given)[rows], self._column(true)[rows]
         if noise in ("idn_20", "human_aggregate", "human_random1"):
-            return self._column(f"{self.path / 'train.parquet'}:{noise}")[rows], truth
+            return self._column(self._human_labels(noise))[rows], truth
         if noise in ("symmetric", "both"):
             part = rate / 2 if noise == "both" else rate
             noisy = wrong_labels(truth, rate=part, noise="symmetric", classes=10, seed=seed)
@@ -187,6 +188,10 @@ class Cifar:
     def _images(self, rows: np.ndarray) -> np.ndarray:
         return np.asarray(self.train.inputs.batch(rows))
 
+    def _human_labels(self, noise: str) -> str:
+        file = self.path / "train.parquet"
+        return f"{file}:{noise}" if file.is_file() else human_labels_file(self.path, noise)
+
     def _column(self, text: str) -> np.ndarray:
         """Labels from ``FILE:COLUMN``, joined by id."""
         file, _, column = text.rpartition(":")
@@ -198,7 +203,7 @@ class Cifar:
         file = self.path / f"{split}.parquet"
         is_hub_layout = file.is_file()
         config = DataConfig(
-            path=str((file if is_hub_layout else self.path).absolute()),
+            path=str((file if is_hub_layout else cifar_folder(self.path)).absolute()),
             split=split,
             mean=MEAN,
             std=STD,

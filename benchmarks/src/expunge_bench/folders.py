@@ -7,6 +7,7 @@ from pathlib import Path
 from expunge.data.parquet import column_names
 from expunge.errors import DataError
 from expunge_bench.cifar import Cifar
+from expunge_bench.original_files import speech_folder
 from expunge_bench.speech import Speech
 
 IMAGE_COLUMNS, SPEECH_COLUMNS = ("image", "label"), ("id", "audio", "label", "speaker")
@@ -15,7 +16,8 @@ IMAGE_COLUMNS, SPEECH_COLUMNS = ("image", "label"), ("id", "audio", "label", "sp
 def dataset_in_folder(folder: Path) -> Cifar | Speech:
     """CIFAR-10 or Speech Commands, by the columns of ``train.parquet``.
 
-    Without that file the folder is read as the original ``cifar-10-batches-py``.
+    Without that file the folder is read as the original files: Speech Commands if it has
+    ``testing_list.txt``, otherwise CIFAR-10.
 
     Raises
     ------
@@ -24,7 +26,7 @@ def dataset_in_folder(folder: Path) -> Cifar | Speech:
     """
     file = folder / "train.parquet"
     if not file.is_file():
-        return Cifar(folder)
+        return Speech(folder) if speech_folder(folder) else Cifar(folder)
     columns = column_names(file)
     if set(columns) >= set(SPEECH_COLUMNS):
         return Speech(folder)

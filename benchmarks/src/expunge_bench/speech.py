@@ -24,6 +24,7 @@ from expunge.models.zoo import kws
 from expunge.training.loop import TuneConfig
 from expunge_bench.audio_noise import Fault, audio_faults, confusable_labels, feature_noise
 from expunge_bench.datasets import Setting, check_sample_count
+from expunge_bench.original_files import WORDS, speaker_of, speech_folder, speech_manifest
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 # Kinds of noise and their default rates; () for noise whose rate is fixed. Two words in three have
@@ -43,7 +44,6 @@ TRAINING: Mapping[str, TuneConfig] = {
 SAMPLE_RATE = 16_000  # Hz
 # Frames of the published network's input, most of which pad a clip.
 FRAMES = 130
-WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Speech:
     ----------
     path
         A folder with ``train.parquet`` and ``test.parquet`` in the Hub's layout: the columns id,
-        audio, label and speaker, one-second clips.
+        audio, label and speaker, one-second clips. Or the original folder, with
+        ``testing_list.txt``: ten words and ``_unknown_``, without ``_silence_``.
     """
 
     path: Path
@@ -147,6 +148,8 @@ class Speech:
         return samples, GroundTruth(clean.labels, labels != clean.labels, fault)
 
     def _speakers(self, samples: Samples) -> np.ndarray:
+        if speech_folder(self.path):
+            return np.array([speaker_of(str(clip)) for clip in samples.ids])
         file = self.path / "train.parquet"
         ids, names = read_column(file, "id"), read_column(file, "speaker")
         return join_by_id(samples.ids, ids, names.astype(str), where=str(file))
@@ -161,7 +164,14 @@ class Speech:
             view="speech",
         )
         classes = self.train.classes if split == "test" else None
-        return read(config, folder=Path.cwd(), classes=classes, name=split)
+        folder = speech_folder(self.path)
+        if folder is None:
+            return read(config, folder=Path.cwd(), classes=classes, name=split)
+        with speech_manifest(folder, split) as manifest:
+            original = replace(
+                config, path=str(manifest), input="path", id="path", root=str(folder.absolute())
+            )
+            return read(original, folder=Path.cwd(), classes=classes, name=split)
 
 
 def _labels(clean: Samples, setting: Setting) -> np.ndarray:
