@@ -102,11 +102,11 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
 
     Four measures weigh them. ``posterior / disagreement``, the explained share: in clean data it
     grows with the overlap of the classes. Up to about ``0.15 + 1.1 disagreement``, clipped to
-    [0.29, 0.62], no label counts as wrong. The sharpening exponent: the nearer to 1, the more noise follows ambiguity, and
-    the nearer is the rate to the disagreement. The disagreement: a pool that disagrees with a
-    quarter of the labels or more is weak; then the rate is the posterior if noise follows
-    ambiguity, else what is evident, unless noise explains nearly all of the disagreement. The
-    excess of disagreement among the least confident samples over ``1 − max p``: where classes
+    [0.29, 0.62], no label counts as wrong. The sharpening exponent: the nearer to 1, the more noise
+    follows ambiguity, and the nearer is the rate to the disagreement. The disagreement: a pool that
+    disagrees with a quarter of the labels or more is weak; then the rate is the posterior if noise
+    follows ambiguity, else what is evident, unless noise explains nearly all of the disagreement.
+    The excess of disagreement among the least confident samples over ``1 − max p``: where classes
     overlap, a calibrated pool is right about at least as many labels as it says; an annotator who
     errs in a whole region near a boundary makes it wrong about more (`structured_fraction`).
 
