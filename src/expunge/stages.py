@@ -64,6 +64,7 @@ from expunge.records import (
 from expunge.storage.weights import fit_weights, load_weights
 from expunge.training import loop
 from expunge.training.baselines import trainers
+from expunge.training.bootstrap import tune_bootstrapped
 from expunge.training.loop import Checkpoint
 from expunge.training.optimisation import (
     DEFAULT_LR,
@@ -643,8 +644,9 @@ def tune(
             what=stream,
         )
     targets = build_targets(samples, split, config)
-    if config.targets == "semi" and split is not None:
-        return tune_semi_supervised(
+    methods = {"semi": tune_semi_supervised, "bootstrap": tune_bootstrapped}
+    if config.targets in methods and split is not None:
+        return methods[config.targets](
             model,
             samples,
             targets,

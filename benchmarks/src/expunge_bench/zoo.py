@@ -57,6 +57,14 @@ _FAULTS: tuple[tuple[str, float, Fit], ...] = (
 _DEVELOPMENT = ("iris", "cancer", "digits", "digit-images", "made4", "clusters", "moons", "words")
 _REPORTED = ("wine", "made8", "made20", "imbalance", "overlap", "rings", "digit-rows", "news")
 _PER_SET = 8
+# Tables drawn at random, one a seed, most of whose classes overlap.
+_TABLES: tuple[tuple[str, float, Fit], ...] = (
+    ("none", 0.0, "early"),
+    ("annotator", 0.2, "half"),
+    ("none", 0.0, "late"),
+    ("symmetric", 0.2, "late"),
+)
+_N_TABLES = 16
 _IMAGES = (("none", 0.0), ("human_random1", 0.0), ("idn_20", 0.0))
 
 
@@ -84,6 +92,11 @@ def zoo_settings() -> list[ZooSetting]:
     )
     for part, few, seed in few_sets:
         found += [ZooSetting(k, "symmetric", 0.05, "early", False, 500, seed, part) for k in few]
+    tables: tuple[tuple[Part, int], ...] = (("development", 0), ("reported", 100))
+    for part, first in tables:
+        for seed in range(first, first + _N_TABLES):
+            noise, rate, fit = _TABLES[seed % len(_TABLES)]
+            found.append(ZooSetting("table", noise, rate, fit, False, 500, seed, part))
     return list({setting.name: setting for setting in found}.values())
 
 

@@ -179,6 +179,22 @@ def overlap(seed: int) -> ZooData:
     return _columns(centres[y] + rng.standard_normal((1700, 6)), y, seed)
 
 
+@zoo_sets.register("table")
+def table(seed: int) -> ZooData:
+    """A table whose size, classes, columns and overlap are drawn from the seed."""
+    rng = generator(seed, "zoo table")
+    classes, informative = int(rng.integers(2, 11)), int(rng.integers(4, 9))
+    settings = {
+        "n_informative": informative,
+        "n_redundant": 0,
+        "n_clusters_per_class": 1,
+        "n_features": informative + int(rng.integers(0, 20)),
+        "class_sep": float(rng.uniform(0.5, 1.4)),
+        "flip_y": 0.0,
+    }
+    return _made(seed, int(rng.integers(600, 2000)), classes, **settings)
+
+
 @zoo_sets.register("moons")
 def moons(seed: int) -> ZooData:
     """Two interleaved half circles."""

@@ -44,7 +44,8 @@ class TuneConfig:
         unflagged samples, and the flagged label faults with their suggested label and its
         probability as weight. ``"all"``: all samples with the given labels. ``"semi"``: the
         unflagged samples with the given labels, and all samples without; see
-        `expunge.training.semi_supervised`.
+        `expunge.training.semi_supervised`. ``"bootstrap"``: all samples with the given label and
+        the network's own predictions, mixed by ``p_label``; see `expunge.training.bootstrap`.
     min_relabel_confidence
         ``"relabel"`` uses suggested labels of at least this probability, in [0, 1].
     epochs

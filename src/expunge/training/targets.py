@@ -87,6 +87,8 @@ def _labels_and_weights(partition: Partition, config: TuneConfig) -> tuple[Ints,
     weights = (~flagged).astype(np.float64)
     if kind == "reweight":
         weights = 1.0 - partition.p_noisy
+    if kind == "bootstrap":
+        weights = (partition.p_input_fault <= 0.5).astype(np.float64)
     if partition.reviewed is not None:
         # A label that a person gave is learned from, whatever is done with suggested ones.
         corrected = partition.reviewed & (partition.p_label_fault == 1)
