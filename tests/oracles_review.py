@@ -17,7 +17,9 @@ from scipy.special import expit
 from expunge.data import Samples, TensorInputs
 from expunge.records import Partition, Scores
 from expunge.review import Answer, Item
+from expunge.review.answers import latest
 from expunge.review.cards import Cards
+from expunge.review.formats import BAD_INPUT, CANNOT_TELL
 from expunge.review.guard import LOOPBACK, bind
 from expunge.review.run_files import open_reviewed_run
 from expunge.review.server import ReviewServer
@@ -119,6 +121,30 @@ def samples_of(partition: Partition, kind: str, classes: Sequence[str] = "abcd")
         has_explicit_ids=True,
         sample_rate=rate,
     )
+
+
+def choice_of(session: ReviewSession, true: np.ndarray, name: int | str) -> str:
+    """What somebody chooses in another tool: mostly the true class."""
+    row = int(session.rows([name])[0])
+    return {0: BAD_INPUT, 1: CANNOT_TELL}.get(row % 10, session.classes[true[row]])
+
+
+def check_exchanged(session: ReviewSession, true: np.ndarray) -> None:
+    """The answers of a session are those of `choice_of`, with how each sample was drawn."""
+    answers = latest(session.log.read())
+    assert len(answers) >= 10
+    for answer in answers:
+        choice, row = choice_of(session, true, answer.id), int(session.rows([answer.id])[0])
+        if choice == BAD_INPUT:
+            assert answer.verdict == "bad-input"
+        elif choice == CANNOT_TELL:
+            assert answer.verdict == "cannot-tell"
+        else:
+            is_right = true[row] == session.partition.labels[row]
+            assert answer.verdict == ("right" if is_right else "wrong")
+            assert session.classes[answer.label] == choice
+        assert answer.draw is not None
+    assert session.progress().review.is_design_based
 
 
 TOKEN = "secret"

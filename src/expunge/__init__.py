@@ -22,7 +22,15 @@ if TYPE_CHECKING:
         RoundsConfig,
         ScoreConfig,
     )
-    from expunge.data import DataConfig, DataLike, Samples, from_arrays, from_dataset, from_texts
+    from expunge.data import (
+        DataConfig,
+        DataLike,
+        Samples,
+        from_arrays,
+        from_dataset,
+        from_texts,
+        hold_out,
+    )
     from expunge.errors import (
         ConfigError,
         DataError,
@@ -126,6 +134,7 @@ _PUBLIC = {
     "from_arrays": "expunge.data",
     "from_dataset": "expunge.data",
     "from_texts": "expunge.data",
+    "hold_out": "expunge.data",
     "load_exported_model": "expunge.export",
     "load_run": "expunge.saved_run",
     "partition": "expunge.stages",
@@ -190,6 +199,7 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "from_texts",
+    "hold_out",
     "load_exported_model",
     "load_run",
     "partition",

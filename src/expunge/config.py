@@ -308,6 +308,8 @@ class RepairOptions:
         Time budget as a fraction of ``train_seconds``, above 0.
     trackers
         Experiment trackers of Accelerate that log the result: ``("tensorboard", "mlflow")``.
+    notes
+        What was done before the repair: sentences for the report.
     progress
         Called as ``progress(what, done, total)``.
     """
@@ -322,6 +324,7 @@ class RepairOptions:
     minutes: float | None = None
     time_share: float | None = None
     trackers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     progress: Progress = silent
 
     def __post_init__(self) -> None:
@@ -338,6 +341,7 @@ class RepairOptions:
         object.__setattr__(self, "seed", int(self.seed))
         object.__setattr__(self, "baselines", tuple(self.baselines))
         object.__setattr__(self, "trackers", tuple(self.trackers))
+        object.__setattr__(self, "notes", tuple(self.notes))
 
     @property
     def budget_minutes(self) -> float | None:
@@ -445,6 +449,7 @@ class RepairKeywords(TypedDict, total=False):
     minutes: float | None
     time_share: float | None
     trackers: tuple[str, ...]
+    notes: tuple[str, ...]
     progress: Progress
 
 

@@ -166,7 +166,7 @@ def validate_inputs(
         options.baselines if validation is not None else (),
         header,
         this_process(),
-        notes=notes,
+        notes=(*options.notes, *notes),
     )
 
 

@@ -20,9 +20,10 @@ from expunge._core.progress import Progress, silent
 from expunge._core.registry import Registry
 from expunge._core.rng import subsample
 from expunge.config import DEFAULT_BASELINES, RepairKeywords, build
-from expunge.data import DataConfig, Samples, check_alike, check_disjoint, read
+from expunge.data import DataConfig, Samples, check_alike, check_disjoint, hold_out, read
 from expunge.data.checks import require_two_labels
 from expunge.data.paths import resolve_path
+from expunge.data.splitting import MAX_FRACTION, n_held_out
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import partitioners
 from expunge.editing.earlier_cuts import cut_again, read_cuts
@@ -31,6 +32,7 @@ from expunge.errors import (
     ConfigError,
     ExpungeError,
     ModelError,
+    check_range,
     did_you_mean,
     group_by_reason,
     raise_all,
@@ -113,6 +115,7 @@ class Spec:
     minutes: float | None = None
     time_share: float | None = None
     trackers: tuple[str, ...] = ()
+    hold_out: float | None = None
     train: TuneConfig | None = None
     score: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
@@ -122,6 +125,15 @@ class Spec:
     tune: dict[str, Any] = field(default_factory=dict)
     rounds: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_range(ConfigError, {"hold_out": (self.hold_out, f"[0, {MAX_FRACTION}]")})
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training samples are held out: the spec trains, and names no held-out labels."""
+        names_none = self.held_out_data is None and not self.model.has_weights
+        return names_none and self.train is not None and self.hold_out != 0
+
     def overrides(self) -> dict[str, Any]:
         """Return the tables of stages that are not empty."""
         return {name: getattr(self, name) for name in STAGES if getattr(self, name)}
@@ -129,7 +141,25 @@ class Spec:
 
 def read_spec(path: str | Path) -> Spec:
     """Read a spec file; everything that is wrong with it is in one error."""
-    return build(Spec, _values(Path(path)), where=str(path))
+    spec = build(Spec, _values(Path(path)), where=str(path))
+    _check_hold_out(spec, where=str(path))
+    return spec
+
+
+def _check_hold_out(spec: Spec, *, where: str) -> None:
+    """Refuse samples to hold out where others are named, or the model has seen all."""
+    if spec.hold_out and spec.held_out_data is not None:
+        raise ConfigError(
+            "hold_out stands beside a table [data.held_out]",
+            where=where,
+            fix="leave one of them out",
+        )
+    if spec.hold_out and spec.model.has_weights:
+        raise ConfigError(
+            "hold_out is given, but the model has been trained already",
+            where=where,
+            fix="name samples that it has not seen in a table [data.held_out]",
+        )
 
 
 def _values(file: Path) -> dict[str, Any]:
@@ -304,6 +334,9 @@ def load_spec(
         if other is not None:
             check_disjoint(train, other)
             check_alike(train, other)
+    notes: tuple[str, ...] = ()
+    if spec.holds_out:
+        train, held_out, notes = _hold_out(spec, train, seed)
     model, seconds = build_model(spec.model, folder, seed, train), None
     if not spec.model.has_weights and spec.train is not None:
         check_run_folder(target, overwrite=overwrite or trained is not None)
@@ -331,9 +364,29 @@ def load_spec(
         "minutes": spec.minutes if minutes is None else minutes,
         "time_share": spec.time_share,
         "trackers": spec.trackers,
+        "notes": notes,
         "progress": progress,
     }
     return LoadedSpec(model, train, validation, held_out, options)
+
+
+def _hold_out(
+    spec: Spec, train: Samples, seed: int
+) -> tuple[Samples, Samples | None, tuple[str, ...]]:
+    """What is trained on, what is held out of it, and what the report says about that."""
+    rest, held_out = hold_out(train, fraction=spec.hold_out, seed=seed)
+    if held_out is None:
+        return rest, None, ()
+    return rest, held_out, (held_out_note(len(held_out), len(train)),)
+
+
+def held_out_note(n_held_out: int, n: int) -> str:
+    """What a report and `check` say about samples that were held out."""
+    return (
+        f"{n_held_out:,} of {n:,} training samples are held out of the training: their labels show "
+        "whether it memorised and whether to keep the repair, but are not examined themselves. "
+        "`hold_out = 0` in the spec trains on all."
+    )
 
 
 def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[str]:
@@ -356,6 +409,7 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
     folder = Path(path).resolve().parent
     attempt(lambda: build(Spec, values, where=str(path)))
     spec, invalid = _valid_parts(values)
+    attempt(lambda: _check_hold_out(spec, where=str(path)))
     recipe = _checked_recipe(spec, attempt)
     train = model = None
     if "train_data" not in invalid:
@@ -369,6 +423,8 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
             if train is not None and other is not None:
                 attempt(partial(check_disjoint, train, other))
                 attempt(partial(check_alike, train, other))
+    if train is not None and spec.holds_out and (n := n_held_out(len(train), spec.hold_out)):
+        on_note(held_out_note(n, len(train)))
     for samples in sets:
         for line in group_by_reason("samples", samples.skipped):
             on_note(f"{samples.name}, left out: {line}")

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import expunge
 from data.test_data import cifar, labels, pixels
 from expunge import pipeline, specs
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
@@ -424,3 +425,43 @@ def test_what_a_repair_would_refuse_is_refused_before_a_training(tmp_path, chang
     with pytest.raises((ConfigError, DataError), match=message):
         specs.load_spec(path, out=tmp_path / "out", progress=lambda *a: pytest.fail("trained"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_holds_samples_out_where_the_spec_names_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = {"model": {"weights": None}, "train": {"epochs": 1}}
+    path = write_spec(tmp_path, {**trained, "hold_out": 0.2})
+    notes = []
+    assert specs.check(path, on_note=notes.append) == []
+    assert any(note.startswith("40 of 200 training samples are held out") for note in notes)
+    loaded = specs.load_spec(path)
+    assert (len(loaded.train), len(loaded.held_out)) == (160, 40)
+    assert not set(loaded.train.ids) & set(loaded.held_out.ids)
+    result = expunge.repair(loaded.model, loaded.train, held_out=loaded.held_out, **loaded.options)
+    assert any("40 of 200" in note for note in result.notes)
+    assert "40 of 200 training samples" in (Path(result.run) / "report.md").read_text()
+    # Fewer than 1,000 samples are all trained on by default.
+    assert specs.load_spec(write_spec(tmp_path, trained, "small")).held_out is None
+    off = specs.read_spec(write_spec(tmp_path, {**trained, "hold_out": 0}, "off"))
+    assert not off.holds_out
+    assert specs.read_spec(write_spec(tmp_path, trained, "on")).holds_out
+    named = {"data": {"held_out": {"path": "test.npz"}}}
+    assert not specs.read_spec(write_spec(tmp_path, {**trained, **named}, "named")).holds_out
+    assert not specs.read_spec(write_spec(tmp_path, {}, "weights")).holds_out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"held_out": {"path": "test.npz"}}}, "stands beside a table"),
+        ({"model": {"weights": "weights.safetensors"}}, "has been trained already"),
+        ({"hold_out": 0.7}, "hold_out must lie in"),
+        ({"hold_out": "a tenth"}, "hold_out"),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused(tmp_path, changes, message):
+    trained = {"model": {"weights": None}, "train": {"epochs": 1}, "hold_out": 0.2}
+    path = write_spec(tmp_path, merged(trained, changes))
+    with pytest.raises(ConfigError, match=message):
+        specs.read_spec(path)
+    assert sum(message in problem for problem in specs.check(path)) == 1

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 from contextlib import suppress
+from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from expunge.errors import DataError
-from expunge.review.answers import latest
+from expunge.errors import DataError, RunError
+from expunge.review import answers_from_table, plan_queue, queue_table
 from expunge.review.cards import Cards
-from expunge.review.exchange import (
-    BAD_INPUT,
-    CANNOT_TELL,
-    export_questions,
-    formats,
-    import_answers,
+from expunge.review.exchange import export_questions, import_answers
+from expunge.review.formats import BAD_INPUT, CANNOT_TELL, formats
+from expunge.review.tables import partition_from_issues, read_texts
+from oracles_review import (
+    answers_of,
+    check_exchanged,
+    choice_of,
+    open_session,
+    planted,
+    samples_of,
+    write_run,
 )
-from expunge.review.tables import issues_table, read_texts
-from oracles_review import open_session, planted, samples_of, write_run
 
 CLASSES = ("cat", "<b>dog</b>", "deer", "frog")
 
@@ -35,34 +42,13 @@ def review(tmp_path):
     session.close()
 
 
-def choice_of(partition, true, name):
-    """What somebody chooses: mostly the true class."""
-    row = np.flatnonzero(partition.ids.astype(str) == str(name))[0]
-    return {0: BAD_INPUT, 1: CANNOT_TELL}.get(row % 10, CLASSES[true[row]])
-
-
-def check_answers(session, partition, true):
-    answers = latest(session.log.read())
-    assert len(answers) >= 10
-    for answer in answers:
-        choice = choice_of(partition, true, answer.id)
-        row = int(session.rows([answer.id])[0])
-        if choice == BAD_INPUT:
-            assert answer.verdict == "bad-input"
-        elif choice == CANNOT_TELL:
-            assert answer.verdict == "cannot-tell"
-        else:
-            is_right = true[row] == partition.labels[row]
-            assert answer.verdict == ("right" if is_right else "wrong")
-            assert CLASSES[answer.label] == choice
-        assert answer.draw is not None
-    assert session.progress().review.is_design_based
-
-
 def test_label_studio_tasks_and_their_results(review, tmp_path):
-    session, cards, partition, true = review
+    session, cards, _, true = review
     path = tmp_path / "tasks.json"
     export_questions(session, cards, path, format="label-studio")
+    configuration = ElementTree.parse(tmp_path / "tasks.xml").getroot()
+    values = [choice.get("value") for choice in configuration.iter("Choice")]
+    assert values == [*CLASSES, BAD_INPUT, CANNOT_TELL]
     tasks = json.loads(path.read_text())
     first = tasks[0]
     assert first["data"]["sample"].startswith("data:image/png;base64,")
@@ -70,7 +56,7 @@ def test_label_studio_tasks_and_their_results(review, tmp_path):
     suggested = first["predictions"][0]["result"][0]["value"]["choices"]
     assert suggested == [first["data"]["suggested"]]
     for task in tasks:
-        value = {"choices": [choice_of(partition, true, task["data"]["id"])]}
+        value = {"choices": [choice_of(session, true, task["data"]["id"])]}
         result = {"from_name": "label", "to_name": "sample", "type": "choices", "value": value}
         task["annotations"] = [
             {"completed_by": {"email": "a@b.c"}, "was_cancelled": False, "result": [result]},
@@ -78,47 +64,170 @@ def test_label_studio_tasks_and_their_results(review, tmp_path):
         ]
     path.write_text(json.dumps(tasks))
     import_answers(session, path, format="label-studio")
-    check_answers(session, partition, true)
+    check_exchanged(session, true)
     assert {a.reviewer for a in session.log.read()} == {"a@b.c"}
 
 
-def test_argilla_records_and_their_responses(review, tmp_path):
-    session, cards, partition, true = review
-    path = tmp_path / "records.json"
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_argilla_records_and_their_responses(review, tmp_path, is_folder):
+    session, cards, _, true = review
+    path = tmp_path / "argilla"
     export_questions(session, cards, path, format="argilla")
-    records = json.loads(path.read_text())
+    settings = json.loads((path / ".argilla" / "settings.json").read_text())
+    assert settings["fields"][0]["settings"] == {"type": "image"}
+    options = [option["value"] for option in settings["questions"][0]["settings"]["options"]]
+    assert options == [*CLASSES, BAD_INPUT, CANNOT_TELL]
+    records = json.loads((path / "records.json").read_text())
     for record in records:
         assert record["suggestions"]["label"]["agent"] == "expunge"
-        value = choice_of(partition, true, record["metadata"]["id"])
-        record["responses"] = {"label": [{"value": value, "user_id": "u1"}]}
-    path.write_text(json.dumps(records))
-    import_answers(session, path, format="argilla")
-    check_answers(session, partition, true)
+        value = choice_of(session, true, record["metadata"]["id"])
+        other = {"value": None, "user_id": "u2"}  # discarded
+        record["responses"] = {"label": [{"value": value, "user_id": "u1"}, other]}
+    (path / "records.json").write_text(json.dumps(records))
+    import_answers(session, path if is_folder else path / "records.json", format="argilla")
+    check_exchanged(session, true)
 
 
-def test_argilla_itself_reads_the_records(review, tmp_path):
-    rg = pytest.importorskip("argilla", reason="needs argilla")
-    session, cards, _, _ = review
-    path = tmp_path / "records.json"
-    export_questions(session, cards, path, format="argilla")
-    for fact in json.loads(path.read_text()):
-        record = rg.Record.from_dict(fact)
-        assert record.suggestions["label"].value == fact["suggestions"]["label"]["value"]
-
-
-def test_a_fiftyone_folder_and_its_labels(review, tmp_path):
-    session, cards, partition, true = review
+@pytest.mark.parametrize("exported", ["attributes", "labels", "indices", "paths"])
+def test_a_fiftyone_folder_and_its_labels(review, tmp_path, exported):
+    """FiftyOne writes no attributes by default, and indices if it is given classes."""
+    session, cards, _, true = review
     path = tmp_path / "fiftyone"
     export_questions(session, cards, path, format="fiftyone")
-    labels = json.loads((path / "labels.json").read_text())
-    assert labels["classes"][:4] == list(CLASSES)
-    for name, label in labels["labels"].items():
+    found = json.loads((path / "labels.json").read_text())
+    assert found["classes"][:4] == list(CLASSES)
+    labels = {}
+    for name, label in found["labels"].items():
         assert (path / "data" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        choice = choice_of(partition, true, label["attributes"]["id"])
-        label["label"] = labels["classes"].index(choice)
-    (path / "labels.json").write_text(json.dumps(labels))
+        assert "id" not in label["attributes"]  # a label of FiftyOne has its own
+        choice = choice_of(session, true, label["attributes"]["sample"])
+        if exported == "attributes":
+            labels[name] = label | {"label": choice}
+        elif exported == "indices":
+            labels[name] = found["classes"].index(choice)
+        else:
+            labels[f"/a/b/{name}.png" if exported == "paths" else name] = choice
+    if exported == "labels":
+        found["classes"] = None
+    (path / "labels.json").write_text(json.dumps(found | {"labels": labels}))
     import_answers(session, path, format="fiftyone")
-    check_answers(session, partition, true)
+    check_exchanged(session, true)
+
+
+def answered(session, true, row):
+    """The columns of a question that somebody has answered."""
+    choice = choice_of(session, true, row["id"])
+    verdict = {BAD_INPUT: "bad-input", CANNOT_TELL: "cannot-tell"}.get(choice)
+    if verdict:
+        return {**row, "verdict": verdict}
+    is_right = choice == row["given"]
+    return {**row, "verdict": "right" if is_right else "wrong", "label": "" if is_right else choice}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_csv_file_as_spreadsheets_write_it(review, tmp_path, separator):
+    session, cards, _, true = review
+    path = tmp_path / "questions.csv"
+    export_questions(session, cards, path)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        for row in rows:
+            # Numbers beside empty cells become floats in a data frame.
+            draw = {k: f"{row[k]}.0" for k in ("batch", "stratum", "stratum_size", "order")}
+            writer.writerow(answered(session, true, row) | draw)
+    import_answers(session, path)
+    check_exchanged(session, true)
+
+
+def test_a_parquet_file_of_questions_and_answers(review, tmp_path):
+    session, cards, _, true = review
+    path = tmp_path / "questions.parquet"
+    export_questions(session, cards, path, format="parquet")
+    table = pq.read_table(path)
+    assert table["sample"][0].as_py()["bytes"].startswith(b"\x89PNG")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["sample"] == {"_type": "Image"}
+    rows = [answered(session, true, row) for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    import_answers(session, path, format="parquet")
+    check_exchanged(session, true)
+
+
+@pytest.mark.parametrize("format", formats.names())
+def test_a_file_that_may_hold_answers_is_not_replaced(review, tmp_path, format):
+    session, cards, _, _ = review
+    path = tmp_path / "there"
+    path.write_text("mine")
+    with pytest.raises(RunError, match="may hold answers"):
+        export_questions(session, cards, path, format=format)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,label\n0,cat\n", "no column is called 'verdict'"),
+        ("id,verdict,label\n0,wrong,cow\n", "there is no class 'cow'"),
+        ("id,verdict,label\n1,right,\n", "no sample has the id 1"),
+        ("id,verdict,label\n0,rigth,\n", "did you mean 'right'"),
+        ("id,verdict,batch,stratum,stratum_size,order,probability\n0,right,0.5,0,9,0,0.1\n", "num"),
+    ],
+)
+def test_answers_that_cannot_be_used_are_named_and_none_is_kept(review, tmp_path, text, message):
+    session, *_ = review
+    path = tmp_path / "x.csv"
+    path.write_text(text + "3,right,\n" if text.count(",") == 4 else text)
+    with pytest.raises(DataError, match=message):
+        import_answers(session, path)
+    assert session.log.read() == []
+
+
+def test_a_queue_as_a_table_and_its_answers():
+    partition, true = planted(n=300)
+    queue = plan_queue(partition, budget=60, first_share=1.0)
+    table = queue_table(queue, partition, CLASSES)
+    row_of = {int(i): k for k, i in enumerate(partition.ids)}
+    rows = []
+    for row in table.to_pylist():
+        label = CLASSES[true[row_of[row["id"]]]]
+        verdict = "right" if label == row["given"] else "wrong"
+        rows.append({**row, "verdict": verdict, "label": label})
+    blank = table.to_pylist()[0]
+    answers = answers_from_table(pa.Table.from_pylist([*rows, blank]), CLASSES)
+    assert len(answers) == 60
+    direct = answers_of(queue.items, partition, true)
+    key = "id", "verdict", "label", "draw", "repeat"
+    assert [[getattr(a, k) for k in key] for a in answers] == [
+        [getattr(a, k) for k in key] for a in direct
+    ]
+    with pytest.raises(DataError, match="2 problems"):
+        answers_from_table({"id": [0, 3], "verdict": ["wrong", "x"], "label": ["cow", ""]}, CLASSES)
+    with pytest.raises(DataError, match="no column 'verdict'"):
+        answers_from_table({"id": [0]}, CLASSES)
+    with pytest.raises(DataError, match="is no table"):
+        answers_from_table(3, CLASSES)
+
+
+def test_issues_of_another_tool_are_reviewed():
+    issues = {
+        "is_label_issue": [True, False, False],
+        "label_score": [0.4, 0.3, 0.9],
+        "given_label": [0, 1, 1],
+        "predicted_label": [1, 0, 1],
+        "is_outlier_issue": [False, False, True],
+        "outlier_score": [0.8, 0.9, 0.0],
+    }
+    partition = partition_from_issues(issues, ["cat", "dog"], ids=["a", "b", "c"])
+    assert partition.flagged.tolist() == [True, False, True]
+    np.testing.assert_allclose(partition.p_label_fault, [0.8, 0.35, 0.05])
+    np.testing.assert_allclose(partition.p_input_fault, [0.1, 0.05, 1.0])
+    assert plan_queue(partition, budget=3).items
+    with pytest.raises(DataError, match="there is no column 'label_score'"):
+        partition_from_issues({k: v for k, v in issues.items() if k != "label_score"}, ["a", "b"])
+    with pytest.raises(DataError, match="given_label"):
+        partition_from_issues(issues | {"given_label": [0, 7, 1]}, ["cat", "dog"])
 
 
 @pytest.mark.parametrize("format", formats.names())
@@ -134,47 +243,6 @@ def test_a_file_of_another_kind_is_an_error_or_holds_nothing(review, tmp_path, f
     with suppress(DataError):
         assert import_answers(session, path, format=format) == 0
     assert session.log.read() == []
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_table_of_issues_has_the_columns_of_datalab():
-    cleanlab = pytest.importorskip("cleanlab")
-    partition, _ = planted(n=60)
-    table = issues_table(partition, CLASSES)
-    probs = np.random.default_rng(0).dirichlet(np.ones(4), 60)
-    lab = cleanlab.Datalab({"label": partition.labels}, label_name="label", verbosity=0)
-    lab.find_issues(pred_probs=probs, issue_types={"label": {}})
-    theirs = lab.get_issues("label").columns
-    assert set(theirs) <= set(table.column_names)
-    flagged = table["is_label_issue"].to_numpy() | table["is_outlier_issue"].to_numpy()
-    assert (flagged == partition.flagged).all()
-    assert table.to_pandas()["label_score"].between(0, 1).all()
-
-
-def test_the_hub_reads_corrected_data(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="needs datasets")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from expunge.data import DataConfig, read
-    from expunge.review.clean import clean_labels, write_clean
-
-    partition, _ = planted(n=60)
-    made = datasets.Dataset.from_dict(
-        {
-            "id": partition.ids.tolist(),
-            "x": np.zeros((60, 2)).tolist(),
-            "label": partition.labels.tolist(),
-        }
-    ).cast_column("label", datasets.ClassLabel(names=list(CLASSES)))
-    made.to_parquet(tmp_path / "train.parquet")
-    config = DataConfig("train.parquet", input="x", id="id")
-    samples = read(config, folder=tmp_path)
-    out = tmp_path / "out.parquet"
-    write_clean(clean_labels(partition), samples, config, out, folder=tmp_path)
-    again = datasets.Dataset(pa.Table.from_batches(pq.read_table(out).to_batches()))
-    assert again.features["label_given"] == made.features["label"]
-    assert set(again.column_names) >= {"drop", "kind", "reviewed"}
 
 
 def test_documents_are_read_by_id(tmp_path):

@@ -15,6 +15,7 @@ from expunge.cli.terminal import Json, Kind, Out, app, echo, print_json, progres
 from expunge.errors import DataError
 
 if TYPE_CHECKING:
+    from expunge.data import Samples
     from expunge.records import RepairResult
 
 StageName = Literal["score", "partition", "rank", "prune", "tune"]
@@ -190,7 +191,8 @@ def forget(
     from expunge.reporting.summary import summarise
     from expunge.reporting.tables import unlearning_lines
 
-    repaired = None if out else specs.run_folder(specs.read_spec(spec), spec)
+    read = specs.read_spec(spec)
+    repaired = None if out else specs.run_folder(read, spec)
     named = _read_ids(ids)
     with progress() as show:
         loaded = specs.load_spec(
@@ -202,6 +204,8 @@ def forget(
             recipe=recipe,
             progress=show,
         )
+        if read.holds_out and loaded.held_out is not None:
+            named = _without_unseen(named, loaded.held_out)
         result = pipeline.forget(
             loaded.model, loaded.train, named, loaded.validation, **loaded.options
         )
@@ -212,6 +216,25 @@ def forget(
         for line in unlearning_lines(result):
             echo(f"- {line}")
     _exit(result, strict)
+
+
+def _without_unseen(named: list[str], held_out: Samples) -> list[str]:
+    """Leave out the ids of samples that the model was not trained on, and say so."""
+    unseen = {str(i) for i in held_out.ids}
+    kept = [name for name in named if name not in unseen]
+    if len(kept) < len(named):
+        echo(
+            f"{len(named) - len(kept):,} of these samples were held out of the training: the model "
+            "has not seen them",
+            err=True,
+        )
+    if named and not kept:
+        raise DataError(
+            "the model has not seen any of these samples",
+            where="forget",
+            fix="there is nothing to forget",
+        )
+    return kept
 
 
 def _read_ids(file: Path) -> list[str]:

@@ -25,6 +25,7 @@ class FileFormat(StrEnum):
     """Files of questions and answers."""
 
     csv = "csv"
+    parquet = "parquet"
     label_studio = "label-studio"
     argilla = "argilla"
     fiftyone = "fiftyone"
@@ -80,7 +81,9 @@ def review(
             n = exchange.import_answers(session, import_, format=format_.value)
             echo(f"{n} answers read from {import_}", err=as_json)
         if export is not None:
-            n = exchange.export_questions(session, cards, export, format=format_.value)
+            n = exchange.export_questions(
+                session, cards, export, format=format_.value, overwrite=export == import_
+            )
             echo(f"{n} questions and answers written to {export}", err=as_json)
         if as_json:
             print_json(session.progress().review.summary())

@@ -7,6 +7,7 @@ from expunge.data.overlap import check_alike, check_disjoint, shared_inputs
 from expunge.data.preparation import Preparation
 from expunge.data.samples import Samples, View
 from expunge.data.sources import DataConfig, LabelFile, read
+from expunge.data.splitting import hold_out
 from expunge.data.text_samples import from_texts
 from expunge.data.views import view
 
@@ -30,6 +31,7 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "from_texts",
+    "hold_out",
     "read",
     "require_tensor",
     "shared_inputs",

@@ -54,8 +54,8 @@ def shared_inputs(train: Samples, validation: Samples) -> int:
 
     Cost: one pass over both sets, in chunks; 16 bytes of memory for each training sample.
     """
-    seen = set(_hashes(train))
-    return sum(h in seen for h in _hashes(validation))
+    seen = set(input_digests(train))
+    return sum(h in seen for h in input_digests(validation))
 
 
 def check_alike(train: Samples, other: Samples) -> None:
@@ -87,7 +87,8 @@ def _describe_inputs(samples: Samples) -> tuple[str, str]:
     return ", ".join(shown), prepared
 
 
-def _hashes(samples: Samples) -> Iterator[bytes]:
+def input_digests(samples: Samples) -> Iterator[bytes]:
+    """A digest of the stored bytes of every input, in order: 16 bytes each."""
     # The padding of a text depends on the others in its batch.
     for positions in samples.batches(1 if is_ragged(samples.inputs) else CHUNK_SIZE):
         batch = samples.inputs.batch(positions)

@@ -148,7 +148,7 @@ def row_count(path: Path) -> int:
 
 def class_names(path: Path, name: str) -> tuple[str, ...]:
     """The class names of the Hub's ``ClassLabel`` metadata; () if there is none."""
-    names = _hub_feature(_read_schema(path)[0], name).get("names", ())
+    names = hub_feature(_read_schema(path)[0], name).get("names", ())
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
@@ -217,7 +217,7 @@ def _require_columns(schema: Any, names: list[str], path: Path) -> None:
             )
 
 
-def _hub_feature(schema: Any, name: str) -> dict[str, Any]:
+def hub_feature(schema: Any, name: str) -> dict[str, Any]:
     """The Hub's description of a column; empty if there is none."""
     try:
         described = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -240,7 +240,7 @@ def _texts(path: Path, config: DataConfig, ids: np.ndarray) -> Texts:
 def _inputs(path: Path, schema: Any, name: str, ids: np.ndarray) -> tuple[Encoded | Inputs, bool]:
     """The column, and whether it is encoded audio."""
     kind = schema.field(name).type
-    feature = _hub_feature(schema, name).get("_type", "Value")
+    feature = hub_feature(schema, name).get("_type", "Value")
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if pa.types.is_struct(kind):
         is_bytes = any(kind.field(i).name == "bytes" for i in range(kind.num_fields))

@@ -56,12 +56,7 @@ def from_row(row: Mapping[str, Any], indices: Mapping[str, int]) -> Answer:
     name, identity = row.get("label"), row["id"]
     if isinstance(identity, bool) or not isinstance(identity, int | str):
         raise DataError(f"expected an id of text or an integer, got {identity!r}")
-    label = None
-    if name not in (None, ""):
-        label = indices.get(str(name))
-        if label is None:
-            hint = did_you_mean(str(name), list(indices)[:1000])
-            raise DataError(f"there is no class '{name}': {hint}")
+    label = None if name in (None, "") else _class_index(name, indices)
     return Answer(
         identity,
         str(row["verdict"]),  # type: ignore[arg-type]  # checked there
@@ -73,14 +68,32 @@ def from_row(row: Mapping[str, Any], indices: Mapping[str, int]) -> Answer:
     )
 
 
+def _class_index(name: object, indices: Mapping[str, int]) -> int:
+    """The class of this name; of a number that a spreadsheet wrote as 3.0 it is "3"."""
+    text = str(name)
+    index = indices.get(text, indices.get(text.removesuffix(".0")))
+    if index is None:
+        hint = did_you_mean(text, list(indices)[:1000])
+        raise DataError(f"there is no class '{text}': {hint}")
+    return index
+
+
+def _integer(value: Any) -> int:
+    """An integer, also as a spreadsheet or a data frame writes it beside empty cells: 3.0."""
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError(f"{value} is no integer")
+    return int(number)
+
+
 def _draw(row: Mapping[str, Any]) -> Draw | None:
     values = [row.get(k) for k in DRAW_COLUMNS]
     if any(v in (None, "") for v in values):
         return None
     try:
-        batch, stratum, size, order = (int(v) for v in values[:4])  # type: ignore[arg-type]
+        batch, stratum, size, order = (_integer(v) for v in values[:4])
         probability = float(values[4])  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"the columns {', '.join(DRAW_COLUMNS)} must be numbers") from error
     if not (0 < probability <= 1 and min(batch, stratum, order) >= 0 and size > order):
         raise DataError("the columns of the draw are out of range")

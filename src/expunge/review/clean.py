@@ -100,7 +100,8 @@ def write_clean(
 
     The file has all columns of the original, the label column corrected, and the columns
     ``label_given``, ``p_noisy``, ``kind``, ``reviewed`` and ``drop``. Samples that could not be
-    read have the kind ``"unreadable"`` and are dropped. Data that are no table become one with the
+    read have the kind ``"unreadable"`` and are dropped; those that were held out of the training
+    have the kind ``"held-out"`` and keep their labels. Data that are no table become one with the
     column ``id``, or ``file_name`` for a folder of files, as the Hub's folders have it.
 
     Parameters
@@ -186,36 +187,41 @@ def _new_columns(
     cleaned: Cleaned, samples: Samples, table: pa.Table, label: str, ids: Array
 ) -> dict[str, pa.Array]:
     """The columns that are added or replaced, by name, for every row of the table."""
-    own, wanted = cleaned.ids, ids
-    if own.dtype.kind != wanted.dtype.kind:
-        own, wanted = own.astype(str), wanted.astype(str)
-    is_known = np.isin(wanted, own)
-    at = np.zeros(len(wanted), dtype=np.int64)
-    at[is_known] = align(own, wanted[is_known])
+    is_known, at = _positions(cleaned.ids, ids)
+    is_readable, place = _positions(samples.ids, ids)
+    moved = is_known & (cleaned.label[at] != cleaned.given[at])
     names = np.array(samples.classes, dtype=object)
-    given, corrected = (list(names[labels[at]]) for labels in (cleaned.given, cleaned.label))
     if label in table.column_names:
-        found = table[label].to_pylist()
-        # The value that the file has for a class: a name, or a number of its own.
-        value = {int(cleaned.given[k]): v for k, v, m in zip(at, found, is_known, strict=True) if m}
-        moved = cleaned.label[at] != cleaned.given[at]
-        given = found
-        corrected = [
-            value.get(int(cleaned.label[k]), names[cleaned.label[k]]) if m else v
-            for k, m, v in zip(at, moved & is_known, found, strict=True)
-        ]
-    known = is_known.tolist()
-    p = [float(x) if k else None for x, k in zip(cleaned.p_noisy[at], known, strict=True)]
-    kind = [str(x) if k else "unreadable" for x, k in zip(cleaned.kind[at], known, strict=True)]
+        given = table[label].to_pylist()
+    else:
+        given = list(np.where(is_readable, names[samples.labels[place]], None))
+    # The value that the file has for a class: a name, or a number of its own.
+    value = {int(cleaned.given[k]): v for k, v, m in zip(at, given, is_known, strict=True) if m}
+    corrected = [
+        value.get(int(cleaned.label[k]), names[cleaned.label[k]]) if m else v
+        for k, m, v in zip(at, moved, given, strict=True)
+    ]
+    p = np.where(is_known, cleaned.p_noisy[at], np.nan)
+    kind = np.where(is_known, cleaned.kind[at], np.where(is_readable, "held-out", "unreadable"))
     kind_of_label = table.schema.field(label).type if label in table.column_names else pa.string()
     return {
         label: pa.array(corrected, type=kind_of_label),
         "label_given": pa.array(given, type=kind_of_label),
-        "p_noisy": pa.array(p, type=pa.float64()),
-        "kind": pa.array(kind),
+        "p_noisy": pa.array(p, mask=~is_known),
+        "kind": pa.array(kind.tolist()),
         "reviewed": pa.array(cleaned.reviewed[at] & is_known),
-        "drop": pa.array(cleaned.drop[at] | ~is_known),
+        "drop": pa.array(np.where(is_known, cleaned.drop[at], ~is_readable)),
     }
+
+
+def _positions(own: Array, wanted: Array) -> tuple[Bools, Ints]:
+    """Which of the ids wanted are there, and where; 0 if not."""
+    if own.dtype.kind != wanted.dtype.kind:
+        own, wanted = own.astype(str), wanted.astype(str)
+    found = np.isin(wanted, own)
+    at = np.zeros(len(wanted), dtype=np.int64)
+    at[found] = align(own, wanted[found])
+    return found, at
 
 
 def _with_columns(table: pa.Table, columns: Mapping[str, pa.Array], label: str) -> pa.Table:

@@ -13,7 +13,7 @@ import numpy as np
 from expunge._core.arrays import Array, Bools, Ints
 from expunge.errors import DataError, RunError, check_range
 from expunge.review.answer_log import AnswerLog, now
-from expunge.review.answers import Answer, Verdict, latest
+from expunge.review.answers import Answer, Draw, Verdict, latest
 from expunge.review.estimation import ReviewModel
 from expunge.review.filters import Filters, passing
 from expunge.review.outcome import Review
@@ -122,6 +122,10 @@ class ReviewSession:
         """The row of every id, −1 where there is none."""
         return self._model.index.rows(ids)
 
+    def draw_of(self, name: int | str) -> Draw | None:
+        """How a sample came into the queue; None if it is not in it."""
+        return next((item.draw for item in self._queue.items if item.id == name), None)
+
     # Questions
 
     def next(self, reviewer: str, *, with_skipped: bool = False) -> Question | None:
@@ -225,8 +229,7 @@ class ReviewSession:
         elif verdict != "wrong":
             label = None
         with self._lock:
-            draw = next((i.draw for i in self._queue.items if i.id == name), None)
-            answer = Answer(name, verdict, label, reviewer, now(), repeat, draw)
+            answer = Answer(name, verdict, label, reviewer, now(), repeat, self.draw_of(name))
             self.log.append([answer])
             self._answers.append(answer)
             self._leases.pop(row, None)
