@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from expunge import Answer, reviewed
-from expunge.data import DataConfig, read
+from expunge.data import DataConfig, LabelFile, read
 from expunge.errors import ConfigError, DataError, RunError
+from expunge.records import Partition
 from expunge.review.answer_log import AnswerLog
 from expunge.review.clean import NEW_COLUMNS, clean_labels, summarise_clean, write_clean
 from expunge.review.run_files import current_partition
@@ -152,3 +155,105 @@ def test_answers_after_the_last_repair_are_taken_into_account(tmp_path):
     assert current_partition(folder, CLASSES).reviewed.sum() == 0
     AnswerLog(folder, CLASSES).append([Answer(9, "bad-input")])
     assert current_partition(folder, CLASSES).reviewed.nonzero()[0].tolist() == [3]
+
+
+def partition_of(samples, n):
+    """A partition of the first samples: every third is flagged and has another label."""
+    ids, labels = samples.ids[:n], samples.labels[:n]
+    p = np.where(np.arange(n) % 3 == 0, 0.95, 0.05)
+    other = (labels + 1) % len(samples.classes)
+    zeros = np.zeros(n)
+    return Partition(ids, labels, p, p, zeros, other, p, 0.5, (0.3, 0.2, 0.4))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_rows(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return (
+        [json.loads(x) for x in lines] if path.suffix == ".jsonl" else list(csv.DictReader(lines))
+    )
+
+
+def write_other_source(kind, folder):
+    """A source of a kind with 12 samples."""
+    folder.mkdir()
+    x, y = np.arange(24, dtype=np.float32).reshape(12, 2), np.arange(12) % 3
+    if kind == "table":
+        rows = [
+            f"{k:03d},{a},{b},c{c},00{k % 10}"
+            for k, ((a, b), c) in enumerate(zip(x, y, strict=True))
+        ]
+        (folder / "t.csv").write_text("key,a,b,y,zip\n" + "\n".join(rows) + "\n")
+        return DataConfig("t.csv", source="table", input="a, b", label="y", id="key")
+    if kind == "arrays":
+        np.savez(folder / "t.npz", x=x, y=y)
+        return DataConfig("t.npz")
+    for k in range(12):
+        (folder / "data" / f"c{y[k]}").mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.full((4, 4), 10 * k, dtype=np.uint8))
+        image.save(folder / "data" / f"c{y[k]}" / f"{k}.png")
+    (folder / "data" / "c0" / "broken.png").write_text("no image")
+    return DataConfig("data")
+
+
+@pytest.mark.parametrize("kind", ["table", "arrays", "folder"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_every_source_keeps_its_files_and_rows_that_were_held_out_their_labels(
+    tmp_path, kind, suffix
+):
+    folder = tmp_path / "source"
+    config = write_other_source(kind, folder)
+    before = contents(folder)
+    samples = read(config, folder=folder)
+    cleaned = clean_labels(partition_of(samples, 9))
+    out = tmp_path / f"out{suffix}"
+    n = write_clean(cleaned, samples, config, out, folder=folder)
+    assert contents(folder) == before
+    rows = read_rows(out)
+    label = "y" if kind == "table" else "label"
+    names = [samples.classes[k] for k in samples.labels]
+    assert n == len(rows) == 12 + (kind == "folder")
+    assert [row["label_given"] for row in rows[:12]] == names
+    new = [samples.classes[k] for k in cleaned.label]
+    assert [row[label] for row in rows[:9]] == new
+    assert new != names[:9]
+    for row, name in zip(rows[9:12], names[9:], strict=True):
+        assert (row["kind"], row[label], str(row["drop"])) == ("held-out", name, "False")
+        assert row["p_noisy"] in (None, "")
+    if kind == "folder":
+        broken = rows[12]
+        assert (broken["file_name"], broken["kind"]) == ("c0/broken.png", "unreadable")
+        assert broken[label] in (None, "")
+        assert str(broken["drop"]) == "True"
+    if kind == "table":
+        assert [str(row["zip"]) for row in rows] == [f"00{k % 10}" for k in range(12)]
+        assert [row["key"] for row in rows] == [f"{k:03d}" for k in range(12)]
+
+
+def test_labels_of_a_second_file_are_the_ones_that_are_corrected(tmp_path):
+    config = write_other_source("table", tmp_path / "s")
+    names = [f"c{(k + 1) % 3}" for k in range(12)]
+    lines = [f"{k:03d},{name}" for k, name in enumerate(names)]
+    (tmp_path / "s" / "l.csv").write_text("key,better\n" + "\n".join(lines) + "\n")
+    config = replace(config, labels=LabelFile("l.csv", "better", "key"))
+    samples = read(config, folder=tmp_path / "s")
+    cleaned = clean_labels(partition_of(samples, 12))
+    write_clean(cleaned, samples, config, tmp_path / "o.csv", folder=tmp_path / "s")
+    rows = read_rows(tmp_path / "o.csv")
+    assert [row["label_given"] for row in rows] == names
+    assert [row["y"] for row in rows] == [samples.classes[k] for k in cleaned.label]
+
+
+def test_objects_of_json_stay(judged, tmp_path):
+    rows = rows_of(judged, [CLASSES[k] for k in judged.labels])
+    text = "".join(json.dumps({**row, "meta": {"by": ["a", "b"], "n": 1}}) + "\n" for row in rows)
+    (tmp_path / "train.jsonl").write_text(text)
+    config = DataConfig("train.jsonl", input="x", id="id")
+    samples = read(config, folder=tmp_path)
+    write_clean(clean_labels(judged), samples, config, tmp_path / "o.jsonl", folder=tmp_path)
+    assert read_rows(tmp_path / "o.jsonl")[0]["meta"] == {"by": ["a", "b"], "n": 1}

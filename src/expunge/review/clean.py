@@ -140,6 +140,9 @@ def write_clean(
         )
     require_other_file(out, source)
     table, label, ids = _original(source, config, samples)
+    if config.labels is not None or config.corrections is not None:
+        # The labels are not those of the table.
+        table = _without(table, label)
     taken = [name for name in NEW_COLUMNS if name in table.column_names]
     if taken:
         raise DataError(
@@ -172,6 +175,11 @@ def _original(path: Path, config: DataConfig, samples: Samples) -> tuple[pa.Tabl
     rows = slice(config.skip_rows, stop)
     length = len(ids[rows])
     return table.slice(config.skip_rows, length), config.label, ids[rows]
+
+
+def _without(table: pa.Table, name: str) -> pa.Table:
+    """The table without a column."""
+    return table.drop_columns([name]) if name in table.column_names else table
 
 
 def _as_table(columns: Mapping[str, Sequence[object]], path: Path) -> pa.Table:
@@ -234,18 +242,25 @@ def _with_columns(table: pa.Table, columns: Mapping[str, pa.Array], label: str) 
         else:
             table = table.append_column(name, values)
     if _HUB in metadata:
-        metadata[_HUB] = _described(metadata[_HUB], label)
+        is_text = pa.types.is_string(table.schema.field(label).type)
+        metadata[_HUB] = _described(metadata[_HUB], label, is_text=is_text)
     return table.replace_schema_metadata(metadata)
 
 
-def _described(text: bytes, label: str) -> bytes:
+def _described(text: bytes, label: str, *, is_text: bool) -> bytes:
     """The Hub's description of the columns, with ours; as it is if it cannot be read."""
     try:
         described = parse_json(text)
         features = described["info"]["features"]
         types = {"p_noisy": "float64", "kind": "string", "reviewed": "bool", "drop": "bool"}
         new = {name: {"dtype": dtype, "_type": "Value"} for name, dtype in types.items()}
-        described["info"]["features"] = {**features, "label_given": features[label], **new}
+        of_label = {"dtype": "string", "_type": "Value"} if is_text else features[label]
+        described["info"]["features"] = {
+            **features,
+            label: of_label,
+            "label_given": of_label,
+            **new,
+        }
     except (ValueError, KeyError, TypeError):
         return text
     return json.dumps(described).encode()
@@ -267,8 +282,10 @@ def _write(table: pa.Table, path: Path, suffix: str) -> None:
 
 
 def _is_plain(kind: pa.DataType, *, lists: bool) -> bool:
-    """Whether a value is text, a number or a truth value, or a list of these."""
+    """Whether a value is text, a number or a truth value, or a list or object of these."""
     types = pa.types
+    if types.is_struct(kind):
+        return lists and all(_is_plain(field.type, lists=True) for field in kind)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return lists and _is_plain(kind.value_type, lists=True)
     tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
