@@ -161,10 +161,10 @@ class ReviewSession:
         """The questions that were answered, and those that were only skipped."""
         done: set[tuple[int | str, bool]] = set()
         skipped: set[tuple[int | str, bool]] = set()
-        for answer in latest(self._answers):
-            row = int(self.rows([answer.id])[0])
-            key = (self.partition.ids[row].item(), answer.repeat)
-            (skipped if answer.verdict == "skip" else done).add(key)
+        standing = latest(self._answers)
+        names = self.partition.ids[self.rows([answer.id for answer in standing])].tolist()
+        for name, answer in zip(names, standing, strict=True):
+            (skipped if answer.verdict == "skip" else done).add((name, answer.repeat))
         return done, skipped - done
 
     def _extend(self, size: int | None = None) -> bool:
@@ -272,8 +272,8 @@ class ReviewSession:
     def answers_of(self, row: int) -> list[Answer]:
         """The standing answers about a sample."""
         with self._lock:
-            answers = [a for a in self._answers if int(self.rows([a.id])[0]) == row]
-        return latest(answers)
+            name = str(self.partition.ids[row])
+            return latest(a for a in self._answers if str(a.id) == name)
 
     def check_row(self, row: int) -> None:
         """Raise DataError if there is no such row."""

@@ -47,21 +47,8 @@ def label_studio_format() -> Format:
     """
 
     def write(rows: Sequence[dict[str, Any]], cards: Cards, path: Path) -> None:
-        tasks = [
-            {
-                "data": {"sample": sample_of(row, cards), **facts(row)},
-                "predictions": [
-                    {
-                        "model_version": "expunge",
-                        "score": row["suggested_probability"],
-                        "result": [_studio_choice(row["suggested"])],
-                    }
-                ],
-            }
-            for row in rows
-        ]
         write_file(path.with_suffix(".xml"), _studio_configuration(cards))
-        _write_json(path, tasks)
+        _write_json(path, [_studio_task(row, cards) for row in rows])
 
     def read(path: Path) -> list[dict[str, Any]]:
         found = []
@@ -83,6 +70,15 @@ def label_studio_format() -> Format:
         return found
 
     return Format(write, read)
+
+
+def _studio_task(row: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
+    data: dict[str, Any] = {"sample": sample_of(row, cards), **facts(row)}
+    score, result = row["suggested_probability"], [_studio_choice(row["suggested"])]
+    return {
+        "data": data,
+        "predictions": [{"model_version": "expunge", "score": score, "result": result}],
+    }
 
 
 def _studio_choice(name: str) -> dict[str, Any]:
@@ -217,7 +213,7 @@ def fiftyone_format() -> Format:
         with reading(path):
             found = _read_json(path / "labels.json")
             classes = found.get("classes") or []
-            return [_fiftyone_answer(*pair, classes) for pair in found["labels"].items()]
+            return [_fiftyone_answer(k, v, classes) for k, v in found["labels"].items()]
 
     return Format(write, read)
 
