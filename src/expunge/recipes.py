@@ -135,15 +135,16 @@ def iterative(recipe: Recipe) -> Recipe:
 
 @recipes.register("semi")
 def semi(recipe: Recipe) -> Recipe:
-    """Repair in three rounds; the flagged samples are learned from without their labels.
+    """Repair in three rounds; doubtful samples are learned from by the network's own predictions.
 
-    The longest repair and the best one: its last rounds learn from the kept samples with their
-    labels and from all samples by consistent predictions. Nothing is pruned.
+    The longest repair and the best one: its last rounds learn from all samples, each by its given
+    label as far as that is right, else by the running mean of the network's predictions for it.
+    Nothing is pruned.
     """
     return replace(
         _without_pruning(recipe),
         tune=replace(recipe.tune, targets="filter", epochs=2),
-        rounds=RoundsConfig(epochs=(4, 16), targets="semi"),
+        rounds=RoundsConfig(epochs=(4, 22), targets="bootstrap"),
     )
 
 
