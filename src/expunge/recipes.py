@@ -144,7 +144,7 @@ def semi(recipe: Recipe) -> Recipe:
     return replace(
         _without_pruning(recipe),
         tune=replace(recipe.tune, targets="filter", epochs=2),
-        rounds=RoundsConfig(epochs=(4, 22), targets="bootstrap"),
+        rounds=RoundsConfig(epochs=(3, 18), targets="bootstrap"),
     )
 
 
