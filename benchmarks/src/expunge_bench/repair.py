@@ -103,7 +103,9 @@ def _measure_recipes(
     case: BenchmarkCase, names: Sequence[str], missing: Sequence[Row]
 ) -> Iterable[Row]:
     """Run the recipes in one run folder, then the missing oracles and peers; a row for each."""
-    setting, train_seconds = case.setting, training_seconds(case)
+    setting, epoch_seconds = case.setting, plain_epoch_seconds(case)
+    train_seconds = case.dataset.training[setting.state].epochs * epoch_seconds
+    _, pass_seconds = timed(lambda: collect(case.model, case.data.train))
     result = pipeline.repair(
         case.model,
         case.data.train,
@@ -125,6 +127,8 @@ def _measure_recipes(
             "decision": result.decision.action if name == REPAIR else None,
             "seconds": seconds,
             "train_seconds": train_seconds,
+            "epochs": seconds / epoch_seconds,
+            "passes": seconds / pass_seconds,
         }
 
     wanted = {key["recipe"] for key in missing}
@@ -191,17 +195,16 @@ def wrong_labels_reproduced(model: nn.Module, data: NoisyDataset) -> float | Non
     return float((predicted == samples.labels).mean())
 
 
-def training_seconds(case: BenchmarkCase) -> float:
-    """Seconds of the noisy model's training at the present speed of the machine.
+def plain_epoch_seconds(case: BenchmarkCase) -> float:
+    """Seconds of one epoch of the noisy model's training at the present speed of the machine.
 
-    One epoch is timed and multiplied, because the stored model may be from another machine.
+    It is measured here, because the stored model may be from another machine.
     """
-    config = case.dataset.training[case.setting.state]
-    one_epoch = replace(config, epochs=1)
+    one_epoch = replace(case.dataset.training[case.setting.state], epochs=1)
     _, seconds = timed(
         lambda: stages.tune(case.model, case.data.train, None, one_epoch, seed=case.setting.seed)
     )
-    return config.epochs * seconds
+    return seconds
 
 
 def samples_per_second(model: nn.Module, samples: Samples) -> float:
@@ -232,6 +235,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
                     ),
                     *mean_cells(found, ["seconds"], form=".0f"),
                     format_mean(time, form=".0f"),
+                    *mean_cells(found, ["epochs", "passes"], form=".1f"),
                     *(f"{np.mean([r[k] for r in found]):,.0f}" for k in ("parameters", "macs")),
                     *mean_cells(found, ["samples_per_second"], form=".0f"),
                 )
@@ -239,7 +243,15 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     head = (
         *("noise", "state", "recipe", "seeds", "accuracy (%)", "Δ repair − this (pp)"),
         *("oracle gap recovered (%)", "wrong labels reproduced (%)", "worst class (%)", "ECE (%)"),
-        *("seconds", "training time (%)", "parameters", "MACs", "samples/s"),
+        *(
+            "seconds",
+            "training time (%)",
+            "plain epochs",
+            "plain passes",
+            "parameters",
+            "MACs",
+            "samples/s",
+        ),
     )
     return [Table(head, tuple(lines))]
 

@@ -7,10 +7,15 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
+from torch import nn
+
+from expunge.data import Samples
+from expunge.detection.signals import collect
 
 T = TypeVar("T")
 
@@ -30,6 +35,12 @@ def timed(
     started = clock()
     result = work()
     return result, clock() - started
+
+
+def plain_pass_seconds(model: nn.Module, samples: Samples) -> float:
+    """Seconds of one plain pass over the samples: the smaller of two."""
+    work = partial(collect, model, samples)
+    return min(timed(work, clock=compute_seconds)[1] for _ in range(2))
 
 
 def with_peak_memory(work: Callable[[], T]) -> tuple[T, int]:

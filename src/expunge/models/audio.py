@@ -128,8 +128,9 @@ class LogMel(nn.Module):
         """``float32[b, n_mels, frames]``."""
         x = nn.functional.pad(x, (self.n_fft // 2, self.n_fft // 2))
         frames = x.unfold(1, self.n_fft, self.hop) * self.window
-        spectrum = torch.view_as_real(torch.fft.rfft(frames))
-        power = spectrum.square().sum(dim=-1)
+        real, imaginary = torch.view_as_real(torch.fft.rfft(frames)).unbind(dim=-1)
+        # A sum over a dimension of size 2 takes three times as long as the whole FFT.
+        power = real.square() + imaginary.square()
         y = (power @ self.bands).clamp_min(self.floor).log().transpose(1, 2)
         if self.unit == "decibel":
             y = y * (10 / math.log(10))
