@@ -85,7 +85,15 @@ def measure(
                 other.model,
             )
     split, plan = outcome.partition, outcome.plan
-    audited = audit(context.model, outcome.model, context.train, split, validation, seed=seed)
+    audited = audit(
+        context.model,
+        outcome.model,
+        context.train,
+        split,
+        validation,
+        evidence=None if scores.pooled is None else scores.pooled.probs,
+        seed=seed,
+    )
     shared = shared_inputs(context.train, validation) if validation is not None else 0
     flags = diagnostics.find_flags(
         partition=split,

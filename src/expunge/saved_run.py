@@ -19,6 +19,7 @@ from expunge.records import (
     Evaluation,
     Flag,
     HeadPlan,
+    LabelAudit,
     Metric,
     PrunePlan,
     RepairResult,
@@ -196,5 +197,17 @@ def _audit_of(found: Mapping[str, Any] | None) -> UnlearningAudit | None:
     before, after = found["predicted"]
     auroc = found["membership_auroc"]
     return UnlearningAudit(
-        found["samples"], (before, after), None if auroc is None else tuple(auroc), found["churn"]
+        found["samples"],
+        (before, after),
+        None if auroc is None else tuple(auroc),
+        found["churn"],
+        tuple(_label_audit(label) for label in found["labels"]),
     )
+
+
+def _label_audit(found: Mapping[str, Any]) -> LabelAudit:
+    pairs = {
+        name: None if found[name] is None else tuple(found[name])
+        for name in ("predicted", "mistaken")
+    }
+    return LabelAudit(**{**found, **pairs})

@@ -64,6 +64,26 @@ def test_membership_compares_the_confidence_on_flagged_and_unseen_samples():
     assert audit(Table(0), Table(2), seen, split, seen).membership_auroc == (0.5, 0.5)
 
 
+def test_each_given_label_has_its_own_audit_beside_evidence_and_unseen_samples():
+    labels = np.array([0, 0, 0, 1, 1, 0, 1, 0])
+    data = from_arrays(X, labels, ids=IDS, classes=("a", "b"))
+    order = np.random.default_rng(1).permutation(8)
+    split = partition(IDS[order], labels[order], FLAGGED[order])
+    evidence = np.eye(2)[np.array([0, 1, 1, 1, 0, 0, 0, 0])][order]
+    a, b = audit(Table(0), Table(2), data, split, data, evidence=evidence).labels
+    assert (a.label, a.samples, a.predicted, b.label, b.samples) == ("a", 3, (1.0, 1 / 3), "b", 1)
+    assert b.predicted == (1.0, 1.0)
+    assert (a.expected, b.expected) == (1 / 3, 1.0)
+    # Of the three samples of b none is taken for a before, and one after.
+    assert a.mistaken == (0.0, 1 / 3)
+    assert b.mistaken == (0.0, 0.4)
+    plain = audit(Table(0), Table(2), data, split).labels
+    assert [(p.label, p.expected, p.mistaken) for p in plain] == [
+        ("a", None, None),
+        ("b", None, None),
+    ]
+
+
 def test_confidence_auroc_is_the_share_of_pairs_that_are_ordered():
     members = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
     others = np.array([[0.5, 0.5], [0.2, 0.8]])

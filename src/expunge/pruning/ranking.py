@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,40 +30,17 @@ from expunge.models.inspection import (
     module_named,
     on_device,
 )
+from expunge.pruning.regression import (
+    RegressionSums,
+    benjamini_hochberg,
+    best_penalty,
+    rank_directions,
+    rank_layers,
+    standardise,
+)
 from expunge.records import NeuronRanking, Partition, align
 
 Regressors = Literal["attribution", "activation", "weights"]
-
-
-@dataclass(frozen=True)
-class RegressionSums:
-    """Sums over the samples of one layer's regressors x and of the noise probability y.
-
-    Parameters
-    ----------
-    n
-        Number of samples.
-    x
-        ``Σ x``, ``float64[u]`` for a layer of u units.
-    y
-        ``Σ y``.
-    yy
-        ``Σ y²``.
-    xy
-        ``Σ x y``, ``float64[u]``.
-    xx
-        ``Σ x xᵀ``, ``float64[u, u]``.
-    weight_norm
-        L2 norm of each unit's incoming weights, ``float64[u]``.
-    """
-
-    n: int
-    x: Floats
-    y: float
-    yy: float
-    xy: Floats
-    xx: Floats
-    weight_norm: Floats
 
 
 @dataclass(frozen=True)
@@ -142,7 +119,7 @@ def rank_units(
     -------
     NeuronRanking
         All units of all layers, the largest effect first. q-values are Benjamini–Hochberg over all
-        units together.
+        units together. The layers as a whole and their principal directions are ranked beside.
 
     Raises
     ------
@@ -174,21 +151,12 @@ def rank_units(
         unit=np.concatenate([np.arange(len(e.effect)) for e in effects.values()]),
         effect=np.concatenate([e.effect for e in effects.values()]),
         stderr=np.concatenate([e.stderr for e in effects.values()]),
-        q_value=_benjamini_hochberg(np.concatenate([e.p_value for e in effects.values()])),
+        q_value=benjamini_hochberg(np.concatenate([e.p_value for e in effects.values()])),
         groups={layer: groups.get(layer, layer) for layer in layers},
         explained={n: e.r_squared for n, e in effects.items() if np.isfinite(e.r_squared)},
+        layers=rank_layers(sums),
+        directions=rank_directions(sums),
     )
-
-
-def _benjamini_hochberg(p_values: Floats) -> Floats:
-    """Adjusted p-values; NaN stays NaN and does not count."""
-    from scipy.stats import false_discovery_control
-
-    known = np.isfinite(p_values)
-    q_values = np.full(len(p_values), np.nan)
-    if known.any():
-        q_values[known] = false_discovery_control(p_values[known])
-    return q_values
 
 
 @rankers.register("attribution-ridge", regressors="attribution")
@@ -302,7 +270,7 @@ def activation_ols(sums: RegressionSums) -> Effects:
     >>> activation_ols(sums).effect.round(6).tolist()
     [3.0, 0.0]
     """
-    scale, correlations, r, scale_y = _standardise(sums)
+    scale, correlations, r, scale_y = standardise(sums)
     beta = np.linalg.pinv(correlations, rcond=1e-10, hermitian=True) @ r
     raw = np.divide(beta * scale_y, scale, where=scale > 0, out=np.zeros_like(beta))
     unknown = np.full(len(raw), np.nan)
@@ -344,7 +312,7 @@ def magnitude(sums: RegressionSums) -> Effects:
 
 
 def _ridge(sums: RegressionSums) -> Effects:
-    scale, correlations, r, scale_y = _standardise(sums)
+    scale, correlations, r, scale_y = standardise(sums)
     if scale_y == 0:
         zero = np.zeros(len(scale))
         return Effects(zero, zero, np.ones(len(scale)), 0.0)
@@ -353,7 +321,7 @@ def _ridge(sums: RegressionSums) -> Effects:
     values, vectors = np.linalg.eigh(correlations)
     values = np.maximum(values, 0.0)
     projected = vectors.T @ r
-    penalty, residual, freedom = _best_penalty(values, projected, sums.n)
+    penalty, residual, freedom, _ = best_penalty(values, projected, sums.n)
     beta = vectors @ (projected / (values + penalty))
     noise = residual / max(sums.n - 1 - freedom, 1.0)
     variance = noise * (vectors**2 @ (values / (values + penalty) ** 2))
@@ -361,49 +329,6 @@ def _ridge(sums: RegressionSums) -> Effects:
     beta[scale == 0], stderr[scale == 0] = 0.0, 0.0
     z = np.divide(beta, stderr, where=stderr > 0, out=np.full(len(beta), -np.inf))
     return Effects(beta, stderr, norm.sf(z), 1 - residual)
-
-
-def _best_penalty(values: Floats, projected: Floats, n: int) -> tuple[float, float, float]:
-    """The penalty with the least generalised cross-validation error.
-
-    Returns it with the mean squared residual and the degrees of freedom of the fit.
-    """
-    best = (float("inf"), 0.0, 0.0, 0.0)
-    for penalty in np.logspace(-4, 1, 21):
-        shrunk = projected / (values + penalty)
-        residual = max(1 - 2 * shrunk @ projected + shrunk**2 @ values, 1e-12)
-        freedom = (values / (values + penalty)).sum()
-        error = residual / max(1 - freedom / n, 1e-3) ** 2
-        if error < best[0]:
-            best = (error, penalty, residual, freedom)
-    return best[1:]
-
-
-class _Standardised(NamedTuple):
-    scale: Floats  # standard deviations of x
-    correlations: Floats  # of x
-    r: Floats  # correlations of x with y
-    scale_y: float
-
-
-def _standardise(sums: RegressionSums) -> _Standardised:
-    """Correlations from sums. A constant column (a dead unit) correlates with nothing."""
-    n = sums.n
-    mean, mean_y = sums.x / n, sums.y / n
-    covariance = sums.xx / n - np.outer(mean, mean)
-    scale = _deviation(covariance.diagonal(), sums.xx.diagonal() / n)
-    scale_y = float(_deviation(np.array(sums.yy / n - mean_y**2), np.array(sums.yy / n)))
-    inverse = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
-    correlations = covariance * np.outer(inverse, inverse)
-    r = (sums.xy / n - mean * mean_y) * inverse
-    return _Standardised(
-        scale, correlations, r / scale_y if scale_y > 0 else np.zeros_like(r), scale_y
-    )
-
-
-def _deviation(variance: Floats, mean_square: Floats) -> Floats:
-    """Root of a variance; 0 where the variance is only the rounding error of the mean square."""
-    return np.sqrt(np.where(variance > 1e-12 * mean_square, variance, 0.0))
 
 
 def collect_sums(

@@ -4,12 +4,19 @@ from expunge.records.arrays import align, frozen_array
 from expunge.records.detection import DetectionResult, ProbsKind
 from expunge.records.editing import DepthCandidate, HeadPlan
 from expunge.records.partition import Component, Fit, Partition
-from expunge.records.pruning import Budget, NeuronRanking, PrunePlan
+from expunge.records.pruning import (
+    Budget,
+    DirectionEffect,
+    LayerEffect,
+    NeuronRanking,
+    PrunePlan,
+)
 from expunge.records.result import (
     Baseline,
     Decision,
     Evaluation,
     Flag,
+    LabelAudit,
     Metric,
     RepairResult,
     Size,
@@ -25,10 +32,13 @@ __all__ = [
     "Decision",
     "DepthCandidate",
     "DetectionResult",
+    "DirectionEffect",
     "Evaluation",
     "Fit",
     "Flag",
     "HeadPlan",
+    "LabelAudit",
+    "LayerEffect",
     "Metric",
     "NeuronRanking",
     "Partition",

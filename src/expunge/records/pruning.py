@@ -16,6 +16,48 @@ from expunge.records.arrays import (
 
 
 @dataclass(frozen=True)
+class LayerEffect:
+    """How much of the noise all units of a layer predict together.
+
+    Parameters
+    ----------
+    layer
+        Its name.
+    r_squared
+        Cross-validated R² of ``p_noisy`` on the units, in [0, 1].
+    """
+
+    layer: str
+    r_squared: float
+
+
+@dataclass(frozen=True)
+class DirectionEffect:
+    """How much of the noise one principal direction of a layer's units predicts.
+
+    Parameters
+    ----------
+    layer
+        Name of the layer.
+    number
+        Of the direction, from 0: that of the largest variance.
+    r_squared
+        R² of ``p_noisy`` on the direction alone, in [0, 1].
+    variance_share
+        The part of the units' variance that lies in the direction, in [0, 1]: what a projection
+        removes.
+    q_value
+        Benjamini–Hochberg adjusted p-value of R² = 0.
+    """
+
+    layer: str
+    number: int
+    r_squared: float
+    variance_share: float
+    q_value: float
+
+
+@dataclass(frozen=True)
 class NeuronRanking:
     """Rank units by how much of the noise they carry: sorted by ``(−effect, layer, unit)``.
 
@@ -36,6 +78,9 @@ class NeuronRanking:
         For every layer, the layer whose units it shares: residual additions couple layers.
     explained
         R² of ``p_noisy`` by layer.
+    layers, directions
+        The same evidence for whole layers and for principal directions, the largest R² first; empty
+        for rankers that use no data.
 
     Raises
     ------
@@ -50,6 +95,8 @@ class NeuronRanking:
     q_value: np.ndarray
     groups: Mapping[str, str]
     explained: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[LayerEffect, ...] = ()
+    directions: tuple[DirectionEffect, ...] = ()
 
     def __post_init__(self) -> None:
         effect = np.asarray(self.effect, dtype=np.float64)

@@ -133,6 +133,33 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class LabelAudit:
+    """What is left of the flagged samples with one given label; pairs are (before, after).
+
+    Parameters
+    ----------
+    label
+        Name of the given label.
+    samples
+        Number of them.
+    predicted
+        Fraction of them for which the model predicts this label.
+    expected
+        The same for evidence that did not learn from the sample's own label: with no trace left,
+        the model predicts the label as often. None without such evidence.
+    mistaken
+        Fraction of the unseen samples of other labels that the model takes for this one; None
+        without unseen samples.
+    """
+
+    label: str
+    samples: int
+    predicted: tuple[float, float]
+    expected: float | None = None
+    mistaken: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class UnlearningAudit:
     """What is left of the samples that were to be unlearned; pairs are (before, after).
 
@@ -149,12 +176,16 @@ class UnlearningAudit:
         None without unseen samples.
     churn
         Fraction of the kept samples whose prediction changed.
+    labels
+        The same for each given label among them, the most frequent first: what is left of a trigger
+        or of a confusion of classes.
     """
 
     samples: int
     predicted: tuple[float, float]
     membership_auroc: tuple[float, float] | None
     churn: float
+    labels: tuple[LabelAudit, ...] = ()
 
 
 @dataclass(frozen=True)

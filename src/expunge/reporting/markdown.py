@@ -75,7 +75,7 @@ def render_markdown(result: RepairResult) -> str:
         "## Depth" if result.head else "",
         _depth_lines(result),
         "## Unlearning audit",
-        "\n".join(f"- {line}" for line in unlearning_lines(result)),
+        "\n".join(f"- {escape(line)}" for line in unlearning_lines(result)),
         "## Classes",
         _class_table(result),
         "## Time",
@@ -172,10 +172,18 @@ def _pruning_lines(result: RepairResult) -> str:
     ):
         lines.append(f"- {name}: {old:,} before, {new:,} after ({change(old, new)})")
     rows = [
-        (r.name, "–" if r.units is None else r.units, r.cut, percent(r.r_squared))
+        (
+            *(r.name, "–" if r.units is None else r.units, r.cut, percent(r.r_squared)),
+            "–" if r.effect is None else f"{r.effect:.3f}",
+            *(percent(r.direction), percent(r.direction_share), percent(r.layer)),
+        )
         for r in layer_rows(result.ranking, plan)
     ]
-    return "\n".join(lines) + "\n\n" + _table(("layer", "units", "cut", "R² of p_noisy"), rows)
+    head = (
+        *("layer", "units", "cut", "R² of p_noisy", "best unit (coefficient)"),
+        *("best direction (R²)", "its part of the variance", "whole layer (cross-validated R²)"),
+    )
+    return "\n".join(lines) + "\n\n" + _table(head, rows)
 
 
 def _depth_lines(result: RepairResult) -> str:

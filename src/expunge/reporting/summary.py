@@ -91,6 +91,8 @@ def summarise_stages(
         found["r_squared"] = dict(ranking.explained)
         rows = range(min(10, len(ranking.unit)))
         found["first_units"] = [[str(ranking.layer[i]), int(ranking.unit[i])] for i in rows]
+        found["layers"] = [asdict(effect) for effect in ranking.layers]
+        found["directions"] = [asdict(effect) for effect in ranking.directions[:10]]
     if plan is not None:
         found |= {"requested": plan.requested, "granted": plan.granted}
         found["units"] = {layer: list(units) for layer, units in plan.units.items()}

@@ -11,6 +11,7 @@ from expunge.errors import group_by_reason
 from expunge.records import (
     Evaluation,
     HeadPlan,
+    LabelAudit,
     Metric,
     NeuronRanking,
     Partition,
@@ -22,6 +23,7 @@ from expunge.reporting.summary import repair_seconds
 
 MAX_SHOWN = 48  # suspicious samples
 MAX_CLASSES = 50  # rows of the per-class table
+_MAX_AUDITED_LABELS = 5
 
 Role = Literal["noisy", "repaired", "baseline"]
 
@@ -59,13 +61,19 @@ class ClassRow(NamedTuple):
 class LayerRow(NamedTuple):
     """Units of a layer and how many were cut; ``units`` is None without a ranking of the layer.
 
-    r_squared: R² of p_noisy on the layer's units.
+    How much of p_noisy is predicted by its best unit (``effect``), its best principal direction and
+    the whole layer, cross-validated; None where the ranker has no such number. direction_share: the
+    part of the units' variance in that direction.
     """
 
     name: str
     units: int | None
     cut: int
     r_squared: float | None
+    effect: float | None = None
+    direction: float | None = None
+    direction_share: float | None = None
+    layer: float | None = None
 
 
 def headline(result: RepairResult) -> str:
@@ -134,11 +142,25 @@ def class_rows(
 def layer_rows(ranking: NeuronRanking | None, plan: PrunePlan | None) -> list[LayerRow]:
     """One row for every layer that was ranked or cut."""
     units = ranking.units_by_layer() if ranking else {}
-    r_squared = ranking.explained if ranking else {}
     cut = plan.units if plan else {}
     names = [*units, *(name for name in cut if name not in units)]
+    if ranking is None:
+        return [LayerRow(name, None, len(cut.get(name, ())), None) for name in names]
+    layers = {effect.layer: effect for effect in ranking.layers}
+    # The first of each layer is its best one.
+    directions = {effect.layer: effect for effect in reversed(ranking.directions)}
+    effects = dict(zip(ranking.layer[::-1].tolist(), ranking.effect[::-1].tolist(), strict=True))
     return [
-        LayerRow(name, units.get(name), len(cut.get(name, ())), r_squared.get(name))
+        LayerRow(
+            name,
+            units.get(name),
+            len(cut.get(name, ())),
+            ranking.explained.get(name),
+            effects.get(name) if name in ranking.explained else None,
+            directions[name].r_squared if name in directions else None,
+            directions[name].variance_share if name in directions else None,
+            layers[name].r_squared if name in layers else None,
+        )
         for name in names
     ]
 
@@ -183,7 +205,22 @@ def unlearning_lines(result: RepairResult) -> list[str]:
             f"{new} after (0.50: no trace)"
         )
     lines.append(f"prediction churn on the kept samples: {percent(audit.churn)}")
-    return lines
+    return lines + [_label_line(label) for label in audit.labels[:_MAX_AUDITED_LABELS]]
+
+
+def _label_line(label: LabelAudit) -> str:
+    """What is left of the flagged samples with one given label."""
+    before, after = (percent(v) for v in label.predicted)
+    line = (
+        f"flagged samples labelled {label.label}: {before} predicted so before, {after} after "
+        f"({counted(label.samples, 'sample')})"
+    )
+    if label.expected is not None:
+        line += f"; {percent(label.expected)} by evidence without their labels"
+    if label.mistaken is not None:
+        old, new = (percent(v) for v in label.mistaken)
+        line += f"; unseen samples of other labels taken for it: {old} before, {new} after"
+    return line
 
 
 def skipped_lines(result: RepairResult) -> list[str]:

@@ -14,8 +14,10 @@ from expunge._core.arrays import Array
 from expunge.records import (
     Component,
     DepthCandidate,
+    DirectionEffect,
     Fit,
     HeadPlan,
+    LayerEffect,
     NeuronRanking,
     Partition,
     PooledEvidence,
@@ -149,16 +151,25 @@ def load_partition(artefact: Artefact) -> Partition:
 
 
 def store_ranking(ranking: NeuronRanking) -> Artefact:
-    """The ranking as a table, one row a unit; groups and explained shares beside it."""
-    facts = {"groups": dict(ranking.groups), "explained": dict(ranking.explained)}
+    """The ranking as a table, one row a unit; what it says of layers and directions beside it."""
+    facts = {
+        "groups": dict(ranking.groups),
+        "explained": dict(ranking.explained),
+        "layers": [asdict(effect) for effect in ranking.layers],
+        "directions": [asdict(effect) for effect in ranking.directions],
+    }
     return Artefact(metadata=facts, tables={"ranking": ranking.to_table()})
 
 
 def load_ranking(artefact: Artefact) -> NeuronRanking:
     """The very ranking that was stored."""
-    columns = _columns(artefact.tables["ranking"])
+    columns, facts = _columns(artefact.tables["ranking"]), artefact.metadata
     return NeuronRanking(
-        **columns, groups=artefact.metadata["groups"], explained=artefact.metadata["explained"]
+        **columns,
+        groups=facts["groups"],
+        explained=facts["explained"],
+        layers=tuple(LayerEffect(**effect) for effect in facts["layers"]),
+        directions=tuple(DirectionEffect(**effect) for effect in facts["directions"]),
     )
 
 
