@@ -178,6 +178,34 @@ def test_named_samples_are_forgotten_and_nothing_else_is_looked_for(tmp_path):
     assert_same_weights(again.model, result.model)
 
 
+def test_samples_like_the_named_ones_are_found_and_forgotten_too(tmp_path):
+    wrong = noisy().labels != digits()[1][:400]
+    ids = noisy().ids[wrong][::3]
+    given = {"overrides": QUICK, "baselines": ()}
+    result = pipeline.forget(
+        memorised(), noisy(), ids, clean(), find_more=True, out=tmp_path, **given
+    )
+    split = result.partition
+    named = np.isin(split.ids, ids)
+    found, hidden = split.flagged & ~named, wrong & ~named
+    assert (found & hidden).sum() > 0.7 * found.sum()
+    assert (found & hidden).sum() > 0.5 * hidden.sum()
+    assert (split.p_noisy[named] == 1).all()
+    assert result.notes[0].startswith(f"{found.sum()} samples resemble the {named.sum()} named")
+    assert result.config["tune"]["targets"] == "complement"
+    assert result.audit.predicted[1] < result.audit.predicted[0]
+    assert sum(label.samples for label in result.audit.labels) == split.flagged.sum()
+    assert expunge.load_run(tmp_path).audit == result.audit
+    again = pipeline.forget(
+        memorised(), noisy(), ids, clean(), find_more=True, out=tmp_path, **given
+    )
+    assert_same_weights(again.model, result.model)
+    with pytest.raises(RunError, match="find_more"):
+        pipeline.forget(memorised(), noisy(), ids, clean(), out=tmp_path, **given)
+    with pytest.raises(DataError, match="4 of 400 samples are named"):
+        pipeline.forget(memorised(), noisy(), ids[:4], find_more=True, **given)
+
+
 @pytest.mark.parametrize(
     ("ids", "says"),
     [

@@ -37,7 +37,7 @@ def test_the_commands_are_those_of_the_benchmarks():
     assert set(COMMANDS) == {
         *("digits", "detect", "repair", "prune", "rlap", "memory", "ssl-refine"),
         *("text-noise", "noise-layers", "relearning", "nmtune", "zoo"),
-        *("review", "without-model"),
+        *("review", "without-model", "corrective"),
     }
 
 

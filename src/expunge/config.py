@@ -27,7 +27,7 @@ from expunge.errors import ConfigError, check_range, did_you_mean, raise_all
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "bfloat16"]
-TargetKind = Literal["filter", "reweight", "relabel", "all", "semi", "bootstrap"]
+TargetKind = Literal["filter", "reweight", "relabel", "complement", "all", "semi", "bootstrap"]
 PruneScope = Literal["layer", "global"]
 PruneMode = Literal["remove", "mask"]
 

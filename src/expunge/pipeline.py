@@ -27,6 +27,7 @@ from expunge.data.checks import require_two_labels
 from expunge.data.conversion import to_column
 from expunge.detection.detectors import detectors
 from expunge.detection.partitioners import with_input_faults
+from expunge.detection.similar_scores import MIN_SIMILARITY, score_similar, similar_note
 from expunge.errors import DataError, ModelError, PruneError, format_ids
 from expunge.evaluation import decision as decisions
 from expunge.models.adaptation import adapt_model
@@ -146,13 +147,16 @@ def forget(
     train: DataLike,
     ids: Collection[Any] | Array,
     validation: DataLike | None = None,
+    *,
+    find_more: bool = False,
     **options: Unpack[RepairKeywords],
 ) -> RepairResult:
     """Unlearn samples that are named: a deletion request, or a poisoned batch.
 
-    Nothing is detected: the named samples are bad, all others are good. The units that carry them
-    are pruned, and the rest is fine-tuned on all other samples. ``result.audit`` measures what is
-    left of them; that is not a proof that the model is as if it had never seen them.
+    The named samples are bad; all others are good, or are looked through with ``find_more``. The
+    units that carry the bad ones are pruned, and the rest is fine-tuned on all other samples.
+    ``result.audit`` measures what is left of them; that is not a proof that the model is as if it
+    had never seen them.
 
     Parameters
     ----------
@@ -161,6 +165,10 @@ def forget(
     ids
         Ids of training samples. Numbers may be given as text. Truth values, one for each sample,
         are a mask.
+    find_more
+        Whether the named samples, five or more, are a random part of the bad ones. Samples that
+        resemble them are found, each with a probability, and unlearned too. The model then learns
+        that the labels of all of these are wrong; without it, it does not see them again.
     **options
         See `repair`.
 
@@ -182,9 +190,10 @@ def forget(
     given = RepairOptions.of(options)
     settings = dict(given.overrides or {})
     tune = settings.get("tune", {})
+    threshold = {"threshold": MIN_SIMILARITY} if find_more else {}
     settings |= {
-        "partition": {"method": "posterior"},
-        "tune": {**tune, "targets": "filter"},
+        "partition": {"method": "posterior", **threshold},
+        "tune": {**tune, "targets": "complement" if find_more else "filter"},
         "rounds": {"epochs": ()},
     }
     context = validate_inputs(model, train, validation, None, replace(given, overrides=settings))
@@ -193,17 +202,26 @@ def forget(
         _check_classes_remain(context.train, named)
     deleted = digest(context.train.ids[named].tolist())
     context = replace(
-        context, may_skip_or_revert=False, header={**context.header, "forget": deleted}
+        context,
+        may_skip_or_revert=False,
+        header={**context.header, "forget": deleted, "find_more": find_more},
     )
     with _open(context) as run:
         run.log("start", recipe=context.options.recipe, seed=context.seed, forget=int(named.sum()))
         scores, chain = context.chain(run).stage(
             "score",
             context.recipe.score,
-            lambda _: _deletion_scores(context.train, named),
+            lambda _: (
+                _similar_scores(context, named)
+                if find_more
+                else _deletion_scores(context.train, named)
+            ),
             serialization.SCORES,
             forget=deleted,
+            find_more=find_more,
         )
+        if find_more:
+            context = replace(context, notes=(*context.notes, similar_note(scores)))
         return _repair_from_scores(context, scores, chain)
 
 
@@ -618,6 +636,18 @@ def _check_classes_remain(samples: Samples, named: Bools) -> None:
             where="forget",
             fix="give fewer ids; to remove a whole class, train a network without it",
         )
+
+
+def _similar_scores(context: RepairContext, named: Bools) -> Scores:
+    """Score all samples by their likeness to the named ones."""
+    return score_similar(
+        context.model,
+        context.train,
+        named,
+        context.recipe.score,
+        seed=context.seed,
+        progress=context.options.progress,
+    )
 
 
 def _deletion_scores(samples: Samples, named: Bools) -> Scores:

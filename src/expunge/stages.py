@@ -664,6 +664,11 @@ def tune(
         config,
         seed=seed,
         layers=_tuned_layers(model, samples, config, layers),
+        objective=(
+            loop.complementary_cross_entropy
+            if config.targets == "complement"
+            else loop.cross_entropy
+        ),
         may_lower_lr=may_lower_lr,
         on_note=on_note,
         checkpoint=checkpoint,

@@ -369,6 +369,16 @@ def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     assert "given labels of flagged samples that the model reproduces" in text
 
 
+def test_samples_like_those_in_the_file_are_found(call, tmp_path):
+    spec = write_spec(tmp_path / "job")
+    named = noisy(200).ids[3:7]
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, named)))
+    said = call("forget", spec, "--ids", tmp_path / "ids.txt", "--find-more")
+    assert (said.code, said.out) == (1, "")
+    assert "4 of 200 samples are named" in said.err
+    assert "name 5 samples or more" in said.err
+
+
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("out", [None, "kept/mine"])
 def test_a_repair_and_a_deletion_of_one_spec_lie_in_two_folders(call, tmp_path, out, trained):

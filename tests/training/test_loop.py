@@ -16,7 +16,7 @@ from expunge.data import Samples, from_arrays
 from expunge.errors import ConfigError, DataError, ModelError, PartitionError
 from expunge.records import Partition
 from expunge.storage.run_folder import open_run
-from expunge.training.loop import TuneConfig, tune
+from expunge.training.loop import TuneConfig, complementary_cross_entropy, tune
 from expunge.training.targets import Targets, build_targets
 from oracles_results import make_partition
 
@@ -516,6 +516,31 @@ def test_a_suggestion_that_is_not_sure_enough_is_not_learned():
     assert found.positions.tolist() == [1, *range(3, 12)]
 
 
+def test_complement_says_of_flagged_label_faults_what_they_are_not():
+    samples, split = case()
+    found = build_targets(samples, split, TuneConfig(targets="complement"))
+    assert found.positions.tolist() == [0, 1, *range(3, 12)]
+    assert found.labels.tolist() == [-1 - samples.labels[0], *samples.labels[[1, *range(3, 12)]]]
+    assert found.weights.tolist() == [1.0] * 11
+    # A person gave the first one another label: that is what it is.
+    reviewed = replace(split, reviewed=np.arange(12) == 0)
+    found = build_targets(samples, reviewed, TuneConfig(targets="complement"))
+    assert (found.labels[0], found.weights[0]) == (split.suggested_label[0], 1.0)
+
+
+def test_the_complementary_loss_is_that_of_all_other_classes_together():
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = torch.tensor([0, 3, -1, -4, 2, -3])
+    found = complementary_cross_entropy(nn.Identity(), x, y)
+    probs = x.softmax(dim=1)
+    slow = [-(probs[i, k] if k >= 0 else 1 - probs[i, -1 - k]).log() for i, k in enumerate(y)]
+    assert_close(found, torch.stack(slow))
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.isfinite(gradient).all()
+    certain = complementary_cross_entropy(nn.Identity(), torch.tensor([[90.0, 0.0]]), y[2:3])
+    assert_close(certain, torch.tensor([90.0]))
+
+
 @pytest.mark.parametrize(("split", "data"), [(True, "all"), (False, "filter")])
 def test_everything_and_no_partition_keep_all_as_given(split, data):
     samples, made = case()
@@ -525,7 +550,7 @@ def test_everything_and_no_partition_keep_all_as_given(split, data):
     assert found.weights.tolist() == [1.0] * 12
 
 
-@pytest.mark.parametrize("data", ["filter", "reweight", "relabel"])
+@pytest.mark.parametrize("data", ["filter", "reweight", "relabel", "complement"])
 def test_targets_follow_ids_and_not_positions(data):
     samples, split = case()
     order = np.random.default_rng(0).permutation(12)

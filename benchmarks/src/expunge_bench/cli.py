@@ -10,6 +10,7 @@ import typer
 from expunge.cli.terminal import Device, Kind
 from expunge.text.encoders import BUNDLED, HuggingFaceEncoder
 from expunge_bench import (
+    corrective,
     detect,
     digits,
     memory,
@@ -25,6 +26,8 @@ from expunge_bench import (
     zoo,
 )
 from expunge_bench.cifar import Cifar
+from expunge_bench.corrective_data import MANIPULATIONS
+from expunge_bench.digits import Digits
 from expunge_bench.folders import dataset_in_folder
 from expunge_bench.options import (
     CIFAR_FOLDER,
@@ -32,6 +35,7 @@ from expunge_bench.options import (
     CifarFolder,
     DataSet,
     ImageOrSpeechFolder,
+    State,
     bench,
     bench_command,
 )
@@ -101,6 +105,48 @@ def bench_prune(
         settings=run.settings,
         fractions=fraction or prune.FRACTIONS,
         rankings=ranking or prune.RANKINGS,
+        **run.options,
+    )
+
+
+@bench_command("corrective")
+def bench_corrective(
+    run: BenchmarkRun,
+    data: Annotated[
+        Path, typer.Option(help="Folder with CIFAR-10, or the word digits.")
+    ] = CIFAR_FOLDER,
+    manipulation: Annotated[
+        list[str] | None, typer.Option(help="poison, confusion. Default: both.")
+    ] = None,
+    known: Annotated[
+        list[float] | None,
+        typer.Option(help="Known shares of the manipulated samples. Default: 0.1, 0.2, 0.5, 1."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="find-more, forget, finetune, ssd, scrub, retrain … Default: all."),
+    ] = None,
+    state: Annotated[
+        State, typer.Option(help="How the manipulated networks are trained.")
+    ] = State.regularised,
+    n: Annotated[
+        int | None,
+        typer.Option(min=100, help="Training samples. Default: 25,000 images, 1,000 digits."),
+    ] = None,
+    manipulated: Annotated[
+        int | None, typer.Option(min=2, help="Manipulated samples. Default: n / 50.")
+    ] = None,
+) -> list[Row]:
+    """Unlearning of manipulated samples of which a part is known, beside published methods."""
+    return corrective.bench(
+        Digits() if str(data) == "digits" else Cifar(data),
+        manipulations=manipulation or MANIPULATIONS,
+        known=known or corrective.KNOWN_SHARES,
+        names=method or corrective.NAMES,
+        state=state.value,
+        seeds=run.seeds,
+        n=n,
+        manipulated=manipulated,
         **run.options,
     )
 

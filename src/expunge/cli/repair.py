@@ -176,6 +176,13 @@ def forget(
             help="A file with the ids of training samples, one a line.", exists=True, dir_okay=False
         ),
     ],
+    find_more: Annotated[
+        bool,
+        typer.Option(
+            "--find-more",
+            help="The named samples, five or more, are examples: find those like them as well.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="The run folder. Default: that of the repair, with -forget at its end."),
@@ -207,7 +214,12 @@ def forget(
         if read.holds_out and loaded.held_out is not None:
             named = _without_unseen(named, loaded.held_out)
         result = pipeline.forget(
-            loaded.model, loaded.train, named, loaded.validation, **loaded.options
+            loaded.model,
+            loaded.train,
+            named,
+            loaded.validation,
+            find_more=find_more,
+            **loaded.options,
         )
     if as_json:
         print_json(summarise(result))

@@ -201,11 +201,13 @@ def _resample_at(x: Tensor, speeds: Tensor, shifts: Tensor) -> Tensor:
     """Resample each clip at its speed and shift, by linear interpolation."""
     n = x.shape[1]
     middle = (n - 1) / 2
-    at = (torch.arange(n, dtype=torch.float64) - middle - shifts.double()) * speeds + middle
-    first = at.floor()
-    share = (at - first).to(x)
-    index = (first.long() + 2).clamp(0, n + 2).to(x.device)  # into x with silence at either end
-    padded = torch.nn.functional.pad(x, (2, 2))
+    # In place, since each step on [b, n] would take as long as the interpolation; the positions are
+    # those in x with two samples of silence at either end.
+    at = torch.arange(n, dtype=torch.float64).sub_(middle) - shifts.double()
+    at = at.mul_(speeds.double()).add_(middle + 2).clamp_(0, n + 2)
+    index = at.long()
+    share = at.sub_(index).to(x)
+    padded, index = torch.nn.functional.pad(x, (2, 2)), index.to(x.device)
     return torch.lerp(padded.gather(1, index), padded.gather(1, index + 1), share)
 
 

@@ -20,6 +20,7 @@ MAX_PART_MEANS = 512
 MAX_INPUT_COLUMNS, N_INDEX_BINS = 512, 256
 # Up to this many columns, vectors are embeddings; longer ones are clips.
 MAX_VECTOR_COLUMNS = 4_096
+_CHUNK = 32
 
 
 def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
@@ -74,7 +75,9 @@ def pool(
         return output.flatten(1)
     x = output.float()
     mean = parts = x.mean(dim=over)
-    variance = x.square().mean(dim=over) - mean.square()
+    # By parts, whose squares stay in the cache.
+    squares = torch.cat([part.square().mean(dim=over) for part in torch.split(x, _CHUNK)])
+    variance = squares - mean.square()
     # What rounding leaves of a constant is no spread.
     spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()
     if output.dim() == 4 and unit == 1:

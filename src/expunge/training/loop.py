@@ -60,6 +60,7 @@ __all__ = [
     "Objective",
     "Step",
     "TuneConfig",
+    "complementary_cross_entropy",
     "cross_entropy",
     "fit",
     "synchronise_buffers",
@@ -82,6 +83,19 @@ BuildOptimizer = Callable[[nn.Module, TuneConfig], torch.optim.Optimizer]
 def cross_entropy(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
     """Return the cross-entropy of each sample, ``−log softmax(f(x))_y``, in float32."""
     return nn.functional.cross_entropy(logits_of(model, x).float(), y, reduction="none")
+
+
+def complementary_cross_entropy(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
+    """Return the cross-entropy of labels y ≥ 0, and ``−log(1 − softmax(f(x))_k)`` for y = −1 − k.
+
+    A label that is known to be wrong teaches that the sample is anything else (arXiv 1705.07541).
+    """
+    is_wrong = y < 0
+    label = torch.where(is_wrong, -1 - y, y)[:, None]
+    log_probs = logits_of(model, x).float().log_softmax(dim=1)
+    right = log_probs.gather(1, label)[:, 0]
+    others = log_probs.scatter(1, label, -torch.inf).logsumexp(dim=1)
+    return -torch.where(is_wrong, others, right)
 
 
 def fit(

@@ -42,8 +42,9 @@ class TuneConfig:
         What the network learns from a partition. ``"filter"``: the unflagged samples with the given
         labels. ``"reweight"``: all samples, weighted by ``1 − p_noisy``. ``"relabel"``: the
         unflagged samples, and the flagged label faults with their suggested label and its
-        probability as weight. ``"all"``: all samples with the given labels. ``"semi"``: the
-        unflagged samples with the given labels, and all samples without; see
+        probability as weight. ``"complement"``: the unflagged samples, and of the flagged label
+        faults that the given label is wrong. ``"all"``: all samples with the given labels.
+        ``"semi"``: the unflagged samples with the given labels, and all samples without; see
         `expunge.training.semi_supervised`. ``"bootstrap"``: all samples with the given label and
         the network's own predictions, mixed by ``p_label``; see `expunge.training.bootstrap`.
     min_relabel_confidence

@@ -22,7 +22,7 @@ class Targets:
     positions
         ``int64[m]``, positions of the samples to learn from.
     labels
-        ``int64[m]``, the label of each.
+        ``int64[m]``, the label y of each; −1 − y says that it is not y.
     weights
         ``float64[m]``, the weight of each in the loss, above 0.
     """
@@ -89,6 +89,9 @@ def _labels_and_weights(partition: Partition, config: TuneConfig) -> tuple[Ints,
         weights = 1.0 - partition.p_noisy
     if kind == "bootstrap":
         weights = (partition.p_input_fault <= 0.5).astype(np.float64)
+    if kind == "complement":
+        wrong = flagged & (partition.p_label_fault >= partition.p_input_fault)
+        labels[wrong], weights[wrong] = -1 - labels[wrong], partition.p_noisy[wrong]
     if partition.reviewed is not None:
         # A label that a person gave is learned from, whatever is done with suggested ones.
         corrected = partition.reviewed & (partition.p_label_fault == 1)
