@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,10 @@ def faults(folder: Path, *, kills: int, flips: int, disks: int) -> Iterator[str]
         for size in np.geomspace(4096, 2**20, disks).astype(int).tolist():
             yield actions.check_small_disk(name, tried, reference, size)
         # What a user writes elsewhere has no digest.
-        for seed in range(flips // len(actions.ACTIONS) if name != "apply head" else 0):
+        n_flips = flips // (len(actions.ACTIONS) - 1) if name != "apply head" else 0
+        for seed in range(n_flips):
             yield actions.check_flip(name, tried, reference, seed)
-        report(f"{name}: {last} accesses, {n} kills, {disks} disks, {flips // 4} flipped bits")
+        report(f"{name}: {last} accesses, {n} kills, {disks} disks, {n_flips} flipped bits")
 
 
 def report(line: str) -> None:
@@ -68,7 +70,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path, findings = Path(folder), 0
         counts = {"kills": options.kills, "flips": options.flips, "disks": options.disks}
-        for finding in (*faults(path, **counts), *mutations(path, options.mutations)):
+        for finding in chain(faults(path, **counts), mutations(path, options.mutations)):
             if finding:
                 report(f"FOUND {finding}")
                 findings += 1

@@ -248,6 +248,18 @@ def test_another_header_is_refused_and_every_differing_field_named(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_bit_that_flipped_where_nothing_was_set_is_put_right(tmp_path):
+    """An option that is null is as good as one that is not there."""
+    header = {**HEADER, "tune": {"max_minutes": None}}
+    with open_run(tmp_path / "run", header):
+        pass
+    before = contents(tmp_path)
+    note = tmp_path / "run" / "run.json"
+    note.write_text(note.read_text().replace("max_minutes", "ma8_minutes"))
+    with open_run(tmp_path / "run", header):
+        assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "3"])
 def test_a_damaged_run_file_is_one_of_our_errors(tmp_path, content):
     made(tmp_path / "run")

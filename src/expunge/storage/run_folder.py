@@ -233,8 +233,11 @@ def check_run_folder(folder: str | Path, *, overwrite: bool = False) -> None:
 
 
 def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> None:
-    """Check that the folder is empty or holds this very run; write run.json."""
-    note = path / HEADER
+    """Check that the folder is empty or holds this very run; write run.json.
+
+    A run.json that says the same and has changed nevertheless, by a flipped bit, is written again.
+    """
+    note, is_intact = path / HEADER, False
     header = json.loads(json.dumps({"schema": SCHEMA, **header}, default=list))
     if not note.exists():
         _check_folder_is_ours(path)
@@ -246,16 +249,16 @@ def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> Non
                 where=str(path),
                 fix="choose an empty folder",
             )
-        for name in ("versions", SEAL):
-            found.pop(name, None)
+        is_intact = found.pop(SEAL, None) == digest(found)
+        found.pop("versions")
         if not overwrite:
             _check_format(found, path)
             _require_same(found, header, str(path))
     for left_over in path.rglob(f"{TEMPORARY}*"):  # by a process that was killed
         delete(left_over)
-    if note.exists() and not overwrite:
+    if is_intact and not overwrite:
         return
-    for name in _MANAGED_FILES if note.exists() else ():
+    for name in _MANAGED_FILES if note.exists() and overwrite else ():
         delete(path / name)
     sealed = seal({**header, "versions": {"torch": torch.__version__}})
     write_file(note, json.dumps(sealed, indent=2) + "\n")
