@@ -49,6 +49,8 @@ def to_cpu_tensor(x: np.ndarray | Tensor) -> Tensor:
     TypeError for a type that torch does not fully support.
     """
     if isinstance(x, Tensor):
+        if x.is_meta:
+            raise TypeError("a meta tensor, which has no values")
         tensor = x.detach().cpu()
     else:
         array = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))

@@ -72,7 +72,9 @@ def export_questions(
         If the tool cannot show samples of this kind.
     """
     write = formats.get(format)().write
-    if Path(path).exists() and not overwrite:
+    with wrap_io_errors(Path(path)):
+        is_there = Path(path).exists()
+    if is_there and not overwrite:
         raise RunError(
             "exists already and may hold answers",
             where=str(path),

@@ -125,9 +125,9 @@ def argilla_format() -> Format:
         _write_json(path / _ARGILLA_RECORDS, [_argilla_record(row, cards) for row in rows])
 
     def read(path: Path) -> list[dict[str, Any]]:
-        file = path / _ARGILLA_RECORDS if path.is_dir() else path
         found = []
-        with reading(file):
+        with reading(path):
+            file = path / _ARGILLA_RECORDS if path.is_dir() else path
             for record in _read_json(file):
                 for response in record.get("responses", {}).get("label", ()):
                     if response["value"] is not None:
