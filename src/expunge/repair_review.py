@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from expunge._core.distributed import broadcast_decision
@@ -38,13 +40,16 @@ def with_answers(context: RepairContext, run: Run) -> RepairContext:
         return context
     log = AnswerLog(run.folder, context.train.classes)
     answers = broadcast_decision(context.accelerator, lambda: tuple(latest(log.read())))
-    note = run.folder / FOLDERS["review"] / NOTE
-    used = ""
-    if is_file(note):
-        used = str(read_note(note.parent)["key"].get("reviews"))
+    used = broadcast_decision(context.accelerator, partial(_used_answers, run.folder))
     if used != answers_digest(answers):
         run.discard(*_REVIEWED_STAGES)
     return replace(context, answers=answers)
+
+
+def _used_answers(folder: Path) -> str:
+    """The digest of the answers that an earlier run of the folder took into account."""
+    note = folder / FOLDERS["review"] / NOTE
+    return str(read_note(note.parent)["key"].get("reviews")) if is_file(note) else ""
 
 
 def cached_review(

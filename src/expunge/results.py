@@ -157,6 +157,8 @@ def _skipped_samples(context: RepairContext) -> dict[str, Mapping[Any, str]]:
 
 def write(context: RepairContext, run: Run, result: RepairResult) -> None:
     """Write the files for people and programs: model, partition, result and reports."""
+    if not run.writes:
+        return
     flagged = result.partition.ids[
         top_suspects(result.partition, int(result.partition.flagged.sum()))
     ].tolist()

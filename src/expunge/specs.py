@@ -294,6 +294,7 @@ def load_spec(
     recipe: str | None = None,
     fdr: float | None = None,
     minutes: float | None = None,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> LoadedSpec:
     """Read the data and build the model of a spec; train it first if it has no weights.
@@ -308,8 +309,8 @@ def load_spec(
         The run folder whose trained model is used, instead of this run's own.
     overwrite
         Discard what the run folder holds.
-    seed, recipe, fdr, minutes
-        Instead of ``seed``, ``recipe`` and ``partition.fdr`` and ``minutes`` of the
+    seed, recipe, fdr, minutes, workers
+        Instead of ``seed``, ``recipe``, ``partition.fdr``, ``minutes`` and ``data.workers`` of the
         spec.
     progress
         Called as ``progress(what, done, total)``.
@@ -317,6 +318,8 @@ def load_spec(
     spec, folder = read_spec(path), Path(path).resolve().parent
     if fdr is not None:
         spec = replace(spec, partition={**spec.partition, "fdr": fdr})
+    if workers is not None:
+        spec = _with_workers(spec, workers)
     seed = spec.seed if seed is None else seed
     target = Path(out) if out else run_folder(spec, path)
     if not spec.model.has_weights and spec.train is None:
@@ -387,6 +390,13 @@ def held_out_note(n_held_out: int, n: int) -> str:
         "whether it memorised and whether to keep the repair, but are not examined themselves. "
         "`hold_out = 0` in the spec trains on all."
     )
+
+
+def _with_workers(spec: Spec, workers: int) -> Spec:
+    """The spec with another number of workers for all sets."""
+    names = [f"{name}_data" for name in DATA_SETS]
+    given = {name: config for name in names if (config := getattr(spec, name)) is not None}
+    return replace(spec, **{k: replace(c, workers=workers) for k, c in given.items()})
 
 
 def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[str]:

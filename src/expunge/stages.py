@@ -18,6 +18,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from expunge._core.arrays import Floats, Floats32, Ints
+from expunge._core.distributed import broadcast_decision, this_process
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import subsample
 from expunge.config import (
@@ -46,6 +47,7 @@ from expunge.evaluation import metrics
 from expunge.evaluation.audit import audit
 from expunge.evaluation.diagnostics import memorised
 from expunge.models.adaptation import adapt_model
+from expunge.models.batches import n_bytes_of
 from expunge.models.copying import copy_model
 from expunge.models.inspection import inspect_layers, is_partly_frozen
 from expunge.pruning import surgery
@@ -71,6 +73,7 @@ from expunge.training.optimisation import (
     MEMORISED_LR,
     SCRATCH_LR,
     TuneConfig,
+    with_fitting_batch_size,
     with_learning_rate,
 )
 from expunge.training.semi_supervised import tune_semi_supervised
@@ -174,8 +177,9 @@ def score(
         seed=seed,
         progress=progress,
     )
+    accelerator = this_process()
     if held_out is None or _POOLED_DETECTOR not in names:
-        return detect(signals, names, config.options)
+        return broadcast_decision(accelerator, lambda: detect(signals, names, config.options))
     unseen = collect(
         model,
         as_samples(held_out),
@@ -188,7 +192,8 @@ def score(
         "held_out_agreement": label_agreement(unseen.logits, unseen.labels),
         **config.options.get(_POOLED_DETECTOR, {}),
     }
-    return detect(signals, names, {**config.options, _POOLED_DETECTOR: options})
+    options = {**config.options, _POOLED_DETECTOR: options}
+    return broadcast_decision(accelerator, lambda: detect(signals, names, options))
 
 
 def average_checkpoint_probs(
@@ -629,6 +634,12 @@ def tune(
     """
     samples, config = as_samples(data), merge(TuneConfig, config, settings)
     model = adapt_model(model, samples).model
+    config = with_fitting_batch_size(
+        config,
+        len(samples),
+        n_bytes_of(example_batch(samples)),
+        n_processes=this_process().num_processes,
+    )
     may_lower_lr = config.lr is None
     config = with_default_lr(config, model, len(samples), split, from_scratch=from_scratch)
     if trainer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 import warnings
 import wave
 from collections.abc import Callable
@@ -64,6 +65,26 @@ def _hub(path: Path) -> None:
     images = [{"bytes": _image(i), "path": f"{i}.png"} for i in range(12)]
     table = pa.table({"image": images, "label": Y})
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), path)
+
+
+def _shards(path: Path) -> None:
+    for file in (path, path.with_name("b.parquet")):
+        _hub(file)
+
+
+def _tar(path: Path) -> None:
+    """Samples of an image, a label and a note."""
+    with tarfile.open(path, "w") as tar:
+        for i, y in enumerate(Y):
+            about = json.dumps({"label": int(y)}).encode()
+            for name, data in (
+                (f"{i}.png", _image(i)),
+                (f"{i}.cls", b"%d" % y),
+                (f"{i}.json", about),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
 
 
 def _audio(path: Path) -> None:
@@ -137,6 +158,8 @@ READERS: dict[str, Reader] = {
     "compressed arrays": Reader("d.npz", lambda p: np.savez_compressed(p, x=X, y=Y), _data),
     "parquet": Reader("d.parquet", _table, lambda p: _data(p, input="x", label="y", id="id")),
     "hub": Reader("d.parquet", _hub, _data),
+    "shards": Reader("a.parquet", _shards, lambda p: _data(p.parent, source="parquet")),
+    "tar": Reader("d.tar", _tar, _data),
     "json lines": Reader("d.jsonl", _lines, lambda p: _data(p, input="x", label="y", id="id")),
     "csv": Reader(
         "d.csv",

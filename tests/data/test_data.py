@@ -172,7 +172,7 @@ def test_large_images_are_read_lazily_and_equal_the_resident_ones(
     path = write_source("parquet", tmp_path, pixels(10))
     resident = read_here(path)
     monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", 100)
-    monkeypatch.setattr("expunge.data.parquet.MAX_BYTES_IN_MEMORY", 100)
+    monkeypatch.setattr("expunge.data.parquet_shards.MAX_BYTES_IN_MEMORY", 100)
     lazy = read_here(path)
     assert isinstance(lazy.inputs, LazyInputs)
     order = np.array([9, 0, 5, 5])
@@ -445,7 +445,7 @@ def test_files_of_unknown_kind_and_empty_folders_are_errors(tmp_path: Path) -> N
     (tmp_path / "x.pdf").write_text("x")
     with pytest.raises(DataError, match="set source to one of: arrays, cifar10, csv, folder"):
         read_here(tmp_path / "x.pdf")
-    with pytest.raises(DataError, match="neither class folders nor CIFAR-10 batches"):
+    with pytest.raises(DataError, match=r"neither class folders nor .* CIFAR-10 batches"):
         read_here(tmp_path)
     (tmp_path / "cat").mkdir()
     with pytest.raises(DataError, match="class folders without an image or a clip: cat"):

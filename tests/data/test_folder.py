@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from expunge.data import DataConfig, Samples, read
+from expunge.data import DataConfig, Samples, images, read
 from expunge.data.encoded import LFS_POINTER
 from expunge.errors import DataError
+from expunge.storage import user_cache
+
+DAMAGED = "cannot be decoded (truncated, damaged or no image)"
 
 
 def picture(path: Path, value: int = 0) -> None:
@@ -87,20 +88,6 @@ def test_folders_of_other_kinds_lead_to_one_that_is_read(
         (tmp_path / "data" / "no" / "cover.png").unlink()
     with pytest.raises(DataError, match=rf"kinds that are not read: 3 \{suffix}\n.*{fix}"):
         here(tmp_path / "data")
-
-
-@pytest.mark.parametrize("layout", ["data/train-00000-of-00001.parquet", "train.parquet"])
-def test_a_clone_of_a_hub_data_set_leads_to_its_parquet_file(layout: str, tmp_path: Path) -> None:
-    file = tmp_path / "clone" / layout
-    file.parent.mkdir(parents=True)
-    pq.write_table(pa.table({"x": [[0.0], [1.0]], "label": [0, 1]}), file)
-    touch(tmp_path / "clone" / "README.md")
-    touch(tmp_path / "clone" / ".git" / "HEAD")
-    with pytest.raises(DataError) as caught:
-        here(tmp_path / "clone")
-    assert "remove" not in str(caught.value)
-    assert f'path = "{file.as_posix()}"' in caught.value.fix
-    assert len(here(file, input="x")) == 2
 
 
 def test_folders_of_splits_lead_to_one_of_them(tmp_path: Path) -> None:
@@ -180,3 +167,21 @@ def test_paths_outside_the_folder_are_refused_and_root_names_another(
     for bad in ("../lists/d.csv", "C:\\pictures\\a.png", "/etc/passwd", "a\0b"):
         with pytest.raises(DataError, match=r"outside the folder .*\n.*root names another"):
             table(lists, [names[0], bad, names[2]], root=str(pictures))
+
+
+def test_what_cannot_be_decoded_is_remembered_for_many_images(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(images, "MIN_FILES", 2)
+    monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", 10)
+    (pictures / "dog/c.png").write_bytes(b"broken")
+    first = here(pictures)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_decode_all", None)
+        again = here(pictures)
+    assert again.skipped == first.skipped == {"dog/c.png": DAMAGED}
+    assert again.fingerprint() == first.fingerprint()
+    for file in (tmp_path / "cache").rglob("*.json"):
+        file.write_text('{"reasons": {"9": "are no images"}}')
+    assert here(pictures).skipped == first.skipped

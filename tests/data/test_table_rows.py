@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from expunge.data import DataConfig, read
@@ -47,3 +50,12 @@ def test_parquet_and_csv_give_the_same_samples(tmp_path):
     config = DataConfig("t.parquet", source="table", label="kind", id="id")
     found = read(config, folder=tmp_path)
     assert found.fingerprint() == from_csv.fingerprint()
+
+
+def test_columns_of_many_parquet_files_are_one_table(tmp_path):
+    for i in range(2):
+        columns = {"size": [i, 2.0], "weight": [3, 4], "kind": ["cat", "dog"]}
+        pq.write_table(pa.table(columns), tmp_path / f"part-{i}.parquet")
+    found = read(DataConfig(".", source="table", label="kind"), folder=tmp_path)
+    assert found.batch(np.arange(4)).tolist() == [[0, 3], [2, 4], [1, 3], [2, 4]]
+    assert found.labels.tolist() == [0, 1, 0, 1]

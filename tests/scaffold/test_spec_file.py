@@ -233,6 +233,20 @@ def test_parts_beside_the_training_set_are_found(tmp_path):
     assert find_splits(tmp_path / "train.csv")["validation"].name == "val.csv"
 
 
+def test_a_clone_of_the_hub_brings_its_test_set(tmp_path):
+    x, y = vectors()
+    for split in ("train", "test"):
+        file = tmp_path / "clone" / "data" / f"{split}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"emb": list(x), "label": y}), file)
+    clone = tmp_path / "clone"
+    assert find_splits(clone) == {"train": clone, "validation": clone}
+    assert inspect_data(clone).config.input == "emb"
+    assert init(clone, "--out", tmp_path / "spec.toml").exit_code == 0
+    assert specs.check(tmp_path / "spec.toml") == []
+    assert len(specs.read_data(specs.read_spec(tmp_path / "spec.toml"), tmp_path)[1]) == N
+
+
 def test_columns_that_are_not_clear_are_asked_for(tmp_path):
     frame = pd.DataFrame({"a": ["x", "y"] * 20, "b": ["u", "v", "v", "u"] * 10, "z": range(40)})
     frame.to_csv(tmp_path / "t.csv", index=False)

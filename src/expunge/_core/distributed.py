@@ -6,18 +6,27 @@ Everything goes through Accelerate, so that `accelerate launch` and `torchrun` n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
 from expunge._core.arrays import Array, Ints
+from expunge.errors import RunError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+
+# How long processes wait for one that computes for all: longer than any decision takes. A process
+# that dies is noticed at once.
+_TIMEOUT = timedelta(hours=12)
+# What messages of the back ends say if another process is gone.
+_GONE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
 
 
 def shard(rows: Ints, accelerator: Accelerator) -> Ints:
@@ -26,10 +35,13 @@ def shard(rows: Ints, accelerator: Accelerator) -> Ints:
 
 
 def shard_blocks(n: int, block_size: int, accelerator: Accelerator) -> Ints:
-    """Return this process's share of ``0 … n − 1``: every ``num_processes``-th whole block."""
-    return np.flatnonzero(
-        np.arange(n) // block_size % accelerator.num_processes == accelerator.process_index
-    )
+    """Return this process's share of ``0 … n − 1``: whole blocks that follow each other.
+
+    A process that reads its share in order reads a part of every file, not all files.
+    """
+    blocks, count = -(-n // block_size), accelerator.num_processes
+    bounds = [blocks * (accelerator.process_index + i) // count * block_size for i in (0, 1)]
+    return np.arange(bounds[0], min(bounds[1], n))
 
 
 def gather_rows(parts: dict[str, Array], positions: Ints, n: int) -> dict[str, Array]:
@@ -46,7 +58,8 @@ def gather_rows(parts: dict[str, Array], positions: Ints, n: int) -> dict[str, A
     """
     from accelerate.utils import gather_object
 
-    gathered = gather_object([(positions, parts)])
+    with collective():
+        gathered = gather_object([(positions, parts)])
     merged: dict[str, Array] = {}
     for name, part in parts.items():
         merged[name] = np.empty((n, *part.shape[1:]), dtype=part.dtype)
@@ -62,18 +75,42 @@ def this_process() -> Accelerator:
     the caller's own training may have left in the state, change nothing here. Accelerate starts a
     group of CPU processes only on request, so that plain ``torchrun`` is recognised here.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
-        return Accelerator(cpu=True)
-    return Accelerator()
+    if "LOCAL_RANK" not in os.environ:
+        return Accelerator()
+    handlers = [InitProcessGroupKwargs(timeout=_TIMEOUT)]
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)
+
+
+@contextmanager
+def collective() -> Iterator[None]:
+    """Turn the error of a back end whose other processes are gone into one of ours.
+
+    Raises
+    ------
+    RunError
+        If another process of the run ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        is_gone = isinstance(error, torch.distributed.DistError) or any(w in text for w in _GONE)
+        if not is_gone or not torch.distributed.is_initialized():
+            raise
+        raise RunError(
+            "another process of this run has ended",
+            fix="run the same command again, with any number of processes: a run folder resumes",
+        ) from error
 
 
 def all_reduce_sum(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
     """Sum a tensor over all processes."""
     if accelerator.num_processes == 1:
         return tensor
-    total: torch.Tensor = accelerator.reduce(tensor, reduction="sum")
+    with collective():
+        total: torch.Tensor = accelerator.reduce(tensor, reduction="sum")
     return total
 
 
@@ -84,12 +121,14 @@ def broadcast_decision(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     from accelerate.utils import broadcast_object_list
 
     box: list[T | None] = [decide() if accelerator.is_main_process else None]
-    decision: T = broadcast_object_list(box)[0]
+    with collective():
+        decision: T = broadcast_object_list(box)[0]
     return decision
 
 
 def shutdown() -> None:
     """Leave the process group. A process that just ends can be aborted by its own threads."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        with collective():
+            torch.distributed.barrier()
         torch.distributed.destroy_process_group()

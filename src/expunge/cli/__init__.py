@@ -13,6 +13,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout, suppress
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import typer
 
@@ -56,16 +57,41 @@ def main() -> None:
     tolerate_encodings()
     try:
         code = _run()
+        _leave_processes()
     except ExpungeError as error:
-        with suppress(OSError):  # stderr may be full too
-            show(f"error: {error}", err_console, style="red", soft_wrap=True)
         code = INTERRUPTED if isinstance(error, Interrupted) else 1
-    finally:
-        if "torch" in sys.modules:
-            from expunge._core.distributed import shutdown
-
-            shutdown()
+        if _says_errors():
+            with suppress(OSError):  # stderr may be full too
+                show(f"error: {error}", err_console, style="red", soft_wrap=True)
+        if "LOCAL_RANK" in os.environ:
+            # The others wait for this process: it may not wait for them.
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
+
+
+def _leave_processes() -> None:
+    if "torch" in sys.modules:
+        from expunge._core.distributed import shutdown
+
+        shutdown()
+
+
+def _says_errors() -> bool:
+    """Whether this process prints its error: of those of one launcher, the first to fail.
+
+    They share the folder in which torch's launcher looks for reports of errors.
+    """
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not report:
+        return True
+    try:
+        (Path(report).parent.parent / "expunge-error").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return not _process_number()
+    return True
 
 
 def _run() -> int | str | None:

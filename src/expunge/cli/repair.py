@@ -47,6 +47,11 @@ RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="The recipe; see `expunge list recipes`.")
 ]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that decode images and clips, for each process of a run."),
+]
+
 
 @app.command()
 def demo(
@@ -133,6 +138,7 @@ def repair(
     recipe: RecipeName = None,
     fdr: Fdr = None,
     minutes: Minutes = None,
+    workers: Workers = None,
     as_json: Json = False,
     strict: Strict = False,
     overwrite: Overwrite = False,
@@ -150,6 +156,7 @@ def repair(
             recipe=recipe,
             fdr=fdr,
             minutes=minutes,
+            workers=workers,
             progress=show,
         )
         result = pipeline.repair(
@@ -189,6 +196,7 @@ def forget(
     ] = None,
     seed: Seed = None,
     recipe: RecipeName = None,
+    workers: Workers = None,
     as_json: Json = False,
     strict: Strict = False,
     overwrite: Overwrite = False,
@@ -209,6 +217,7 @@ def forget(
             overwrite=overwrite,
             seed=seed,
             recipe=recipe,
+            workers=workers,
             progress=show,
         )
         if read.holds_out and loaded.held_out is not None:
@@ -271,6 +280,7 @@ def _stage(name: StageName, summary: str) -> Callable[..., None]:
         seed: Seed = None,
         recipe: RecipeName = None,
         fdr: Fdr = None,
+        workers: Workers = None,
         as_json: Json = False,
         overwrite: Overwrite = False,
     ) -> None:
@@ -279,7 +289,14 @@ def _stage(name: StageName, summary: str) -> Callable[..., None]:
 
         with progress() as show:
             loaded = specs.load_spec(
-                spec, out=out, overwrite=overwrite, seed=seed, recipe=recipe, fdr=fdr, progress=show
+                spec,
+                out=out,
+                overwrite=overwrite,
+                seed=seed,
+                recipe=recipe,
+                fdr=fdr,
+                workers=workers,
+                progress=show,
             )
             made = pipeline.repair_until(
                 loaded.model,

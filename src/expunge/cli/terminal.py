@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -139,18 +140,23 @@ def tolerate_encodings() -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage on stderr, with the time left; lines if stderr is no terminal."""
+    """A bar for each stage on stderr, with the time left; lines if stderr is no terminal.
+
+    Of several processes, the first one shows it.
+    """
     columns: list[ProgressColumn] = [
         TextColumn("{task.description:28}"),
         BarColumn(),
         TimeElapsedColumn(),
     ]
     columns.append(TimeRemainingColumn())
+    is_first = os.environ.get("RANK", "0") == "0"
     hidden = not err_console.is_terminal
-    with Progress(*columns, console=err_console, transient=True, disable=hidden) as bars:
+    is_off = hidden or not is_first
+    with Progress(*columns, console=err_console, transient=True, disable=is_off) as bars:
         tasks: dict[str, Any] = {}
         running: list[str] = []
-        log = ProgressLog(partial(echo, err=True)) if hidden else None
+        log = ProgressLog(partial(echo, err=True)) if hidden and is_first else None
 
         def show(what: str, done: int, total: int) -> None:
             running[:] = [f"{what} ({done} of {total})"]

@@ -2,7 +2,8 @@
 
 from expunge.data.arrays import Labels, from_arrays
 from expunge.data.dataset import DataLike, MapDataset, as_samples, from_dataset
-from expunge.data.inputs import Batch, DictInputs, Inputs, LazyInputs, TensorInputs, require_tensor
+from expunge.data.inputs import Batch, DictInputs, Inputs, TensorInputs, require_tensor
+from expunge.data.lazy_inputs import LazyInputs
 from expunge.data.overlap import check_alike, check_disjoint, shared_inputs
 from expunge.data.preparation import Preparation
 from expunge.data.samples import Samples, View

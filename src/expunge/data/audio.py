@@ -10,14 +10,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.data.encoded import MAX_BYTES_IN_MEMORY, Encoded, InvalidFile, stored_bytes
-from expunge.data.inputs import Inputs, LazyInputs, TensorInputs
+from expunge.data.encoded import (
+    MAX_BYTES_IN_MEMORY,
+    Encoded,
+    InvalidFile,
+    encoded_groups,
+    stored_bytes,
+)
+from expunge.data.inputs import Inputs, TensorInputs
+from expunge.data.lazy_inputs import LazyInputs
+from expunge.data.workers import choose_workers
 from expunge.errors import DataError, extra_required, group_by_reason
 
 if TYPE_CHECKING:
@@ -75,6 +84,7 @@ def decode_clips(
     sample_rate: int | None = None,
     seconds: float | None = None,
     where: str,
+    workers: int | None = None,
 ) -> Clips:
     """Decode the clips of these ids to ``int16[samples]``, mixed to one channel.
 
@@ -96,6 +106,8 @@ def decode_clips(
         have one length.
     where
         What messages call the source.
+    workers
+        The number of worker processes that decode what does not fit, see `choose_workers`.
 
     Returns
     -------
@@ -122,7 +134,8 @@ def decode_clips(
     source = _Source(encoded, ids, where)
     reasons: dict[int, str] = {}
     rate, length = _common_format(source, sample_rate, seconds, reasons)
-    in_memory = len(ids) * length * 2 < MAX_BYTES_IN_MEMORY
+    n_bytes = len(ids) * length * 2
+    in_memory = n_bytes < MAX_BYTES_IN_MEMORY
     out = np.zeros((len(ids) if in_memory else 0, length), dtype=np.int16)
     constant = np.zeros(len(ids), dtype=bool)
 
@@ -143,7 +156,7 @@ def decode_clips(
     if in_memory:
         inputs = TensorInputs(torch.from_numpy(out if len(kept) == len(ids) else out[kept]))
     else:
-        inputs = _lazy(source, kept, rate, length)
+        inputs = _lazy(source, kept, rate, length, workers=choose_workers(workers, n_bytes))
     return Clips(inputs, kept, rate, {ids[i].item(): reasons[i] for i in sorted(reasons)})
 
 
@@ -300,18 +313,30 @@ def _check_half_usable(reasons: Mapping[int, str], source: _Source) -> None:
     )
 
 
-def _lazy(source: _Source, kept: np.ndarray, rate: int, length: int) -> LazyInputs:
+def _lazy(source: _Source, kept: np.ndarray, rate: int, length: int, *, workers: int) -> LazyInputs:
     encoded, ids, where = source
 
-    def read(row: int) -> Tensor:
+    def locate(row: int) -> tuple[str, Encoded]:
         i = int(kept[row])
-        out = np.zeros(length, dtype=np.int16)
-        try:
-            x = _decode_one(encoded, i, rate, length)
-        except InvalidFile as reason:
-            raise DataError(f"clips that {reason}: ids {ids[i]}", where=where) from reason
-        out[: len(x)] = x
-        return torch.from_numpy(out)
+        return str(ids[i]), encoded.locate(i)
 
     text = f"{encoded.content()}{kept.tolist()}{rate}{length}"
-    return LazyInputs(len(kept), read, hashlib.sha256(text.encode()).hexdigest())
+    return LazyInputs(
+        len(kept),
+        partial(_read_clip, rate, length, where),
+        hashlib.sha256(text.encode()).hexdigest(),
+        locate=locate,
+        groups=lambda rows: encoded_groups(encoded, kept[rows]),
+        workers=workers,
+    )
+
+
+def _read_clip(rate: int, length: int, where: str, located: tuple[str, Encoded]) -> Tensor:
+    name, file = located
+    out = np.zeros(length, dtype=np.int16)
+    try:
+        x = _decode_one(file, 0, rate, length)
+    except InvalidFile as reason:
+        raise DataError(f"clips that {reason}: ids {name}", where=where) from reason
+    out[: len(x)] = x
+    return torch.from_numpy(out)

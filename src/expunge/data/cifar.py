@@ -39,6 +39,12 @@ CLASSES = (
 def cifar_rows(path: Path, config: DataConfig) -> Rows:
     """Read the original ``cifar-10-batches-py`` folder; ids are rows in torchvision's order."""
     require_folder(path)
+    if config.split not in BATCHES:
+        raise DataError(
+            f"CIFAR-10 has no split '{config.split}'",
+            where=str(path),
+            fix="set split to train or test; skip_rows and max_rows divide the training batches",
+        )
     pixels, labels = [], []
     for name in BATCHES[config.split]:
         x, y = _batch(path / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -13,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 from expunge.data.arrays import ArrayInputs, Labels, array_rows
-from expunge.data.inputs import Batch, DictInputs, Inputs, LazyInputs, TensorInputs
+from expunge.data.inputs import Batch, DictInputs, Inputs, TensorInputs
 from expunge.data.items import BY_FORM, LABEL_KEYS, Item, ItemKeys, parse_item
 from expunge.data.labels import as_column
+from expunge.data.lazy_inputs import LazyInputs
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Samples, View
 from expunge.data.text_items import is_tokenized, text_rows
 from expunge.data.texts import Tokenizer
+from expunge.data.workers import choose_workers
 from expunge.errors import DataError, format_ids
 
 # Inputs of up to this size are kept in memory by default.
@@ -59,6 +62,7 @@ def from_dataset(
     view: str | View = "none",
     name: str = "data",
     max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY,
+    workers: int | None = None,
 ) -> Samples:
     """Make samples from a map-style data set.
 
@@ -85,6 +89,9 @@ def from_dataset(
         See `from_texts`. The tokenizer also says how token ids are padded.
     max_bytes_in_memory
         Inputs of fewer bytes in all are kept in memory. Others are read again for every batch.
+    workers
+        The number of processes that read the items of such batches; the data set is sent to each of
+        them. By default one a core for a large `datasets.Dataset` in files, else 0.
 
     Returns
     -------
@@ -114,7 +121,13 @@ def from_dataset(
     if tokenizer is not None:
         rows = _text_rows(dataset, tokenizer, keys, name)
     else:
-        rows = dataset_rows(dataset, keys=keys, max_bytes_in_memory=max_bytes_in_memory, name=name)
+        rows = dataset_rows(
+            dataset,
+            keys=keys,
+            max_bytes_in_memory=max_bytes_in_memory,
+            workers=workers,
+            name=name,
+        )
     return to_samples(
         rows,
         classes=tuple(classes or ()),
@@ -133,6 +146,7 @@ def dataset_rows(
     *,
     keys: ItemKeys = BY_FORM,
     max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY,
+    workers: int | None = None,
     name: str,
 ) -> Rows:
     """All ids and labels, and the inputs or a hash of them, in one pass."""
@@ -142,7 +156,8 @@ def dataset_rows(
     if is_tokenized(first.inputs):
         return _text_rows(dataset, None, keys, name)
     form = _describe_inputs(first.inputs)
-    keep = n * _n_bytes(first.inputs) < max_bytes_in_memory
+    n_bytes = n * _n_bytes(first.inputs)
+    keep = n_bytes < max_bytes_in_memory
     kept = {k: torch.empty((n, *v.shape), dtype=v.dtype) for k, v in first.inputs.items() if keep}
     digest = hashlib.sha256(form.encode())
     ids: list[object] = []
@@ -170,13 +185,15 @@ def dataset_rows(
             fix="resize, crop or pad all inputs to one shape",
         )
 
-    def read(i: int) -> Batch:
-        return _unwrap_single(_read_item(dataset, i, keys, name).inputs)
-
+    lazy = partial(_read_inputs, dataset, keys, name)
+    # A data set in memory would be copied into every worker.
+    n_bytes = n_bytes if getattr(dataset, "cache_files", None) else 0
     return Rows(
         ids=as_column(ids, np.arange(n), what="id", where=name),
         labels=as_column(labels, np.array(ids, dtype=object), what="label", where=name),
-        inputs=_in_memory(kept) if keep else LazyInputs(n, read, digest.hexdigest()),
+        inputs=_in_memory(kept)
+        if keep
+        else LazyInputs(n, lazy, digest.hexdigest(), workers=choose_workers(workers, n_bytes)),
         class_names=_class_names(dataset, keys.label),
         has_explicit_ids=first.id is not None and not first.is_index,
     )
@@ -303,6 +320,10 @@ def _raw_item(dataset: MapDataset, i: int, name: str) -> object:
         return dataset[i]
     except Exception as error:  # the data set is not ours: say which item it failed at
         raise DataError(f"{type(error).__name__}: {error}", where=f"{name}, item {i}") from error
+
+
+def _read_inputs(dataset: MapDataset, keys: ItemKeys, name: str, i: int) -> Batch:
+    return _unwrap_single(_read_item(dataset, i, keys, name).inputs)
 
 
 def _unwrap_single(x: dict[str, Tensor]) -> Batch:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from expunge.data.encoded import EncodedFiles, InvalidFile
-from expunge.data.inputs import Inputs, LazyInputs, TensorInputs, require_tensor
+from expunge.data.inputs import Inputs, TensorInputs, require_tensor
+from expunge.data.lazy_inputs import LazyInputs
 from expunge.data.transforms import Transform, TransformFailed
 from expunge.errors import DataError
 
 if TYPE_CHECKING:
-    from expunge.data.images import Mode
+    from expunge.data.image_decoding import Mode
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def decode_inputs(items: Sequence[Any], decoding: Decoding, where: str) -> Tenso
 
 
 def _decode_image(item: Any, decoding: Decoding) -> np.ndarray:
-    from expunge.data.images import ImageFormat, decode_one, image_pixels
+    from expunge.data.image_decoding import ImageFormat, decode_one, image_pixels
 
     target = ImageFormat(decoding.mode, decoding.size, decoding.transform)
     if isinstance(item, str | Path):

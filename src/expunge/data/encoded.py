@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from expunge.storage.reading import reading
+from expunge.data.inputs import Positions, ReadGroups
+from expunge.storage.digest_cache import file_digests
 
 # Decoded inputs of up to this size are kept in memory.
 MAX_BYTES_IN_MEMORY = 4 << 30
@@ -38,29 +41,60 @@ class Encoded(Protocol):
         """Read the bytes of one file; None if none are stored."""
         ...
 
+    def locate(self, position: int) -> Encoded:
+        """One file alone, small enough to be sent to a worker process."""
+        ...
+
     def content(self) -> str:
         """Hash all that can be read."""
         ...
 
 
+class EncodedBytes:
+    """One image or clip in memory."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, position: int) -> bytes | None:
+        return self._data
+
+    def locate(self, position: int) -> Encoded:
+        return self
+
+    def content(self) -> str:
+        return hashlib.sha256(self._data or b"").hexdigest()
+
+
 class EncodedFiles:
     """Images or clips in one file each."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self._paths = [os.fspath(path) for path in paths]
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, position: int) -> bytes | None:
-        return self._paths[position].read_bytes()
+        return Path(self._paths[position]).read_bytes()
+
+    def locate(self, position: int) -> Encoded:
+        return EncodedFiles([self._paths[position]])
 
     def content(self) -> str:
         digest = hashlib.sha256()
-        for path in self._paths:
-            with reading(path):
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        for found in file_digests(self._paths):
+            digest.update(bytes.fromhex(found))
         return digest.hexdigest()
+
+
+def encoded_groups(encoded: Encoded, positions: Positions) -> ReadGroups | None:
+    """Which files are read together; see `expunge.data.inputs.read_groups`."""
+    found = getattr(encoded, "read_groups", None)
+    return None if found is None else found(positions)
 
 
 class EncodedSlice:
@@ -74,6 +108,12 @@ class EncodedSlice:
 
     def read(self, position: int) -> bytes | None:
         return self._encoded.read(self._start + position)
+
+    def locate(self, position: int) -> Encoded:
+        return self._encoded.locate(self._start + position)
+
+    def read_groups(self, positions: Positions) -> ReadGroups | None:
+        return encoded_groups(self._encoded, positions + self._start)
 
     def content(self) -> str:
         return self._encoded.content() + (f" from {self._start}" if self._start else "")

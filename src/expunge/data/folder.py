@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,13 +50,11 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
     labels: list[str] = []
     others: list[str] = []
     for name in classes:
-        files = [p.relative_to(path) for p in _files(path / name)]
-        known = [p.as_posix() for p in files if p.suffix.lower() in KNOWN_SUFFIXES]
-        others += [p.as_posix() for p in files if p.suffix.lower() not in KNOWN_SUFFIXES]
+        files = list(_files(path, name))
+        known = [p for p in files if _suffix(p) in KNOWN_SUFFIXES]
+        others += [p for p in files if _suffix(p) not in KNOWN_SUFFIXES]
         ids += sorted(known)
         labels += [name] * len(known)
-    if not ids:
-        _check_no_tables(path)
     _check_kinds(path, others, n_known=len(ids))
     empty = [name for name in classes if name not in set(labels)]
     if empty:
@@ -76,7 +75,7 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
     return Rows(
         ids=np.array(ids, dtype=str),
         labels=np.array(labels, dtype=str),
-        inputs=EncodedFiles(resolve_inside(path, ids, np.array(ids), where=str(path))),
+        inputs=EncodedFiles(_inside(path, ids, classes)),
         class_names=tuple(classes),
         has_explicit_ids=True,
         id_root=os.path.realpath(path),
@@ -92,7 +91,7 @@ def class_folders(path: Path) -> list[str]:
 
 def _check_layout(path: Path, classes: list[str]) -> None:
     """Raise DataError for a folder without class folders, and for one of splits."""
-    if not classes and not any(path.glob("*.parquet")):
+    if not classes:
         raise DataError(
             "no class folders in this folder",
             where=str(path),
@@ -103,18 +102,6 @@ def _check_layout(path: Path, classes: list[str]) -> None:
             f"the sub-folders are splits, not classes: {format_ids(classes)}",
             where=str(path),
             fix=f'name one of them: path = "{(path / classes[0]).as_posix()}"',
-        )
-
-
-def _check_no_tables(path: Path) -> None:
-    """Raise DataError for a folder of Parquet files instead of images."""
-    tables = sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")])
-    if tables:
-        names = [p.relative_to(path).as_posix() for p in tables]
-        raise DataError(
-            f"holds Parquet files, as a clone of a Hub data set does: {format_ids(names)}",
-            where=str(path),
-            fix=f'name one of them: path = "{tables[0].as_posix()}"',
         )
 
 
@@ -141,10 +128,28 @@ def _describe_suffix(name: str) -> str:
     return f"have the suffix {suffix}, which is not read" if suffix else "have no suffix"
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files at any depth; hidden ones, and those in hidden folders, are left out."""
-    found = []
-    for parent, folders, names in os.walk(folder):
+def has_samples(path: Path) -> bool:
+    """Whether a folder holds an image or a clip, at any depth."""
+    return any(_suffix(name) in KNOWN_SUFFIXES for name in _files(path, "."))
+
+
+def _files(root: Path, folder: str) -> Iterator[str]:
+    """The files at any depth, relative to the root; hidden files and folders are left out."""
+    for parent, folders, names in os.walk(root / folder):
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX", "@eaDir")))
-        found += [Path(parent) / n for n in sorted(names) if not n.startswith(".")]
-    return [p for p in found if p.name not in ("Thumbs.db", "desktop.ini")]
+        start = Path(parent).relative_to(root).as_posix()
+        prefix = "" if start == "." else f"{start}/"
+        for name in sorted(names):
+            if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini"):
+                yield prefix + name
+
+
+def _inside(root: Path, names: list[str], classes: list[str]) -> list[str]:
+    """The paths of files that were found in a folder; a link must not lead out of it.
+
+    Below the class folders no folder that is a link was entered.
+    """
+    base = os.path.realpath(root)
+    links = [name for name in (*classes, *names) if os.path.islink(root / name)]
+    resolve_inside(root, links, np.array(links), where=str(root))
+    return [f"{base}/{name}" for name in names]

@@ -3,98 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from expunge.data.encoded import MAX_BYTES_IN_MEMORY, Encoded, InvalidFile, stored_bytes
-from expunge.data.inputs import Inputs, LazyInputs, TensorInputs
-from expunge.data.pixels import DEEP_MODES, channels_first
-from expunge.data.transforms import Transform, TransformFailed
+from expunge.data.encoded import MAX_BYTES_IN_MEMORY, Encoded, InvalidFile, encoded_groups
+from expunge.data.image_decoding import ImageForm, ImageFormat, UnlikeOthers, decode_one
+from expunge.data.inputs import Inputs, TensorInputs
+from expunge.data.lazy_inputs import LazyInputs
+from expunge.data.workers import Workers, choose_workers
 from expunge.errors import DataError, group_by_reason
+from expunge.storage.digest_cache import MIN_FILES
+from expunge.storage.user_cache import read_reasons, write_reasons
 
-Mode = Literal["RGB", "L"]
-
-# No format that runs a program (EPS) or reads other files.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-CHUNK_SIZE = 256
+# Images that a thread, and a process, decode at a time.
+CHUNK_SIZE, PROCESS_CHUNK_SIZE = 256, 32
 # Bytes of an image below which one thread is faster than several.
 SMALL_IMAGE = 3 * 128 * 128
-
-_DAMAGE = (
-    OSError,  # Pillow's UnidentifiedImageError is one
-    SyntaxError,  # what Pillow raises for a broken PNG
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-    Warning,  # the caller may have turned warnings into errors
-)
-
-
-class UnlikeOthers(InvalidFile):
-    """An image that is sound, and only of a mode that does not fit."""
-
-
-class ImageForm(NamedTuple):
-    """Shape ``(C, H, W)`` and number type of an image."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @classmethod
-    def of(cls, pixels: np.ndarray) -> ImageForm:
-        """The form of an image."""
-        return cls(pixels.shape, pixels.dtype)
-
-    @property
-    def n_bytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def empty(self, n: int) -> np.ndarray:
-        """Memory for n images of this form."""
-        return np.empty((n, *self.shape), dtype=self.dtype)
-
-    def __str__(self) -> str:
-        if len(self.shape) != 3 or self.shape[0] not in (1, 3):
-            return f"{list(self.shape)} {self.dtype}"
-        channels, height, width = self.shape
-        depth = {"u": "", "f": " of 16 bits"}.get(self.dtype.kind, f" {self.dtype}")
-        return f"{width}×{height} {'L' if channels == 1 else 'RGB'}{depth}"
-
-
-class ImageFormat(NamedTuple):
-    """What images are converted to; None leaves them as they are.
-
-    Parameters
-    ----------
-    mode
-        RGB or L. With a transform, images of 8 bits are RGB by default.
-    size
-        Side in pixels.
-    transform
-        Applied to the converted Pillow image.
-    """
-
-    mode: Mode | None = None
-    size: int | None = None
-    transform: Transform | None = None
 
 
 class Images(NamedTuple):
@@ -126,6 +59,7 @@ def decode_images(
     target: ImageFormat = UNCHANGED,
     *,
     where: str,
+    workers: int | None = None,
 ) -> Images:
     """Decode the images of these ids to ``uint8[C, H, W]``, or to what a transform makes of them.
 
@@ -143,6 +77,8 @@ def decode_images(
         size all must have one; images are resized bilinearly.
     where
         What messages call the source.
+    workers
+        The number of worker processes that decode, see `choose_workers`.
 
     Returns
     -------
@@ -165,43 +101,134 @@ def decode_images(
         # Pillow warns of harmless oddities (EXIF, palettes); of bombs we raise an error ourselves.
         warnings.simplefilter("ignore")
         form = _first_form(encoded, len(ids), target)
-        in_memory = form is None or len(ids) * form.n_bytes < MAX_BYTES_IN_MEMORY
-        out = form.empty(len(ids)) if form is not None and in_memory else None
-        forms: list[ImageForm | None] = [None] * len(ids)
-        invalid: dict[int, InvalidFile] = {}
-
-        def decode_chunk(start: int) -> list[tuple[int, InvalidFile]]:
-            found = []
-            for i in range(start, min(start + CHUNK_SIZE, len(ids))):
-                try:
-                    pixels = decode_one(encoded, i, target)
-                except InvalidFile as reason:
-                    found.append((i, reason))
-                    continue
-                forms[i] = ImageForm.of(pixels)
-                if out is not None and forms[i] == form:
-                    out[i] = pixels
-            return found
-
-        # Small images take longer to hand over between threads than to decode.
-        is_small = target[1:] == (None, None) and (form is None or form.n_bytes < SMALL_IMAGE)
-        with ThreadPoolExecutor(1 if is_small else min(32, os.cpu_count() or 1)) as pool:
-            for found in pool.map(decode_chunk, range(0, len(ids), CHUNK_SIZE)):
-                invalid.update(found)
-    skipped = _skipped(invalid, forms, ids, where)
-    if target.transform is not None:
-        _check_repeatable(encoded, target, forms, where)
-    kept = np.setdiff1d(np.arange(len(ids)), list(invalid))
-    if out is None:
-        return Images(_lazy(encoded, ids, kept, target, where=where), kept, skipped)
+    n_bytes = 0 if form is None else len(ids) * form.n_bytes
+    if form is not None and n_bytes >= MAX_BYTES_IN_MEMORY:
+        n_workers = choose_workers(workers, n_bytes)
+        return _decode_on_demand(_Source(encoded, ids, where), target, form, n_workers)
+    found = _Decoded(len(ids), form, keep=form is not None)
+    _decode_all(encoded, target, found, choose_workers(workers, 0))
+    skipped = _skipped(found.invalid, found.forms, ids, where)
+    _check_repeatable(encoded, target, found, where)
+    kept = np.setdiff1d(np.arange(len(ids)), list(found.invalid))
+    out = np.empty(0) if found.out is None else found.out
     return Images(TensorInputs(torch.from_numpy(out[kept] if skipped else out)), kept, skipped)
 
 
-def _check_repeatable(
-    encoded: Encoded, target: ImageFormat, forms: list[ImageForm | None], where: str
+class _Source(NamedTuple):
+    """Encoded images, their ids, and what messages call them."""
+
+    encoded: Encoded
+    ids: np.ndarray
+    where: str
+
+
+def _decode_on_demand(
+    source: _Source, target: ImageFormat, form: ImageForm, n_workers: int
+) -> Images:
+    """Find out which images can be used; for many images that is remembered."""
+    encoded, ids, where = source
+    transform = target.transform.content() if target.transform else ""
+    content = f"{encoded.content()}{target.mode}{target.size}{transform}"
+    key = hashlib.sha256(f"{content}{len(ids)}{form}".encode()).hexdigest()
+    found = _Decoded(len(ids), form, keep=False)
+    reasons = read_reasons(key, len(ids)) if len(ids) >= MIN_FILES else None
+    if reasons is None:
+        _decode_all(encoded, target, found, n_workers)
+        skipped = _skipped(found.invalid, found.forms, ids, where)
+        _check_repeatable(encoded, target, found, where)
+        if len(ids) >= MIN_FILES:
+            write_reasons(key, {i: str(reason) for i, reason in found.invalid.items()})
+    else:
+        skipped = {ids[i].item(): reasons[i] for i in sorted(reasons)}
+    kept = np.setdiff1d(np.arange(len(ids)), list(found.invalid if reasons is None else reasons))
+    inputs = LazyInputs(
+        len(kept),
+        partial(_read_image, target, where),
+        hashlib.sha256(f"{content}{kept.tolist()}".encode()).hexdigest(),
+        locate=lambda row: (str(ids[kept[row]]), encoded.locate(int(kept[row]))),
+        groups=lambda rows: encoded_groups(encoded, kept[rows]),
+        workers=n_workers,
+    )
+    return Images(inputs, kept, skipped)
+
+
+class _Decoded:
+    """What decoding all images gave: the pixels if they are kept, and form or reason of each."""
+
+    def __init__(self, n: int, form: ImageForm | None, *, keep: bool) -> None:
+        self.form = form
+        self.out = form.empty(n) if form is not None and keep else None
+        self.forms: list[ImageForm | None] = [None] * n
+        self.invalid: dict[int, InvalidFile] = {}
+
+    def take(self, i: int, found: np.ndarray | ImageForm | InvalidFile) -> None:
+        """Note the result of one image."""
+        if isinstance(found, InvalidFile):
+            self.invalid[i] = found
+            return
+        form = ImageForm.of(found) if isinstance(found, np.ndarray) else found
+        self.forms[i] = self.form if form == self.form else form
+        if self.out is not None and form == self.form:
+            self.out[i] = found
+
+
+def _decode_all(encoded: Encoded, target: ImageFormat, found: _Decoded, n_workers: int) -> None:
+    if n_workers:
+        _decode_in_processes(encoded, target, found, n_workers)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _decode_in_threads(encoded, target, found)
+
+
+def _decode_in_threads(encoded: Encoded, target: ImageFormat, found: _Decoded) -> None:
+    def decode_chunk(start: int) -> None:
+        for i in range(start, min(start + CHUNK_SIZE, len(found.forms))):
+            found.take(i, _try_decode(encoded, i, target))
+
+    # Small images take longer to hand over between threads than to decode.
+    is_small = target[1:] == (None, None) and (
+        found.form is None or found.form.n_bytes < SMALL_IMAGE
+    )
+    with ThreadPoolExecutor(1 if is_small else min(32, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(decode_chunk, range(0, len(found.forms), CHUNK_SIZE)):
+            pass
+
+
+def _decode_in_processes(
+    encoded: Encoded, target: ImageFormat, found: _Decoded, n_workers: int
 ) -> None:
+    n, size = len(found.forms), PROCESS_CHUNK_SIZE
+    chunks = [range(start, min(start + size, n)) for start in range(0, n, size)]
+    workers = Workers(partial(_decode_chunk, target, found.out is not None), n_workers)
+    parts = workers.map([encoded.locate(i) for i in chunk] for chunk in chunks)
+    for chunk, part in zip(chunks, parts, strict=True):
+        for i, one in zip(chunk, part, strict=True):
+            found.take(i, one)
+
+
+def _decode_chunk(
+    target: ImageFormat, keep: bool, files: list[Encoded]
+) -> list[np.ndarray | ImageForm | InvalidFile]:
+    """In a worker process: the pixels of each file, or their form alone, or what is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [_try_decode(file, 0, target) for file in files]
+    return [ImageForm.of(x) if isinstance(x, np.ndarray) and not keep else x for x in found]
+
+
+def _try_decode(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray | InvalidFile:
+    try:
+        return decode_one(encoded, i, target)
+    except InvalidFile as reason:
+        return reason
+
+
+def _check_repeatable(encoded: Encoded, target: ImageFormat, found: _Decoded, where: str) -> None:
     """Raise DataError if the transform is random: the first images are decoded twice more."""
-    for i in [i for i, form in enumerate(forms) if form is not None][:N_REREAD]:
+    if target.transform is None:
+        return
+    for i in [i for i, form in enumerate(found.forms) if form is not None][:N_REREAD]:
         first, again = decode_one(encoded, i, target), decode_one(encoded, i, target)
         if not np.array_equal(first, again, equal_nan=first.dtype.kind == "f"):
             raise DataError(
@@ -209,63 +236,6 @@ def _check_repeatable(
                 where=where,
                 fix="name the transform of the evaluation; random ones are views",
             )
-
-
-def image_pixels(image: Image.Image, target: ImageFormat) -> np.ndarray:
-    """A Pillow image as it is stored: converted, and transformed if there is a transform.
-
-    InvalidFile if it does not fit.
-    """
-    transform = target.transform
-    if transform is None:
-        return channels_first(np.asarray(_convert(image, target)))
-    if target.mode is None and image.mode not in DEEP_MODES:
-        target = target._replace(mode="RGB")
-    try:
-        return transform(_convert(image, target))
-    except TransformFailed as error:
-        raise UnlikeOthers(str(error)) from error
-
-
-def decode_one(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray:
-    """One image as it is stored."""
-    data = stored_bytes(encoded, i)
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise InvalidFile(f"have more than {limit} pixels (Pillow's limit)")
-            image.load()
-            return image_pixels(image, target)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidFile(
-            f"have more than {Image.MAX_IMAGE_PIXELS} pixels (Pillow's limit)"
-        ) from error
-    except _DAMAGE as error:
-        raise InvalidFile("cannot be decoded (truncated, damaged or no image)") from error
-
-
-def _convert(image: Image.Image, target: ImageFormat) -> Image.Image:
-    """Convert the mode and resize; UnlikeOthers for a mode that does not fit."""
-    mode, size = target.mode, target.size
-    is_deep = image.mode in DEEP_MODES
-    if mode is None and image.mode not in ("L", "RGB") and not is_deep:
-        if image.mode not in CONVERTIBLE:
-            raise UnlikeOthers(_UNFIT.format(image.mode))
-        raise UnlikeOthers(f"have mode {image.mode}, expected RGB or L: set mode to convert them")
-    if mode is not None and image.mode != mode:
-        if is_deep:  # Pillow would clip them to white without a warning
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        elif image.mode not in CONVERTIBLE:
-            raise UnlikeOthers(_UNFIT.format(image.mode))
-        image = image.convert(mode)
-    if size is not None and image.size != (size, size):
-        if image.mode in DEEP_MODES:
-            deep = Image.fromarray(np.asarray(image).astype(np.float32))
-            deep = deep.resize((size, size), Image.Resampling.BILINEAR)
-            return Image.fromarray(np.asarray(deep).round().astype(np.uint16))
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return image
 
 
 def _first_form(encoded: Encoded, n: int, target: ImageFormat) -> ImageForm | None:
@@ -278,29 +248,18 @@ def _first_form(encoded: Encoded, n: int, target: ImageFormat) -> ImageForm | No
     return None
 
 
-def _lazy(
-    encoded: Encoded, ids: np.ndarray, kept: np.ndarray, target: ImageFormat, *, where: str
-) -> LazyInputs:
-    def read(row: int) -> Tensor:
-        i = int(kept[row])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                pixels = decode_one(encoded, i, target)
-            except InvalidFile as reason:
-                raise DataError(f"images that {reason}: ids {ids[i]}", where=where) from reason
-        return torch.from_numpy(np.array(pixels))
-
-    transform = target.transform.content() if target.transform else ""
-    text = f"{encoded.content()}{kept.tolist()}{target.mode}{target.size}{transform}"
-    return LazyInputs(len(kept), read, hashlib.sha256(text.encode()).hexdigest())
+def _read_image(target: ImageFormat, where: str, located: tuple[str, Encoded]) -> Tensor:
+    name, file = located
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pixels = decode_one(file, 0, target)
+        except InvalidFile as reason:
+            raise DataError(f"images that {reason}: ids {name}", where=where) from reason
+    return torch.from_numpy(np.array(pixels))
 
 
 _FIX = "repair or remove these images; size and mode convert those that only differ"
-_UNFIT = (
-    "have mode {}, which does not fit into 16 bits: write them with 8 or 16 bits, or read them in "
-    "a data set of your own"
-)
 
 
 def _skipped(

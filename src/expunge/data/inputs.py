@@ -1,10 +1,10 @@
-"""Inputs by position: one tensor in memory, several by name, or files that are read on demand."""
+"""Inputs by position: one tensor in memory or several by name; `lazy_inputs` reads on demand."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -82,36 +82,6 @@ class DictInputs:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class LazyInputs:
-    """Inputs that are read on demand, with one call of ``read(position)`` a sample.
-
-    Parameters
-    ----------
-    n
-        The number of samples.
-    read
-        Returns the input of one sample: a tensor, or several by name.
-    content
-        A hash of the content, of the files' bytes for example.
-    """
-
-    def __init__(self, n: int, read: Callable[[int], Batch], content: str) -> None:
-        self._n, self._read, self._content = n, read, content
-
-    def __len__(self) -> int:
-        return self._n
-
-    def batch(self, positions: Positions) -> Batch:
-        items = [self._read(int(i)) for i in positions]
-        if isinstance(items[0], Tensor):
-            return torch.stack([x for x in items if isinstance(x, Tensor)])
-        tables = [x for x in items if isinstance(x, dict)]
-        return {k: torch.stack([x[k] for x in tables]) for k in tables[0]}
-
-    def fingerprint(self) -> str:
-        return self._content
-
-
 class SubsetInputs:
     """The inputs at some positions of others."""
 
@@ -138,7 +108,43 @@ class SubsetInputs:
         """Whether batches are padded to their longest input."""
         return is_ragged(self._inputs)
 
+    def announce(self, positions: Positions) -> None:
+        """See `announce`."""
+        announce(self._inputs, self._positions[positions])
+
+    def read_groups(self, positions: Positions) -> ReadGroups | None:
+        """See `read_groups`."""
+        return read_groups(self._inputs, self._positions[positions])
+
 
 def is_ragged(inputs: Inputs) -> bool:
     """Whether inputs have different lengths, so that batches are padded to their longest."""
     return bool(getattr(inputs, "is_ragged", False))
+
+
+def announce(inputs: Inputs, positions: Positions) -> None:
+    """Say which batch will be asked for soon; inputs that worker processes decode begin with it."""
+    begin = getattr(inputs, "announce", None)
+    if begin is not None:
+        begin(positions)
+
+
+class ReadGroups(NamedTuple):
+    """Which samples are read from disk together.
+
+    Parameters
+    ----------
+    groups
+        ``int64[n]``: the group of each sample.
+    n_in_memory
+        How many groups stay in memory.
+    """
+
+    groups: np.ndarray
+    n_in_memory: int
+
+
+def read_groups(inputs: Inputs, positions: Positions) -> ReadGroups | None:
+    """The groups of these samples; None if any order of reading is as quick as another."""
+    found = getattr(inputs, "read_groups", None)
+    return None if found is None else found(np.asarray(positions))

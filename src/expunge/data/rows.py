@@ -14,7 +14,7 @@ from expunge.data.checks import require_two_labels
 from expunge.data.classes import encode_labels
 from expunge.data.decoding import Decoding, transform_inputs
 from expunge.data.encoded import Encoded, EncodedSlice
-from expunge.data.inputs import Batch, Inputs, TensorInputs
+from expunge.data.inputs import Batch, Inputs, SubsetInputs, TensorInputs
 from expunge.data.preparation import Preparation
 from expunge.data.samples import Samples, View
 from expunge.data.texts import Texts, Tokenizer, tokenize
@@ -23,7 +23,7 @@ from expunge.data.views import view as named_view
 from expunge.errors import USER_ERRORS, ConfigError, DataError, check_range, group_by_reason
 
 if TYPE_CHECKING:
-    from expunge.data.images import Mode
+    from expunge.data.image_decoding import Mode
 
 
 # Inputs whose mean and standard deviation are compared with those given.
@@ -84,7 +84,7 @@ def slice_rows(rows: Rows, start: int, n: int | None) -> Rows:
     elif isinstance(rows.inputs, Texts):
         inputs = rows.inputs[start:stop]
     elif isinstance(rows.inputs, Inputs):
-        raise DataError("cannot select rows of inputs that are read on demand")
+        inputs = SubsetInputs(rows.inputs, np.arange(start, stop))
     else:
         inputs = EncodedSlice(rows.inputs, start, stop - start)
     return replace(rows, ids=rows.ids[start:stop], labels=rows.labels[start:stop], inputs=inputs)
@@ -103,6 +103,7 @@ def to_samples(
     transform: Transform | None = None,
     tokenizer: Tokenizer | None = None,
     length: int | None = None,
+    workers: int | None = None,
     view: str | View = "none",
     name: str = "data",
     where: str = "",
@@ -143,14 +144,18 @@ def to_samples(
             sample_rate=sample_rate,
             seconds=seconds,
             where=where,
+            workers=workers,
         )
         inputs, kept, sample_rate, skipped = clips
         decoding = Decoding("audio", sample_rate=sample_rate, seconds=seconds, transform=transform)
     else:
-        from expunge.data.images import ImageFormat, decode_images
+        from expunge.data.image_decoding import ImageFormat
+        from expunge.data.images import decode_images
 
         target = ImageFormat(mode, size, transform)
-        inputs, kept, skipped = decode_images(rows.inputs, rows.ids, target, where=where)
+        inputs, kept, skipped = decode_images(
+            rows.inputs, rows.ids, target, where=where, workers=workers
+        )
         _check_audio_settings(inputs, sample_rate, seconds, where)
         decoding = Decoding("image", mode=mode, size=size, transform=transform)
     if transform is not None and (decoding is None or decoding.kind == "audio"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +24,14 @@ from expunge.data.checks import (
 )
 from expunge.data.classes import encode_labels, is_numbered
 from expunge.data.decoding import Decoding
-from expunge.data.inputs import Batch, Inputs, SubsetInputs, TensorInputs, hash_array
+from expunge.data.inputs import (
+    Batch,
+    Inputs,
+    SubsetInputs,
+    TensorInputs,
+    announce,
+    hash_array,
+)
 from expunge.data.preparation import Preparation
 from expunge.errors import DataError, format_ids, raise_all
 from expunge.storage.hashing import content_of, digest
@@ -186,10 +194,21 @@ class Samples:
     def batches(
         self, batch_size: int, *, positions: np.ndarray | None = None
     ) -> Iterator[np.ndarray]:
-        """Split positions (all, by default) into batches, in order."""
+        """Split positions (all, by default) into batches, in order.
+
+        Worker processes, if there are any, decode the batch after the one that is in use.
+        """
         order = np.arange(len(self)) if positions is None else positions
-        for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
+        parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        for part, following in zip_longest(parts, parts[1:]):
+            self.announce(part)
+            if following is not None:
+                self.announce(following)
+            yield part
+
+    def announce(self, positions: np.ndarray) -> None:
+        """Say which batch will be asked for soon: worker processes begin to decode it."""
+        announce(self.inputs, positions)
 
     def example(self) -> Batch:
         """Read the first two inputs, prepared: enough to trace a model."""

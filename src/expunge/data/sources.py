@@ -13,9 +13,9 @@ from expunge._core.imports import import_named
 from expunge._core.registry import NoMetadata, Registry
 from expunge.data.arrays import npz_rows
 from expunge.data.audio import SAMPLE_RATES
-from expunge.data.cifar import BATCHES, cifar_rows, human_labels
+from expunge.data.cifar import cifar_rows, human_labels
 from expunge.data.classes import encode_labels
-from expunge.data.folder import class_folders, folder_rows
+from expunge.data.folder import class_folders, folder_rows, has_samples
 from expunge.data.labels import join_by_id
 from expunge.data.manifest import (
     check_columns,
@@ -36,6 +36,7 @@ from expunge.errors import ConfigError, DataError, format_ids, raise_all, range_
 from expunge.storage.reading import reading
 
 MAX_SECONDS = 3600  # of a clip
+MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,15 @@ class DataConfig:
     ----------
     path
         The file or folder. ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
+        Parquet and tar files may be many: a folder, a clone from the Hub, or a pattern such as
+        ``data/train-*.parquet`` or ``{000..009}.tar``.
     source
-        ``"parquet"``, ``"csv"``, ``"jsonl"``, ``"folder"``, ``"manifest"`` (a CSV or JSONL file),
-        ``"table"``, ``"arrays"`` or ``"cifar10"``; empty: the path decides.
+        ``"parquet"``, ``"webdataset"`` (tar files), ``"csv"``, ``"jsonl"``, ``"folder"``,
+        ``"manifest"`` (a CSV or JSONL file), ``"table"``, ``"arrays"`` or ``"cifar10"``; empty: the
+        path decides.
     input, label, id
         The names of the columns. Without ``id`` the ids are row numbers. ``input`` of a table:
-        several columns, separated by commas.
+        several columns, separated by commas. Of tar files: extensions, see `webdataset_rows`.
     labels
         Labels of a second file, used instead of the column ``label``.
     corrections
@@ -123,8 +127,11 @@ class DataConfig:
     max_rows
         Read at most this many rows, 1 or more.
     split
-        ``"train"`` or ``"test"``: of the CIFAR-10 folder. In a spec, the validation set has
-        ``"test"`` by default.
+        ``"train"``, ``"validation"`` or ``"test"``: of a folder whose files are named after splits,
+        and of the CIFAR-10 folder. In a spec, the validation set has ``"test"`` by default.
+    workers
+        The number of processes that decode images and clips, 0 or more. By default one a core if
+        they do not fit into memory, else none. They do not change the result.
 
     Raises
     ------
@@ -139,7 +146,7 @@ class DataConfig:
     Traceback (most recent call last):
     expunge.errors.ConfigError: data: 2 problems
       1. max_rows must be 1 or more, not 0
-      2. split must be 'train' or 'test', not 'all'
+      2. split must be 'train', 'validation' or 'test', not 'all'
     """
 
     path: str
@@ -167,7 +174,8 @@ class DataConfig:
     length: int | None = None
     skip_rows: int = 0
     max_rows: int | None = None
-    split: Literal["train", "test"] = "train"
+    split: Literal["train", "validation", "test"] = "train"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         low, high = SAMPLE_RATES
@@ -179,13 +187,14 @@ class DataConfig:
                 "sample_rate": (self.sample_rate, f"[{low}, {high}]"),
                 "seconds": (self.seconds, f"(0, {MAX_SECONDS}]"),
                 "length": (self.length, "[1, inf)"),
+                "workers": (self.workers, f"[0, {MAX_WORKERS}]"),
                 "std": (min(self.std, default=None), "(0, inf)"),
             }
         )
         if self.mode not in (None, "RGB", "L"):
             problems.append(f"mode must be 'RGB' or 'L', not '{self.mode}'")
-        if self.split not in BATCHES:
-            problems.append(f"split must be 'train' or 'test', not '{self.split}'")
+        if self.split not in ("train", "validation", "test"):
+            problems.append(f"split must be 'train', 'validation' or 'test', not '{self.split}'")
         if len(self.mean) != len(self.std):
             problems.append(f"mean has {len(self.mean)} numbers and std {len(self.std)}")
         raise_all(ConfigError, problems, where="data")
@@ -203,10 +212,18 @@ sources.register("table")(table_rows)
 sources.register("cifar10")(cifar_rows)
 
 
+@sources.register("webdataset")
+def webdataset_source(path: Path, config: DataConfig) -> Rows:
+    """Read tar files, see `webdataset.webdataset_rows`."""
+    from expunge.data.webdataset import webdataset_rows
+
+    return webdataset_rows(path, config)
+
+
 @sources.register("parquet")
 def parquet_source(path: Path, config: DataConfig) -> Rows:
-    """Read a Parquet file, see `parquet.parquet_rows`."""
-    from expunge.data.parquet import parquet_rows
+    """Read Parquet files, see `parquet_shards.parquet_rows`."""
+    from expunge.data.parquet_shards import parquet_rows
 
     return parquet_rows(path, config)
 
@@ -285,6 +302,7 @@ def read(
         transform=_transform_of(config, folder),
         tokenizer=_tokenizer_of(config, folder),
         length=config.length,
+        workers=config.workers,
         view=import_named(config.view, folder, what="view") if ":" in config.view else config.view,
         name=name,
         where=f"{name} ({path})",
@@ -335,6 +353,15 @@ def replace_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samp
     return replace(samples, labels=values)
 
 
+_BY_SUFFIX = {
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".csv": "manifest",
+    ".jsonl": "manifest",
+    ".npz": "arrays",
+}
+
+
 def guess_source(path: Path) -> str:
     """Choose the source by the suffix, or by what a folder holds."""
     with reading(path):
@@ -342,25 +369,32 @@ def guess_source(path: Path) -> str:
 
 
 def _guess_by_content(path: Path) -> str:
-    suffixes = {".parquet": "parquet", ".csv": "manifest", ".jsonl": "manifest", ".npz": "arrays"}
-    if path.suffix.lower() in suffixes:
-        return suffixes[path.suffix.lower()]
-    if path.is_dir():
-        if any((path / batch).is_file() for batch in ("data_batch_1", "test_batch")):
-            return "cifar10"
-        if class_folders(path) or any(path.glob("*.parquet")):
-            return "folder"
+    if found := _BY_SUFFIX.get(path.suffix.lower()):
+        return found
+    if not path.is_dir():
+        require_file(path)
         raise DataError(
-            "this folder has neither class folders nor CIFAR-10 batches",
+            "the suffix of this file does not determine its source",
             where=str(path),
-            fix="expected one sub-folder a class, with the images or clips in it",
+            fix=f"set source to one of: {', '.join(sources.names())}",
         )
-    require_file(path)
+    if any((path / batch).is_file() for batch in ("data_batch_1", "test_batch")):
+        return "cifar10"
+    if class_folders(path) or any(path.glob("*.parquet")) or any(path.glob("*.tar")):
+        return _guess_by_files(path)
     raise DataError(
-        "the suffix of this file does not determine its source",
+        "this folder has neither class folders nor Parquet or tar files nor CIFAR-10 batches",
         where=str(path),
-        fix=f"set source to one of: {', '.join(sources.names())}",
+        fix="expected one sub-folder a class, with the images or clips in it",
     )
+
+
+def _guess_by_files(path: Path) -> str:
+    """Parquet and tar files make a data set where there is no image and no clip beside them."""
+    for suffix in (".parquet", ".tar"):
+        if any(next(path.glob(f"{depth}*{suffix}"), None) for depth in ("", "*/", "*/*/")):
+            return "folder" if has_samples(path) else _BY_SUFFIX[suffix]
+    return "folder"
 
 
 def _with_labels(rows: Rows, labels: LabelFile, folder: Path) -> Rows:

@@ -30,7 +30,7 @@ def table_rows(path: Path, config: DataConfig) -> Rows:
     DataError
         If a column is missing, or a feature is no number or has no value.
     """
-    table = _Table(path)
+    table = _Table(path, config.split)
     label = config.label if config.labels is None else None
     chosen = _feature_columns(table, config.input, [config.id, label])
     n = table.n_rows
@@ -47,27 +47,27 @@ def table_rows(path: Path, config: DataConfig) -> Rows:
 
 
 class _Table:
-    """The columns of a file by name."""
+    """The columns of a file, or of many Parquet files, by name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, split: str) -> None:
         self._path = path
         self._text: dict[str, Sequence[object]] | None = None
-        if path.suffix.lower() == ".parquet":
-            from expunge.data.parquet import column_names, row_count
+        if path.is_dir() or path.suffix.lower() == ".parquet":
+            from expunge.data.parquet import column_names
+            from expunge.data.parquet_shards import Shards
 
-            self.names, self.n_rows = column_names(path), row_count(path)
+            self._shards = Shards.open(path, split)
+            self.names, self.n_rows = column_names(self._shards.files[0]), len(self._shards)
         else:
             self._text = read_table(path)
             self.names = list(self._text)
             self.n_rows = len(next(iter(self._text.values())))
 
     def column(self, name: str, ids: Array) -> Array:
-        if self._text is not None:
-            check_columns(self._text, [name], self._path)
-            return table_column(self._text, name, ids, self._path)
-        from expunge.data.parquet import read_column
-
-        return read_column(self._path, name, ids=ids)
+        if self._text is None:
+            return self._shards.column(name, ids)
+        check_columns(self._text, [name], self._path)
+        return table_column(self._text, name, ids, self._path)
 
     def labels(self, name: str, ids: Array) -> Array:
         if self._text is None:
@@ -78,9 +78,7 @@ class _Table:
     def class_names(self, name: str) -> tuple[str, ...]:
         if self._text is not None:
             return ()
-        from expunge.data.parquet import class_names
-
-        return class_names(self._path, name)
+        return self._shards.class_names(name)
 
 
 def _feature_columns(table: _Table, named: str, others: Sequence[str | None]) -> list[str]:

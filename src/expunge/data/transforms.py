@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,23 @@ class Transform:
         Where the function comes from, as in a spec; empty for a function given in Python.
     arguments
         What the named object was called with to make the function.
+    folder
+        Where it was loaded from. In another process it is loaded again.
+    sample_rate
+        See `load_transform`.
     """
 
     function: Callable[[Any], Any]
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    sample_rate: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.folder is None:
+            return Transform, (self.function, self.name, dict(self.arguments))
+        load = partial(load_transform, folder=self.folder, sample_rate=self.sample_rate)
+        return load, (self.name, dict(self.arguments))
 
     def __call__(self, x: Any) -> np.ndarray:
         """Transform one input.
@@ -144,12 +157,14 @@ def load_transform(
                 f"transform '{name}' is neither a function nor the folder of a processor",
                 fix=f'write "package.module:function", or name a folder with {PROCESSOR_FILES[0]}',
             )
-        return Transform(HubProcessor(require_folder(path), sample_rate), name)
+        processor = HubProcessor(require_folder(path), sample_rate)
+        return Transform(processor, name, {}, folder, sample_rate)
     found = import_named(name, folder, what="transform")
     if not isinstance(found, type) and not arguments:
-        return Transform(found, name)
+        return Transform(found, name, {}, folder, sample_rate)
     try:
-        return Transform(found(**(arguments or {})), name, dict(arguments or {}))
+        made = found(**(arguments or {}))
+        return Transform(made, name, dict(arguments or {}), folder, sample_rate)
     except USER_ERRORS as error:
         raise ConfigError(
             describe_error(error), where=name, fix="correct transform_arguments, or the function"

@@ -33,6 +33,7 @@ from expunge.detection.pooling import (
 )
 from expunge.detection.token_features import token_features, token_ids, token_mask
 from expunge.errors import ModelError, format_ids
+from expunge.models.batches import samples_per_pass
 from expunge.models.checks import check_fit
 from expunge.models.inspection import (
     ModelLayout,
@@ -48,9 +49,8 @@ from expunge.models.inspection import (
 from expunge.records import Signals
 from expunge.training.optimisation import autocast
 
-# Random views are drawn in blocks of this many samples, so that neither the batch size nor the
-# number
-# of processes changes them.
+# Random views are drawn in blocks of at most this many samples, so that neither the batch size nor
+# the number of processes changes them.
 BLOCK_SIZE = 64
 _AT_ONE_LAYER: frozenset[Need] = frozenset(
     {"attribution", "attribution_mass", "attributions", "head_input_norm"}
@@ -71,6 +71,7 @@ class _PassConfig:
     precision: Precision
     seed: int
     device: torch.device
+    block_size: int = BLOCK_SIZE
     has_tokens: bool = False
     padding_id: int = 0
 
@@ -121,7 +122,8 @@ def collect(
         averaged over them: a network that has memorised a sample is less certain of it under other
         views. With 0, or for samples without a view, the plain pass is used.
     batch_size
-        Samples a pass, 1 or more; rounded up to a multiple of 64. It does not change the result.
+        Samples a pass, 1 or more; rounded up to a multiple of 64, and fewer if inputs or outputs of
+        layers are large. It does not change the result.
     precision
         ``"auto"``, ``"float32"`` or ``"bfloat16"``.
     seed
@@ -162,6 +164,9 @@ def collect(
     check_fit(model, samples)
     samples, example = samples.to_device(accelerator.device), samples.example()
     layout = inspect_layers(model, example)
+    fitting = samples_per_pass(
+        model, example, accelerator.device, keeps_outputs=bool(needs & _BY_GRADIENTS)
+    )
     config = _PassConfig(
         needs=needs,
         layout=layout,
@@ -175,6 +180,7 @@ def collect(
         precision=precision,
         seed=seed,
         device=accelerator.device,
+        block_size=1 << (min(fitting, BLOCK_SIZE).bit_length() - 1),
         has_tokens=token_ids(example) is not None,
         padding_id=padding_id_of(model),
     )
@@ -184,8 +190,10 @@ def collect(
             where="score",
             fix="name a layer for the attribution",
         )
-    positions = shard_blocks(len(samples), BLOCK_SIZE, accelerator)
-    batch_size = -(-batch_size // BLOCK_SIZE) * BLOCK_SIZE
+    n_blocks = min(-(-batch_size // config.block_size), max(1, fitting // config.block_size))
+    batch_size = n_blocks * config.block_size
+    # Whole batches: in any number of processes a sample is computed beside the same others.
+    positions = shard_blocks(len(samples), batch_size, accelerator)
     parts: dict[str, Array] = {}
     done = 0
     with on_device(model, accelerator.device), eval_mode(model), torch.no_grad():
@@ -215,7 +223,7 @@ def _passes(
         if config.needs & _BY_GRADIENTS:
             outputs |= _layerwise_attributions(model, x, y, outputs["logits"], config)
         if config.has_views:
-            first = [int(position) for position in batch[::BLOCK_SIZE]]
+            first = [int(position) for position in batch[:: config.block_size]]
             views = _augmented_batches(samples, x, first, config)
             outputs |= _augmented_pass(model, views, y, config)
         yield batch, outputs
@@ -354,15 +362,15 @@ def _augmented_batches(
     assert samples.view is not None
     generators = [torch_generator(config.seed, "views", first) for first in first_positions]
     for _ in range(config.n_views):
-        blocks = zip(_blocks(x), generators, strict=True)
+        blocks = zip(_blocks(x, config.block_size), generators, strict=True)
         yield to_channels_last(_join([samples.view(block, draw) for block, draw in blocks]))
 
 
-def _blocks(x: Batch) -> list[Batch]:
+def _blocks(x: Batch, size: int) -> list[Batch]:
     """Split a batch into blocks of samples."""
     if not isinstance(x, dict):
-        return list(torch.split(x, BLOCK_SIZE))
-    parts = {name: torch.split(part, BLOCK_SIZE) for name, part in x.items()}
+        return list(torch.split(x, size))
+    parts = {name: torch.split(part, size) for name, part in x.items()}
     n_blocks = len(next(iter(parts.values())))
     return [{name: part[i] for name, part in parts.items()} for i in range(n_blocks)]
 

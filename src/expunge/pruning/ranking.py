@@ -22,6 +22,7 @@ from expunge.data import Batch, Samples
 from expunge.detection.gradients import gradients_at, label_direction, runner_up
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.architecture import is_transposed_linear
+from expunge.models.batches import samples_per_pass
 from expunge.models.inspection import (
     capture_outputs,
     eval_mode,
@@ -359,6 +360,8 @@ def collect_sums(
     at = align(partition.ids, samples.ids)
     columns = samples.labels, partition.suggested_label[at]
     own = shard(np.arange(len(samples)), accelerator)
+    fitting = samples_per_pass(model, samples.example(), accelerator.device, keeps_outputs=True)
+    batch_size = min(batch_size, fitting)
     total: dict[str, Tensor] = {}
     # Sums are in float64, which Apple's GPUs do not have.
     sum_device = torch.device("cpu") if accelerator.device.type == "mps" else accelerator.device

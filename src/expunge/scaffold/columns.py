@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expunge.data.manifest import read_table
+from expunge.data.shards import find_shards
 from expunge.errors import DataError, did_you_mean
 
 Kind = Literal["encoded", "vector", "path", "text", "category", "number"]
@@ -53,9 +54,9 @@ class Roles:
 
 
 def inspect_columns(path: Path) -> dict[str, Column]:
-    """Look at the columns of a Parquet, CSV or JSONL file."""
-    if path.suffix.lower() == ".parquet":
-        return _parquet_columns(path)
+    """Look at the columns of a Parquet (the first of many), CSV or JSONL file."""
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        return _parquet_columns(find_shards(path, ".parquet", "train")[0])
     table = read_table(path)
     return {name: _describe(values, path.parent) for name, values in table.items()}
 

@@ -15,6 +15,7 @@ from PIL import Image
 from expunge.data import Samples, read
 from expunge.data.encoded import Encoded
 from expunge.data.inputs import Inputs, require_tensor
+from expunge.data.shards import files_of, split_of
 from expunge.data.sources import DataConfig, guess_source, sources
 from expunge.data.texts import Texts
 from expunge.errors import DataError, extra_required
@@ -117,6 +118,8 @@ def _configure(path: Path, columns: NamedColumns) -> tuple[DataConfig, Roles | N
     source = guess_source(path)
     if source in ("folder", "cifar10"):
         return DataConfig(str(path)), None
+    if source == "webdataset":
+        return DataConfig(str(path), label=columns.label or DataConfig.label), None
     if source == "arrays":
         return _configure_arrays(path, columns), None
     roles = choose_roles(
@@ -218,8 +221,11 @@ def find_splits(path: Path) -> dict[str, Path]:
     """The training set, and sets beside it whose names say that they are other parts.
 
     A folder of folders ``train``, ``val`` and ``test`` is divided; beside ``train.csv``,
-    ``test.csv`` is found.
+    ``test.csv`` is found. A clone from the Hub has its test set in itself.
     """
+    if path.is_dir() and guess_source(path) == "parquet":
+        splits = {split_of(file.relative_to(path)) for file in files_of(path, ".parquet")}
+        return {"train": path, **({"validation": path} if "test" in splits else {})}
     if path.is_dir() and any((path / name).is_dir() for name in _SPLITS["train"]):
         return _siblings(path, "")
     stem = path.stem if path.is_file() else path.name

@@ -37,6 +37,7 @@ from expunge.storage.weights import fit_weights, model_fingerprint
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit
 from expunge.training.optimisation import TuneConfig
+from expunge.training.reading import Reads
 from expunge.training.steps import Step
 
 
@@ -298,6 +299,7 @@ def _train_contrastive(
             _tune_config(config),
             seed=seed,
             what="simclr",
+            reads=Reads(resident),
             is_last_batch_whole=True,
             checkpoint=checkpoint,
             progress=progress,

@@ -90,6 +90,8 @@ class Run:
         artefact = compute()
         resumed = self._checkpoints.get(name)
         spent = time.perf_counter() - started + (resumed.seconds_before if resumed else 0.0)
+        if self.accelerator is not None:  # budgets and decisions depend on it
+            spent = broadcast_decision(self.accelerator, lambda: spent)
         self.seconds[name] = spent
         if done is not None and self.writes:
             self._write_stage(done, artefact, {"key": key, "seconds": spent})

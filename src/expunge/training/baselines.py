@@ -23,6 +23,7 @@ from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit
 from expunge.training.mixmatch import SampleBatches, clean_probability, mixmatch_loss
 from expunge.training.optimisation import TuneConfig, warmup_fraction, with_learning_rate
+from expunge.training.reading import Reads
 from expunge.training.steps import Step
 
 # ELR on CIFAR-10: weight of the penalty, and momentum of the targets.
@@ -141,6 +142,7 @@ def elr(
         config,
         seed=seed,
         what=what,
+        reads=Reads(batches.samples),
         extra={"targets": targets},
         checkpoint=checkpoint,
         progress=progress,
@@ -265,6 +267,7 @@ def co_teaching(
         config,
         seed=seed,
         what=what,
+        reads=Reads(batches.samples),
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -395,6 +398,7 @@ def divide_mix(
         config,
         seed=seed,
         what=what,
+        reads=Reads(batches.samples),
         start_epoch=divide,
         checkpoint=checkpoint,
         progress=progress,

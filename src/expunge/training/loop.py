@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.arrays import Ints
-from expunge._core.distributed import all_reduce_sum, this_process
+from expunge._core.distributed import all_reduce_sum, collective, this_process
 from expunge._core.progress import Progress, silent
-from expunge._core.rng import generator, temp_seed
+from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, format_ids
 from expunge.models.checks import require_trainable
@@ -45,6 +45,7 @@ from expunge.training.optimisation import (
     with_learning_rate,
     with_optimizer,
 )
+from expunge.training.reading import Reads, random_order
 from expunge.training.steps import Step, Training
 from expunge.training.targets import Targets
 from expunge.training.time_budget import TimeBudget
@@ -108,6 +109,7 @@ def fit(
     what: str,
     build: BuildOptimizer = build_optimizer,
     order: Order | None = None,
+    reads: Reads | None = None,
     start_epoch: Callable[[int], None] | None = None,
     extra: Mapping[str, Tensor] | None = None,
     is_last_batch_whole: bool = False,
@@ -139,7 +141,9 @@ def fit(
     build
         Builds the optimiser of a network.
     order
-        The order of the rows in an epoch; by default a permutation from the seed and the epoch.
+        The order of the rows in an epoch; by default that of ``reads``, else `random_order`.
+    reads
+        The samples of the rows: what is read from disk is read ahead and in a suitable order.
     start_epoch
         Called with the epoch before its first step.
     extra
@@ -184,16 +188,19 @@ def fit(
         for epoch in range(restore(checkpoint, pairs, extra, accelerator), config.epochs):
             if start_epoch is not None:
                 start_epoch(epoch)
-            rows = (order or _random_order)(seed, epoch, n)
+            rows = (order or (reads.order if reads else random_order))(seed, epoch, n)
+            batches = np.split(rows, boundaries)
+            ahead = reads.announced(batches, accelerator) if reads else batches
             with temp_seed(seed, what, epoch, accelerator.process_index):
-                for number, batch in enumerate(np.split(rows, boundaries), start=epoch * n_steps):
+                for number, batch in enumerate(ahead, start=epoch * n_steps):
                     spent = budget.fraction()
                     if spent >= 1:
                         break
                     for optimizer in optimizers:
                         done = max((number + schedule_offset) / total, spent)
                         set_learning_rate(optimizer, config, done)
-                    step(Step(epoch, number, max(number / total, spent), batch, training))
+                    with collective():
+                        step(Step(epoch, number, max(number / total, spent), batch, training))
                     progress(what, number + 1, total)
             _check_finite(training, epoch)
             synchronise_buffers(models, accelerator)
@@ -243,10 +250,6 @@ def _distributed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     )
 
 
-def _random_order(seed: int, epoch: int, n: int) -> Ints:
-    return generator(seed, "order", epoch).permutation(n)
-
-
 def _check_batch_size(models: Sequence[nn.Module], size: int, min_size: int, what: str) -> None:
     """Raise `ConfigError` if batch norm would see fewer than two samples in a process."""
     if size < min_size and any(_has_batch_norm(model) for model in models):
@@ -275,7 +278,8 @@ def synchronise_buffers(models: Sequence[nn.Module], accelerator: Accelerator) -
         from accelerate.utils import broadcast
 
         for model in models:
-            broadcast(list(model.buffers()))
+            with collective():
+                broadcast(list(model.buffers()))
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
@@ -381,6 +385,7 @@ def tune(
                 attempt.settings(config),
                 seed=seed,
                 what=what,
+                reads=Reads(resident, targets.positions),
                 start_epoch=attempt.start_epoch,
                 extra=attempt.extra,
                 checkpoint=attempt.checkpoint,

@@ -74,8 +74,9 @@ def clean_probability(network: nn.Module, batches: SampleBatches, config: TuneCo
     samples, accelerator = batches.samples, this_process()
     positions, losses = [], []
     with eval_mode(network), torch.no_grad():
-        for batch in samples.batches(_BATCH_SIZE):
-            rows = shard(batch, accelerator)
+        for rows in samples.batches(
+            _BATCH_SIZE, positions=shard(np.arange(len(samples)), accelerator)
+        ):
             x = to_channels_last(batches.read(rows, accelerator.device))
             y = torch.as_tensor(samples.labels[rows]).to(accelerator.device)
             with autocast(config.precision, accelerator.device):

@@ -27,6 +27,8 @@ MAX_GRADIENT_NORM = 1.0
 # The batch size where none is given lies between these, and gives an epoch at least this many steps
 # if it can.
 MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
+# Its inputs have at most so many bytes, if four samples, and two in every process, have no more.
+MAX_INPUT_BYTES, MIN_FITTING_BATCH_SIZE = 1 << 27, 4
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,35 @@ def choose_batch_size(config: TuneConfig, n: int) -> int:
     while size > MIN_BATCH_SIZE and n < MIN_STEPS_PER_EPOCH * size:
         size //= 2
     return size
+
+
+def with_fitting_batch_size(
+    config: TuneConfig, n: int, n_bytes: int, *, n_processes: int = 1
+) -> TuneConfig:
+    """Return the settings with smaller batches, if they are left open and inputs are large.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    n
+        The number of samples.
+    n_bytes
+        Of one prepared input.
+    n_processes
+        That share a batch.
+
+    Examples
+    --------
+    >>> with_fitting_batch_size(TuneConfig(), 50_000, 4 * 3 * 2000**2).batch_size
+    4
+    >>> with_fitting_batch_size(TuneConfig(), 50_000, 4 * 3 * 224**2).batch_size is None
+    True
+    """
+    fitting = max(MIN_FITTING_BATCH_SIZE, 2 * n_processes, MAX_INPUT_BYTES // max(n_bytes, 1))
+    if config.batch_size is not None or fitting >= choose_batch_size(config, n):
+        return config
+    return replace(config, batch_size=fitting)
 
 
 def batch_boundaries(n: int, size: int, min_size: int) -> Ints:

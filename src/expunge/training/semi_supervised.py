@@ -25,6 +25,7 @@ from expunge.training.optimisation import (
     choose_batch_size,
     with_learning_rate,
 )
+from expunge.training.reading import Reads
 from expunge.training.steps import Step
 from expunge.training.targets import Targets
 
@@ -137,6 +138,7 @@ def tune_semi_supervised(
         config,
         seed=seed,
         what=what,
+        reads=Reads(resident, targets.positions),
         extra={**state, **{f"teacher.{k}": v for k, v in teacher.state_dict().items()}},
         checkpoint=checkpoint,
         progress=progress,
