@@ -15,6 +15,7 @@ from expunge._core.arrays import Bools
 from expunge._core.progress import Progress, silent
 from expunge.demo.noise import GroundTruth, NoisyDataset
 from expunge.errors import ConfigError, check_range
+from expunge.models.inspection import reinitialise
 from expunge.recipes import resolve
 from expunge.records import RepairResult
 from expunge_bench.corrective_data import (
@@ -25,7 +26,7 @@ from expunge_bench.corrective_data import (
     manipulate,
 )
 from expunge_bench.datasets import BenchmarkDataset, Setting, State, cached_model
-from expunge_bench.oracles import partition_of_mask, retrain_filtered
+from expunge_bench.oracles import partition_of_mask
 from expunge_bench.peers import BenchmarkCase
 from expunge_bench.results import (
     Row,
@@ -69,7 +70,14 @@ class _Case:
 
 
 def _retrain(given: _Case, flagged: Bools) -> nn.Module:
-    return retrain_filtered(given.case, partition_of_mask(given.case.data, flagged))
+    """Train a new network on the other samples, as the manipulated one was trained."""
+    case, seed = given.case, given.case.setting.seed
+    config = replace(case.dataset.training[case.setting.state], targets="filter")
+    partition = partition_of_mask(case.data, flagged)
+    network = reinitialise(case.model, seed)
+    return stages.tune(
+        network, case.data.train, partition, config, seed=seed, progress=case.progress
+    )
 
 
 def _scrub(given: _Case) -> nn.Module:
