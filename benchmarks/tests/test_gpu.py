@@ -10,6 +10,8 @@ import pytest
 from expunge_bench.gpu import runner
 from expunge_bench.gpu.setup import SMALL, GpuRun, pieces
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 def test_every_piece_has_its_place_in_the_order():
     assert sorted(runner.ORDER) == pieces.names()

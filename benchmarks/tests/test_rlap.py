@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from expunge import stages
 from expunge_bench import oracles, rlap
 from expunge_bench.datasets import Setting
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def test_the_published_protocol_has_a_row_for_each_repair(data, tmp_path, monkeypatch):

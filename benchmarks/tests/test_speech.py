@@ -23,6 +23,7 @@ from oracles_audio import encoded
 
 N, TEST = 180, 60
 CLASSES = (*speech.WORDS, "_unknown_", "_silence_")
+pytestmark = pytest.mark.usefixtures("few_trees")
 SILENCE = CLASSES.index("_silence_")
 
 

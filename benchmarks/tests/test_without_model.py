@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_iris
 
 from expunge_bench.without_model import bench, summary
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def test_rows_are_made_once_for_tables_and_embeddings(tmp_path):
