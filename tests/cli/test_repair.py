@@ -19,6 +19,7 @@ from expunge.demo import digits as demos
 from expunge.demo.noise import NoisyDataset
 from expunge.models.zoo import convnet
 from expunge.records import Flag
+from expunge.specs import load_spec
 from oracles_digits import contents, noisy
 from oracles_results import make_baseline, make_result
 from oracles_specs import save_npz, write_spec
@@ -377,6 +378,23 @@ def test_samples_like_those_in_the_file_are_found(call, tmp_path):
     assert (said.code, said.out) == (1, "")
     assert "4 of 200 samples are named" in said.err
     assert "name 5 samples or more" in said.err
+
+
+def test_samples_that_were_held_out_need_not_be_forgotten(call, tmp_path):
+    trained = {"model": {"weights": None}, "train": {"epochs": 1}, "hold_out": 0.2}
+    spec = write_spec(tmp_path / "job", trained)
+    loaded = load_spec(spec)
+    unseen, seen = map(str, loaded.held_out.ids[:3]), map(str, loaded.train.ids[:2])
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(unseen))
+    said = call("forget", spec, "--ids", ids)
+    assert (said.code, said.out) == (1, "")
+    assert "the model has not seen any of these samples" in said.err
+    ids.write_text(ids.read_text() + "\n" + "\n".join(seen))
+    said = call("forget", spec, "--ids", ids, "--json", "--overwrite")
+    assert said.code == 0, said.err
+    assert "3 of these samples were held out" in said.err
+    assert json.loads(said.out)["audit"]["samples"] == 2
 
 
 @pytest.mark.parametrize("trained", [False, True])
