@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from expunge import stages
-from expunge._core.arrays import Array, Bools, Floats, Floats32, Ints
+from expunge._core.arrays import Array, Bools, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import as_column
 from expunge.detection.calibration import safe_log
+from expunge.detection.class_rows import by_chunks, compact, constant_rows
 from expunge.detection.detectors import detect as run_detectors
 from expunge.detection.memorisation import MEMORISATION_GAP, label_agreement
 from expunge.errors import ConfigError, DataError, did_you_mean, format_ids, raise_all
@@ -94,9 +95,10 @@ def detect(
 
     Notes
     -----
-    Cost: ``n · 20,000 · 60`` for the neighbours and ``n · (300² + d²)`` for the other probes: some
-    minutes on one core for 100,000 samples of 128 features. Memory: some 15 kB a sample. Fails if
-    the features do not separate the classes; a red flag says so.
+    Cost: ``n · 20,000 · 60`` for the neighbours and ``n · (300² + d² + 300 c)`` for the other
+    probes: some minutes on one core for 100,000 samples of 128 features. Memory beside the features
+    grows with the samples, not with samples times classes (docs/scale.md). Fails if the features do
+    not separate the classes; a red flag says so.
 
     References
     ----------
@@ -125,13 +127,20 @@ def detect(
     signals = Signals(
         ids=given.ids,
         labels=given.labels,
-        logits=np.zeros((len(given.ids), len(given.classes)), dtype=np.float32),
-        inputs=table.values,
+        logits=constant_rows(0.0, given.labels, len(given.classes)),
+        inputs=_read_only_view(table.values),
         trusted=None if trusted is None else np.asarray(trusted),
         has_model=False,
     )
     scores, split, source = _decide(signals, given.probs, probs_source, config, seed)
     return _result(given, scores, split, source, table.notes)
+
+
+def _read_only_view(values: Floats32) -> Floats32:
+    """Return the same numbers, of which `Signals` makes no copy."""
+    view = values.view()
+    view.setflags(write=False)
+    return view
 
 
 @dataclass(frozen=True)
@@ -323,10 +332,12 @@ def _decide(
 
     if probs is None:
         return *decide(signals), "none"
-    outside = replace(signals, external_probs={"probs": probs})
+    outside = compact(replace(signals, external_probs={"probs": probs}))
+    top = outside.external_probs["probs"]
     if source == "out-of-sample":
         return *decide(outside), source
-    as_model = replace(signals, logits=safe_log(probs).astype(np.float32), has_model=True)
+    logits = by_chunks(lambda rows: safe_log(top[rows]), len(probs))
+    as_model = replace(signals, logits=logits, has_model=True)
     scores, split = decide(as_model)
     if source == "in-sample" or _has_seen_labels(scores, split, probs):
         return scores, split, "in-sample"
@@ -373,10 +384,11 @@ def _result(
 
 
 def _in_sample_flag(scores: Scores, split: Partition) -> Flag:
-    probs: Floats = np.asarray(scores.model_probs)[0]
+    assert scores.model_probs is not None
+    agreement = label_agreement(scores.model_probs[0], split.labels)
     return Flag(
         "probs-in-sample",
-        f"The given probabilities predict {label_agreement(probs, split.labels):.1%} of the given "
+        f"The given probabilities predict {agreement:.1%} of the given "
         "labels, wrong ones among them: their model was trained on these labels, and they count "
         "less. Probabilities of cross-validation would count fully.",
     )

@@ -175,6 +175,7 @@ def score(
         batch_size=config.batch_size,
         precision=config.precision,
         seed=seed,
+        keep_all_classes=False,
         progress=progress,
     )
     accelerator = this_process()
@@ -253,7 +254,7 @@ def average_checkpoint_probs(
         else:
             load_weights(other, checkpoint)
         logits = collect(other, samples, progress=progress, what="trajectory").logits
-        total, count = total + softmax(logits.astype(np.float64), axis=1), count + 1
+        total, count = total + softmax(np.asarray(logits, dtype=np.float64), axis=1), count + 1
     if not count:
         raise ConfigError("there is no checkpoint", where="trajectory", fix="name one or more")
     return np.asarray(total / count, dtype=np.float32)
@@ -762,7 +763,7 @@ def evaluate(
     """Measure a model on labelled samples; see `expunge.evaluation.metrics.evaluate`."""
     model = adapt_model(model, samples).model
     signals = collect(model, samples, progress=progress, what="evaluate")
-    probs = softmax(signals.logits.astype(np.float64), axis=1)
+    probs = softmax(np.asarray(signals.logits, dtype=np.float64), axis=1)
     return metrics.evaluate(samples.ids, samples.labels, probs, samples.classes, seed=seed)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.testing import assert_allclose
 
+from expunge.detection.class_arithmetic import label_margin
 from expunge.detection.detectors import detectors
-from expunge.detection.label_detectors import augmented_margin, label_margin
+from expunge.detection.label_detectors import augmented_margin
 from oracles_detection import signals
 
 

@@ -9,8 +9,8 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from expunge._core.rng import derive
+from expunge.detection.class_arithmetic import label_margin
 from expunge.detection.gaussian_mixture import fit_evidence, odds_rule
-from expunge.detection.label_detectors import label_margin
 from expunge.detection.mixture_partitioner import mixture
 from expunge.errors import ConfigError
 from oracles_detection import both_kinds, scores, two_groups

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from numpy.testing import assert_equal
 
-from expunge.records import SourceReport
+from expunge.detection.class_rows import keep_top, stack
+from expunge.records import PooledEvidence, SourceReport
 from expunge.storage import serialization
 from oracles_pooled import evidence, pooled_scores
 
@@ -24,3 +26,23 @@ def test_stored_evidence_comes_back_as_it_was():
             continue
         for name, value in vars(made).items():
             assert_equal(getattr(found.pooled, name), value)
+
+
+def test_the_best_of_many_classes_come_back_as_they_were():
+    rng = np.random.default_rng(0)
+    probs, labels = rng.dirichlet(np.ones(150), 40), rng.integers(0, 150, 40)
+    top = keep_top(probs, labels)
+    pooled = PooledEvidence(top, np.zeros(40), probe_probs=top)
+    scores = replace(
+        pooled_scores(evidence(n=40)[0], labels, pooled=pooled),
+        class_probs=top,
+        loo_probs=stack([top, top]),
+        model_probs=None,
+        external_probs=None,
+    )
+    found = serialization.load_scores(serialization.store_scores(scores))
+    pairs = [(found.pooled.probs, top), (found.class_probs, top), (found.loo_probs[1], top)]
+    for a, b in [*pairs, (found.pooled.probe_probs, top)]:
+        for name in ("values", "classes", "rest", "n_classes"):
+            assert_equal(getattr(a, name), getattr(b, name))
+    assert found.model_probs.shape == (0, 40, 150)

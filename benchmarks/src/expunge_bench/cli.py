@@ -20,6 +20,7 @@ from expunge_bench import (
     repair,
     review,
     rlap,
+    scale,
     ssl_refine,
     text_noise,
     without_model,
@@ -193,6 +194,31 @@ def bench_memory(
 ) -> list[Row]:
     """Peak memory of scores and partition, by number of samples."""
     return memory.bench(Cifar(data), sizes=n or (25_000, 250_000), views=views, **run.options)
+
+
+@bench_command("scale", has_seeds=False)
+def bench_scale(
+    run: BenchmarkRun,
+    n: Annotated[
+        list[int] | None, typer.Option(help="Numbers of samples. Default: 10,000, 100,000.")
+    ] = None,
+    classes: Annotated[
+        list[int] | None, typer.Option(help="Numbers of classes. Default: 10, 1,000.")
+    ] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Columns. Default: 128.")] = None,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(help="features: without a model; network: with one. Default: both."),
+    ] = None,
+) -> list[Row]:
+    """Seconds and peak memory on generated data, by number of samples, classes and columns."""
+    return scale.bench(
+        sizes=n or (10_000, 100_000),
+        classes=classes or (10, 1_000),
+        widths=width or (128,),
+        ways=way or scale.WAYS,
+        **run.options,
+    )
 
 
 @bench_command("zoo", has_seeds=False)

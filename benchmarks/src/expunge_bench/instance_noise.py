@@ -218,7 +218,7 @@ class _SumOfPredictions:
             seed=self.seed + epoch,
         )
         assert signals.augmented_probs is not None
-        self.total = self.total + signals.augmented_probs.astype(np.float64)
+        self.total = self.total + np.asarray(signals.augmented_probs, dtype=np.float64)
 
 
 def transition_matrix(truth: np.ndarray, noisy: np.ndarray, classes: int) -> np.ndarray:

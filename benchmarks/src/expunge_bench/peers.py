@@ -187,7 +187,7 @@ def confident_learning(labels: Ints, probs: Floats) -> DetectorOutput:
 
 
 def _probabilities(model: nn.Module, samples: Samples) -> Floats:
-    logits = collect(model, samples).logits.astype(np.float64)
+    logits = np.asarray(collect(model, samples).logits, dtype=np.float64)
     return np.asarray(softmax(logits, axis=1))
 
 

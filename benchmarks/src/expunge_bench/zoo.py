@@ -25,10 +25,12 @@ from expunge._core.arrays import AnyFloats, Array, Bools, Ints
 from expunge._core.progress import Progress, silent
 from expunge.config import ScoreConfig
 from expunge.demo.noise import GroundTruth
+from expunge.detection.class_arithmetic import label_margin, label_margins
+from expunge.detection.class_rows import logs_of
 from expunge.detection.detectors import detect, needs_of
-from expunge.detection.label_detectors import label_margin
 from expunge.detection.memorisation import label_agreement
-from expunge.detection.probes import n_neighbours, nearest_others, principal_space, vote_shares
+from expunge.detection.principal_space import Space
+from expunge.detection.probes import neighbour_probe
 from expunge.detection.signals import collect
 from expunge.evaluation import metrics
 from expunge.records import Partition, Scores, Signals
@@ -170,8 +172,8 @@ def _decisions(
 ) -> dict[str, Callable[[], Found]]:
     """Every decision of a setting, by name."""
     assert scores.pooled is not None
-    probs = softmax(signals.logits.astype(np.float64), axis=1)
-    pool, y = scores.pooled.probs.astype(np.float64), signals.labels
+    probs = softmax(np.asarray(signals.logits, dtype=np.float64), axis=1)
+    pool, y = np.asarray(scores.pooled.probs, dtype=np.float64), signals.labels
     work: dict[str, Callable[[], Found]] = {
         "evidence-pool": lambda: partition_decision(
             stages.partition(scores, method="evidence-pool")
@@ -215,10 +217,9 @@ def cleanlab_decision(labels: Ints, probs: AnyFloats) -> Found:
 
 def _neighbours(signals: Signals) -> Found:
     assert signals.inputs is not None
-    space, classes = principal_space(signals.inputs), signals.logits.shape[1]
-    near, _ = nearest_others(space, n_neighbours(len(space)))
-    votes = vote_shares(signals.labels[near], classes)
-    return _threshold(label_margin(np.log(votes), signals.labels))
+    space, classes = Space(signals.inputs), signals.logits.shape[1]
+    votes, _ = neighbour_probe(space, signals.labels, classes, n_nearest=1)
+    return _threshold(label_margins(logs_of(votes), signals.labels))
 
 
 def _loss_mixture(loss: AnyFloats) -> Found:

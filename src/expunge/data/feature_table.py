@@ -13,6 +13,7 @@ from torch import Tensor
 
 from expunge._core.arrays import Array, Bools, Floats32
 from expunge.errors import DataError, format_ids
+from expunge.records.arrays import finite_rows
 
 # A column of texts becomes one column for each of its most frequent values.
 MAX_CATEGORIES = 32
@@ -43,7 +44,7 @@ class FeatureTable:
     Parameters
     ----------
     values
-        ``float32[n, d]``, finite.
+        ``float32[n, d]``, finite; the caller's own array where it is that already.
     names
         What each of the d columns is made of.
     rows
@@ -124,7 +125,8 @@ def as_feature_table(features: Table, *, where: str = "features") -> FeatureTabl
             fix="name columns of numbers, categories or vectors (embeddings of texts, for example)",
         )
     with np.errstate(over="ignore"):  # what 32 bits do not hold is named below
-        values = np.hstack([c.values for c in filled]).astype(np.float32, copy=False)
+        table = filled[0].values if len(filled) == 1 else np.hstack([c.values for c in filled])
+        values = np.ascontiguousarray(table, dtype=np.float32)
     _check_values(values, where)
     names = tuple(name for c in filled for name in c.names)
     return FeatureTable(values, names, rows, index, tuple(notes))
@@ -314,6 +316,8 @@ def _encode_vectors(column: Any, name: str, where: str) -> _Column:
 
 def _fill(column: _Column) -> _Column:
     """Replace missing numbers by the median of their column, and say where they were."""
+    if finite_rows(column.values).all():
+        return column
     missing: Bools = np.isnan(column.values)
     if not missing.any():
         return column
@@ -335,7 +339,7 @@ def _fill(column: _Column) -> _Column:
 def _check_values(values: Floats32, where: str) -> None:
     if not len(values):
         raise DataError("no rows", where=where, fix="check the path and the selection")
-    bad = ~np.isfinite(values).all(axis=1)
+    bad = ~finite_rows(values)
     if bad.any():
         raise DataError(
             "infinite numbers, or larger ones than 32 bits hold: rows "

@@ -6,10 +6,25 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
-from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge._core.arrays import Floats, Ints
 from expunge._core.rng import subsample
+from expunge.detection.class_arithmetic import (
+    at_labels,
+    joint_with,
+    log_at_label,
+    row_sum,
+    softmax,
+)
+from expunge.detection.class_rows import (
+    ClassRows,
+    RowSource,
+    apply,
+    as_float64,
+    by_chunks,
+    row_chunks,
+)
+from expunge.records.top_classes import TopClasses
 
 # A range (low, high) in which a weight rises from 0 to 1.
 Ramp = tuple[float, float]
@@ -23,13 +38,13 @@ _MAX_FIT_SIZE = 5_000_000
 _PSEUDO_COUNT = 1.0
 
 
-def calibrate(probs: AnyFloats, labels: Ints) -> tuple[Floats, float]:
+def calibrate(probs: ClassRows, labels: Ints) -> tuple[ClassRows, float]:
     """Return ``softmax(β log p)`` with the β that makes the labels most likely, and β.
 
     Parameters
     ----------
     probs
-        ``float[n, c]``, made without the sample's own label.
+        ``[n, c]``, made without the sample's own label.
     labels
         ``int[n]``, the given labels.
 
@@ -42,30 +57,35 @@ def calibrate(probs: AnyFloats, labels: Ints) -> tuple[Floats, float]:
     >>> bool(exponent > 1), bool(calibrated[0, 0] > 0.8)
     (True, True)
     """
-    fitted = _fit_rows(probs)
-    logs, given = safe_log(probs[fitted]), labels[fitted]
-    rows = np.arange(len(given))
-
-    def loss(exponent: float) -> float:
-        return -float(log_softmax(exponent * logs, axis=1)[rows, given].mean())
-
-    exponent = _minimise(loss, _MIN_EXPONENT)
+    exponent = fit_calibration(probs, labels)
     return tempered(probs, exponent), exponent
 
 
-def tempered(probs: AnyFloats, exponent: float) -> Floats:
-    """Return ``softmax(β log p)``, ``float64[n, c]``: sharper than p for β above 1."""
-    found: Floats = softmax(exponent * safe_log(probs), axis=1)
-    return found
+def fit_calibration(probs: RowSource, labels: Ints) -> float:
+    """Return the β of `calibrate`."""
+    fitted = _fit_rows(probs)
+    logs, given = safe_log(probs[fitted]), labels[fitted]
+
+    def loss(exponent: float) -> float:
+        def at_given(rows: slice) -> Floats:
+            return log_at_label(apply(lambda v: exponent * v, logs[rows]), given[rows])
+
+        return -float(by_chunks(at_given, len(given)).mean())
+
+    return _minimise(loss, _MIN_EXPONENT)
 
 
-def safe_log(probs: AnyFloats) -> Floats:
+def tempered(probs: ClassRows, exponent: float) -> ClassRows:
+    """Return ``softmax(β log p)``: sharper than p for β above 1."""
+    return softmax(apply(lambda logs: exponent * logs, safe_log(probs)))
+
+
+def safe_log(probs: ClassRows) -> ClassRows:
     """Return the logarithm of probabilities, which are at least 10⁻⁶."""
-    logs: Floats = np.log(np.maximum(probs.astype(np.float64), _MIN_PROBABILITY))
-    return logs
+    return apply(lambda p: np.log(np.maximum(p.astype(np.float64), _MIN_PROBABILITY)), probs)
 
 
-def log_likelihood_gain(probs: AnyFloats, labels: Ints) -> float:
+def log_likelihood_gain(probs: RowSource, labels: Ints) -> float:
     """Return the mean log-likelihood of the labels above that of their frequencies, in nats.
 
     Examples
@@ -74,12 +94,12 @@ def log_likelihood_gain(probs: AnyFloats, labels: Ints) -> float:
     >>> round(log_likelihood_gain(np.eye(2)[labels], labels), 3)
     0.693
     """
-    at_label = safe_log(probs[np.arange(len(labels)), labels]).mean()
+    at_label = np.log(np.maximum(as_float64(at_labels(probs, labels)), _MIN_PROBABILITY)).mean()
     share = np.bincount(labels) / len(labels)
     return float(at_label - (share[share > 0] * np.log(share[share > 0])).sum())
 
 
-def confident_joint(probs: AnyFloats, labels: Ints) -> tuple[Floats, float]:
+def confident_joint(probs: RowSource, labels: Ints) -> tuple[Floats, float]:
     """Estimate the transition ``P(given | right)`` and the noise rate by the confident joint.
 
     A sample counts for the class with the largest probability among those that reach the mean
@@ -88,7 +108,7 @@ def confident_joint(probs: AnyFloats, labels: Ints) -> tuple[Floats, float]:
     Parameters
     ----------
     probs
-        ``float[n, c]``, made without the sample's own label.
+        ``[n, c]``, made without the sample's own label.
     labels
         ``int[n]``, the given labels.
 
@@ -117,15 +137,15 @@ def confident_joint(probs: AnyFloats, labels: Ints) -> tuple[Floats, float]:
     >>> round(rate, 2), transition.argmax(axis=1).tolist()
     (0.2, [0, 1, 2])
     """
-    c, rows = probs.shape[1], np.arange(len(labels))
+    c = probs.shape[1]
     counts = np.bincount(labels, minlength=c)
-    at_label = np.bincount(labels, probs[rows, labels], c)
-    limit = np.where(counts > 0, at_label / np.maximum(counts, 1), np.inf)
-    is_above = probs >= limit
-    right = np.where(is_above, probs, -1.0).argmax(axis=1)
-    is_confident = is_above.any(axis=1)
+    sums = np.bincount(labels, at_labels(probs, labels), c)
+    limit = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     joint = np.zeros((c, c))
-    np.add.at(joint, (right[is_confident], labels[is_confident]), 1.0)
+    for rows in row_chunks(len(labels)):
+        right = _largest_above(probs[rows], limit)
+        is_confident = right >= 0
+        np.add.at(joint, (right[is_confident], labels[rows][is_confident]), 1.0)
     joint *= counts / np.maximum(joint.sum(axis=0), 1e-9)
     total = float(joint.sum())
     rate = 1 - float(np.trace(joint)) / total if total else 0.0
@@ -136,7 +156,21 @@ def confident_joint(probs: AnyFloats, labels: Ints) -> tuple[Floats, float]:
     return transition, rate
 
 
-def sharpening_exponent(probs: AnyFloats, labels: Ints, transition: Floats) -> float:
+def _largest_above(probs: ClassRows, limit: Floats) -> Ints:
+    """Return the class of the largest probability among those at their limit, −1 without any.
+
+    The classes in the rest of `TopClasses` are below theirs.
+    """
+    values = probs.values if isinstance(probs, TopClasses) else probs
+    limits = limit[probs.classes] if isinstance(probs, TopClasses) else limit
+    is_above = values >= limits
+    best = np.where(is_above, values, -1.0).argmax(axis=1)
+    if isinstance(probs, TopClasses):
+        best = probs.classes[np.arange(len(best)), best].astype(np.int64)
+    return np.where(is_above.any(axis=1), best, -1)
+
+
+def sharpening_exponent(probs: RowSource, labels: Ints, transition: Floats) -> float:
     """Return the β for which right labels seen through a transition are most likely.
 
     The distribution of the right label is ``π = softmax(β log p)``, and a given label y has
@@ -146,23 +180,27 @@ def sharpening_exponent(probs: AnyFloats, labels: Ints, transition: Floats) -> f
     Parameters
     ----------
     probs
-        ``float[n, c]``, see `calibrate`.
+        ``[n, c]``, see `calibrate`.
     labels
         ``int[n]``, the given labels.
     transition
         ``float64[c, c]``, ``P(given | right)``.
     """
     fitted = _fit_rows(probs)
-    logs, given = safe_log(probs[fitted]), transition[:, labels[fitted]].T
+    logs, given = safe_log(probs[fitted]), labels[fitted]
 
     def loss(exponent: float) -> float:
-        likelihood = (softmax(exponent * logs, axis=1) * given).sum(axis=1)
-        return -float(np.log(np.maximum(likelihood, 1e-12)).mean())
+        def likelihood(rows: slice) -> Floats:
+            right = softmax(apply(lambda v: exponent * v, logs[rows]))
+            return row_sum(joint_with(right, given[rows], transition))
+
+        found = by_chunks(likelihood, len(given))
+        return -float(np.log(np.maximum(found, 1e-12)).mean())
 
     return _minimise(loss, _MIN_SHARPENING)
 
 
-def _fit_rows(probs: AnyFloats) -> Ints:
+def _fit_rows(probs: RowSource) -> Ints:
     return subsample(len(probs), max(_MAX_FIT_SIZE // probs.shape[1], 1), 0, "calibration")
 
 

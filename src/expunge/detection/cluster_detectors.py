@@ -8,9 +8,10 @@ import numpy as np
 
 from expunge._core.arrays import AnyFloats, Floats
 from expunge._core.rng import subsample
+from expunge.detection.class_rows import row_chunks
 from expunge.detection.detectors import Detection, detectors
 from expunge.detection.label_detectors import loss
-from expunge.detection.lda import ashman_d, layer_posteriors, row_chunks
+from expunge.detection.lda import ashman_d, layer_posteriors
 from expunge.detection.neighbours import PROJECTION_CHUNK, principal_projection
 from expunge.detection.uncertainty import early_layers, uncertainty_above_lower_quartile
 from expunge.records import Signals

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from expunge._core.arrays import AnyFloats, Floats
+from expunge._core.arrays import Floats
 from expunge._core.registry import Registry
+from expunge.detection.class_arithmetic import softmax
+from expunge.detection.class_rows import ClassRows, by_chunks, compact, stack
 from expunge.detection.memorisation import informative_sources, label_agreement
 from expunge.detection.needs import Need, missing_needs
 from expunge.errors import ConfigError, DataError
@@ -31,7 +31,8 @@ class Detection:
     score
         ``float64[n]``, finite; higher = more likely bad. Any unit.
     class_probs
-        Class probabilities of each of its sources, each ``float[n, c]``; empty if it has none.
+        Class probabilities of each of its sources, each ``[n, c]``, `TopClasses` where classes are
+        many; empty if it has none.
     is_leave_one_out
         Whether each sample's class probabilities were made without its own label.
     pooled
@@ -39,7 +40,7 @@ class Detection:
     """
 
     score: Floats
-    class_probs: tuple[AnyFloats, ...] = ()
+    class_probs: tuple[ClassRows, ...] = ()
     is_leave_one_out: bool = False
     pooled: PooledEvidence | None = None
 
@@ -122,6 +123,7 @@ def detect(
     chosen = tuple(names)
     if not chosen:
         raise ConfigError("no detector is named", fix=f"choose from: {detectors.names()}")
+    signals = compact(signals)
     found = {name: _run(signals, name, (options or {}).get(name, {})) for name in chosen}
     loo_probs = [q for d in found.values() if d.is_leave_one_out for q in d.class_probs]
     external = tuple(signals.external_probs.values())
@@ -136,9 +138,9 @@ def detect(
         ),
         agreement=agreement,
         trusted=signals.trusted,
-        loo_probs=np.stack(loo_probs) if loo_probs else None,
-        model_probs=np.stack(model_probs) if model_probs else None,
-        external_probs=np.stack(external) if external else None,
+        loo_probs=stack(loo_probs) if loo_probs else None,
+        model_probs=stack(model_probs) if model_probs else None,
+        external_probs=stack(external) if external else None,
         pooled=next((d.pooled for d in found.values() if d.pooled is not None), None),
     )
 
@@ -155,7 +157,7 @@ def _run(signals: Signals, name: str, options: Mapping[str, Any]) -> Detection:
     return detectors.get(name)(signals, **options)
 
 
-def _pooled_class_probs(signals: Signals, sources: list[AnyFloats]) -> AnyFloats:
+def _pooled_class_probs(signals: Signals, sources: list[ClassRows]) -> ClassRows:
     from expunge.detection.opinion_pool import opinion_pool
 
     informative = informative_sources(sources, signals)
@@ -164,14 +166,11 @@ def _pooled_class_probs(signals: Signals, sources: list[AnyFloats]) -> AnyFloats
     return _model_probs(signals)
 
 
-def _model_probs(signals: Signals) -> AnyFloats:
-    from scipy.special import softmax
-
-    probs: AnyFloats = softmax(signals.logits, axis=1)
-    return probs
+def _model_probs(signals: Signals) -> ClassRows:
+    return by_chunks(lambda rows: softmax(signals.logits[rows]), len(signals.labels))
 
 
-def _model_evidence(signals: Signals) -> tuple[dict[str, float], list[AnyFloats]]:
+def _model_evidence(signals: Signals) -> tuple[dict[str, float], list[ClassRows]]:
     """Return the model's agreement with the labels and its probabilities: plain and augmented."""
     if not signals.has_model:
         return {}, []

@@ -9,45 +9,61 @@ little.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
-from scipy.special import softmax
 
-from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
+from expunge._core.arrays import AnyFloats, Array, Bools, Floats, Ints
 from expunge.detection.calibration import (
     Ramp,
-    calibrate,
-    confident_joint,
+    fit_calibration,
     log_likelihood_gain,
     ramp,
+    tempered,
 )
-from expunge.detection.lda import layer_posteriors
+from expunge.detection.class_arithmetic import add_scaled, softmax
+from expunge.detection.class_rows import (
+    ClassRows,
+    LazyRows,
+    RowSource,
+    TakenRows,
+    apply,
+    as_float64,
+    by_chunks,
+    compact,
+    predicted,
+    row_chunks,
+    zero_rows,
+)
+from expunge.detection.lda import layer_posteriors, loo_lda_posteriors
 from expunge.detection.memorisation import (
-    MEMORISED_AGREEMENT,
     expected_agreement,
     label_agreement,
     memorised_fraction,
 )
 from expunge.detection.noise_rate import evident_rate
+from expunge.detection.principal_space import Space
 from expunge.detection.probes import (
-    n_neighbours,
-    nearest_others,
-    principal_space,
-    probes_for,
-    vote_shares,
+    MAX_TREE_CLASSES,
+    kernel_probe,
+    neighbour_probe,
+    tree_probe,
 )
-from expunge.records import PooledEvidence, Signals, SourceReport
+from expunge.detection.weighted_pool import (
+    TRAINED_POWER,
+    WeightedPool,
+    floored_logs,
+    gain_above_chance,
+)
+from expunge.records import PooledEvidence, Signals, TopClasses
+
+T = TypeVar("T", bound="Array | TopClasses")
 
 # Layers beside the input that have hardly memorised.
 N_EARLY_LAYERS = 1
-# A source that the training can have shaped weighs (1 − m)^12, where m is its own memorised
-# fraction: a quarter if it fits a tenth more than expected. The first layer, which memorises least,
-# weighs (1 − m)^2, where m is the model's.
-_TRAINED_POWER, _EARLY_POWER = 12.0, 2.0
-# And g^4, where g is its agreement with the given labels above chance.
-_GAIN_POWER = 4.0
-_MIN_GAIN, _MIN_WEIGHT = 1e-2, 1e-3
+# The first layer, which memorises least, weighs (1 − m)^2, where m is the model's memorised
+# fraction.
+_EARLY_POWER = 2.0
 # Probes decide the rate alone if the pool agrees with hardly more labels, and not at all if the
 # probes' agreement above chance is lower by this part.
 _PROBES_WEAKER: Ramp = (0.1, 0.2)
@@ -57,10 +73,6 @@ _STRONG_PROBES: Ramp = (0.2, 0.4)
 _EVIDENT_PART: Ramp = (0.5, 0.8)
 # External probabilities by this name are those of the model's own checkpoints.
 _TRAJECTORY = "trajectory"
-# Others that agree with nearly all labels, and with most of those to which the pool gives less than
-# this probability, were fitted on them.
-_IMPROBABLE, _MAX_REPRODUCED = 0.05, 0.5
-_MIN_LOG_PROBABILITY = float(np.log(1e-3))
 _NOVELTY_NEIGHBOURS = 5
 # From median absolute to standard deviations of a normal distribution.
 _MAD_SCALE = 1.4826
@@ -107,162 +119,133 @@ def pool_evidence(
     Notes
     -----
     Samples are taken in the order of their ids, so that their order changes nothing. Memory: one
-    distribution a sample, whatever the number of sources. Cost: ``n · 20,000 · 60`` for the
-    neighbours, ``n · (300² + Σ d²)`` for the other sources.
+    distribution a sample, whatever the number of sources; of more than 100 classes the best 32.
+    Cost: ``n · 20,000 · 60`` for the neighbours, ``n · (300² + Σ d² + 300 c)`` for the other
+    sources.
     """
-    if signals.inputs is None or len(signals.ids) < 2 * len(np.unique(signals.labels)):
+    inputs, signals = signals.inputs, compact(signals)
+    if inputs is None or len(signals.ids) < 2 * len(np.unique(signals.labels)):
         return None
-    order = np.argsort(signals.ids, kind="stable")
-    back = np.argsort(order, kind="stable")
-    labels, c = signals.labels[order], signals.logits.shape[1]
+    order, c = np.argsort(signals.ids, kind="stable"), signals.logits.shape[1]
+    labels = signals.labels[order]
     early = list(signals.features.items())[:N_EARLY_LAYERS]
-    pools, sums, novelties = [], [], []
-    for name, features in [("input", signals.inputs), *early]:
-        pool, logs, distances = _probe(name, features[order], labels, c)
+    unweighted, pools, novelties = zero_rows(labels, c), [], []
+    for name, features in [("input", inputs), *early]:
+        pool = WeightedPool(labels, c)
+        logs, distances = _probe(pool, name, in_order(features, order))
+        unweighted = add_scaled(unweighted, logs, labels, 1.0)
         pools.append(pool)
-        sums.append(logs)
         novelties.append(log_mean_distance(distances))
-    unweighted = np.sum(sums, axis=0)
     reference = expected_agreement(
         signals,
         label_agreement(unweighted, labels),
-        _evident_to_probes(softmax(unweighted, axis=1), labels),
+        _evident_to_probes(LazyRows(unweighted, _as_probs), labels),
         held_out_agreement,
     )
+    del unweighted
     agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
     memorised = memorised_fraction(agreement, reference)
     pool = pools[0]
     for other in pools[1:]:
         pool.join(other, (1 - memorised) ** _EARLY_POWER)
-    probe_probs, _ = calibrate(pool.probs(), labels)
+    probes = pool.calibrated()
+    probe_gain = gain_above_chance(label_agreement(probes, labels), c)
+    probe_probs = _as_float32(probes)
     for name, probs in _trained_sources(signals):
-        pool.add_trained(name, probs[order], reference)
+        pool.add_trained(name, TakenRows(probs, order), reference)
     if signals.augmented_probs is not None and signals.views:
-        pool.add("views", signals.augmented_probs[order], (1 - memorised) ** _TRAINED_POWER)
+        views = TakenRows(signals.augmented_probs, order)
+        pool.add("views", views, (1 - memorised) ** TRAINED_POWER)
     for name, external in signals.external_probs.items():
         if name != _TRAJECTORY:
-            pool.add_external(f"external:{name}", external[order])
-    probs, _ = calibrate(pool.probs(), labels)
-    gains = [_gain(label_agreement(p, labels), c) for p in (probe_probs, probs)]
-    probe_weight = 1 - ramp(1 - gains[0] / gains[1], _PROBES_WEAKER)
-    predicted = probs.argmax(axis=1)
-    novelty: Floats = np.min([robust_deviation(v, predicted) for v in novelties], axis=0)
+            pool.add_external(f"external:{name}", TakenRows(external, order))
+    pooled = pool.calibrated()
+    gain = gain_above_chance(label_agreement(pooled, labels), c)
+    probe_weight = 1 - ramp(1 - probe_gain / gain, _PROBES_WEAKER)
+    best = predicted(pooled)
+    novelty: Floats = np.min([robust_deviation(v, best) for v in novelties], axis=0)
+    back = np.argsort(order, kind="stable")
     return PooledEvidence(
-        probs=probs[back].astype(np.float32),
+        probs=in_order(_as_float32(pooled), back),
         novelty=novelty[back],
         sources=pool.relative_reports(),
         memorised_fraction=memorised,
         expected_agreement=reference,
-        contradicting_fraction=contradicting_fraction(signals.inputs, signals.labels),
-        log_likelihood_gain=log_likelihood_gain(probs, labels),
-        probe_probs=probe_probs[back] if probe_weight > 0 else None,
+        contradicting_fraction=contradicting_fraction(inputs, signals.labels),
+        log_likelihood_gain=log_likelihood_gain(pooled, labels),
+        probe_probs=in_order(probe_probs, back) if probe_weight > 0 else None,
         probe_weight=probe_weight,
         held_out_agreement=held_out_agreement,
     )
 
 
-def _evident_to_probes(probs: Floats, labels: Ints) -> float:
+def in_order(rows: T, order: Ints) -> T:
+    """Return rows in this order; those that are already in it are not copied."""
+    is_same = bool((order[1:] > order[:-1]).all())
+    return rows if is_same else rows[order]  # type: ignore[return-value]
+
+
+def _evident_to_probes(probs: RowSource, labels: Ints) -> float:
     """Return the noise rate that probes show, 0 if their disagreement may be weakness."""
-    probs, _ = calibrate(probs, labels)
-    agreement, evident = label_agreement(probs, labels), evident_rate(probs, labels)
+    exponent = fit_calibration(probs, labels)
+    calibrated = LazyRows(probs, lambda p: tempered(p, exponent))
+    agreement, evident = label_agreement(calibrated, labels), evident_rate(calibrated, labels)
     part = evident / max(1 - agreement, 1e-9)
-    strength = ramp(_gain(agreement, probs.shape[1]), _STRONG_PROBES)
+    strength = ramp(gain_above_chance(agreement, probs.shape[1]), _STRONG_PROBES)
     return evident * ramp(part, _EVIDENT_PART) * strength
 
 
-def _probe(
-    name: str, features: AnyFloats, labels: Ints, classes: int
-) -> tuple[_Pool, AnyFloats, Floats]:
-    """Return the probes' pool, sum of log probabilities, and distances to the nearest others."""
-    pool, space = _Pool(labels, classes), principal_space(features)
-    near, distances = nearest_others(space, n_neighbours(len(labels)))
-    logs = pool.add(f"neighbours:{name}", vote_shares(labels[near], classes))
-    for kind, probe in probes_for(classes).items():
-        probs = probe(features if kind == "linear" else space, labels, classes)
-        logs += pool.add(f"{kind}:{name}", probs)
-    return pool, logs, distances
+def _probe(pool: WeightedPool, name: str, features: AnyFloats) -> tuple[ClassRows, Floats]:
+    """Add the probes on features to a pool.
+
+    Returns the sum of their log probabilities, and each sample's mean distance to the nearest.
+    """
+    space, labels, c = Space(features), pool.labels, pool.n_classes
+    total = zero_rows(labels, c)
+
+    def add(kind: str, probs: ClassRows) -> None:
+        nonlocal total
+        pool.add(f"{kind}:{name}", probs)
+        total = add_scaled(total, floored_logs(probs), labels, 1.0)
+
+    shares, distance = neighbour_probe(space, labels, c, n_nearest=_NOVELTY_NEIGHBOURS)
+    add("neighbours", shares)
+    del shares
+    if c <= MAX_TREE_CLASSES:  # the leaves of more would hold every class
+        add("trees", tree_probe(space, labels, c))
+    add("kernel", kernel_probe(space, labels, c))
+    add("linear", loo_lda_posteriors(features, labels, c))
+    return total, distance
 
 
-def _trained_sources(signals: Signals) -> Iterator[tuple[str, AnyFloats]]:
+def _trained_sources(signals: Signals) -> Iterator[tuple[str, RowSource]]:
     """Yield the sources that the training can have shaped, in the order of the samples."""
     names = list(signals.features)[N_EARLY_LAYERS:]
     for name, probs in zip(names, layer_posteriors(signals)[N_EARLY_LAYERS:], strict=True):
         yield f"linear:{name}", probs
     if signals.has_model:
-        yield "model", softmax(signals.logits.astype(np.float64), axis=1)
+        yield "model", LazyRows(signals.logits, _as_probs)
     if _TRAJECTORY in signals.external_probs:
         yield f"external:{_TRAJECTORY}", signals.external_probs[_TRAJECTORY]
 
 
-def _gain(agreement: float, classes: int) -> float:
-    """Return the agreement above chance, at least 0.01."""
-    return max((agreement - 1 / classes) / (1 - 1 / classes), _MIN_GAIN)
+def _as_probs(logs: ClassRows) -> ClassRows:
+    return softmax(apply(as_float64, logs))
 
 
-class _Pool:
-    """A weighted mean of log probabilities, and a report of each source; keeps no source."""
-
-    def __init__(self, labels: Ints, classes: int) -> None:
-        self._labels, self._classes, self._weight = labels, classes, 0.0
-        self._logs = np.zeros((len(labels), classes), dtype=np.float32)
-        self._reports: list[SourceReport] = []
-
-    def add(
-        self, name: str, probs: AnyFloats, credibility: float = 1.0, most: float = 1.0
-    ) -> AnyFloats:
-        """Add a source by its agreement, which counts at most as `most`, and its credibility.
-
-        Returns its log probabilities, ``float32[n, c]``.
-        """
-        agreement = label_agreement(probs, self._labels)
-        weight = credibility * _gain(min(agreement, most), self._classes) ** _GAIN_POWER
-        logs = np.maximum(np.log(np.maximum(probs, 1e-12)), _MIN_LOG_PROBABILITY)
-        if credibility > _MIN_WEIGHT:
-            self._logs += (weight * logs).astype(np.float32)
-            self._weight += weight
-        _, rate = confident_joint(probs, self._labels)
-        self._reports.append(SourceReport(name, weight, agreement, rate))
-        return logs.astype(np.float32)
-
-    def add_trained(self, name: str, probs: AnyFloats, expected: float) -> None:
-        """Add a source that is expected to agree with this share of the labels."""
-        memorised = memorised_fraction(label_agreement(probs, self._labels), expected)
-        self.add(name, probs, (1 - memorised) ** _TRAINED_POWER, expected)
-
-    def add_external(self, name: str, probs: AnyFloats) -> None:
-        """Add a source that was not fitted on the labels, as far as the pool can tell."""
-        own, _ = calibrate(self.probs(), self._labels)
-        is_improbable = own[np.arange(len(own)), self._labels] < _IMPROBABLE
-        is_fitted = (
-            label_agreement(probs, self._labels) > MEMORISED_AGREEMENT
-            and is_improbable.any()
-            and label_agreement(probs[is_improbable], self._labels[is_improbable]) > _MAX_REPRODUCED
-        )
-        self.add(name, probs, float(not is_fitted))
-
-    def join(self, other: _Pool, credibility: float) -> None:
-        """Add the sources of another pool, which weigh so much less."""
-        self._logs += np.float32(credibility) * other._logs
-        self._weight += credibility * other._weight
-        self._reports += [replace(r, weight=credibility * r.weight) for r in other._reports]
-
-    def probs(self) -> Floats:
-        """Return the pooled distribution, ``float64[n, c]``."""
-        pooled: Floats = softmax(self._logs.astype(np.float64) / max(self._weight, 1e-12), axis=1)
-        return pooled
-
-    def relative_reports(self) -> tuple[SourceReport, ...]:
-        """Return the sources with weights relative to the largest one."""
-        largest = max(report.weight for report in self._reports)
-        return tuple(replace(r, weight=r.weight / max(largest, 1e-12)) for r in self._reports)
+def _as_float32(rows: RowSource) -> ClassRows:
+    return by_chunks(lambda chunk: apply(_to_float32, rows[chunk]), len(rows))
 
 
-def log_mean_distance(distances: Floats) -> Floats:
-    """Return the logarithm of the mean distance to the five nearest others, ``float64[n]``.
+def _to_float32(values: AnyFloats) -> AnyFloats:
+    return values.astype(np.float32)
+
+
+def log_mean_distance(mean: Floats) -> Floats:
+    """Return the logarithm of each sample's mean distance to the nearest others, ``float64[n]``.
 
     Distances far below the median, those of copies, count as a thousandth of it.
     """
-    mean = distances[:, :_NOVELTY_NEIGHBOURS].mean(axis=1)
     logs: Floats = np.log(np.maximum(mean, 1e-3 * max(float(np.median(mean)), 1e-12)))
     return logs
 
@@ -314,8 +297,26 @@ def contradicting_fraction(inputs: AnyFloats, labels: Ints) -> float:
     >>> contradicting_fraction(np.array([[1.0], [1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1]))
     0.25
     """
-    _, group = np.unique(inputs, axis=0, return_inverse=True)
-    pairs, counts = np.unique(np.stack([group.ravel(), labels]), axis=1, return_counts=True)
-    most_frequent = np.zeros(int(pairs[0].max()) + 1)
-    np.maximum.at(most_frequent, pairs[0], counts)
+    _, group = np.unique(_row_hashes(inputs), return_inverse=True)
+    pairs, counts = np.unique(group * (int(labels.max()) + 1) + labels, return_counts=True)
+    most_frequent = np.zeros(int(group.max()) + 1)
+    np.maximum.at(most_frequent, pairs // (int(labels.max()) + 1), counts)
     return float(1 - most_frequent.sum() / len(labels))
+
+
+def _row_hashes(rows: AnyFloats) -> Array:
+    """Return a hash of 64 bits for each row, ``uint64[n]``: equal for equal rows.
+
+    A sum of products of mixed bits with random numbers. Two of a million rows collide by chance
+    with a probability of 10⁻⁷.
+    """
+    factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1], dtype=np.uint64)
+    factors = factors * np.uint64(2) + np.uint64(1)
+    found = []
+    for chunk in row_chunks(len(rows)):
+        bits = (rows[chunk] + 0.0).astype(np.float64).view(np.uint64)  # −0 becomes 0
+        bits ^= bits >> np.uint64(32)
+        bits *= np.uint64(0xD6E8FEB86659FD93)
+        bits ^= bits >> np.uint64(32)
+        found.append((bits * factors).sum(axis=1))
+    return np.concatenate(found)

@@ -8,9 +8,10 @@ import numpy as np
 
 from expunge._core.arrays import AnyFloats
 from expunge.detection.calibration import safe_log
+from expunge.detection.class_arithmetic import label_margins
+from expunge.detection.class_rows import LazyRows, logs_of
 from expunge.detection.detectors import Detection, detectors
 from expunge.detection.evidence import pool_evidence
-from expunge.detection.label_detectors import label_margin
 from expunge.detection.lda import layer_posteriors
 from expunge.detection.neighbours import NeighbourSearch, neighbour_votes
 from expunge.records import Signals
@@ -144,7 +145,7 @@ def _disagreement(
     ]
     if not votes:
         return Detection(np.zeros(n))
-    score = np.mean([label_margin(np.log(v), signals.labels) for v in votes], axis=0)
+    score = np.mean([label_margins(logs_of(v), signals.labels) for v in votes], axis=0)
     return Detection(score, tuple(votes))
 
 
@@ -189,7 +190,7 @@ def lda_margin(signals: Signals) -> Detection:
     posteriors = layer_posteriors(signals)
     if not posteriors:
         return Detection(np.zeros(len(signals.ids)))
-    margins = [label_margin(np.log(p), signals.labels) for p in posteriors]
+    margins = [label_margins(logs_of(p), signals.labels) for p in posteriors]
     return Detection(np.mean(margins, axis=0), posteriors, is_leave_one_out=True)
 
 
@@ -239,4 +240,4 @@ def pooled_margin(signals: Signals, *, held_out_agreement: float | None = None) 
     pooled = pool_evidence(signals, held_out_agreement=held_out_agreement)
     if pooled is None:
         return Detection(np.zeros(len(signals.ids)))
-    return Detection(label_margin(safe_log(pooled.probs), signals.labels), pooled=pooled)
+    return Detection(label_margins(LazyRows(pooled.probs, safe_log), signals.labels), pooled=pooled)

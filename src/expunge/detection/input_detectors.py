@@ -8,6 +8,8 @@ import numpy as np
 
 from expunge._core.arrays import Floats
 from expunge._core.rng import subsample
+from expunge.detection.class_arithmetic import log_at_label
+from expunge.detection.class_rows import by_chunks, doubles_of, predicted
 from expunge.detection.detectors import Detection, detectors
 from expunge.detection.lda import layer_posteriors, loo_ridge_predictions, squared_mahalanobis
 from expunge.detection.neighbours import neighbour_mean
@@ -62,12 +64,13 @@ def attribution_mass(signals: Signals) -> Detection:
     >>> int(attribution_mass(signals).score.argmax())
     3
     """
-    from scipy.special import log_softmax
     from scipy.stats import spearmanr
 
+    logits = doubles_of(signals.logits)
+    best = predicted(logits)
     mass = np.log(np.maximum(signals.per_sample["attribution_mass"], 1e-12))
-    centred = centre_by_group(mass, signals.logits.argmax(axis=1))
-    uncertainty = -log_softmax(signals.logits.astype(np.float64), axis=1).max(axis=1)
+    centred = centre_by_group(mass, best)
+    uncertainty = -by_chunks(lambda rows: log_at_label(logits[rows], best[rows]), len(best))
     varies = np.ptp(centred) and np.ptp(uncertainty)
     correlation = spearmanr(centred, uncertainty).statistic if varies else 0.0
     return Detection(-centred if correlation < 0 else centred)

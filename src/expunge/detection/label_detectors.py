@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 
-from expunge._core.arrays import Floats, Ints
+from expunge._core.arrays import Floats
+from expunge.detection.class_arithmetic import (
+    at_label,
+    label_margins,
+    log_at_label,
+    replace_label,
+    row_sum,
+    softmax,
+)
+from expunge.detection.class_rows import LazyRows, by_chunks, doubles_of, logs_of
 from expunge.detection.detectors import Detection, detectors
 from expunge.detection.memorisation import augmented_probs_if_informative
 from expunge.detection.opinion_pool import smooth
 from expunge.errors import DataError
-from expunge.records import Signals
+from expunge.records import Signals, TopClasses
 
 
-def label_margin(values: Floats, labels: Ints) -> Floats:
-    """Return the best other class's value minus the given one's: ``max_{c≠y} v_c − v_y``.
+def _softmax_error_norm(signals: Signals) -> Floats:
+    """Return ``‖p − e_y‖₂``: of the gradient of the cross-entropy in the logits."""
 
-    Parameters
-    ----------
-    values
-        ``float64[n, c]``, with two classes or more.
-    labels
-        ``int[n]``, the given labels.
+    def norm(rows: slice) -> Floats:
+        labels = signals.labels[rows]
+        probs = softmax(doubles_of(signals.logits)[rows])
+        error = replace_label(probs, labels, at_label(probs, labels) - 1.0)
+        if isinstance(error, TopClasses):
+            return np.sqrt(row_sum(error.map(np.square)))
+        norms: Floats = np.linalg.norm(error, axis=1)
+        return norms
 
-    Examples
-    --------
-    >>> label_margin(np.array([[1.0, 5.0, 3.0], [2.0, 2.0, 2.0]]), np.array([1, 0]))
-    array([-2.,  0.])
-    """
-    rows = np.arange(len(labels))
-    others = values.copy()
-    others[rows, labels] = -np.inf
-    margin: Floats = others.max(axis=1) - values[rows, labels]
-    return margin
-
-
-def _at_label(values: Floats, signals: Signals) -> Floats:
-    at_label: Floats = values[np.arange(len(signals.labels)), signals.labels]
-    return at_label
-
-
-def _softmax_error(signals: Signals) -> Floats:
-    """Return ``p − e_y``, the gradient of the cross-entropy in the logits: ``float64[n, c]``."""
-    from scipy.special import softmax
-
-    error: Floats = softmax(signals.logits.astype(np.float64), axis=1)
-    error[np.arange(len(signals.labels)), signals.labels] -= 1.0
-    return error
+    return by_chunks(norm, len(signals.labels))
 
 
 @detectors.register("loss", kind="label")
@@ -79,9 +67,8 @@ def loss(signals: Signals) -> Detection:
     >>> loss(signals).score.round(3)
     array([0.127, 2.127])
     """
-    from scipy.special import log_softmax
-
-    return Detection(-_at_label(log_softmax(signals.logits.astype(np.float64), axis=1), signals))
+    logits, labels = doubles_of(signals.logits), signals.labels
+    return Detection(-by_chunks(lambda rows: log_at_label(logits[rows], labels[rows]), len(labels)))
 
 
 @detectors.register("margin", kind="label")
@@ -116,7 +103,7 @@ def margin(signals: Signals) -> Detection:
     >>> margin(signals).score
     array([-2.,  2.])
     """
-    return Detection(label_margin(signals.logits.astype(np.float64), signals.labels))
+    return Detection(label_margins(doubles_of(signals.logits), signals.labels))
 
 
 @detectors.register("el2n", kind="label")
@@ -150,7 +137,7 @@ def el2n(signals: Signals) -> Detection:
     >>> el2n(signals).score.round(2)
     array([0.  , 1.41])
     """
-    return Detection(np.linalg.norm(_softmax_error(signals), axis=1))
+    return Detection(_softmax_error_norm(signals))
 
 
 @detectors.register("self_influence", kind="label", needs=("head_input_norm",))
@@ -188,7 +175,7 @@ def self_influence(signals: Signals) -> Detection:
     array([1.41, 2.  ])
     """
     h = signals.per_sample["head_input_norm"]
-    return Detection(np.linalg.norm(_softmax_error(signals), axis=1) * np.sqrt(h**2 + 1))
+    return Detection(_softmax_error_norm(signals) * np.sqrt(h**2 + 1))
 
 
 @detectors.register("attribution", kind="label", needs=("attribution",))
@@ -344,7 +331,8 @@ def augmented_margin(signals: Signals) -> Detection:
     array([-2.  ,  0.39])
     """
     assert signals.augmented_probs is not None
-    margins = label_margin(np.log(smooth(signals.augmented_probs)), signals.labels)
+    probs = LazyRows(signals.augmented_probs, smooth)
+    margins = label_margins(logs_of(probs), signals.labels)
     return Detection(margins, augmented_probs_if_informative(signals))
 
 
@@ -393,5 +381,5 @@ def external_margin(signals: Signals) -> Detection:
             fix="give them some: dataclasses.replace(samples, external_probs={'folds': p})",
         )
     sources = [smooth(p) for p in signals.external_probs.values()]
-    margins = [label_margin(np.log(p), signals.labels) for p in sources]
+    margins = [label_margins(logs_of(p), signals.labels) for p in sources]
     return Detection(np.mean(margins, axis=0), tuple(sources))

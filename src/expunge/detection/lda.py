@@ -8,7 +8,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge.detection.class_rows import ClassRows, by_chunks, keep_top, row_chunks
 from expunge.records import Signals
+from expunge.records.top_classes import MAX_DENSE_CLASSES
 
 # Shrinkage of the discriminant's covariance, in mean variances of its columns.
 SHRINKAGE = 0.1
@@ -16,14 +18,12 @@ SHRINKAGE = 0.1
 RIDGE = 0.03
 # Posteriors are never lower.
 MIN_POSTERIOR = 1e-4
-# Rows are taken in chunks of this many, so that memory does not grow with their number.
-_CHUNK = 8192
 
-_posteriors_of: WeakKeyDictionary[Signals, tuple[Floats, ...]] = WeakKeyDictionary()
+_posteriors_of: WeakKeyDictionary[Signals, tuple[ClassRows, ...]] = WeakKeyDictionary()
 
 
-def layer_posteriors(signals: Signals) -> tuple[Floats, ...]:
-    """Return `loo_lda_posteriors` of each layer's features, ``float64[n, c]`` each.
+def layer_posteriors(signals: Signals) -> tuple[ClassRows, ...]:
+    """Return `loo_lda_posteriors` of each layer's features, ``[n, c]`` each.
 
     Several detectors use them; they are computed once for each `Signals` object.
     """
@@ -35,7 +35,7 @@ def layer_posteriors(signals: Signals) -> tuple[Floats, ...]:
     return _posteriors_of[signals]
 
 
-def loo_lda_posteriors(features: AnyFloats, labels: Ints, classes: int) -> Floats:
+def loo_lda_posteriors(features: AnyFloats, labels: Ints, classes: int) -> ClassRows:
     """Return leave-one-out class posteriors of linear discriminant analysis.
 
     ``p_c ∝ exp(−½ (f − μ_c)ᵀ Σ⁻¹ (f − μ_c))`` on standardised columns, with equal priors and
@@ -52,8 +52,8 @@ def loo_lda_posteriors(features: AnyFloats, labels: Ints, classes: int) -> Float
 
     Returns
     -------
-    NDArray[float64]
-        ``[n, c]``, at least 10⁻⁴ each.
+    NDArray[float64] or TopClasses
+        ``[n, c]``, at least 10⁻⁴ each. Computed in float32 where classes are many.
 
     Notes
     -----
@@ -69,29 +69,48 @@ def loo_lda_posteriors(features: AnyFloats, labels: Ints, classes: int) -> Float
     >>> bool((loo_lda_posteriors(features, labels, 2).argmax(axis=1) == labels).all())
     True
     """
-    from scipy.special import log_softmax
-
     n, (standard, width) = len(labels), _standardised_rows(features)
-    counts, chunks = np.bincount(labels, minlength=classes), row_chunks(n)
+    counts = np.bincount(labels, minlength=classes)
     means, basis = _class_means_and_whitening(
         standard, labels, classes, width=width, columns=features.shape[1]
     )
     centres, basis = means @ basis, basis.astype(features.dtype)
-    log_p = np.empty((n, classes))
-    for rows in chunks:
+    if classes > MAX_DENSE_CLASSES:
+        centres = centres.astype(np.float32)
+
+    def block(rows: slice) -> ClassRows:
         z, y = standard(rows) @ basis, labels[rows]
         r = z - centres[y]
         a = counts[y] / np.maximum(counts[y] - 1, 1)
         squared_r = (r**2).sum(axis=1)
-        gain = a / np.maximum(1 - a * squared_r / n, 1e-3) / n
-        squared = (z**2).sum(axis=1)[:, None] - 2 * z @ centres.T + (centres**2).sum(axis=1)
-        along = (z * r).sum(axis=1)[:, None] - r @ centres.T
-        squared += gain[:, None] * along**2
+        gain = (a / np.maximum(1 - a * squared_r / n, 1e-3) / n).astype(centres.dtype)
+        squared = 2 * z @ centres.T
+        np.subtract((z**2).sum(axis=1)[:, None], squared, out=squared)
+        squared += (centres**2).sum(axis=1)
+        along = r @ centres.T
+        np.subtract((z * r).sum(axis=1)[:, None], along, out=along)
+        along *= along
+        along *= gain[:, None]
+        squared += along
         squared[np.arange(len(y)), y] = a**2 * (squared_r + gain * squared_r**2)
         squared[:, counts == 0] = np.inf
-        log_p[rows] = log_softmax(-0.5 * squared, axis=1)
-    posteriors: Floats = np.exp(np.maximum(log_p, np.log(MIN_POSTERIOR)))
-    return posteriors
+        return keep_top(_normalised(squared), y)
+
+    return by_chunks(block, n)
+
+
+def _normalised(squared: AnyFloats) -> AnyFloats:
+    """Return posteriors from squared distances, which are overwritten."""
+    from scipy.special import log_softmax
+
+    squared *= -0.5
+    if squared.shape[1] <= MAX_DENSE_CLASSES:
+        posteriors: Floats = np.exp(np.maximum(log_softmax(squared, axis=1), np.log(MIN_POSTERIOR)))
+        return posteriors
+    squared -= squared.max(axis=1, keepdims=True)
+    np.exp(squared, out=squared)
+    squared /= squared.sum(axis=1, keepdims=True)
+    return np.maximum(squared, squared.dtype.type(MIN_POSTERIOR), out=squared)
 
 
 def _class_means_and_whitening(
@@ -101,7 +120,7 @@ def _class_means_and_whitening(
     n, counts = len(labels), np.bincount(labels, minlength=classes)
     chunks, means = row_chunks(n), np.zeros((classes, width))
     for rows in chunks:
-        means += np.eye(classes)[labels[rows]].T @ standard(rows)
+        means += class_sums(standard(rows), labels[rows], classes)
     means /= np.maximum(counts, 1)[:, None]
     scatter = np.zeros((width, width))
     for rows in chunks:
@@ -109,6 +128,22 @@ def _class_means_and_whitening(
         residual = z - means[labels[rows]].astype(z.dtype)
         scatter += residual.T @ residual / n
     return means, _whitening(scatter, SHRINKAGE, columns)
+
+
+def class_sums(values: AnyFloats, labels: Ints, classes: int) -> Floats:
+    """Return the sum of the rows of each class, ``float64[c, d]``.
+
+    Examples
+    --------
+    >>> class_sums(np.array([[1.0], [2.0], [4.0]]), np.array([0, 2, 2]), 3).ravel()
+    array([1., 0., 6.])
+    """
+    from scipy.sparse import csr_matrix
+
+    n = len(labels)
+    one_hot = csr_matrix((np.ones(n), labels, np.arange(n + 1)), shape=(n, classes))
+    sums: Floats = one_hot.T @ values.astype(np.float64)
+    return sums
 
 
 def _whitening(covariance: Floats, shrinkage: float, columns: int) -> Floats:
@@ -240,14 +275,3 @@ def _in_smaller_space(
 def safe_scale(spread: AnyFloats, location: AnyFloats) -> AnyFloats:
     """Return the spread of columns to divide by: infinite where it is only rounding."""
     return np.where(spread > 1e-6 * np.maximum(1e-6, np.abs(location)), spread, np.inf)
-
-
-def row_chunks(n: int, chunk_size: int = _CHUNK) -> list[slice]:
-    """Return slices that cover rows 0 … n − 1, each of at most ``chunk_size`` rows.
-
-    Examples
-    --------
-    >>> row_chunks(5, 2)
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
-    return [slice(start, min(start + chunk_size, n)) for start in range(0, n, chunk_size)]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge._core.arrays import Floats, Ints
+from expunge.detection.class_rows import ClassRows, RowSource, predicted
 from expunge.records import Scores, Signals
 
 # Predictions that agree with the given labels so much more often than augmented ones do, are of a
@@ -18,12 +19,12 @@ GENERALISATION_GAP = 0.05
 MEMORISED_AGREEMENT = 0.95
 
 
-def label_agreement(values: AnyFloats, labels: Ints) -> float:
-    """Return the share of samples whose largest value, ``float[n, c]``, is at the given label."""
-    return float((values.argmax(axis=1) == labels).mean())
+def label_agreement(values: RowSource, labels: Ints) -> float:
+    """Return the share of samples whose largest value, ``[n, c]``, is at the given label."""
+    return float((predicted(values) == labels).mean())
 
 
-def informative_sources(sources: Sequence[AnyFloats], signals: Signals) -> list[AnyFloats]:
+def informative_sources(sources: Sequence[ClassRows], signals: Signals) -> list[ClassRows]:
     """Return the sources of class probabilities that have not memorised the given labels.
 
     A source has if its agreement with the given labels exceeds that of the augmented predictions
@@ -45,7 +46,7 @@ def informative_sources(sources: Sequence[AnyFloats], signals: Signals) -> list[
     return informative or [sources[int(np.argmin(agreement))]]
 
 
-def augmented_probs_if_informative(signals: Signals) -> tuple[AnyFloats, ...]:
+def augmented_probs_if_informative(signals: Signals) -> tuple[ClassRows, ...]:
     """Return the augmented predictions, or nothing if the network has memorised its labels.
 
     Those of a network that has are biased towards the wrong labels too, and the likelihood of
@@ -134,8 +135,8 @@ def has_memorised_faults(scores: Scores, p_label_fault: Floats) -> bool:
         ``float64[n]``, the probability that each label is wrong.
     """
     is_wrong = p_label_fault > 0.5
-    model_probs = np.asarray(scores.model_probs)
-    if scores.pooled is None or not len(model_probs) or not is_wrong.any():
+    model_probs = scores.model_probs
+    if scores.pooled is None or model_probs is None or not len(model_probs) or not is_wrong.any():
         return False
     gap = label_agreement(model_probs[0], scores.labels) - scores.pooled.expected_agreement
     reproduced = label_agreement(model_probs[0][is_wrong], scores.labels[is_wrong])

@@ -8,6 +8,8 @@ import numpy as np
 
 from expunge._core.arrays import Floats
 from expunge._core.rng import derive
+from expunge.detection.class_arithmetic import label_margins
+from expunge.detection.class_rows import ClassRows, LazyRows, apply, doubles_of, logs_of
 from expunge.detection.gaussian_mixture import (
     fit_evidence,
     gap_rule,
@@ -16,7 +18,6 @@ from expunge.detection.gaussian_mixture import (
     standardise,
     weighted_evidence,
 )
-from expunge.detection.label_detectors import label_margin
 from expunge.detection.partitioners import build_partition, partitioners
 from expunge.errors import ConfigError, check_range
 from expunge.records import Fit, Partition, Scores
@@ -104,8 +105,8 @@ def mixture(
     faults = {"label": np.zeros(len(scores.ids)), "input": inputs.p}
     stderr, fits, evidence = inputs.rate_stderr, inputs.fits, inputs.evidence
     if columns:
-        log_probs = np.log(np.maximum(scores.class_probs.astype(np.float64), 1e-12))
-        odds = label_margin(log_probs, scores.labels)
+        probs = LazyRows(doubles_of(scores.class_probs), _at_least_tiny)
+        odds = label_margins(logs_of(probs), scores.labels)
         e = (standardise(weighted_evidence(columns, seed)) + standardise(odds)) / 2
         fit, faults["label"] = fit_evidence(
             e,
@@ -120,6 +121,10 @@ def mixture(
     return build_partition(
         scores, faults, threshold=threshold, rate_stderr=stderr, fits=fits, evidence=evidence
     )
+
+
+def _at_least_tiny(probs: ClassRows) -> ClassRows:
+    return apply(lambda p: np.maximum(p, 1e-12), probs)
 
 
 def check_options(*, threshold: float, components: int, separation: float) -> None:

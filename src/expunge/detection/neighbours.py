@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
-from expunge.detection.lda import row_chunks, safe_scale
+from expunge.detection.class_rows import ClassRows, by_chunks, keep_top, row_chunks
+from expunge.detection.lda import safe_scale
 from expunge.errors import ConfigError, extra_required
 
 NeighbourSearch = Literal["exact", "approximate"]
@@ -27,7 +28,7 @@ def neighbour_votes(
     k: int | None = None,
     neighbour_search: NeighbourSearch = "exact",
     chunk_size: int = 1024,
-) -> Floats:
+) -> ClassRows:
     """Return the label shares among the k nearest other samples, smoothed by one vote.
 
     ``v_c = (#{j ∈ kNN(i): y_j = c} + 1/c) / (k + 1)``, nearest by the cosine of centred features.
@@ -49,7 +50,7 @@ def neighbour_votes(
 
     Returns
     -------
-    NDArray[float64]
+    NDArray[float64] or TopClasses
         ``[n, c]``; rows sum to one.
 
     Raises
@@ -80,12 +81,40 @@ def neighbour_votes(
     k = k if k is not None else int(np.clip(round(np.sqrt(n) / 3), 5, 50))
     k = min(k, n - 1)
     rows = _unit_rows(features)
-    one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels.copy()), classes).float()
     find = _exact_search(rows) if neighbour_search == "exact" else _approximate_search(rows)
-    votes = torch.empty(n, classes)
-    for start in range(0, n, chunk_size):
-        votes[start : start + chunk_size] = one_hot[find(start, chunk_size, k)].sum(dim=1)
-    shares: Floats = ((votes + 1.0 / classes) / (k + 1.0)).double().numpy()
+
+    def shares(chunk: slice) -> ClassRows:
+        near = labels[find(chunk.start, chunk_size, k).numpy()]
+        return keep_top(vote_shares(near, classes), labels[chunk])
+
+    return by_chunks(shares, n, chunk_size)
+
+
+def vote_shares(labels: Ints, classes: int) -> Floats:
+    """Return the shares of labels in each row, smoothed by one vote.
+
+    Parameters
+    ----------
+    labels
+        ``int64[n, k]``, labels of each sample's neighbours.
+    classes
+        The number of classes c.
+
+    Returns
+    -------
+    NDArray[float64]
+        ``[n, c]``, ``(count + 1/c) / (k + 1)``.
+
+    Examples
+    --------
+    >>> vote_shares(np.array([[0, 0, 1]]), 2)
+    array([[0.625, 0.375]])
+    """
+    n, k = labels.shape
+    votes = np.zeros((n, classes))
+    for column in labels.T:
+        votes[np.arange(n), column] += 1
+    shares: Floats = (votes + 1 / classes) / (k + 1)
     return shares
 
 

@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expunge._core.arrays import Bools, Floats
+from expunge.detection.class_arithmetic import at_label
+from expunge.detection.class_rows import (
+    ClassRows,
+    as_float64,
+    by_chunks,
+    concatenate_sources,
+    keep_top,
+)
 from expunge.detection.gaussian_mixture import MIN_SAMPLES, noise_separation
 from expunge.detection.memorisation import has_memorised
 from expunge.detection.mixture_partitioner import check_options, input_faults, mixture
@@ -16,7 +24,7 @@ from expunge.detection.partitioners import build_partition, partitioners
 from expunge.records import Component, Fit, Partition, Scores
 
 if TYPE_CHECKING:
-    from expunge.detection.noise_model import NoiseModel
+    from expunge.detection.noise_rows import NoiseModel
 
 
 @partitioners.register("noise-model")
@@ -99,7 +107,9 @@ def noise_model(
     True
     """
     memorised, labels = has_memorised(scores), scores.labels
-    n_sources = len(np.asarray(scores.loo_probs)) + len(np.asarray(scores.external_probs))
+    assert scores.loo_probs is not None
+    assert scores.external_probs is not None
+    n_sources = len(scores.loo_probs) + len(scores.external_probs)
     if not n_sources or len(labels) < MIN_SAMPLES or memorised is None:
         return mixture(
             scores, seed=seed, threshold=threshold, components=components, separation=separation
@@ -110,8 +120,7 @@ def noise_model(
     if usable.sum() < MIN_SAMPLES:
         usable = np.ones(len(labels), dtype=bool)
     model, q = _fit_right_labels(scores, usable, is_memorised=memorised, seed=seed)
-    given = np.eye(q.shape[1])[labels]
-    p_label = np.clip(1 - (q * given).sum(axis=1), 0.0, 1.0)
+    p_label = np.clip(1 - as_float64(at_label(q, labels)), 0.0, 1.0)
     odds = np.clip(p_label, 1e-6, 1 - 1e-6)
     e = np.log(odds / (1 - odds))
     partition = build_partition(
@@ -128,17 +137,20 @@ def noise_model(
 
 def _fit_right_labels(
     scores: Scores, usable: Bools, *, is_memorised: bool, seed: int
-) -> tuple[NoiseModel, Floats]:
+) -> tuple[NoiseModel, ClassRows]:
     """Fit the noise model on the usable samples; return the right labels' posterior of all."""
     from expunge.detection.noise_model import fit_noise_model, include_model_probs
 
-    sources, model_probs = np.asarray(scores.loo_probs), np.asarray(scores.model_probs)
-    external, trusted = np.asarray(scores.external_probs), np.asarray(scores.trusted)
+    sources, model_probs = scores.loo_probs, scores.model_probs
+    external, trusted = scores.external_probs, np.asarray(scores.trusted)
+    assert sources is not None
+    assert model_probs is not None
+    assert external is not None
     labels, n_model_sources = scores.labels, None
     if is_memorised:  # external sources that have memorised too are not selected
-        sources = np.concatenate([sources, external])
+        sources = concatenate_sources(sources, external)
     else:
-        model_probs = np.concatenate([model_probs, external])
+        model_probs = concatenate_sources(model_probs, external)
         sources = include_model_probs(sources, model_probs, labels, usable)
         n_model_sources = len(model_probs)
     model = fit_noise_model(
@@ -148,9 +160,14 @@ def _fit_right_labels(
         trusted=trusted[usable],
         n_model_sources=n_model_sources,
     )
-    given = np.eye(sources.shape[2])[labels]
-    q = model.posterior(sources, labels) if model.has_noise or not is_memorised else given
-    return model, np.where(trusted[:, None], given, q)
+    is_given = trusted if model.has_noise or not is_memorised else np.ones(len(labels), dtype=bool)
+
+    def posterior(rows: slice) -> ClassRows:
+        q = model.posterior(np.asarray(sources[:, rows]), labels[rows])
+        given = np.eye(q.shape[1])[labels[rows]]
+        return keep_top(np.where(is_given[rows, None], given, q), labels[rows])
+
+    return model, by_chunks(posterior, len(labels))
 
 
 def two_sided_fit(

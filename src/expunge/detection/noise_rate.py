@@ -11,11 +11,20 @@ from scipy.special import expit
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge.detection.calibration import (
     Ramp,
-    calibrate,
     confident_joint,
+    fit_calibration,
     ramp,
     sharpening_exponent,
     tempered,
+)
+from expunge.detection.class_arithmetic import at_label, joint_with, replace_label, row_sum
+from expunge.detection.class_rows import (
+    LazyRows,
+    RowSource,
+    TakenRows,
+    by_chunks,
+    largest,
+    predicted,
 )
 from expunge.detection.noise_model import transition_rate
 from expunge.records import PooledEvidence
@@ -71,7 +80,8 @@ class RateEstimate:
     transition
         ``float64[c, c]``, ``P(given | right)``.
     right
-        ``float64[n, c]``, the distribution of the right label without the given one.
+        ``[n, c]``, the distribution of the right label without the given one, computed when its
+        rows are read.
     log_odds
         ``float64[n]``, log-odds of a wrong label before the rate shifts them.
     """
@@ -81,7 +91,7 @@ class RateEstimate:
     high: float
     estimates: Mapping[str, float]
     transition: Floats
-    right: Floats
+    right: RowSource
     log_odds: Floats
 
 
@@ -149,22 +159,24 @@ def _mean_estimate(pool: RateEstimate, probes: RateEstimate, weight: float) -> R
     return replace(pool, value=value, low=low, high=high, estimates=estimates)
 
 
-def _estimate(probs: AnyFloats, labels: Ints, usable: Bools) -> RateEstimate:
-    given = labels[usable]
-    _, calibration = calibrate(probs[usable], given)
-    calibrated = tempered(probs, calibration)
-    transition, joint_rate = confident_joint(calibrated[usable], given)
-    exponent = sharpening_exponent(calibrated[usable], given, transition)
-    right = tempered(calibrated, exponent)
+def _estimate(probs: RowSource, labels: Ints, usable: Bools) -> RateEstimate:
+    rows = np.flatnonzero(usable)
+    given = labels[rows]
+    calibration = fit_calibration(TakenRows(probs, rows), given)
+    calibrated = LazyRows(probs, lambda p: tempered(p, calibration))
+    known = TakenRows(calibrated, rows)
+    transition, joint_rate = confident_joint(known, given)
+    exponent = sharpening_exponent(known, given, transition)
+    right = LazyRows(calibrated, lambda p: tempered(p, exponent))
     log_odds = wrong_log_odds(right, labels, transition)
-    margin = wrong_log_odds(calibrated, labels, np.ones_like(transition), use_largest=True)
+    margin = log_margin(calibrated, labels)
     estimates = {
         "confident_joint": joint_rate,
         "posterior": float(expit(log_odds[usable]).mean()),
-        "evident": evident_rate(calibrated[usable], given),
+        "evident": evident_rate(known, given),
         "disagreement": float((margin[usable] > 0).mean()),
     }
-    structured = structured_fraction(calibrated[usable], given)
+    structured = structured_fraction(known, given)
     structured *= 1 - ramp(exponent, SHARPENING)
     value = _weigh(estimates, exponent)
     value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
@@ -207,7 +219,7 @@ def _interval(estimates: Mapping[str, float], value: float, n: int) -> tuple[flo
     return min(low, value), max(high, value)
 
 
-def evident_rate(probs: Floats, labels: Ints) -> float:
+def evident_rate(probs: RowSource, labels: Ints) -> float:
     """Return the noise rate that neither ambiguity nor a weak pool explains.
 
     The disagreement of the tenth of which the pool is most confident, or the rate of a transition
@@ -216,7 +228,7 @@ def evident_rate(probs: Floats, labels: Ints) -> float:
     Parameters
     ----------
     probs
-        ``float64[n, c]``, calibrated for the given labels, see `calibrate`.
+        ``[n, c]``, calibrated for the given labels, see `calibrate`.
     labels
         ``int[n]``, the given labels.
 
@@ -229,8 +241,7 @@ def evident_rate(probs: Floats, labels: Ints) -> float:
     >>> round(evident_rate(probs, labels), 2)
     0.2
     """
-    disagrees = probs.argmax(axis=1) != labels
-    confidence = probs.max(axis=1)
+    disagrees, confidence = predicted(probs) != labels, largest(probs)
     top = np.argsort(-confidence, kind="stable")[: max(1, round(_TOP_SHARE * len(labels)))]
     rate = float(disagrees[top].mean())
     if probs.shape[1] <= _MAX_TRANSITION_CLASSES:
@@ -238,7 +249,7 @@ def evident_rate(probs: Floats, labels: Ints) -> float:
     return rate
 
 
-def structured_fraction(probs: Floats, labels: Ints) -> float:
+def structured_fraction(probs: RowSource, labels: Ints) -> float:
     """Return how far labels near class boundaries contradict calibrated probabilities, in [0, 1].
 
     Samples are sorted by ``max p``, the least confident first. E is the largest excess of the
@@ -249,7 +260,7 @@ def structured_fraction(probs: Floats, labels: Ints) -> float:
     Parameters
     ----------
     probs
-        ``float64[n, c]``, calibrated for the given labels, see `calibrate`.
+        ``[n, c]``, calibrated for the given labels, see `calibrate`.
     labels
         ``int[n]``, the given labels.
 
@@ -266,31 +277,27 @@ def structured_fraction(probs: Floats, labels: Ints) -> float:
     >>> structured_fraction(probs, np.repeat([1, 0], 100))
     1.0
     """
-    largest = probs.max(axis=1)
-    order = np.argsort(largest, kind="stable")
-    largest, disagrees = largest[order], probs.argmax(axis=1)[order] != labels[order]
-    excess = np.cumsum(disagrees - (1 - largest))
+    confidence = largest(probs)
+    order = np.argsort(confidence, kind="stable")
+    confidence, disagrees = confidence[order], predicted(probs)[order] != labels[order]
+    excess = np.cumsum(disagrees - (1 - confidence))
     k = int(excess.argmax())
-    stderr = max(float(np.sqrt((largest[: k + 1] * (1 - largest[: k + 1])).sum())), 1.0)
+    stderr = max(float(np.sqrt((confidence[: k + 1] * (1 - confidence[: k + 1])).sum())), 1.0)
     part = float(excess[k]) / max(int(disagrees.sum()), 1)
     return ramp(float(excess[k]) / stderr, EXCESS_STDERRS) * ramp(part, EXCESS_PART)
 
 
-def wrong_log_odds(
-    right: Floats, labels: Ints, transition: Floats, *, use_largest: bool = False
-) -> Floats:
+def wrong_log_odds(right: RowSource, labels: Ints, transition: Floats) -> Floats:
     """Return log-odds of a wrong label: ``log Σ_{c≠y} π(c) T_cy − log π(y) T_yy``.
 
     Parameters
     ----------
     right
-        ``float64[n, c]``, the distribution π of the right label.
+        ``[n, c]``, the distribution π of the right label.
     labels
         ``int[n]``, the given labels y.
     transition
         ``float64[c, c]``, T.
-    use_largest
-        Use the largest term instead of the sum.
 
     Examples
     --------
@@ -298,10 +305,39 @@ def wrong_log_odds(
     >>> wrong_log_odds(right, np.array([1]), transition).round(2)
     array([-1.1])
     """
-    rows = np.arange(len(labels))
-    joint = right * transition[:, labels].T
-    at_label = joint[rows, labels].copy()
-    joint[rows, labels] = 0.0
-    others = joint.max(axis=1) if use_largest else joint.sum(axis=1)
-    odds: Floats = np.log(np.maximum(others, 1e-9)) - np.log(np.maximum(at_label, 1e-12))
-    return odds
+
+    def odds(rows: slice) -> Floats:
+        joint = joint_with(right[rows], labels[rows], transition)
+        others = row_sum(replace_label(joint, labels[rows], 0.0))
+        return _log_ratio(others, at_label(joint, labels[rows]))
+
+    return by_chunks(odds, len(labels))
+
+
+def log_margin(probs: RowSource, labels: Ints) -> Floats:
+    """Return the log-odds of the best other label against the given one, ``float64[n]``.
+
+    Parameters
+    ----------
+    probs
+        ``[n, c]``.
+    labels
+        ``int[n]``, the given labels.
+
+    Examples
+    --------
+    >>> log_margin(np.array([[0.75, 0.25]]), np.array([1])).round(2)
+    array([1.1])
+    """
+
+    def margin(rows: slice) -> Floats:
+        block = probs[rows]
+        others = replace_label(block, labels[rows], 0.0).max(axis=1)
+        return _log_ratio(others, at_label(block, labels[rows]))
+
+    return by_chunks(margin, len(labels))
+
+
+def _log_ratio(others: AnyFloats, at_label: AnyFloats) -> Floats:
+    ratio: Floats = np.log(np.maximum(others, 1e-9)) - np.log(np.maximum(at_label, 1e-12))
+    return ratio

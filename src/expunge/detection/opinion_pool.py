@@ -6,11 +6,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
+from expunge._core.arrays import Bools, Floats, Ints
 from expunge._core.rng import subsample
+from expunge.detection.class_arithmetic import add_scaled, softmax
+from expunge.detection.class_rows import (
+    ClassRows,
+    LazyRows,
+    RowSource,
+    apply,
+    by_chunks,
+    zero_rows,
+)
+from expunge.records.top_classes import MAX_DENSE_CLASSES, TopClasses
 
 # The weights are fitted on at most this many samples.
 _MAX_ROWS = 20_000
+# Of many classes, on at most so many samples times classes.
+_MAX_SIZE = 2_000_000
 # The penalty on the weights keeps those of certain sources finite.
 _RIDGE = 1e-3
 # From this many trusted samples on, only they fit the weights.
@@ -18,8 +30,8 @@ MIN_TRUSTED = 100
 
 
 def opinion_pool(
-    sources: Sequence[AnyFloats], labels: Ints, trusted: Bools | None = None
-) -> Floats:
+    sources: Sequence[RowSource], labels: Ints, trusted: Bools | None = None
+) -> ClassRows:
     """Pool class probabilities of several sources: ``p ∝ Π_s q_s^{β_s}``.
 
     The weights ``β ≥ 0`` maximise the likelihood of the given labels (a logarithmic opinion pool),
@@ -30,7 +42,7 @@ def opinion_pool(
     Parameters
     ----------
     sources
-        One or more arrays ``float[n, c]`` of class probabilities.
+        One or more sources ``[n, c]`` of class probabilities.
     labels
         ``int[n]``, the given labels.
     trusted
@@ -39,13 +51,13 @@ def opinion_pool(
 
     Returns
     -------
-    NDArray[float64]
+    NDArray[float64] or TopClasses
         ``[n, c]``; rows sum to one.
 
     Notes
     -----
-    Convex, one parameter a source; fitted on at most 20,000 samples. Cost: some 20 evaluations of
-    ``O(s · min(n, 20,000) · c)``.
+    Convex, one parameter a source; fitted on at most 20,000 samples, fewer of many classes. Cost:
+    some 20 evaluations of ``O(s · min(n, 20,000) · c)``.
 
     References
     ----------
@@ -63,26 +75,39 @@ def opinion_pool(
     True
     """
     from scipy.optimize import minimize
-    from scipy.special import softmax
 
-    logs = np.stack([np.log(np.maximum(q, 1e-12)) for q in sources])
-    rows = _fitting_rows(labels, trusted)
+    logs = [LazyRows(q, _safe_logs) for q in sources]
+    rows = _fitting_rows(labels, trusted, sources[0].shape[1])
     beta = minimize(
-        _loss_and_gradient(logs[:, rows], labels[rows]),
+        _loss_and_gradient(np.stack([np.asarray(q[rows]) for q in logs]), labels[rows]),
         np.full(len(sources), 1 / len(sources)),
         jac=True,
         method="L-BFGS-B",
         bounds=[(0.0, None)] * len(sources),
     ).x
-    pooled: Floats = softmax(np.tensordot(beta, logs, axes=1), axis=1)
-    return pooled
+
+    def pooled(chunk: slice) -> ClassRows:
+        blocks, given = [q[chunk] for q in logs], labels[chunk]
+        if not isinstance(blocks[0], TopClasses):
+            return softmax(np.tensordot(beta, np.stack(blocks), axes=1))
+        total = zero_rows(given, blocks[0].n_classes)
+        for weight, block in zip(beta, blocks, strict=True):
+            total = add_scaled(total, block, given, weight)
+        return softmax(total)
+
+    return by_chunks(pooled, len(labels))
 
 
-def _fitting_rows(labels: Ints, trusted: Bools | None) -> Ints:
+def _safe_logs(probs: ClassRows) -> ClassRows:
+    return apply(lambda p: np.log(np.maximum(p, 1e-12)), probs)
+
+
+def _fitting_rows(labels: Ints, trusted: Bools | None, classes: int) -> Ints:
     usable = np.arange(len(labels))
     if trusted is not None and trusted.sum() >= MIN_TRUSTED:
         usable = np.flatnonzero(trusted)
-    return subsample(usable, _MAX_ROWS, 0, "opinion pool")
+    most = _MAX_ROWS if classes <= MAX_DENSE_CLASSES else _MAX_SIZE // classes
+    return subsample(usable, most, 0, "opinion pool")
 
 
 def _loss_and_gradient(logs: Floats, labels: Ints) -> Callable[[Floats], tuple[float, Floats]]:
@@ -101,7 +126,7 @@ def _loss_and_gradient(logs: Floats, labels: Ints) -> Callable[[Floats], tuple[f
     return evaluate
 
 
-def smooth(probs: AnyFloats) -> Floats:
+def smooth(probs: ClassRows) -> ClassRows:
     """Shrink probabilities towards uniform, as one more vote in twenty: ``(20 p + 1/c) / 21``."""
-    smoothed: Floats = (20 * probs.astype(np.float64) + 1 / probs.shape[1]) / 21
-    return smoothed
+    c = probs.shape[1]
+    return apply(lambda p: (20 * p.astype(np.float64) + 1 / c) / 21, probs)

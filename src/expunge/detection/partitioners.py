@@ -14,6 +14,8 @@ import numpy as np
 
 from expunge._core.arrays import Floats, Ints
 from expunge._core.registry import NoMetadata, Registry
+from expunge.detection.class_arithmetic import replace_label, row_sum
+from expunge.detection.class_rows import ClassRows, apply, as_float64, row_chunks
 from expunge.detection.thresholds import fdr_threshold
 from expunge.records import Fit, Partition, Scores, align
 
@@ -91,14 +93,36 @@ def suggest_labels(scores: Scores, p_label: Floats) -> tuple[Ints, Floats]:
     ``p_label · q_c / (1 − q_y)`` for another label c and ``1 − p_label`` for the given one, with q
     the class distribution of the scores. The given label wins a tie.
     """
-    rows = np.arange(len(scores.labels))
-    q = scores.class_probs.astype(np.float64)
-    q[rows, scores.labels] = 0.0
-    q *= (p_label / np.maximum(q.sum(axis=1), 1e-12))[:, None]
-    q[rows, scores.labels] = 1 - p_label
-    suggested = q.argmax(axis=1)
-    suggested = np.where(q[rows, suggested] > q[rows, scores.labels], suggested, scores.labels)
-    return suggested, np.clip(q[rows, suggested], 0.0, 1.0)
+    probs = scores.class_probs
+    return most_probable_labels(lambda rows: probs[rows], scores.labels, p_label)
+
+
+def most_probable_labels(
+    weights: Callable[[slice], ClassRows], labels: Ints, p_label: Floats
+) -> tuple[Ints, Floats]:
+    """Return the most probable label of each sample, and its probability.
+
+    The given label has ``1 − p_label``; the others share the rest by their weights. The given label
+    wins a tie.
+
+    Parameters
+    ----------
+    weights
+        From a slice of b samples to ``[b, c]``, 0 or more.
+    labels
+        ``int[n]``, the given labels.
+    p_label
+        ``float64[n]``, the probability that the given label is wrong.
+    """
+    suggested, probability = labels.copy(), 1 - p_label
+    for rows in row_chunks(len(labels)):
+        others = replace_label(apply(as_float64, weights(rows)), labels[rows], 0.0)
+        share = p_label[rows] / np.maximum(row_sum(others), 1e-12)
+        best, found = others.argmax(axis=1), others.max(axis=1) * share
+        is_better = found > probability[rows]
+        suggested[rows] = np.where(is_better, best, suggested[rows])
+        probability[rows] = np.where(is_better, found, probability[rows])
+    return suggested, np.clip(probability, 0.0, 1.0)
 
 
 def with_input_faults(

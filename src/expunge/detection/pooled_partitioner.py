@@ -8,13 +8,14 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from expunge._core.arrays import Bools, Floats, Ints
+from expunge._core.arrays import Bools, Floats
+from expunge.detection.class_arithmetic import joint_with
 from expunge.detection.evidence import robust_deviation
 from expunge.detection.gaussian_mixture import MIN_SAMPLES
 from expunge.detection.mixture_partitioner import check_options, input_faults
 from expunge.detection.noise_model_partitioner import noise_model, two_sided_fit
 from expunge.detection.noise_rate import RateEstimate, estimate_noise_rate
-from expunge.detection.partitioners import build_partition, partitioners
+from expunge.detection.partitioners import build_partition, most_probable_labels, partitioners
 from expunge.records import Fit, Partition, Scores
 
 # Robust deviations from which on an input is unusual for its class, and the slope there.
@@ -124,7 +125,11 @@ def evidence_pool(
         fits=(*inputs.fits, two_sided_fit(log_odds, p_label, usable)),
         evidence={**inputs.evidence, "label_evidence": log_odds},
     )
-    suggested, probability = _suggest(rate, labels, np.where(trusted, 0.0, p_label))
+    suggested, probability = most_probable_labels(
+        lambda rows: joint_with(rate.right[rows], labels[rows], rate.transition),
+        labels,
+        np.where(trusted, 0.0, p_label),
+    )
     return replace(
         partition,
         suggested_label=suggested,
@@ -215,14 +220,3 @@ def _with_input_faults(
     above = half_width if share > _CLEAN_NOVEL_SHARE else 0.0
     high = min(1.0, (1 - share) * rate.high + share + above)
     return value, min(low, value), max(high, value)
-
-
-def _suggest(rate: RateEstimate, labels: Ints, p_label: Floats) -> tuple[Ints, Floats]:
-    """Return the most probable label: the given one has ``1 − p_label``, others share the rest."""
-    rows = np.arange(len(labels))
-    q = rate.right * rate.transition[:, labels].T
-    q[rows, labels] = 0.0
-    q *= (p_label / np.maximum(q.sum(axis=1), 1e-12))[:, None]
-    q[rows, labels] = 1 - p_label
-    best = q.argmax(axis=1)
-    return best, np.clip(q[rows, best], 0.0, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import torch_generator
 from expunge.config import Precision
 from expunge.data import Batch, Samples
+from expunge.detection.class_rows import ClassRows, top_tensors
 from expunge.detection.gradients import (
     attribute,
     gradient_closed,
@@ -46,7 +48,8 @@ from expunge.models.inspection import (
     padding_id_of,
     to_channels_last,
 )
-from expunge.records import Signals
+from expunge.records import Signals, TopClasses
+from expunge.records.top_classes import MAX_DENSE_CLASSES
 from expunge.training.optimisation import autocast
 
 # Random views are drawn in blocks of at most this many samples, so that neither the batch size nor
@@ -72,6 +75,7 @@ class _PassConfig:
     seed: int
     device: torch.device
     block_size: int = BLOCK_SIZE
+    keeps_top: bool = False
     has_tokens: bool = False
     padding_id: int = 0
 
@@ -97,6 +101,7 @@ def collect(
     batch_size: int = 256,
     precision: Precision = "auto",
     seed: int = 0,
+    keep_all_classes: bool = True,
     progress: Progress = silent,
     what: str = "score",
 ) -> Signals:
@@ -128,6 +133,8 @@ def collect(
         ``"auto"``, ``"float32"`` or ``"bfloat16"``.
     seed
         For the views.
+    keep_all_classes
+        Without, logits and predictions of more than 100 classes are `TopClasses`.
     progress, what
         See `Progress`; ``what`` names the pass.
 
@@ -144,7 +151,8 @@ def collect(
 
     Notes
     -----
-    Memory: ``n × (c + Σ d)`` floats, with d the features of each layer (see `pool`). Cost: one
+    Memory: ``n × (c + Σ d)`` floats, with d the features of each layer (see `pool`) and c at most
+    100 without ``keep_all_classes``. Cost: one
     forward pass, one more for each view, and a forward and a backward pass for each need that has
     no closed form. Several processes share the samples.
 
@@ -181,6 +189,7 @@ def collect(
         seed=seed,
         device=accelerator.device,
         block_size=1 << (min(fitting, BLOCK_SIZE).bit_length() - 1),
+        keeps_top=not keep_all_classes,
         has_tokens=token_ids(example) is not None,
         padding_id=padding_id_of(model),
     )
@@ -226,13 +235,24 @@ def _passes(
             first = [int(position) for position in batch[:: config.block_size]]
             views = _augmented_batches(samples, x, first, config)
             outputs |= _augmented_pass(model, views, y, config)
-        yield batch, outputs
+        yield batch, _with_top_classes(outputs, y) if config.keeps_top else outputs
+
+
+def _with_top_classes(outputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Replace numbers for each of many classes by those of the best, as ``<name>.classes`` …"""
+    found = dict(outputs)
+    for name in {"logits", "augmented_probs"} & outputs.keys():
+        if outputs[name].shape[1] > MAX_DENSE_CLASSES:
+            table = outputs[name].float().clone()
+            parts = top_tensors(table, labels, in_logs=name == "logits")
+            found |= zip((name, f"{name}.classes", f"{name}.rest"), parts, strict=True)
+    return found
 
 
 def _store(parts: dict[str, Array], outputs: dict[str, Tensor], *, rows: slice, n: int) -> None:
     """Write a batch's outputs to the rows of the arrays of length n, which are made first."""
     for name, output in outputs.items():
-        values = output.detach().float().cpu().numpy()
+        values = (output.float() if output.is_floating_point() else output).detach().cpu().numpy()
         if name not in parts:
             parts[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
         parts[name][rows] = values[:n]
@@ -247,8 +267,8 @@ def _signals_of(samples: Samples, config: _PassConfig, parts: dict[str, Array]) 
     return Signals(
         ids=samples.ids,
         labels=samples.labels,
-        logits=_check_finite(parts.pop("logits"), samples),
-        augmented_probs=parts.pop("augmented_probs", None),
+        logits=_check_finite(_class_rows(parts, "logits", samples), samples),
+        augmented_probs=_class_rows(parts, "augmented_probs", samples),
         augmented_loss=parts.pop("augmented_loss", None),
         attributions=parts.pop("attributions", None),
         inputs=parts.pop("inputs", None),
@@ -259,6 +279,15 @@ def _signals_of(samples: Samples, config: _PassConfig, parts: dict[str, Array]) 
         attribution_features=_by_layer(parts, "attribution_features"),
         per_sample={k: v.astype(np.float64) for k, v in parts.items() if v.ndim == 1},
     )
+
+
+def _class_rows(parts: dict[str, Array], name: str, samples: Samples) -> Any:
+    """Take numbers for each class from the parts; None if there are none."""
+    values = parts.pop(name, None)
+    if values is None or f"{name}.rest" not in parts:
+        return values
+    classes, rest = parts.pop(f"{name}.classes"), parts.pop(f"{name}.rest")
+    return TopClasses(values, classes, rest, len(samples.classes))
 
 
 def _by_layer(parts: dict[str, Array], kind: str) -> dict[str, AnyFloats]:
@@ -434,8 +463,9 @@ def _pooled(
     return features
 
 
-def _check_finite(logits: AnyFloats, samples: Samples) -> AnyFloats:
-    bad = ~np.isfinite(logits).all(axis=1)
+def _check_finite(logits: ClassRows, samples: Samples) -> ClassRows:
+    numbers = logits.rest[:, None] if isinstance(logits, TopClasses) else logits
+    bad = ~np.isfinite(numbers).all(axis=1)
     if bad.any():
         raise ModelError(
             f"logits are NaN or infinite for ids {format_ids(samples.ids[bad])}",

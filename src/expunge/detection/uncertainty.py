@@ -5,21 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge.detection.class_rows import largest, predicted
 from expunge.detection.lda import layer_posteriors
 from expunge.records import Signals
 
 
 def class_uncertainty(signals: Signals) -> Floats:
     """Return ``−log max_c p_c`` of the leave-one-out posteriors, the mean over layers."""
-    uncertainty: Floats = np.mean(
-        [-np.log(p.max(axis=1)) for p in layer_posteriors(signals)], axis=0
-    )
+    uncertainty: Floats = np.mean([-np.log(largest(p)) for p in layer_posteriors(signals)], axis=0)
     return uncertainty
 
 
 def uncertainty_above_quantile(signals: Signals, q: float) -> Floats:
     """Return the class uncertainty minus its q-quantile in the predicted class."""
-    return subtract_group_quantile(class_uncertainty(signals), signals.logits.argmax(axis=1), q)
+    return subtract_group_quantile(class_uncertainty(signals), predicted(signals.logits), q)
 
 
 def subtract_group_quantile(values: Floats, groups: Ints, q: float) -> Floats:

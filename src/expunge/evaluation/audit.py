@@ -138,4 +138,4 @@ class _Models:
 
         drawn = samples.subset(subsample(rows, MAX_AUDIT_SAMPLES, self.seed, what))
         logits = (collect(m, drawn, what="audit").logits for m in (self.before, self.after))
-        return drawn, [softmax(z.astype(np.float64), axis=1) for z in logits]
+        return drawn, [softmax(np.asarray(z, dtype=np.float64), axis=1) for z in logits]

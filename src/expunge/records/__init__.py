@@ -23,6 +23,7 @@ from expunge.records.result import (
     UnlearningAudit,
 )
 from expunge.records.scores import KINDS, PooledEvidence, Scores, Signals, SourceReport
+from expunge.records.top_classes import TopClasses
 
 __all__ = [
     "KINDS",
@@ -50,6 +51,7 @@ __all__ = [
     "Signals",
     "Size",
     "SourceReport",
+    "TopClasses",
     "UnlearningAudit",
     "align",
     "frozen_array",

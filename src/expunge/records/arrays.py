@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expunge.errors import DataError, format_ids
+from expunge.records.top_classes import TopClasses
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+# Rows are checked in chunks of this many, so that memory does not grow with their number.
+_CHUNK = 8192
 
 
 def frozen_array(values: ArrayLike, dtype: Any = None) -> np.ndarray:
@@ -26,21 +30,48 @@ def _constant(array: np.ndarray) -> bool:
     return array.flags.owndata and not array.flags.writeable
 
 
-def freeze(record: object, **arrays: tuple[ArrayLike, Any]) -> None:
+def frozen_rows(rows: ArrayLike | TopClasses, dtype: Any = None) -> np.ndarray | TopClasses:
+    """Return the same of numbers for each class, be it all classes or the top ones."""
+    if not isinstance(rows, TopClasses):
+        return frozen_array(rows, dtype)
+    return TopClasses(
+        frozen_array(rows.values, dtype),
+        frozen_array(rows.classes),
+        frozen_array(rows.rest, dtype),
+        rows.n_classes,
+    )
+
+
+def freeze(record: object, **arrays: tuple[ArrayLike | TopClasses, Any]) -> None:
     """Replace fields of a frozen record by read-only copies of a dtype."""
     for name, (values, dtype) in arrays.items():
-        object.__setattr__(record, name, frozen_array(values, dtype))
+        object.__setattr__(record, name, frozen_rows(values, dtype))
 
 
 def freeze_mapping(record: object, name: str, dtype: Any = None) -> None:
     """Replace a field that maps names to arrays by read-only copies."""
-    arrays = {k: frozen_array(v, dtype) for k, v in getattr(record, name).items()}
+    arrays = {k: frozen_rows(v, dtype) for k, v in getattr(record, name).items()}
     object.__setattr__(record, name, arrays)
 
 
-def require_finite(array: np.ndarray, ids: np.ndarray, what: str) -> None:
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return an array that is read-only as it is, be it a view or a file; of others a copy."""
+    return frozen_array(array) if array.flags.writeable else array
+
+
+def finite_rows(array: np.ndarray) -> np.ndarray:
+    """Return which rows hold finite numbers only, ``bool[n]``."""
+    finite = np.ones(len(array), dtype=bool)
+    for start in range(0, len(array), _CHUNK):
+        block = array[start : start + _CHUNK]
+        finite[start : start + _CHUNK] = np.isfinite(block.reshape(len(block), -1)).all(axis=1)
+    return finite
+
+
+def require_finite(rows: np.ndarray | TopClasses, ids: np.ndarray, what: str) -> None:
     """Raise DataError with the ids of rows that are NaN or infinite."""
-    finite = np.isfinite(array.reshape(len(ids), -1)).all(axis=1)
+    table = rows.values.sum(axis=-1) + rows.rest if isinstance(rows, TopClasses) else rows
+    finite = finite_rows(table)
     if not finite.all():
         raise DataError(
             f"{what} is NaN or infinite for ids {format_ids(ids[~finite])}",

@@ -12,9 +12,11 @@ from expunge.errors import DataError
 from expunge.records.arrays import (
     freeze,
     freeze_mapping,
+    read_only,
     require_finite,
     require_rows,
 )
+from expunge.records.top_classes import TopClasses
 
 # Which fault a detector's score is about.
 KINDS = ("label", "input")
@@ -24,7 +26,9 @@ KINDS = ("label", "input")
 class Signals:
     """What one pass over the data collects for the detectors.
 
-    Parts that no detector needs are empty or None. Compared by identity.
+    Parts that no detector needs are empty or None. Compared by identity. Features and inputs that
+    are read-only, views and files among them, are kept as they are; of other arrays there are
+    copies. Where classes are many, numbers for each class can be `TopClasses`.
 
     Parameters
     ----------
@@ -69,13 +73,13 @@ class Signals:
 
     ids: np.ndarray
     labels: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | TopClasses
     per_sample: Mapping[str, np.ndarray] = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    augmented_probs: np.ndarray | None = None
+    augmented_probs: np.ndarray | TopClasses | None = None
     augmented_loss: np.ndarray | None = None
     attributions: np.ndarray | None = None
-    external_probs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    external_probs: Mapping[str, np.ndarray | TopClasses] = field(default_factory=dict)
     trusted: np.ndarray | None = None
     views: int = 0
     attribution_features: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -91,12 +95,16 @@ class Signals:
             logits=(self.logits, np.float32),
         )
         freeze_mapping(self, "per_sample")
-        freeze_mapping(self, "features")
-        freeze_mapping(self, "attribution_features")
+        for kind in ("features", "attribution_features"):
+            layers = {k: read_only(v) for k, v in getattr(self, kind).items()}
+            object.__setattr__(self, kind, layers)
         freeze_mapping(self, "external_probs")
-        optional = ("augmented_probs", "augmented_loss", "attributions", "trusted", "inputs")
+        optional = ("augmented_probs", "augmented_loss", "attributions", "trusted")
         parts = [p for p in optional if getattr(self, p) is not None]
         freeze(self, **{p: (getattr(self, p), None) for p in parts})
+        if self.inputs is not None:
+            object.__setattr__(self, "inputs", read_only(self.inputs))
+            parts.append("inputs")
         require_rows(self, n, "labels", "logits", *parts)
         if len(np.unique(self.ids)) != n:
             raise DataError("Signals.ids are not unique")
@@ -140,7 +148,8 @@ class PooledEvidence:
     ----------
     probs
         ``float32[n, c]``, class probabilities made without the sample's own label, calibrated for
-        the given labels.
+        the given labels. Of more than 100 classes `TopClasses`: the given class and the 31 best
+        others; ``numpy.asarray`` makes an array of it.
     novelty
         ``float64[n]``, how unusual the input is for its predicted class, in robust deviations.
     sources
@@ -160,14 +169,14 @@ class PooledEvidence:
         The share of held-out labels that the model predicts, in [0, 1]; None without any.
     """
 
-    probs: np.ndarray
+    probs: np.ndarray | TopClasses
     novelty: np.ndarray
     sources: tuple[SourceReport, ...] = ()
     memorised_fraction: float = 0.0
     expected_agreement: float = 1.0
     contradicting_fraction: float = 0.0
     log_likelihood_gain: float = 0.0
-    probe_probs: np.ndarray | None = None
+    probe_probs: np.ndarray | TopClasses | None = None
     probe_weight: float = 0.0
     held_out_agreement: float | None = None
 
@@ -180,6 +189,8 @@ class PooledEvidence:
 @dataclass(frozen=True, repr=False)
 class Scores:
     """Suspicion of every sample by every detector; higher = more likely bad.
+
+    Class distributions of more than 100 classes are `TopClasses`.
 
     Parameters
     ----------
@@ -232,27 +243,27 @@ class Scores:
     labels: np.ndarray
     values: Mapping[str, np.ndarray]
     kinds: Mapping[str, str]
-    class_probs: np.ndarray
+    class_probs: np.ndarray | TopClasses
     agreement: Mapping[str, float] = field(default_factory=dict)
     trusted: np.ndarray | None = None
-    loo_probs: np.ndarray | None = None
-    model_probs: np.ndarray | None = None
-    external_probs: np.ndarray | None = None
+    loo_probs: np.ndarray | TopClasses | None = None
+    model_probs: np.ndarray | TopClasses | None = None
+    external_probs: np.ndarray | TopClasses | None = None
     pooled: PooledEvidence | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
-        none = np.empty((0, *np.shape(self.class_probs)))
-        for name in ("loo_probs", "model_probs", "external_probs"):
-            found = getattr(self, name)
-            freeze(self, **{name: (none if found is None else found, np.float32)})
+        freeze(self, class_probs=(self.class_probs, np.float32))
+        none = np.empty((0, *self.class_probs.shape))
+        for source in ("loo_probs", "model_probs", "external_probs"):
+            found = getattr(self, source)
+            freeze(self, **{source: (none if found is None else found, np.float32)})
         trusted = np.zeros(n, dtype=bool) if self.trusted is None else self.trusted
         freeze(self, trusted=(trusted, np.bool_))
         freeze(
             self,
             ids=(self.ids, None),
             labels=(self.labels, np.int64),
-            class_probs=(self.class_probs, np.float32),
         )
         freeze_mapping(self, "values", np.float64)
         require_rows(self, n, "labels", "class_probs", "trusted")

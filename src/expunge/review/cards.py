@@ -15,6 +15,7 @@ import torch
 from expunge._core.arrays import Array, Floats, Floats32, Ints
 from expunge._core.rng import subsample
 from expunge.data import Samples
+from expunge.detection.class_rows import by_chunks
 from expunge.errors import DataError
 from expunge.records import Partition, Scores, align
 from expunge.reporting.media import heat, pixels
@@ -167,15 +168,20 @@ class Cards:
             tables = [values[self._position] for values in samples.features.values()]
         else:
             layers = self._scores.loo_probs
-            has_layers = layers is not None and len(layers) > 0
-            tables = [*np.asarray(layers)[-2:]] if has_layers else [self._scores.class_probs]
-        stacked = np.concatenate([np.asarray(t, dtype=np.float32) for t in tables], axis=1)
-        if stacked.shape[1] > _NEIGHBOUR_COLUMNS:
-            # Random directions keep distances (Johnson and Lindenstrauss).
-            rng = np.random.default_rng(0)
-            shape = (stacked.shape[1], _NEIGHBOUR_COLUMNS)
-            stacked = stacked @ rng.standard_normal(shape, dtype=np.float32)
-        return np.ascontiguousarray(stacked - stacked.mean(axis=0))
+            tables = [] if layers is None else [layers[k] for k in range(len(layers))][-2:]
+            tables = tables or [self._scores.class_probs]
+        width = sum(table.shape[1] for table in tables)
+        # Random directions keep distances (Johnson and Lindenstrauss).
+        shape = (width, _NEIGHBOUR_COLUMNS)
+        directions = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+        def block(rows: slice) -> Floats32:
+            parts = [np.asarray(table[rows], dtype=np.float32) for table in tables]
+            stacked: Floats32 = np.concatenate(parts, axis=1)
+            return stacked @ directions if width > _NEIGHBOUR_COLUMNS else stacked
+
+        space = by_chunks(block, len(tables[0]))
+        return np.ascontiguousarray(space - space.mean(axis=0))
 
     @cached_property
     def _squares(self) -> Floats32:

@@ -496,7 +496,7 @@ def _predict_probs(model: nn.Module, samples: Samples) -> Floats:
     from scipy.special import softmax
 
     logits = collect(model, samples, what="refine").logits
-    return np.asarray(softmax(logits.astype(np.float64), axis=1))
+    return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=1))
 
 
 def _with_prefix(model: nn.Module) -> dict[str, Tensor]:

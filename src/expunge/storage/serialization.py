@@ -24,6 +24,7 @@ from expunge.records import (
     PrunePlan,
     Scores,
     SourceReport,
+    TopClasses,
 )
 from expunge.storage.artefacts import Artefact
 
@@ -44,14 +45,12 @@ def store_scores(scores: Scores) -> Artefact:
             "kinds": dict(scores.kinds),
             "agreement": dict(scores.agreement),
             "pooled": None if scores.pooled is None else _pooled_metadata(scores.pooled),
+            "classes": scores.class_probs.shape[1],
         },
         tables={"scores": scores.to_table()},
         tensors={
             **_pooled_tensors(scores.pooled),
-            "class_probs": torch.from_numpy(scores.class_probs.copy()),
-            "loo_probs": torch.from_numpy(np.array(scores.loo_probs)),
-            "model_probs": torch.from_numpy(np.array(scores.model_probs)),
-            "external_probs": torch.from_numpy(np.array(scores.external_probs)),
+            **_row_tensors({name: getattr(scores, name) for name in _CLASS_ROWS}),
         },
     )
 
@@ -59,20 +58,45 @@ def store_scores(scores: Scores) -> Artefact:
 def load_scores(artefact: Artefact) -> Scores:
     """The very scores that were stored."""
     columns = _columns(artefact.tables["scores"])
-    kinds = artefact.metadata["kinds"]
+    kinds, classes = artefact.metadata["kinds"], artefact.metadata["classes"]
+    rows = {name: _load_rows(artefact.tensors, name, classes) for name in _CLASS_ROWS}
     return Scores(
         ids=columns["id"],
         labels=columns["label"],
         values={name: columns[name] for name in kinds},
         kinds=kinds,
-        class_probs=artefact.tensors["class_probs"].numpy(),
         agreement=artefact.metadata["agreement"],
         trusted=columns["trusted"],
-        loo_probs=artefact.tensors["loo_probs"].numpy(),
-        model_probs=artefact.tensors["model_probs"].numpy(),
-        external_probs=artefact.tensors["external_probs"].numpy(),
         pooled=_load_pooled(artefact),
+        **rows,
     )
+
+
+_CLASS_ROWS = ("class_probs", "loo_probs", "model_probs", "external_probs")
+
+
+def _row_tensors(tables: Mapping[str, Array | TopClasses]) -> dict[str, torch.Tensor]:
+    """Numbers for each class by name; of `TopClasses` also their classes and the rest."""
+    arrays: dict[str, Array] = {}
+    for name, rows in tables.items():
+        if isinstance(rows, TopClasses):
+            arrays |= {
+                name: rows.values,
+                f"{name}.classes": rows.classes,
+                f"{name}.rest": rows.rest,
+            }
+        else:
+            arrays[name] = rows
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def _load_rows(tensors: Mapping[str, torch.Tensor], name: str, classes: int) -> Any:
+    """What `_row_tensors` stored under a name."""
+    values = tensors[name].numpy()
+    if f"{name}.rest" not in tensors:
+        return values
+    at, rest = (tensors[f"{name}.{part}"].numpy() for part in ("classes", "rest"))
+    return TopClasses(values, at, rest, classes)
 
 
 _POOLED_NUMBERS = (
@@ -92,16 +116,17 @@ def _pooled_metadata(pooled: PooledEvidence) -> dict[str, object]:
 
 
 def _pooled_tensors(pooled: PooledEvidence | None) -> dict[str, torch.Tensor]:
-    arrays = {name: getattr(pooled, name, None) for name in _POOLED_ARRAYS}
-    return {f"pooled.{k}": torch.from_numpy(v.copy()) for k, v in arrays.items() if v is not None}
+    arrays = {f"pooled.{name}": getattr(pooled, name, None) for name in _POOLED_ARRAYS}
+    return _row_tensors({name: v for name, v in arrays.items() if v is not None})
 
 
 def _load_pooled(artefact: Artefact) -> PooledEvidence | None:
     facts = artefact.metadata["pooled"]
     if facts is None:
         return None
+    classes = artefact.metadata["classes"]
     arrays: dict[str, Any] = {
-        name: artefact.tensors[f"pooled.{name}"].numpy()
+        name: _load_rows(artefact.tensors, f"pooled.{name}", classes)
         for name in _POOLED_ARRAYS
         if f"pooled.{name}" in artefact.tensors
     }

@@ -52,7 +52,7 @@ def probe(run: GpuRun) -> Iterator[Row]:
 
 
 def _loss(model: nn.Module, data: Samples) -> float:
-    logits = torch.from_numpy(collect(model, data, precision="float32").logits.copy())
+    logits = torch.tensor(np.asarray(collect(model, data, precision="float32").logits))
     return float(nn.functional.cross_entropy(logits, torch.from_numpy(data.labels.copy())))
 
 
