@@ -16,7 +16,8 @@ from scipy.special import expit
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge._core.rng import generator
-from expunge.detection.lda import row_chunks, safe_scale
+from expunge.detection.class_rows import row_chunks
+from expunge.detection.lda import safe_scale
 from expunge.detection.pooled_partitioner import shift_to_rate
 from expunge.errors import DataError
 

@@ -11,8 +11,8 @@ from expunge._core.arrays import AnyFloats, Bools
 from expunge._core.progress import Progress, silent
 from expunge.config import ScoreConfig
 from expunge.data import Samples
+from expunge.detection.class_arithmetic import label_margin
 from expunge.detection.detectors import detect, needs_of
-from expunge.detection.label_detectors import label_margin
 from expunge.detection.signals import collect
 from expunge.detection.similar_samples import find_similar
 from expunge.records import Scores, Signals
@@ -122,11 +122,11 @@ def _sources(signals: Signals, plain: Signals, scores: Scores) -> dict[str, AnyF
     sources: dict[str, AnyFloats] = dict(plain.features)
     if plain.inputs is not None:
         sources["input"] = plain.inputs
-    sources["model"] = plain.logits
+    logits = sources["model"] = np.asarray(plain.logits)
     probs = scores.class_probs if scores.pooled is None else scores.pooled.probs
     evidence = np.log(np.maximum(np.asarray(probs), 1e-4)).astype(np.float32)
     sources["class evidence"] = evidence
-    columns = [label_margin(evidence, signals.labels), label_margin(plain.logits, signals.labels)]
+    columns = [label_margin(evidence, signals.labels), label_margin(logits, signals.labels)]
     if signals.augmented_loss is not None:
         columns.append(signals.augmented_loss)
     if scores.pooled is not None:

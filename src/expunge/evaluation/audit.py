@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge._core.arrays import Floats, Ints
 from expunge._core.rng import subsample
 from expunge.data import DataLike, Samples, as_samples
+from expunge.detection.class_rows import ClassRows
 from expunge.detection.signals import collect
 from expunge.evaluation.metrics import confidence_auroc
 from expunge.records import LabelAudit, Partition, UnlearningAudit, align
@@ -26,7 +27,7 @@ def audit(
     partition: Partition,
     unseen: DataLike | None = None,
     *,
-    evidence: AnyFloats | None = None,
+    evidence: ClassRows | None = None,
     seed: int = 0,
 ) -> UnlearningAudit | None:
     """Measure what is left of the flagged samples in a repaired model.
