@@ -202,9 +202,16 @@ def test_a_pruned_model_is_saved_in_its_original_size_with_the_same_logits(train
     from transformers import AutoModelForSequenceClassification
 
     model, samples, _ = trained
-    plan = PrunePlan({"bert.encoder.layer.0.intermediate.dense": (0, 5, 7)}, 3)
+    plan = PrunePlan(
+        {
+            "bert.encoder.layer.0.intermediate.dense": (0, 5, 7),
+            "bert.encoder.layer.1.attention": (1,),
+        },
+        4,
+    )
     small = surgery.prune(model, plan, samples.batch(np.arange(1)))
     assert small.bert.encoder.layer[0].intermediate.dense.out_features == 21
+    assert small.bert.encoder.layer[1].attention.self.num_attention_heads == 1
     out = expunge.save_pretrained(
         small, tmp_path / "saved", samples, plan=plan, tokenizer=tokenizer()
     )
@@ -214,10 +221,29 @@ def test_a_pruned_model_is_saved_in_its_original_size_with_the_same_logits(train
         assert_close(loaded(**batch).logits, small(**batch).logits, atol=1e-5, rtol=1e-4)
     with pytest.raises(RunError, match="is not empty"):
         expunge.save_pretrained(small, out, samples, plan=plan)
+    assert not (out / "model.onnx").exists()
     state = filled_with_zeros(bert(names=NAMES), plan, batch, small.state_dict())
     kept = state["bert.encoder.layer.0.intermediate.dense.weight"]
     assert (kept[[0, 5, 7]] == 0).all()
     assert (kept[[1, 2]] != 0).all()
+
+
+def test_a_pruned_text_classifier_is_written_as_onnx_beside_its_weights(trained, tmp_path):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnxruntime
+
+    model, samples, _ = trained
+    plan = PrunePlan({"bert.encoder.layer.0.attention": (0,)}, 1)
+    small = surgery.prune(model, plan, samples.batch(np.arange(1)))
+    out = expunge.save_pretrained(small, tmp_path / "saved", samples, plan=plan, onnx=True)
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    assert {i.name for i in session.get_inputs()} == set(samples.batch(np.arange(1)))
+    for rows in (np.arange(1), np.arange(40, 57)):
+        batch = samples.batch(rows)
+        got = session.run(None, {k: x.numpy() for k, x in batch.items()})[0]
+        with torch.no_grad():
+            assert_close(torch.from_numpy(got), small(**batch).logits, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -125,8 +125,9 @@ class RankConfig:
     method
         A ranker, see ``expunge list rankers``.
     layers
-        The layers whose units are ranked. Left out: all prunable layers whose units no other layer
-        shares. A unit that residual additions share costs every layer that shares it.
+        The layers whose units, and the attentions whose heads, are ranked. Left out: all prunable
+        ones whose units no other layer shares. A unit that residual additions share costs every
+        layer that shares it.
     last_n_layers
         Ranks the last prunable layers instead. 1 or more.
     max_samples

@@ -148,7 +148,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         return f"it is now called '{RENAMED[name]}'"
     # A part of a longer name is as good a hint: 'rate' for 'sample_rate'.
     containing = [choice for choice in known if name in choice.split("_")]
-    match = get_close_matches(name, known, n=1, cutoff=0.6) or containing[:1]
+    same = [choice for choice in known if choice.casefold() == name.casefold()]
+    match = same[:1] or get_close_matches(name, known, n=1, cutoff=0.6) or containing[:1]
     if match:
         return f"did you mean '{match[0]}'?"
     return f"choose one of: {format_ids(known, 20)}" if known else "there are none"

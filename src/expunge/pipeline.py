@@ -35,6 +35,7 @@ from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.copying import copy_model
 from expunge.models.inspection import reinitialise
 from expunge.pruning import surgery
+from expunge.pruning.dependencies import check_hooks
 from expunge.recipes import Recipe, recipes
 from expunge.records import (
     Decision,
@@ -96,7 +97,8 @@ def repair(
         A classifier: a batch of inputs to logits ``float[b, c]``. It is never changed.
     train
         The data that it was trained on, including its noise: `Samples`, a pair ``(x, y)`` of
-        arrays, or a map-style data set.
+        arrays, or a map-style data set. A `DatasetDict` or another mapping of splits gives the
+        other sets too, see `by_split`.
     validation
         Samples that measure the result. They decide nothing.
     held_out
@@ -424,6 +426,7 @@ def _prune(
     if not prune.is_enabled:
         return outcome
     try:
+        check_hooks(model, stages.example_batch(context.train))
         ranking, chain = _rank(context, recipe, detected)
         outcome = replace(outcome, ranking=ranking, chain=chain)
         if until == "rank":

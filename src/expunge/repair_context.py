@@ -21,6 +21,7 @@ from expunge.config import (
 )
 from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
 from expunge.data.checks import require_two_labels
+from expunge.data.splits import by_split
 from expunge.editing.editors import EditedModel
 from expunge.editing.readout import build_classifier
 from expunge.models.adaptation import adapt_model
@@ -131,6 +132,7 @@ def validate_inputs(
     for name in options.baselines:
         recipes.get(name)
     check_trackers(options.trackers)
+    train, validation, held_out = by_split(train, validation, held_out)
     samples = as_samples(train, name="training data")
     model, notes = adapt_model(model, samples)
     check_model(model)
@@ -144,10 +146,12 @@ def validate_inputs(
         else as_samples(data, name=f"{name} data", classes=samples.classes)
         for name, data in (("validation", validation), ("held_out", held_out))
     }
+    samples.check_finite()
     for other in others.values():
         if other is not None:
             check_disjoint(samples, other)
             check_alike(samples, other)
+            other.check_finite()
     header = {
         "recipe": options.recipe,
         "settings": asdict(recipe),

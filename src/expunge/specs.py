@@ -43,6 +43,7 @@ from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.constructors import construct
 from expunge.models.huggingface import class_names, has_tokenizer, load_pretrained
 from expunge.models.inspection import inspect_layers, module_named
+from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
@@ -178,6 +179,10 @@ def _values(file: Path) -> dict[str, Any]:
     # Settings in [data] hold for all sets; each set can override them.
     sets = {k: data.pop(k) for k in DATA_SETS if k in data}
     values |= {f"{k}_data": {**SET_DEFAULTS.get(k, {}), **data, **own} for k, own in sets.items()}
+    for own in (values[f"{k}_data"] for k in sets if isinstance(values[f"{k}_data"], dict)):
+        named = own.get("input")  # the columns of a table
+        if isinstance(named, list) and all(isinstance(n, str) and "," not in n for n in named):
+            own["input"] = ",".join(named)
     if isinstance(values.get("train"), dict):
         values["train"] = {"targets": "all", **values["train"]}
     return values
@@ -436,6 +441,7 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
     if train is not None and spec.holds_out and (n := n_held_out(len(train), spec.hold_out)):
         on_note(held_out_note(n, len(train)))
     for samples in sets:
+        attempt(samples.check_finite)
         for line in group_by_reason("samples", samples.skipped):
             on_note(f"{samples.name}, left out: {line}")
     if not invalid & {"model", "train"} and not spec.model.has_weights and spec.train is None:
@@ -510,9 +516,11 @@ def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> bo
     if recipe is not None:
         for name in (*recipe.score.feature_layers, *filter(None, [recipe.score.attribution_layer])):
             module_named(model, name)
-        for name in recipe.rank.layers:
-            if name not in layout.readouts:
-                raise ModelError(
-                    f"no layer of units: '{name}'", fix=did_you_mean(name, layout.readouts)
-                )
+        ranked = recipe.rank.layers
+        known = set(layout.readouts)
+        if not known.issuperset(ranked):
+            known.update(readable_heads(model, train.example()))
+        for name in ranked:
+            if name not in known:
+                raise ModelError(f"no layer of units: '{name}'", fix=did_you_mean(name, known))
     return True

@@ -51,6 +51,7 @@ from expunge.models.batches import n_bytes_of
 from expunge.models.copying import copy_model
 from expunge.models.inspection import inspect_layers, is_partly_frozen
 from expunge.pruning import surgery
+from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.ranking import rank_units
 from expunge.pruning.selection import pruners
 from expunge.records import (
@@ -374,7 +375,10 @@ def rank(
     model = copy_model(adapt_model(model, samples).model)
     example = example_batch(samples)
     readouts = inspect_layers(model, example).readouts
-    prunable = [name for name in surgery.prunable(model, example) if name in readouts]
+    prunable = surgery.prunable(model, example)
+    if any(name not in readouts for name in prunable):
+        known = {*readouts, *readable_heads(model, samples.example())}
+        prunable = [name for name in prunable if name in known]
     n_layers_of = Counter(surgery.groups(model, example, prunable).values())
     unshared = [name for name in prunable if n_layers_of[name] == 1]
     # Where no unit can be removed, those of all hidden layers can still be masked.

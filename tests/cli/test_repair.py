@@ -361,7 +361,7 @@ def test_a_spec_of_other_data_is_refused_by_name(call, tmp_path):
 def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     spec = write_spec(tmp_path / "job")
     named = noisy(200).ids[3:23]
-    (tmp_path / "ids.txt").write_text("\n".join(map(str, named)) + "\n\n")
+    (tmp_path / "ids.txt").write_text("\ufeff" + "\n".join(map(str, named)) + "\n\n")
     said = call("forget", spec, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "run", "--json")
     assert said.code == 0, said.err
     found = json.loads(said.out)

@@ -465,3 +465,15 @@ def test_what_cannot_be_held_out_is_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         specs.read_spec(path)
     assert sum(message in problem for problem in specs.check(path)) == 1
+
+
+def test_the_columns_of_a_table_may_be_a_list(tmp_path):
+    path = tmp_path / "spec.toml"
+    path.write_text(
+        '[model]\nconstructor = "expunge.models:mlp"\n[data]\nsource = "table"\n'
+        'input = ["width", "height"]\n[data.train]\npath = "a.csv"\n'
+    )
+    assert specs.read_spec(path).train_data.input == "width,height"
+    path.write_text(path.read_text().replace("height", "a, b"))
+    with pytest.raises(ConfigError, match=r"'data.train.input' must be str"):
+        specs.read_spec(path)

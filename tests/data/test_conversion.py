@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
 from torch import Tensor
 
-from expunge.data import as_samples, from_arrays
+from expunge.data import as_samples, from_arrays, from_dataset
 from expunge.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -183,3 +184,30 @@ def test_a_view_may_be_a_function_or_a_transform_of_one_input() -> None:
 def test_a_view_that_does_not_fit_is_refused(view: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         from_arrays(X, Y, view=view)
+
+
+def test_masks_sparse_matrices_and_bytes_are_not_misread() -> None:
+    x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+    with pytest.raises(DataError, match=r"masked array.*\n  fix: fill the masked values"):
+        from_arrays(np.ma.masked_array(x, x > 0), y)
+    with pytest.raises(DataError, match="labels are masked: ids 1, 3"):
+        from_arrays(x, np.ma.masked_array(y, y == 1))
+    with pytest.raises(DataError, match=r"fix: x\.to_dense\(\)"):
+        from_arrays(torch.from_numpy(x).to_sparse(), y)
+    with pytest.raises(DataError, match=r"not csr_matrix\n  fix: x\.toarray\(\)"):
+        from_arrays(scipy.sparse.csr_matrix(x), y)
+    assert from_arrays(x, np.array([b"no", b"yes"])[y]).classes == ("no", "yes")
+    table = pa.table({"a": x[:, 0], "b": x[:, 1]})
+    assert from_arrays(table, y).batch(np.arange(2)).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_floats_by_name_are_of_32_bits_as_a_single_input() -> None:
+    x = {"a": np.eye(4), "b": np.eye(4, dtype=np.float16), "c": np.arange(4).reshape(4, 1)}
+    batch = from_arrays(x, [0, 1, 0, 1]).batch(np.arange(2))
+    assert [batch[k].dtype for k in "abc"] == [torch.float32, torch.float32, torch.int64]
+
+
+def test_columns_of_numbers_that_are_named_make_a_vector() -> None:
+    rows = [{"width": 1.5, "count": 2, "kind": "a"}, {"width": 0.5, "count": 1, "kind": "b"}]
+    samples = from_dataset(rows, input=("count", "width"), label="kind")
+    assert samples.batch(np.arange(2)).tolist() == [[2.0, 1.5], [1.0, 0.5]]

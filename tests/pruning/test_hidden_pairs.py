@@ -1,4 +1,4 @@
-"""Hidden units of transformers and their like are found, ranked, cut and exported."""
+"""Hidden units and heads of transformers and their like are found, ranked, cut and exported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def hugging_face(name: str) -> nn.Module:
             {"n_embd": 16, "n_layer": 2, "n_head": 2, "num_labels": 3, "bos_token_id": 1}
             | {"eos_token_id": 1, **words},
         ),
-        "Llama": ("SequenceClassification", {**SMALL, **words, "num_key_value_heads": 1}),
+        "Llama": (
+            "SequenceClassification",
+            {**SMALL, **words, "num_attention_heads": 4, "num_key_value_heads": 2},
+        ),
         "ViT": ("ImageClassification", {**SMALL, **image}),
         "Swin": (
             "ImageClassification",
@@ -82,14 +85,26 @@ HIDDEN = {
     "Swin": ["swin.encoder.layers.0.blocks.{}.mlp.fc1"],
     "ConvNext": [f"convnext.encoder.stages.{k}.layers.0.pwconv1" for k in range(4)],
 }
+HEADS = {
+    "Bert": "bert.encoder.layer.{}.attention",
+    "GPT2": "transformer.h.{}.attn",
+    "Llama": "model.layers.{}.self_attn",
+    "ViT": "vit.layers.{}.attention",
+    "Swin": "swin.encoder.layers.0.blocks.{}.attention",
+}
+
+
+def in_blocks(*names: str) -> list[str]:
+    return sorted({name.format(k) for name in names for k in range(2)})
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_the_units_of_every_mlp_can_be_cut(name):
+def test_the_units_of_every_mlp_and_the_heads_of_every_attention_can_be_cut(name):
     model, x = hugging_face(name), batch(name)
-    expected = sorted({layer.format(k) for layer in HIDDEN[name] for k in range(2)})
-    assert sorted(surgery.prunable(model, first(x))) == expected
-    plan = PrunePlan(dict.fromkeys(expected, (1, 5)), 2 * len(expected))
+    layers, attentions = in_blocks(*HIDDEN[name]), in_blocks(*filter(None, [HEADS.get(name)]))
+    assert sorted(surgery.prunable(model, first(x))) == sorted(layers + attentions)
+    units = dict.fromkeys(layers, (1, 5)) | dict.fromkeys(attentions, (1,))
+    plan = PrunePlan(units, 2 * len(layers) + len(attentions))
     small = surgery.prune(model, plan, first(x))
     with torch.no_grad(), surgery.mask(model, plan, first(x)):
         masked = logits_of(model, x)
@@ -124,7 +139,7 @@ def test_the_unit_whose_attribution_is_the_noise_is_ranked_first(name):
     with torch.no_grad():
         y = logits_of(model, x).argmax(dim=1)
         rival = logits_of(model, x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
-    layer = surgery.prunable(model, first(x))[0]
+    layer = surgery.prunable(model, first(x))[1]  # behind the attention
     readout = inspect_layers(model, first(x)).readouts[layer]
     h, gradient = attribute(model, x, label_direction(y, rival, 3), layers=(readout,))[readout]
     noise = (h * gradient).flatten(1, -2).sum(dim=1)[:, unit]
@@ -141,7 +156,7 @@ def test_the_unit_whose_attribution_is_the_noise_is_ranked_first(name):
 
 def test_a_cut_vision_transformer_is_exported_and_loaded(tmp_path):
     model, x = vit(), batch("ViT", 6)
-    plan = PrunePlan({"vit.layers.0.mlp.fc1": (0, 7), "vit.layers.1.mlp.fc1": (3,)}, 3)
+    plan = PrunePlan({"vit.layers.0.mlp.fc1": (0, 7), "vit.layers.1.attention": (1,)}, 3)
     small = surgery.prune(model, plan, first(x))
     data = x.numpy(), np.arange(6) % 3
     exported = expunge.export_model(
@@ -163,6 +178,24 @@ class Auxiliary(nn.Module):
     def forward(self, x):
         h = torch.relu(self.first(x))
         return (self.head(h), self.aux(h)) if self.training else self.head(h)
+
+
+def test_layers_that_no_auxiliary_output_reads_are_cut():
+    class Deep(Auxiliary):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 8)
+            self.third = nn.Linear(8, 8)
+
+        def forward(self, x):
+            shared = torch.relu(self.second(torch.relu(self.first(x))))
+            logits = self.head(torch.relu(self.third(shared)))
+            return (logits, self.aux(shared)) if self.training else logits
+
+    model = Deep()
+    assert surgery.prunable(model, torch.zeros(1, 6)) == ["first", "third"]
+    small = surgery.prune(model, PrunePlan({"first": (0,), "third": (1, 2)}, 3), torch.zeros(1, 6))
+    assert small.train()(torch.zeros(2, 6))[1].shape == (2, 3)
 
 
 def test_units_that_an_auxiliary_output_reads_are_not_cut():

@@ -27,7 +27,9 @@ def _split(names: list[str] | None) -> list[str]:
 
 @app.command()
 def detect(
-    data: Annotated[Path, typer.Argument(help="A .parquet, .csv, .jsonl, .npz or .npy file.")],
+    data: Annotated[
+        Path, typer.Argument(help="A .parquet, .csv, .tsv, .jsonl, .npz or .npy file.")
+    ],
     label: Annotated[
         str, typer.Option(help="The column or array of the labels; for .npy a second file.")
     ] = "label",

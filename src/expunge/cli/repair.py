@@ -261,7 +261,7 @@ def _without_unseen(named: list[str], held_out: Samples) -> list[str]:
 def _read_ids(file: Path) -> list[str]:
     """Return the lines that are not empty."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(
             f"is not UTF-8 text: {error.reason} at byte {error.start}",

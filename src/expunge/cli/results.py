@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from expunge.cli.terminal import Json, app, echo, print_json, show, whole_console
-from expunge.errors import ConfigError, printable
+from expunge.errors import printable
 from expunge.storage.finished_run import read_record, read_result
 
 if TYPE_CHECKING:
@@ -74,13 +74,8 @@ def export(
 
     folder = out or Path("exports") / spec.stem
     if specs.read_spec(spec).model.pretrained:
-        if onnx:
-            raise ConfigError(
-                "--onnx is not for models of transformers",
-                where=str(spec),
-                fix="leave it out, and convert the exported folder with optimum",
-            )
-        written = sorted(p.name for p in export_pretrained_run(spec, folder, run=run).iterdir())
+        export_pretrained_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
+        written = sorted(p.name for p in folder.iterdir())
         if as_json:
             print_json({"folder": str(folder), "files": written})
         else:

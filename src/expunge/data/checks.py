@@ -31,6 +31,7 @@ def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[
         problems.append(
             f"labels outside 0…{n_classes - 1}: {format_ids(np.unique(labels[outside]))} "
             f"(ids {format_ids(ids[: len(outside)][outside[: len(ids)]])})"
+            + ("; leave out samples without a label" if (labels[outside] == -1).all() else "")
         )
     return problems
 

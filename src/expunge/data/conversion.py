@@ -52,6 +52,8 @@ def to_cpu_tensor(x: np.ndarray | Tensor) -> Tensor:
         if x.is_meta:
             raise TypeError("a meta tensor, which has no values")
         tensor = x.detach().cpu()
+    elif isinstance(x, np.ma.MaskedArray):
+        raise TypeError("masked array: its mask would be lost")
     else:
         array = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
         if array.shape != x.shape:  # NumPy makes at least one dimension
@@ -80,7 +82,16 @@ def _to_tensor(x: Any, where: str) -> Tensor:
         raise DataError(
             f"x must be an array, a tensor, a list or a data frame, not {type(x).__name__}",
             where=where,
+            fix="x.toarray()" if hasattr(x, "toarray") else "convert it with numpy.asarray(…)",
         )
+    if isinstance(x, np.ma.MaskedArray):
+        raise DataError(
+            "x is a masked array, whose mask would be lost",
+            where=where,
+            fix="fill the masked values: x.filled(…)",
+        )
+    if isinstance(x, Tensor) and x.layout != torch.strided:
+        raise DataError(f"x has the layout {x.layout}", where=where, fix="x.to_dense()")
     try:
         return to_cpu_tensor(x)
     except TypeError as error:
@@ -92,13 +103,15 @@ def _to_tensor(x: Any, where: str) -> Tensor:
 
 
 def _is_frame(x: object) -> bool:
-    return hasattr(x, "to_numpy") and hasattr(x, "columns")
+    """Whether x is a data frame of pandas or polars, or a table of Arrow."""
+    is_arrow = type(x).__module__.startswith("pyarrow") and hasattr(x, "column_names")
+    return is_arrow or (hasattr(x, "to_numpy") and hasattr(x, "columns"))
 
 
 def _from_frame(frame: Any, where: str) -> Tensor:
     """``float32[n, columns]``; a missing number is NaN."""
     columns, unfit = [], []
-    for name in frame.columns:
+    for name in getattr(frame, "column_names", frame.columns):
         try:
             columns.append(np.asarray(frame[name].to_numpy(), dtype=np.float32))
         except (TypeError, ValueError):
@@ -205,6 +218,14 @@ def to_labels(y: Any, where: str) -> LabelColumn:
                 fix="fill in or remove these rows",
             )
     values = to_column(y, "labels", where)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(
+            f"labels are masked: ids {format_ids(np.flatnonzero(np.ma.getmaskarray(values)))}",
+            where=where,
+            fix="remove these rows",
+        )
+    if values.dtype.kind == "S":  # texts of HDF5 and C
+        values = _decode(values, where)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
@@ -214,6 +235,13 @@ def to_labels(y: Any, where: str) -> LabelColumn:
             fix=_fix_shape(values),
         )
     return LabelColumn(values, names)
+
+
+def _decode(values: np.ndarray, where: str) -> np.ndarray:
+    try:
+        return np.char.decode(values, "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"labels are bytes that are no UTF-8 ({error})", where=where) from error
 
 
 def _fix_shape(values: np.ndarray) -> str:

@@ -11,13 +11,14 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from expunge.data.arrays import ArrayInputs, Labels, array_rows
 from expunge.data.inputs import Batch, DictInputs, Inputs, TensorInputs
 from expunge.data.items import BY_FORM, LABEL_KEYS, Item, ItemKeys, parse_item
 from expunge.data.labels import as_column
 from expunge.data.lazy_inputs import LazyInputs
+from expunge.data.loaders import Collate, CollatedDataset, unwrap_loader
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Samples, View
 from expunge.data.text_items import is_tokenized, text_rows
@@ -59,6 +60,7 @@ def from_dataset(
     sample_rate: int | None = None,
     tokenizer: Tokenizer | None = None,
     length: int | None = None,
+    collate_fn: Collate | None = None,
     view: str | View = "none",
     name: str = "data",
     max_bytes_in_memory: int = MAX_BYTES_IN_MEMORY,
@@ -76,10 +78,12 @@ def from_dataset(
         a dict. Inputs are tensors, arrays, lists of numbers or Pillow images (converted to
         ``uint8[C, H, W]``), all of one shape and type. Token ids (``input_ids``) may differ in
         length. With a tokenizer an item has its text under ``text``, ``sentence``, ``document`` or
-        ``content``, or is ``(text, label)``. A DataLoader counts as its data set.
+        ``content``, or is ``(text, label)``. A DataLoader counts as its data set with its
+        ``collate_fn``.
     input, label, id
         Where these are in an item: keys of a dict or positions in a tuple. Several inputs become a
-        dict batch. Without them the usual names, or the form of the item.
+        dict batch; several numbers, as the columns of a table hold them, one vector. Without them
+        the usual names, or the form of the item.
     classes
         The class names, in the order of the indices. Without them those of ``dataset.classes`` or
         of the Hub's ``ClassLabel`` (a `Subset` has those of its data set), else the labels.
@@ -87,6 +91,9 @@ def from_dataset(
         See `from_arrays`.
     tokenizer, length
         See `from_texts`. The tokenizer also says how token ids are padded.
+    collate_fn
+        Makes a batch of a list of items, as that of a DataLoader. It is called for each item by
+        itself; what it pads to the longest must be token ids.
     max_bytes_in_memory
         Inputs of fewer bytes in all are kept in memory. Others are read again for every batch.
     workers
@@ -116,6 +123,8 @@ def from_dataset(
     >>> samples.labels.tolist(), samples.batch(np.array([3]))
     ([0, 1, 0, 1], tensor([[3., 3.]]))
     """
+    if collate_fn is not None:
+        dataset = CollatedDataset(unwrap_loader(dataset, name), collate_fn)
     several = input is not None and not isinstance(input, str | int)
     keys = ItemKeys(tuple(input) if several else input, label, id)  # type: ignore[arg-type]
     if tokenizer is not None:
@@ -150,7 +159,7 @@ def dataset_rows(
     name: str,
 ) -> Rows:
     """All ids and labels, and the inputs or a hash of them, in one pass."""
-    dataset = cast(MapDataset, _unwrap_loader(dataset, name))
+    dataset = cast(MapDataset, unwrap_loader(dataset, name))
     n = _check_length(dataset, name)
     first = _read_item(dataset, 0, keys, name)
     if is_tokenized(first.inputs):
@@ -203,7 +212,7 @@ def _text_rows(
     dataset: MapDataset | DataLoader[Any], tokenizer: Tokenizer | None, keys: ItemKeys, name: str
 ) -> Rows:
     """All ids, labels, and texts or token ids, in one pass; the first items are read twice."""
-    dataset = cast(MapDataset, _unwrap_loader(dataset, name))
+    dataset = cast(MapDataset, unwrap_loader(dataset, name))
     n = _check_length(dataset, name)
     for i in range(min(n, N_REREAD)):
         if str(_raw_item(dataset, i, name)) != str(_raw_item(dataset, i, name)):
@@ -216,21 +225,6 @@ def _text_rows(
         class_names=_class_names(dataset, keys.label),
         where=name,
     )
-
-
-def _unwrap_loader(data: Any, name: str) -> Any:
-    """The data set of a DataLoader, or the part of it that its sampler draws from."""
-    if not isinstance(data, DataLoader):
-        return data
-    if isinstance(data.dataset, IterableDataset):
-        raise DataError(
-            "the DataLoader has a data set without items by position",
-            where=name,
-            fix="list(loader.dataset) makes a data set of it, if its items are single samples",
-        )
-    if isinstance(data.sampler, SubsetRandomSampler):
-        return Subset(data.dataset, list(data.sampler.indices))
-    return data.dataset
 
 
 def as_samples(
@@ -284,10 +278,20 @@ def _describe_data(data: object) -> str:
 
 
 def _fix_data(data: object) -> str:
+    if isinstance(data, Mapping) and all(isinstance(v, MapDataset) for v in data.values()):
+        named = [k for k, v in data.items() if not isinstance(v, np.ndarray | Tensor | list)]
+        if named:
+            return f"give one of its splits: data[{named[0]!r}]"
     if isinstance(data, str | Path):
         return "expunge.data.read(expunge.data.DataConfig(path), folder=…) reads files"
     if hasattr(data, "columns"):
         return "give a pair: (data[columns of the inputs], data[column of the labels])"
+    if isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "columns"):
+        return f"give the column itself: (x.drop(columns={data[1]!r}), x[{data[1]!r}])"
+    if isinstance(data, Mapping) and any(
+        hasattr(v, "__iter__") and not hasattr(v, "__len__") for v in data.values()
+    ):
+        return f"list(data[{next(iter(data))!r}]) makes items of a split that has no length"
     if isinstance(data, Mapping | tuple):
         return "give a pair of inputs and labels, (x, y); x may be a dictionary of arrays"
     if isinstance(data, np.ndarray | Tensor):

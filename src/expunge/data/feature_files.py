@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,15 @@ import pyarrow as pa
 
 from expunge._core.arrays import Array
 from expunge.data.feature_table import as_feature_table
-from expunge.data.manifest import check_columns, read_table
+from expunge.data.labels import is_gap
+from expunge.data.manifest import check_columns
 from expunge.data.parquet import class_names, column_names, read_columns
-from expunge.data.paths import require_file
+from expunge.data.paths import fix_unknown_file, require_file
+from expunge.data.text_tables import read_table, table_kind
 from expunge.errors import DataError
 from expunge.storage.array_files import read_npy, read_npz
 
-# Texts of a CSV file that stand for a missing number.
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def read_labelled_features(
     Parameters
     ----------
     path
-        A ``.parquet``, ``.csv``, ``.jsonl``, ``.npz`` or ``.npy`` file.
+        A ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl``, ``.json``, ``.npz`` or ``.npy`` file; text
+        may be compressed (``.csv.gz``, ``.jsonl.zst``).
     label
         The column or array of the labels. For a ``.npy`` file: a second file.
     features
@@ -79,13 +82,11 @@ def read_labelled_features(
         return _read_npz(path, label, features or ("x",), probs, ids)
     if suffix == ".parquet":
         return _read_parquet(path, label, features, probs, ids)
-    if suffix in (".csv", ".jsonl"):
+    if table_kind(path):
         return _read_text(path, label, features, probs, ids)
     require_file(path)
     raise DataError(
-        f"the suffix '{suffix}' is not known",
-        where=str(path),
-        fix="give a .parquet, .csv, .jsonl, .npz or .npy file",
+        f"the suffix '{suffix}' is not known", where=str(path), fix=fix_unknown_file(path)
     )
 
 
@@ -128,10 +129,12 @@ def _read_text(
 
 
 def _parse_numbers(values: Sequence[object]) -> Any:
-    """Return numbers with NaN for what is missing if all texts are numbers, else the texts."""
-    texts = [v for v in values if isinstance(v, str) and v.strip().lower() not in _MISSING]
+    """Return numbers, or dates, with gaps for what is missing if all texts are such; else texts."""
+    texts = [v for v in values if isinstance(v, str) and not is_gap(v)]
     if not any(isinstance(v, str) for v in values):
         return values
+    if texts and all(map(_DATE.fullmatch, texts)):
+        return _dates(values)
     try:
         numbers = {text: float(text) for text in set(texts)}
     except ValueError:
@@ -143,6 +146,15 @@ def _parse_numbers(values: Sequence[object]) -> Any:
         ],
         dtype=np.float64,
     )
+
+
+def _dates(values: Sequence[object]) -> Any:
+    """Return ISO dates as such; as texts if one is no day of the calendar."""
+    texts = ["NaT" if v is None or is_gap(str(v)) else str(v) for v in values]
+    try:
+        return np.array(texts, dtype="datetime64[us]")
+    except ValueError:
+        return [None if v == "" else v for v in values]
 
 
 def _probabilities(table: Any, path: Path) -> Array:

@@ -86,35 +86,35 @@ class SubsetInputs:
     """The inputs at some positions of others."""
 
     def __init__(self, inputs: Inputs, positions: Positions) -> None:
-        self._inputs, self._positions = inputs, positions
+        self.inputs, self._positions = inputs, positions
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def batch(self, positions: Positions) -> Batch:
-        return self._inputs.batch(self._positions[positions])
+        return self.inputs.batch(self._positions[positions])
 
     def fingerprint(self) -> str:
-        text = self._inputs.fingerprint() + hash_array(self._positions)
+        text = self.inputs.fingerprint() + hash_array(self._positions)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def text(self, position: int) -> str:
         """The text at a position, if the inputs are texts; else empty."""
-        shown = getattr(self._inputs, "text", None)
+        shown = getattr(self.inputs, "text", None)
         return "" if shown is None else str(shown(int(self._positions[position])))
 
     @property
     def is_ragged(self) -> bool:
         """Whether batches are padded to their longest input."""
-        return is_ragged(self._inputs)
+        return is_ragged(self.inputs)
 
     def announce(self, positions: Positions) -> None:
         """See `announce`."""
-        announce(self._inputs, self._positions[positions])
+        announce(self.inputs, self._positions[positions])
 
     def read_groups(self, positions: Positions) -> ReadGroups | None:
         """See `read_groups`."""
-        return read_groups(self._inputs, self._positions[positions])
+        return read_groups(self.inputs, self._positions[positions])
 
 
 def is_ragged(inputs: Inputs) -> bool:

@@ -105,12 +105,21 @@ def _by_keys(item: object, keys: ItemKeys, where: str) -> Item:
         return _parse_dict({**rest, LABEL_KEYS[0]: _get(item, label, where)}, where, keys.id)
     if named is None:
         named = 0
-    if isinstance(named, tuple):
+    if isinstance(named, tuple) and all(_is_number(_get(item, k, where)) for k in named):
+        row = [float(_get(item, k, where)) for k in named]  # the columns of a table
+        inputs = {"": _to_tensor(np.array(row, dtype=np.float32), where)}
+    elif isinstance(named, tuple):
         inputs = {str(k): _to_tensor(_get(item, k, where), f"{where}, '{k}'") for k in named}
     else:
         inputs = _to_inputs(_get(item, named, where), where)
     item_id = None if keys.id is None else to_scalar(_get(item, keys.id, where), "id", where)
     return Item(inputs, to_scalar(_get(item, label, where), "label", where), item_id)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return value.ndim == 0
+    return isinstance(value, int | float)
 
 
 def _get(item: Any, key: str | int, where: str) -> Any:

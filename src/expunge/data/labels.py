@@ -45,6 +45,15 @@ def is_missing(value: object) -> bool:
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
+# Texts of a CSV file that stand for a missing number.
+GAPS = frozenset({"", "na", "n/a", "nan", "null", "none"})
+
+
+def is_gap(text: str) -> bool:
+    """Whether a text of a table stands for a missing number."""
+    return text.strip().lower() in GAPS
+
+
 def parse_integers(values: list[str]) -> Sequence[object]:
     """Convert texts to integers if every text is one of 64 bits; else return them unchanged."""
     if not values or not all(re.fullmatch(r"-?(0|[1-9][0-9]{0,18})", v or "") for v in values):

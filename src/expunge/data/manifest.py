@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +11,17 @@ import torch
 
 from expunge.data.encoded import Encoded, EncodedFiles, is_audio
 from expunge.data.inputs import Inputs, TensorInputs
-from expunge.data.labels import as_column, parse_integers
-from expunge.data.paths import require_file, resolve_inside
+from expunge.data.labels import as_column
+from expunge.data.paths import resolve_inside
 from expunge.data.rows import Rows
+from expunge.data.text_tables import read_table, table_kind
 from expunge.data.texts import Texts
 from expunge.errors import DataError, did_you_mean, format_ids
-from expunge.storage.json_files import parse_json
-from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
 
-
-SEPARATORS = ",;\t|"
+DEFAULT_INPUT = "image"
 
 
 def manifest_rows(path: Path, config: DataConfig) -> Rows:
@@ -56,6 +52,13 @@ def jsonl_rows(path: Path, config: DataConfig) -> Rows:
 def _table_rows(table: dict[str, Sequence[object]], path: Path, config: DataConfig) -> Rows:
     """The rows of a table that was read."""
     # If the labels are in another file, this one needs no label column.
+    if config.input == DEFAULT_INPUT not in table:
+        raise DataError(
+            f"no column is called '{DEFAULT_INPUT}'",
+            where=str(path),
+            fix="name the column of files or texts in input; if every column is a number, set "
+            f"source to 'table' (columns: {format_ids(table)})",
+        )
     named = [config.input, config.pair, config.id]
     named += [config.label] if config.labels is None else []
     check_columns(table, [name for name in named if name is not None], path)
@@ -83,22 +86,6 @@ def _table_rows(table: dict[str, Sequence[object]], path: Path, config: DataConf
     )
 
 
-def read_table(path: Path, suffix: str = "") -> dict[str, Sequence[object]]:
-    """Read the columns of a CSV or JSONL file; without a suffix that of the path decides.
-
-    The fields of a CSV file are separated by commas, semicolons, tabs or bars; space around them is
-    removed. A column of which all values are integers becomes integers; others are strings.
-    """
-    require_file(path)
-    with (
-        reading(path, what="not a text table", fix="save it as CSV or JSONL in UTF-8"),
-        path.open(encoding="utf-8-sig", newline="") as file,
-    ):
-        if (suffix or path.suffix.lower()) == ".jsonl":
-            return _jsonl(list(file), path)
-        return _csv(_split_rows(file.read()), path)
-
-
 def check_columns(table: dict[str, Sequence[object]], names: list[str], path: Path) -> None:
     """Raise DataError if the table lacks one of these columns."""
     for name in names:
@@ -120,63 +107,7 @@ def label_column(
 ) -> np.ndarray:
     """A column of labels: those of a CSV file are text, and so names before they are indices."""
     values = table_column(table, name, ids, path)
-    return values.astype(str) if path.suffix.lower() != ".jsonl" else values
-
-
-def _split_rows(text: str) -> list[list[str]]:
-    """The fields of all rows, by the first separator that gives every row as many as the header."""
-    for separator in SEPARATORS:
-        try:
-            rows = _parse_csv(text, separator)
-        except csv.Error:
-            continue
-        if rows and len(rows[0]) > 1 and {len(row) for row in rows if row} == {len(rows[0])}:
-            return rows
-    return _parse_csv(text, ",")
-
-
-def _parse_csv(text: str, separator: str) -> list[list[str]]:
-    lines = io.StringIO(text, newline="")
-    rows = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
-    return [[field.strip() for field in row] for row in rows]
-
-
-def _csv(lines: list[list[str]], path: Path) -> dict[str, Sequence[object]]:
-    if not lines:
-        raise DataError("the file is empty", where=str(path), fix="expected a header and rows")
-    header, rows = lines[0], [line for line in lines[1:] if line]
-    if len(set(header)) < len(header):
-        raise DataError(f"columns of the same name: {format_ids(header)}", where=str(path))
-    odd = [i for i, row in enumerate(rows, 1) if len(row) != len(header)]
-    if odd:
-        raise DataError(
-            f"rows without exactly {len(header)} fields, as in the header: {format_ids(odd)}",
-            where=str(path),
-            fix="quote fields that hold the separator",
-        )
-    columns = [list(c) for c in zip(*rows, strict=True)] or [[] for _ in header]
-    return {name: parse_integers(c) for name, c in zip(header, columns, strict=True)}
-
-
-def _jsonl(lines: list[str], path: Path) -> dict[str, Sequence[object]]:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"line {number} is no JSON ({error})", where=str(path)) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"line {number} is a {type(row).__name__}, expected an object", where=str(path)
-            )
-        rows.append(row)
-    if not rows:
-        raise DataError("the file is empty", where=str(path), fix="expected one object a line")
-    # A key that a row leaves out is a missing value of that row.
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    return values.astype(str) if table_kind(path) != ".jsonl" else values
 
 
 def _texts(

@@ -72,6 +72,28 @@ def require_inside(folder: Path, text: str) -> Path:
     return path
 
 
+_ADVICE = {
+    "save the sheet as CSV": (".xlsx", ".xls", ".xlsm", ".ods"),
+    "pickles run code when they are read: write arrays with numpy.savez, tables as Parquet": (
+        ".pkl",
+        ".pickle",
+        ".joblib",
+        ".pt",
+        ".pth",
+    ),
+    "write it as Parquet: pandas.read_feather(path).to_parquet(…)": (".feather", ".arrow", ".ipc"),
+    "write inputs and labels as numpy.savez(path, x=…, y=…)": (".npy", ".h5", ".hdf5", ".mat"),
+    "unpack it first": (".zip", ".tar", ".tgz", ".7z", ".rar", ".gz"),
+}
+
+
+def fix_unknown_file(path: Path) -> str:
+    """What to do about a data file of a suffix that is not read."""
+    suffix = path.suffix.lower()
+    found = [advice for advice, suffixes in _ADVICE.items() if suffix in suffixes]
+    return found[0] if found else "give a .parquet, .csv, .tsv, .jsonl, .json or .npz file"
+
+
 def require_file(path: Path) -> Path:
     """Return the path of a file; DataError if there is none."""
     with reading(path):

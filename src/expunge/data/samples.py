@@ -26,6 +26,7 @@ from expunge.data.classes import encode_labels, is_numbered
 from expunge.data.decoding import Decoding
 from expunge.data.inputs import (
     Batch,
+    DictInputs,
     Inputs,
     SubsetInputs,
     TensorInputs,
@@ -171,7 +172,11 @@ class Samples:
         """
         stored = self.inputs.batch(positions)
         if isinstance(stored, dict):
-            prepared: Batch = {k: v.to(device) for k, v in stored.items()}
+            # As a single input, floats of all sizes are float32; integers are indices.
+            prepared: Batch = {
+                k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype)
+                for k, v in stored.items()
+            }
             floats = [v for v in prepared.values() if v.is_floating_point()]
         else:
             prepared = self.prepare(stored.to(device, non_blocking=True))
@@ -190,6 +195,17 @@ class Samples:
                     fix="remove or repair these samples",
                 )
         return prepared
+
+    def check_finite(self) -> None:
+        """Raise DataError if an input in memory is NaN or infinite, as `batch` does; one pass."""
+        inputs = self.inputs
+        while isinstance(inputs, SubsetInputs):
+            inputs = inputs.inputs
+        if isinstance(inputs, DictInputs) or (
+            isinstance(inputs, TensorInputs) and inputs.tensor.is_floating_point()
+        ):
+            for positions in self.batches(4096):
+                self.batch(positions)
 
     def batches(
         self, batch_size: int, *, positions: np.ndarray | None = None

@@ -23,13 +23,13 @@ from expunge.data.manifest import (
     jsonl_rows,
     label_column,
     manifest_rows,
-    read_table,
     table_column,
 )
-from expunge.data.paths import require_file, resolve_path
+from expunge.data.paths import fix_unknown_file, require_file, resolve_path
 from expunge.data.rows import Rows, slice_rows, to_samples
 from expunge.data.samples import Samples
 from expunge.data.table_rows import table_rows
+from expunge.data.text_tables import read_table, table_kind
 from expunge.data.texts import Tokenizer, load_tokenizer
 from expunge.data.transforms import Transform, load_transform
 from expunge.errors import ConfigError, DataError, format_ids, raise_all, range_problems
@@ -356,8 +356,6 @@ def replace_labels(samples: Samples, labels: LabelFile, *, folder: Path) -> Samp
 _BY_SUFFIX = {
     ".parquet": "parquet",
     ".tar": "webdataset",
-    ".csv": "manifest",
-    ".jsonl": "manifest",
     ".npz": "arrays",
 }
 
@@ -371,12 +369,14 @@ def guess_source(path: Path) -> str:
 def _guess_by_content(path: Path) -> str:
     if found := _BY_SUFFIX.get(path.suffix.lower()):
         return found
+    if table_kind(path):
+        return "manifest"
     if not path.is_dir():
         require_file(path)
         raise DataError(
             "the suffix of this file does not determine its source",
             where=str(path),
-            fix=f"set source to one of: {', '.join(sources.names())}",
+            fix=f"{fix_unknown_file(path)}; or set source to one of: {', '.join(sources.names())}",
         )
     if any((path / batch).is_file() for batch in ("data_batch_1", "test_batch")):
         return "cifar10"
@@ -385,7 +385,19 @@ def _guess_by_content(path: Path) -> str:
     raise DataError(
         "this folder has neither class folders nor Parquet or tar files nor CIFAR-10 batches",
         where=str(path),
-        fix="expected one sub-folder a class, with the images or clips in it",
+        fix=_fix_folder(path),
+    )
+
+
+def _fix_folder(path: Path) -> str:
+    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return (
+            "datasets.load_from_disk reads this folder: write it with to_parquet, or give the data "
+            "set in Python"
+        )
+    return (
+        "expected one sub-folder a class, with the images or clips in it; or name a CSV file with "
+        "their paths and labels"
     )
 
 
@@ -432,7 +444,7 @@ def _read_label_file(
 
         ids = read_column(path, labels.id)
         return ids, read_column(path, labels.column, ids=ids), class_names(path, labels.column)
-    if suffix in (".csv", ".jsonl"):
+    if table_kind(path):
         table = read_table(path)
         check_columns(table, [labels.id, labels.column], path)
         ids = table_column(table, labels.id, np.arange(1, len(table[labels.id]) + 1), path)

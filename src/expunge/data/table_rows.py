@@ -11,8 +11,10 @@ import torch
 
 from expunge._core.arrays import Array
 from expunge.data.inputs import TensorInputs
-from expunge.data.manifest import check_columns, label_column, read_table, table_column
+from expunge.data.labels import is_gap
+from expunge.data.manifest import check_columns, label_column, table_column
 from expunge.data.rows import Rows
+from expunge.data.text_tables import read_table
 from expunge.errors import DataError, format_ids
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def table_rows(path: Path, config: DataConfig) -> Rows:
     ids = np.arange(n) if config.id is None else table.column(config.id, np.arange(n))
     labels = np.zeros(n, dtype=np.int64) if label is None else table.labels(label, ids)
     features = {name: table.column(name, ids) for name in chosen}
+    _check_gaps(features, ids, path)
     return Rows(
         ids=ids,
         labels=labels,
@@ -88,6 +91,18 @@ def _feature_columns(table: _Table, named: str, others: Sequence[str | None]) ->
     if "," in named:
         return [name.strip() for name in named.split(",") if name.strip()]
     return [name for name in table.names if name not in others]
+
+
+def _check_gaps(features: dict[str, Array], ids: Array, path: Path) -> None:
+    """Name the gaps that a text table marks by ``NA``, ``nan`` and the like."""
+    for name, values in features.items():
+        gaps = np.array([is_gap(v) for v in values.tolist()]) if values.dtype.kind == "U" else None
+        if gaps is not None and gaps.any():
+            raise DataError(
+                f"column '{name}' is missing (null or empty): ids {format_ids(ids[gaps])}",
+                where=str(path),
+                fix="fill in or remove these rows; `expunge detect` takes them as they are",
+            )
 
 
 def _matrix(features: dict[str, Array], path: Path) -> Array:

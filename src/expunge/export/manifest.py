@@ -143,7 +143,8 @@ def prepare_inputs(stored: StoredInputs, manifest: Manifest) -> Batch:
             raise DataError(
                 f"there is no '{format_ids(absent)}'", where="input", fix="add it by its name"
             )
-        return {name: _tensor(x, name) for name, x in stored.items()}
+        parts = {name: _tensor(x, name) for name, x in stored.items()}
+        return {k: x.float() if x.is_floating_point() else x for k, x in parts.items()}
     form = manifest.inputs.get("input")
     if form is None:
         raise DataError(

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.data import Preparation, Samples
-from expunge.errors import ModelError, extra_required, format_ids
+from expunge.data import Batch, Preparation, Samples
+from expunge.data.inputs import is_ragged
+from expunge.errors import ModelError, extra_required
 from expunge.models.inspection import eval_mode, logits_of
 
 if TYPE_CHECKING:
@@ -47,14 +48,15 @@ class Parity:
 
 
 class PreparedModel(nn.Module):
-    """The preparation and the model in one: scaled inputs ``float[b, …]`` to logits."""
+    """The preparation and the model in one: scaled inputs ``float[b, …]``, or inputs by name, to
+    logits."""
 
     def __init__(self, model: nn.Module, prepare: Preparation) -> None:
         super().__init__()
         self.model, self._prepare = model, prepare
 
-    def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.model, self._prepare(x))
+    def forward(self, x: Batch) -> Tensor:
+        return logits_of(self.model, x if isinstance(x, dict) else self._prepare(x))
 
 
 def require_onnx() -> None:
@@ -67,13 +69,14 @@ def require_onnx() -> None:
 def write_graph(model: nn.Module, samples: Samples, file: Path) -> None:
     """Write a model with the samples' preparation as ONNX: scaled inputs to logits.
 
-    Inputs are ``float32[b, …]`` for any b, pixels in [0, 1] and audio in [−1, 1). Mean, std and the
-    features that the model computes are part of the graph.
+    The input is ``float32[b, …]`` for any b, pixels in [0, 1] and audio in [−1, 1). Mean, std and
+    the features that the model computes are part of the graph. Several inputs have their names;
+    token ids have any length.
 
     Parameters
     ----------
     model
-        Of one input.
+        The classifier.
     samples
         One or more.
     file
@@ -84,7 +87,7 @@ def write_graph(model: nn.Module, samples: Samples, file: Path) -> None:
     ConfigError
         If a package for ONNX is not installed.
     ModelError
-        For a model of several inputs, and for one that torch cannot trace.
+        For a model that torch cannot trace.
 
     Notes
     -----
@@ -92,22 +95,23 @@ def write_graph(model: nn.Module, samples: Samples, file: Path) -> None:
     """
     require_onnx()
     scaled = _scaled(samples, np.arange(min(2, len(samples))))
+    names = [INPUT] if isinstance(scaled, Tensor) else list(scaled)
     prepared = PreparedModel(model, samples.prepare)
     try:
         with _quiet(), eval_mode(prepared):
             program = torch.onnx.export(
                 prepared,
-                (scaled,),
+                (scaled, {}),  # a dictionary at the end would be taken as keyword arguments
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                input_names=[INPUT],
+                dynamic_shapes=(_dynamic_sizes(scaled, samples),),
+                input_names=names,
                 output_names=[OUTPUT],
                 verbose=False,
             )
             assert program is not None
             program.save(str(file), external_data=False)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise ModelError(
             f"cannot be written as ONNX: {reason}",
             where=type(model).__name__,
@@ -131,7 +135,8 @@ def compare_graph(model: nn.Module, samples: Samples, file: Path, *, tolerance: 
         for at in (*first[:, None], *rest):
             scaled = _scaled(samples, at)
             ours.append(prepared(scaled).numpy())
-            theirs.append(session.run([OUTPUT], {INPUT: scaled.numpy()})[0])
+            named = {INPUT: scaled} if isinstance(scaled, Tensor) else scaled
+            theirs.append(session.run([OUTPUT], {k: x.numpy() for k, x in named.items()})[0])
     a, b = np.concatenate(ours), np.concatenate(theirs)
     difference = float(np.abs(a - b).max())
     if not difference <= tolerance:
@@ -144,15 +149,20 @@ def compare_graph(model: nn.Module, samples: Samples, file: Path, *, tolerance: 
     return Parity(len(a), difference, float((a.argmax(axis=1) == b.argmax(axis=1)).mean()))
 
 
-def _scaled(samples: Samples, positions: np.ndarray) -> Tensor:
+def _scaled(samples: Samples, positions: np.ndarray) -> Batch:
     stored = samples.inputs.batch(positions)
-    if isinstance(stored, dict):
-        raise ModelError(
-            f"takes several inputs by name: {format_ids(stored)}; ONNX files are for models of one",
-            where="export",
-            fix="export without ONNX",
-        )
-    return Preparation()(stored)
+    return samples.batch(positions) if isinstance(stored, dict) else Preparation()(stored)
+
+
+def _dynamic_sizes(batch: Batch, samples: Samples) -> Any:
+    """Which sizes of the inputs differ between batches: their number, and the length of texts."""
+    rows = torch.export.Dim("batch", min=1)
+    if isinstance(batch, Tensor):
+        return {0: rows}
+    sizes = {0: rows}
+    if is_ragged(samples.inputs):
+        sizes[1] = torch.export.Dim.DYNAMIC
+    return dict.fromkeys(batch, sizes)
 
 
 def _session(file: Path) -> InferenceSession:

@@ -16,7 +16,9 @@ from expunge.data import Batch, DataLike, as_samples
 from expunge.data.paths import resolve_path
 from expunge.data.texts import Tokenizer, load_tokenizer
 from expunge.errors import ModelError, RunError
-from expunge.export.exported_model import finished_run
+from expunge.export.exported_model import GRAPH, TOLERANCE, finished_run
+from expunge.export.onnx import compare_graph, write_graph
+from expunge.models.copying import copy_model
 from expunge.models.huggingface import has_tokenizer
 from expunge.models.inspection import eval_mode, logits_of
 from expunge.pruning import surgery
@@ -34,6 +36,8 @@ def save_pretrained(
     *,
     tokenizer: Tokenizer | None = None,
     plan: PrunePlan | None = None,
+    onnx: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> Path:
     """Write a repaired Hugging Face model so that ``from_pretrained`` loads it.
 
@@ -55,6 +59,10 @@ def save_pretrained(
         Written into the folder too.
     plan
         The units that were removed; None if nothing was.
+    onnx
+        Also write ``model.onnx``, of the pruned size (needs ``expunge[onnx]``).
+    tolerance
+        Largest absolute difference of an ONNX logit.
 
     Returns
     -------
@@ -64,8 +72,9 @@ def save_pretrained(
     Raises
     ------
     ModelError
-        If the model has no ``save_pretrained``, or zeros do not give the pruned model's logits, as
-        behind a layer norm over pruned units.
+        If the model has no ``save_pretrained``, zeros do not give the pruned model's logits, as
+        behind a layer norm over pruned units, or an ONNX file's logits differ by more than
+        ``tolerance``.
     RunError
         If the folder is not empty or cannot be written.
 
@@ -86,9 +95,10 @@ def save_pretrained(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError("is not empty", where=str(folder), fix="name a new folder")
     samples = as_samples(data)
+    some = samples.subset(np.arange(min(_CHECK_SAMPLES, len(samples))))
+    smaller = copy_model(model).cpu().eval() if onnx else None
     if plan is not None and plan.units:
-        batch = samples.batch(np.arange(min(_CHECK_SAMPLES, len(samples))))
-        model = _with_zeros(model, plan, batch)
+        model = _with_zeros(model, plan, some.batch(np.arange(len(some))))
     with wrap_io_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -96,6 +106,9 @@ def save_pretrained(
             model.save_pretrained(str(temporary))  # type: ignore[operator]
             if tokenizer is not None:
                 tokenizer.save_pretrained(str(temporary))  # type: ignore[attr-defined]
+            if smaller is not None:
+                write_graph(smaller, some, temporary / GRAPH)
+                compare_graph(smaller, some, temporary / GRAPH, tolerance=tolerance)
             temporary.chmod(0o755)
             os.replace(temporary, folder)
         finally:
@@ -104,7 +117,12 @@ def save_pretrained(
 
 
 def export_pretrained_run(
-    spec: str | Path, folder: str | Path, *, run: str | Path | None = None
+    spec: str | Path,
+    folder: str | Path,
+    *,
+    run: str | Path | None = None,
+    onnx: bool = False,
+    tolerance: float = TOLERANCE,
 ) -> Path:
     """Write the model of a finished run, whose spec names a pretrained folder, with its tokenizer.
 
@@ -116,6 +134,8 @@ def export_pretrained_run(
         As in `save_pretrained`.
     run
         The run folder; by default the one that ``expunge repair SPEC`` writes.
+    onnx, tolerance
+        As in `save_pretrained`.
 
     Returns
     -------
@@ -141,6 +161,8 @@ def export_pretrained_run(
         finished.data,
         tokenizer=load_tokenizer(source) if has_tokenizer(source) else None,
         plan=finished.plan if finished.mode == "remove" else None,
+        onnx=onnx,
+        tolerance=tolerance,
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from expunge._core.rng import temp_seed
-from expunge.data import Samples
+from expunge.data import Batch, Samples
 from expunge.data.classes import fix_class_count
 from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.copying import copy_model
@@ -38,9 +38,34 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
         raise ModelError(
             f"the model fails on the first sample: {type(error).__name__}: {error}",
             where=samples.name,
-            fix="check the model's arguments and how the data are prepared",
+            fix=_fix_failure(model, example),
         ) from error
     _check_logits(logits, samples, n=1)
+
+
+def _fix_failure(model: nn.Module, example: Batch) -> str:
+    """What to do about a model that fails on an input, by the form of the input."""
+    if isinstance(example, dict):
+        return (
+            f"the arrays {format_ids(example)} are passed as keyword arguments: name them as the "
+            "arguments of the model's forward"
+        )
+    shape = tuple(example.shape)
+    if not example.is_floating_point() and not any(
+        isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules()
+    ):
+        return (
+            "integers are passed as they are: give numbers that are measured as x.astype('float32')"
+        )
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        if len(shape) == 3:
+            return f"inputs have shape {shape[1:]}: x[:, None] adds the channel"
+        if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
+            return (
+                f"inputs have shape {shape[1:]}, which looks like [H, W, C]: "
+                "x.transpose(0, 3, 1, 2) puts the channels first"
+            )
+    return "check the model's arguments and how the data are prepared"
 
 
 def check_training(model: nn.Module, samples: Samples) -> None:
@@ -150,7 +175,13 @@ def _is_quantised(module: nn.Module) -> bool:
 def require_trainable(model: nn.Module) -> None:
     """Raise ModelError if every parameter is frozen: what is frozen stays as it is."""
     parameters = list(model.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
+    if not parameters:
+        raise ModelError(
+            "the model has no parameters, so nothing can be tuned",
+            where="model",
+            fix="register what may change as torch.nn.Parameter; buffers are not tuned",
+        )
+    if not any(p.requires_grad for p in parameters):
         raise ModelError(
             "every parameter is frozen (requires_grad is False), so nothing can be tuned",
             where="model",
@@ -184,7 +215,8 @@ def check_model(model: nn.Module) -> None:
         problems.append(
             f"weights are {format_ids(sorted(other))}, not float32; pass `model.float()`"
         )
-    bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
+    with torch.no_grad():
+        bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         problems.append(
             f"weights are NaN or infinite: {format_ids(bad)}; load an earlier checkpoint"

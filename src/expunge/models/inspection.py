@@ -132,6 +132,21 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Let torch's own encoders call their layers one by one inside the block.
+
+    In evaluation mode they may run a whole block as one operation, and leave out padding by nested
+    tensors: layers are not called then, or not with one row for each sample.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block.
 
@@ -229,7 +244,8 @@ def capture_outputs(
         if inputs_of:
             module = module_named(model, inputs_of)
             handles.append(module.register_forward_pre_hook(keep_input))
-        yield found
+        with unfused_attention():
+            yield found
     finally:
         for handle in handles:
             handle.remove()
@@ -418,10 +434,10 @@ def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value,
         return hook
 
     for name, module in model.named_modules():
-        if name:
+        if name or is_weight_layer(module):  # a model may be one layer
             handles.append(module.register_forward_hook(record(name), with_kwargs=True))
     try:
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad(), unfused_attention():
             scores = raw_output(model, example)
     finally:
         for handle in handles:

@@ -26,11 +26,14 @@ from expunge.models.copying import copy_model
 from expunge.models.inspection import (
     FORWARD_ERRORS,
     device_of,
+    eval_mode,
     is_partly_frozen,
     is_weight_layer,
     logits_of,
     to_device,
+    unfused_attention,
 )
+from expunge.pruning.attention_heads import Heads
 from expunge.pruning.hidden_pairs import NoReader, PairGraph, pair_graph
 from expunge.pruning.layer_units import Units, has_units, is_depthwise, n_units, sample_units
 from expunge.pruning.masks import perturb_units, zero_inputs
@@ -62,6 +65,20 @@ class TracedModel:
     example: Batch
     parameters: dict[int, str]
     frozen: frozenset[int]
+
+    @property
+    def heads(self) -> dict[str, Heads]:
+        """The attentions whose heads can be cut, by name."""
+        return self.graph.heads if isinstance(self.graph, PairGraph) else {}
+
+    @property
+    def n_heads(self) -> dict[str, int]:
+        """Their numbers of heads."""
+        return {name: heads.count for name, heads in self.heads.items()}
+
+    def n_units(self, name: str) -> int:
+        """Number of units of a layer, or of heads of an attention."""
+        return self.n_heads.get(name) or n_units(self.model.get_submodule(name))
 
 
 def trace(model: nn.Module, example: Batch) -> TracedModel:
@@ -97,11 +114,40 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
     return TracedModel(work, graph, example, names, frozen)
 
 
+def check_hooks(model: nn.Module, example: Batch) -> None:
+    """Refuse a model whose output its own hooks change: a cut copy has none.
+
+    Raises
+    ------
+    PruneError
+        If the model gives another output than a copy without hooks.
+    """
+    hooks = [
+        hook
+        for module in model.modules()
+        for kind in _HOOKS[:2]
+        for hook in getattr(module, kind).values()
+        if not isinstance(hook, _WEIGHT_HOOKS)
+        and not getattr(hook, "__module__", "").startswith("expunge.")
+    ]
+    if not hooks:
+        return
+    expected = run(copy_without_hooks(model).eval(), example)
+    with eval_mode(model):
+        got = run(model, example)
+    if not torch.allclose(got, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise PruneError(
+            "hooks of the model change its output, and a cut model has none",
+            where="model",
+            fix="put what the hooks do into modules of their own",
+        )
+
+
 def run(model: nn.Module, example: Batch) -> Tensor:
     """The logits of an example; ModelError if the model does not run on it."""
     example = to_device(example, device_of(model))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unfused_attention():
             return logits_of(model, example)
     except FORWARD_ERRORS as error:
         raise ModelError(
@@ -163,9 +209,9 @@ def has_influence(traced: TracedModel, producers: Units, consumers: Units) -> bo
 
 
 def why_not_prunable(traced: TracedModel, name: str) -> str:
-    """Why the layer's output units cannot be cut; empty if they can."""
+    """Why a layer's output units, or an attention's heads, cannot be cut; empty if they can."""
     layer = traced.model.get_submodule(name)
-    width = n_units(layer)
+    width = traced.n_units(name)
     if layer not in traced.graph.module2node:
         return "it takes no part in the forward pass"
     if width < 2:
@@ -175,7 +221,11 @@ def why_not_prunable(traced: TracedModel, name: str) -> str:
         members = group_members(traced, {name: sample})
         tied = _tied_parameters(traced.model)
         for dep, idxs in members.values():
-            if why := _unsupported_member(dep, sorted(idxs) == sample, width, tied):
+            if name in traced.heads:
+                why = _unsupported_layer(dep.target.module, dep.target._name, tied)
+            else:
+                why = _unsupported_member(dep, sorted(idxs) == sample, width, tied)
+            if why:
                 return why
         influence = has_influence(traced, *split_sides(members))
     except FORWARD_ERRORS as error:
@@ -225,14 +275,21 @@ def _unsupported_member(dep: Any, same: bool, width: int, tied: set[int]) -> str
         return "" if is_supported else f"its units go into '{name}' ({type(module).__name__})"
     if isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module):
         return f"'{name}' is a grouped convolution"
-    if "weight" not in dict(module.named_parameters(recurse=False)):
-        return f"'{name}' is re-parametrised"
-    if any(id(p) in tied for p in module.parameters()):
-        return f"'{name}' shares its weights with another layer"
+    if why := _unsupported_layer(module, name, tied):
+        return why
     if is_consumer or is_depthwise(module):
         return ""
     index_for_index = same and is_weight_layer(module) and n_units(module) == width
     return "" if index_for_index else f"its units are tied to several units of '{name}'"
+
+
+def _unsupported_layer(module: nn.Module, name: str, tied: set[int]) -> str:
+    """Why a layer's own weights forbid the cut; empty if they do not."""
+    if has_units(module) and "weight" not in dict(module.named_parameters(recurse=False)):
+        return f"'{name}' is re-parametrised"
+    if any(id(p) in tied for p in module.parameters()):
+        return f"'{name}' shares its weights with another layer"
+    return ""
 
 
 def _tied_parameters(model: nn.Module) -> set[int]:

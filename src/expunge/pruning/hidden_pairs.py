@@ -1,15 +1,16 @@
 """Which hidden units of a transformer are cut together, found by perturbing them.
 
-A transformer's blocks are residual, so that only units inside a block can be cut: those of the
-layers that alone write the input of the next one, as in an MLP. They are found without a graph of
-operations: unit j of a layer is changed, and no other channel of the reader's input may change.
-`PairGraph` answers as torch-pruning's dependency graph does.
+A transformer's blocks are residual, so that only units inside a block can be cut: the heads of an
+attention, and those of layers that alone write the input of the next one, as in an MLP. They are
+found without a graph of operations: unit j of a layer is changed, and no other channel of the
+reader's input may change. `PairGraph` answers as torch-pruning's dependency graph does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 
 from expunge.data import Batch
 from expunge.models.architecture import is_transposed_linear
-from expunge.models.inspection import FORWARD_ERRORS, logits_of
+from expunge.models.inspection import FORWARD_ERRORS, logits_of, unfused_attention
+from expunge.pruning.attention_heads import Heads, cut_head_tensors, find_heads
 from expunge.pruning.layer_units import n_inputs, n_units, sample_units
 from expunge.pruning.masks import perturb_units
+from expunge.pruning.multihead import Headwise, cut_heads, use_headwise
 
 # A layer's units are read by one of the next few linear layers; a gated MLP has two before it.
 _MAX_DISTANCE = 3
@@ -81,19 +84,28 @@ class _Dependency:
 
 @dataclass(frozen=True)
 class PairGraph:
-    """Linear layers of a model whose units one other layer alone reads.
+    """Linear layers of a model whose units one other layer alone reads, and attentions.
 
     Parameters
     ----------
+    model
+        The model.
+    headwise
+        Makes its attentions torch's own again.
     module2node
-        The linear layers that run, with their names.
+        The linear layers that run, and the attentions, with their names.
     readers
         For each layer whose units can be cut: the layers that hold the same units, and the one that
         reads them.
+    heads
+        The attentions whose heads can be cut, by name.
     """
 
+    model: nn.Module
+    headwise: Headwise
     module2node: dict[nn.Module, str]
     readers: dict[nn.Module, tuple[tuple[nn.Module, ...], nn.Module]] = field(default_factory=dict)
+    heads: dict[str, Heads] = field(default_factory=dict)
 
     def get_pruner_of_module(self, layer: nn.Module) -> Any:
         """How a layer is cut, as torch-pruning says it."""
@@ -102,7 +114,11 @@ class PairGraph:
     def get_pruning_group(
         self, layer: nn.Module, side: object, idxs: list[int]
     ) -> Iterator[tuple[_Dependency, list[int]]]:
-        """All layers that are cut with these units of a layer."""
+        """All layers that are cut with these units of a layer, or these heads of an attention."""
+        heads = self.heads.get(self.module2node[layer])
+        if heads is not None:
+            yield from self._group_of_heads(layer, heads, idxs)
+            return
         if layer not in self.readers:
             raise NoReader("no layer alone reads its units, or other operations mix them")
         writers, reader = self.readers[layer]
@@ -111,30 +127,53 @@ class PairGraph:
             yield _Dependency(target, prune_out_channels), list(idxs)
         yield _Dependency(_Target(reader, self.module2node[reader], ()), prune_in_channels), idxs
 
+    def _group_of_heads(
+        self, attention: nn.Module, heads: Heads, idxs: list[int]
+    ) -> Iterator[tuple[_Dependency, list[int]]]:
+        cut = cut_heads if not heads.rows else partial(_cut_tensors, self.model, heads)
+        yield _Dependency(_Target(attention, heads.attention, (heads.reader,)), cut), list(idxs)
+        for name, rows in heads.rows.items():
+            target = _Target(self.model.get_submodule(name), name, (heads.reader,))
+            own = sorted(row for h in idxs for row in rows[h])
+            yield _Dependency(target, prune_out_channels), own
+        reader = _Target(self.model.get_submodule(heads.reader), heads.reader, ())
+        yield _Dependency(reader, prune_in_channels), heads.channels(sorted(idxs))
+
+
+def _cut_tensors(
+    model: nn.Module, heads: Heads, attention: nn.Module, idxs: list[int]
+) -> nn.Module:
+    cut_head_tensors(model, heads, idxs)
+    return attention
+
 
 class _Pruner:
     prune_out_channels = staticmethod(prune_out_channels)
 
 
 def pair_graph(model: nn.Module, example: Batch) -> PairGraph:
-    """Find the hidden units of a model that can be cut.
+    """Find the hidden units and the heads of a model that can be cut.
 
     Parameters
     ----------
     model
-        In evaluation mode, without hooks.
+        In evaluation mode, without hooks. torch's own attentions compute head by head from now on.
     example
         One batch as the model takes it, on its device.
 
     Notes
     -----
-    Cost: a forward pass for each pair of linear layers that follow each other.
+    Cost: a forward pass for each pair of linear layers that follow each other, and that of
+    `find_heads`.
     """
+    handle = use_headwise(model)
     names = {m: n for n, m in model.named_modules()}
     called, inputs = _linear_calls(model, example)
-    graph = PairGraph({m: names[m] for m in called})
+    graph = PairGraph(model, handle, {m: names[m] for m in called})
     if len(called) != len(set(called)):
         called = [m for m in called if called.count(m) == 1]
+    graph.heads.update(find_heads(model, example, called, inputs))
+    graph.module2node.update({model.get_submodule(name): name for name in graph.heads})
     for position, reader in enumerate(called):
         before = called[max(0, position - _MAX_DISTANCE) : position]
         writers = tuple(
@@ -171,7 +210,7 @@ def _linear_calls(
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) or is_transposed_linear(m)]
     handles = [m.register_forward_pre_hook(record) for m in linear]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unfused_attention():
             logits_of(model, example)
     finally:
         for handle in handles:
@@ -194,7 +233,7 @@ def _writes_alone(
         lambda _, args: found.append(args[0].detach().clone())
     )
     try:
-        with torch.no_grad(), perturb_units(model, {name: units}):
+        with torch.no_grad(), unfused_attention(), perturb_units(model, {name: units}):
             logits_of(model, example)
     except FORWARD_ERRORS:
         return False

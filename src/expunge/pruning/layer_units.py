@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from math import isqrt
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from expunge.models.architecture import is_transposed_linear
 from expunge.models.inspection import is_weight_layer
 from expunge.records import PrunePlan
 
-Units: TypeAlias = dict[str, list[int]]  # sorted indices by layer name
+Units: TypeAlias = dict[str, list[int]]  # sorted indices by the name of a layer or an attention
 
 
 def unit_layers(model: nn.Module) -> list[str]:
@@ -56,12 +56,15 @@ def sample_units(width: int) -> list[int]:
     return [i * i for i in range(isqrt(width) + 1) if i * i < width - 1]
 
 
-def unknown_layers(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """A message for each name that is not a layer of units."""
-    known, modules = unit_layers(model), dict(model.named_modules())
+def unknown_layers(
+    model: nn.Module, names: Iterable[str], attentions: Collection[str] = ()
+) -> list[str]:
+    """A message for each name that is no layer of units, and none of the attentions."""
+    known, modules = [*unit_layers(model), *attentions], dict(model.named_modules())
     return [
         f"'{name}' ({type(modules[name]).__name__}) has no units to cut: Linear, Conv1d and Conv2d "
-        "layers have, and depthwise convolutions follow what they read"
+        "layers and attentions with several heads have, and depthwise convolutions follow what "
+        "they read"
         if name in modules
         else f"the model has no layer '{name}': {did_you_mean(name, known)}"
         for name in names
@@ -69,28 +72,39 @@ def unknown_layers(model: nn.Module, names: Iterable[str]) -> list[str]:
     ]
 
 
-def planned_units(model: nn.Module, plan: PrunePlan) -> Units:
-    """The plan's units by layer, sorted and without repetition.
+def planned_units(
+    model: nn.Module, plan: PrunePlan, n_heads: Mapping[str, int] | None = None
+) -> Units:
+    """The plan's units by layer, and heads by attention, sorted and without repetition.
 
     Raises
     ------
     PruneError
         Naming every unknown layer, or every unit out of range.
     """
-    problems = unknown_layers(model, plan.units)
+    n_heads = n_heads or {}
+    problems = unknown_layers(model, plan.units, n_heads)
     units = {name: sorted({int(u) for u in idxs}) for name, idxs in plan.units.items() if idxs}
     for name in units if not problems else ():
-        n = n_units(model.get_submodule(name))
+        n = n_heads[name] if name in n_heads else n_units(model.get_submodule(name))
+        what = "heads" if name in n_heads else "units"
         wrong = [u for u in units[name] if not 0 <= u < n]
         if wrong:
-            problems.append(f"layer '{name}' has units 0 to {n - 1}, not {format_ids(wrong)}")
+            problems.append(f"layer '{name}' has {what} 0 to {n - 1}, not {format_ids(wrong)}")
     raise_all(PruneError, problems, where="plan")
     return units
 
 
-def check_not_emptied(model: nn.Module, units: Units) -> None:
-    """Raise PruneError if a layer would lose all its units."""
-    empty = [name for name in units if len(units[name]) >= n_units(model.get_submodule(name))]
+def check_not_emptied(
+    model: nn.Module, units: Units, n_heads: Mapping[str, int] | None = None
+) -> None:
+    """Raise PruneError if a layer would lose all its units, or an attention all its heads."""
+    n_heads = n_heads or {}
+    empty = [
+        name
+        for name, own in units.items()
+        if len(own) >= (n_heads.get(name) or n_units(model.get_submodule(name)))
+    ]
     if empty:
         raise PruneError(
             f"no unit would be left in {format_ids(empty)}",

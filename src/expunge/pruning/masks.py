@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from expunge.errors import PruneError
 from expunge.pruning.layer_units import Units
+from expunge.pruning.multihead import Headwise
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -35,8 +36,10 @@ class MaskHandle:
     0.0
     """
 
-    def __init__(self, hooks: list[RemovableHandle], at_output: tuple[str, ...] = ()) -> None:
-        self._hooks = hooks
+    def __init__(
+        self, hooks: Sequence[RemovableHandle | Headwise], at_output: tuple[str, ...] = ()
+    ) -> None:
+        self._hooks = list(hooks)
         self.at_output = at_output
 
     def remove(self) -> None:

@@ -6,9 +6,11 @@ of samples. Rankers turn these sums into effects; they are pure functions and pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from expunge.models.inspection import (
     module_named,
     on_device,
 )
+from expunge.pruning.attention_heads import Heads
+from expunge.pruning.head_readouts import by_head, capture_heads, heads_norm, readable_heads
 from expunge.pruning.regression import (
     RegressionSums,
     benjamini_hochberg,
@@ -106,7 +110,7 @@ def rank_units(
     method
         Name of a ranker.
     layers
-        Names of hidden layers of units.
+        Names of hidden layers of units, and of attentions whose heads are ranked.
     groups
         For layers that share their units, the first of them; see `surgery.groups`.
     batch_size
@@ -351,8 +355,13 @@ def collect_sums(
     DataError
         For a sample without a row in the partition.
     """
-    readouts = _readouts(model, samples, layers)
-    norms = {n: _weight_norm(module_named(model, n)) for n in layers}
+    shown = _shown_units(model, samples, layers)
+    norms = {
+        n: heads_norm(model, shown.heads[n])
+        if n in shown.heads
+        else _weight_norm(module_named(model, n))
+        for n in layers
+    }
     if regressors == "weights":
         empty = np.zeros(0)
         return {n: RegressionSums(0, empty, 0.0, 0.0, empty, empty, norms[n]) for n in layers}
@@ -373,9 +382,9 @@ def collect_sums(
                 given, suggested = (
                     torch.from_numpy(c[rows]).to(accelerator.device) for c in columns
                 )
-                units = _attributions(model, x, readouts, given=given, suggested=suggested)
+                units = _attributions(model, x, shown, given=given, suggested=suggested)
             else:
-                units = _activations(model, x, readouts)
+                units = _activations(model, x, shown)
             for name, values in units.items():
                 product = _product_sums(values.to(sum_device).double(), y)
                 total[name] = total.get(name, 0) + product
@@ -390,53 +399,74 @@ def _product_sums(x: Tensor, y: Tensor) -> Tensor:
     return extended.T @ extended
 
 
-def _readouts(model: nn.Module, samples: Samples, layers: tuple[str, ...]) -> dict[str, str]:
-    """For each layer, the layer whose output shows its units."""
-    known = inspect_layers(model, samples.example()).readouts
-    for layer in layers:
-        if layer not in known:
+class _ShownUnits(NamedTuple):
+    """Where the units of layers show."""
+
+    readouts: dict[str, str]  # for a layer, the one whose output shows its units
+    heads: dict[str, Heads]  # for an attention, its heads
+
+
+def _shown_units(model: nn.Module, samples: Samples, layers: tuple[str, ...]) -> _ShownUnits:
+    """Where the units of these layers, and the heads of these attentions, show."""
+    example = samples.example()
+    known = inspect_layers(model, example).readouts
+    others = [name for name in layers if name not in known]
+    heads = readable_heads(model, example) if others else {}
+    for name in others:
+        if name not in heads:
             raise ModelError(
-                f"'{layer}' is no hidden layer of units", fix=did_you_mean(layer, known)
+                f"'{name}' is no hidden layer of units, and no attention whose heads can be cut",
+                fix=did_you_mean(name, [*known, *heads]),
             )
-    return {layer: known[layer] for layer in layers}
+    return _ShownUnits(
+        {name: known[name] for name in layers if name in known}, {n: heads[n] for n in others}
+    )
+
+
+@contextmanager
+def _captured(model: nn.Module, shown: _ShownUnits) -> Iterator[Mapping[str, Tensor]]:
+    """Collect at each forward pass what shows the units: by readout, and by attention."""
+    names = tuple(dict.fromkeys(shown.readouts.values()))
+    with (
+        torch.enable_grad(),
+        capture_outputs(model, names, differentiable=True) as outputs,
+        capture_heads(model, shown.heads, differentiable=True) as inputs,
+    ):
+        yield ChainMap(outputs, inputs)
 
 
 def _attributions(
-    model: nn.Module,
-    x: Batch,
-    readouts: dict[str, str],
-    *,
-    given: Tensor,
-    suggested: Tensor,
+    model: nn.Module, x: Batch, shown: _ShownUnits, *, given: Tensor, suggested: Tensor
 ) -> dict[str, Tensor]:
     """Contributions to the given label less its rival, ``[b, u]`` by layer, summed over space."""
-    names = tuple(dict.fromkeys(readouts.values()))
-    with torch.enable_grad(), capture_outputs(model, names, differentiable=True) as found:
+    with _captured(model, shown) as found:
         logits = logits_of(model, x)
         rival = torch.where(suggested != given, suggested, runner_up(logits, given))
         direction = label_direction(given, rival, logits.shape[1])
         gradients = gradients_at((logits * direction).sum(), found)
-        values = {n: (gradients[n] * found[n]).detach() for n in names}
-    return _by_unit(model, values, readouts, torch.sum)
+        values = {n: (gradients[n] * found[n]).detach() for n in found}
+    return _by_unit(model, values, shown, torch.sum, n=len(given))
 
 
-def _activations(model: nn.Module, x: Batch, readouts: dict[str, str]) -> dict[str, Tensor]:
+def _activations(model: nn.Module, x: Batch, shown: _ShownUnits) -> dict[str, Tensor]:
     """Activations, ``[b, u]`` by layer, averaged over space."""
-    names = tuple(dict.fromkeys(readouts.values()))
-    with torch.enable_grad(), capture_outputs(model, names, differentiable=True) as found:
-        logits_of(model, x)
-        values = {n: found[n].detach() for n in names}
-    return _by_unit(model, values, readouts, torch.mean)
+    with _captured(model, shown) as found:
+        n = len(logits_of(model, x))
+        values = {name: found[name].detach() for name in found}
+    return _by_unit(model, values, shown, torch.mean, n=n)
 
 
 def _by_unit(
     model: nn.Module,
     values: dict[str, Tensor],
-    readouts: dict[str, str],
+    shown: _ShownUnits,
     reduce: Callable[..., Tensor],
+    *,
+    n: int,
 ) -> dict[str, Tensor]:
-    reduced = {}
-    for layer, readout in readouts.items():
+    """Values ``[n, u]`` of the units of each layer."""
+    reduced = {k: by_head(values[k], heads, n, reduce) for k, heads in shown.heads.items()}
+    for layer, readout in shown.readouts.items():
         v = values[readout]
         dims = _spatial_dims(module_named(model, layer), v)
         reduced[layer] = reduce(v, dims) if dims else v

@@ -5,17 +5,19 @@ A cut is verified: the smaller model must give the output of the masked one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from expunge._core.rng import temp_seed
 from expunge.config import PruneMode
 from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids, raise_all
 from expunge.models.copying import copy_model
+from expunge.pruning.attention_heads import Heads, head_settings
 from expunge.pruning.dependencies import (
     MASK_HINT,
     NORMS,
@@ -29,6 +31,7 @@ from expunge.pruning.dependencies import (
     trace,
     why_not_prunable,
 )
+from expunge.pruning.hidden_pairs import PairGraph
 from expunge.pruning.layer_units import (
     Units,
     check_not_emptied,
@@ -41,17 +44,24 @@ from expunge.pruning.layer_units import (
     unknown_layers,
 )
 from expunge.pruning.masks import MaskHandle, zero_inputs, zero_outputs
+from expunge.pruning.multihead import (
+    HeadwiseAttention,
+    projection_macs,
+    use_headwise,
+)
 from expunge.records import PrunePlan, Size
 from expunge.storage.weights import fit_weights
 
 
 def prunable(model: nn.Module, example: Batch) -> list[str]:
-    """Names of the Linear, Conv1d and Conv2d layers whose output units can be cut.
+    """Names of the Linear, Conv1d and Conv2d layers whose output units can be cut, and of the
+    attentions whose heads can.
 
     Not among them: the head, depthwise convolutions (they follow their producers), grouped
     convolutions, layers whose units are tied to each other, re-parametrised layers and tied
-    weights, layers whose units frozen parameters hold or read (unless all are frozen), and layers
-    whose units meet in one operation (LayerNorm, attention, a recurrent net).
+    weights, layers whose units frozen parameters hold or read (unless all are frozen), layers
+    that auxiliary outputs read in training mode, and layers whose units meet in one operation
+    (LayerNorm, a recurrent net).
 
     Parameters
     ----------
@@ -83,25 +93,26 @@ def prunable(model: nn.Module, example: Batch) -> list[str]:
     ['0']
     """
     traced = trace(model, example)
-    free = [name for name in unit_layers(traced.model) if not why_not_prunable(traced, name)]
+    known = {*unit_layers(traced.model), *traced.heads}
+    names = [name for name, _ in traced.model.named_modules() if name in known]
+    free = [name for name in names if not why_not_prunable(traced, name)]
     free = [name for name in free if not touches_frozen(traced, name)]
-    if _trial_cut_works(model, example, free):
-        return free
-    return [name for name in free if _trial_cut_works(model, example, [name])]
+    return _cuttable(model, example, free, trains=_runs_in_training(model, example))
 
 
 def groups(model: nn.Module, example: Batch, layers: Iterable[str]) -> dict[str, str]:
     """For each layer the first, by name, of the given layers that share its output units.
 
-    Units are shared index for index, as by a residual addition or a gate. A layer that shares with
-    none of the others, or that cannot be cut, maps to itself.
+    Attentions share their heads with none. Units are shared index for index, as by a residual
+    addition or a gate. A layer that shares with none of the others, or that cannot be cut, maps to
+    itself.
 
     Parameters
     ----------
     model, example
         As in `prunable`.
     layers
-        Names of layers of units.
+        Names of layers of units, and of attentions.
 
     Returns
     -------
@@ -122,8 +133,8 @@ def groups(model: nn.Module, example: Batch, layers: Iterable[str]) -> dict[str,
     {'0': '0'}
     """
     names = list(dict.fromkeys(layers))
-    raise_all(PruneError, unknown_layers(model, names), where="layers")
     traced = trace(model, example)
+    raise_all(PruneError, unknown_layers(model, names, traced.heads), where="layers")
     found: dict[str, str] = {}
     for name in sorted(names):
         if name in found:
@@ -191,7 +202,7 @@ def prune(model: nn.Module, plan: PrunePlan, example: Batch) -> nn.Module:
         Left as it was.
     plan
         Indices of the model given, for all layers at once; coupled layers lose the union of their
-        units. An empty plan gives a copy.
+        units. Those of an attention are heads. An empty plan gives a copy.
     example
         One batch as the model takes it.
 
@@ -220,10 +231,10 @@ def prune(model: nn.Module, plan: PrunePlan, example: Batch) -> nn.Module:
     >>> small[0].out_features, model[0].out_features
     (6, 8)
     """
-    units = planned_units(model, plan)
-    if not units:
+    if not any(plan.units.values()):
         return copy_without_hooks(model)
-    traced = trace(model, example)
+    traced = _trace_for(model, plan, example)
+    units = planned_units(model, plan, traced.n_heads)
     problems = [(name, why_not_prunable(traced, name)) for name in units]
     if any(why for _, why in problems):
         listed = "; ".join(f"layer '{name}' cannot be cut: {why}" for name, why in problems if why)
@@ -235,7 +246,16 @@ def prune(model: nn.Module, plan: PrunePlan, example: Batch) -> nn.Module:
         new.requires_grad_(old.requires_grad)
     for new_module, old_module in zip(traced.model.modules(), model.modules(), strict=True):
         new_module.training = old_module.training
+    if isinstance(traced.graph, PairGraph):
+        traced.graph.headwise.remove()
     return traced.model
+
+
+def _trace_for(model: nn.Module, plan: PrunePlan, example: Batch) -> TracedModel:
+    """Trace a model; names that no model of its kind can have are an error before that."""
+    modules = dict(model.named_modules())
+    raise_all(PruneError, unknown_layers(model, plan.units, modules), where="plan")
+    return trace(model, example)
 
 
 def mask(model: nn.Module, plan: PrunePlan, example: Batch) -> MaskHandle:
@@ -280,19 +300,22 @@ def mask(model: nn.Module, plan: PrunePlan, example: Batch) -> MaskHandle:
     ...     torch.allclose(model(x), small(x))
     True
     """
-    units = planned_units(model, plan)
-    if not units:
+    if not any(plan.units.values()):
         return MaskHandle([])
-    check_not_emptied(model, units)
     try:
-        traced = trace(model, example)
+        traced = _trace_for(model, plan, example)
     except PruneError:
+        units = planned_units(model, plan)
+        check_not_emptied(model, units)
         return zero_outputs(model, units)
+    units = planned_units(model, plan, traced.n_heads)
+    check_not_emptied(model, units, traced.n_heads)
     at_output = {name: idxs for name, idxs in units.items() if why_not_prunable(traced, name)}
     exact = {name: idxs for name, idxs in units.items() if name not in at_output}
     producers, consumers = split_sides(group_members(traced, exact))
     check_not_emptied(model, producers)
-    return zero_inputs(model, consumers) + zero_outputs(model, at_output)
+    handle = MaskHandle([use_headwise(model)] if traced.heads.keys() & exact.keys() else [])
+    return handle + zero_inputs(model, consumers) + zero_outputs(model, at_output)
 
 
 def apply_plan(model: nn.Module, plan: PrunePlan, example: Batch, *, mode: PruneMode) -> nn.Module:
@@ -364,8 +387,8 @@ def size(model: nn.Module, example: Batch) -> Size:
     -------
     Size
         Tied parameters count once. Multiply-adds are those of the Linear and convolution modules
-        that run on the example; biases, norms, activations, attention products and recurrent cells
-        are not counted.
+        that run on the example, and of the projections of ``nn.MultiheadAttention``; biases,
+        norms, activations, attention products and recurrent cells are not counted.
 
     Raises
     ------
@@ -389,9 +412,18 @@ def size(model: nn.Module, example: Batch) -> Size:
         else:
             total += output.numel() * n_inputs(module)
 
+    def count_attention(
+        module: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor], output: object
+    ) -> None:
+        nonlocal total
+        total += projection_macs(module, args, named)
+
+    use_headwise(work)
     for module in work.modules():
         if has_units(module):
             module.register_forward_hook(count)
+        elif isinstance(module, HeadwiseAttention):
+            module.register_forward_hook(count_attention, with_kwargs=True)
     run(work, example)
     first = example if isinstance(example, Tensor) else next(iter(example.values()))
     return Size(parameters=sum(p.numel() for p in model.parameters()), macs=total // len(first))
@@ -402,6 +434,7 @@ def _cut_units(traced: TracedModel, units: Units) -> None:
     members = group_members(traced, units)
     producers, consumers = split_sides(members)
     check_not_emptied(traced.model, producers)
+    check_not_emptied(traced.model, units, traced.n_heads)
     if has_influence(traced, producers, consumers):
         raise PruneError(
             f"units of {format_ids(producers)} reach the output past {format_ids(consumers)}",
@@ -412,16 +445,67 @@ def _cut_units(traced: TracedModel, units: Units) -> None:
     before = {name: n_units(traced.model.get_submodule(name)) for name in producers}
     for dep, idxs in members.values():
         _cut(traced, dep, sorted(idxs))
-    _check_cut(traced, expected, {n: before[n] - len(producers[n]) for n in before})
+    widths = {n: before[n] - len(producers[n]) for n in before}
+    heads = [(h, h.count - len(units[n])) for n, h in traced.heads.items() if n in units]
+    if not heads:
+        _check_cut(traced, expected, widths)
+        return
+    _resize_attentions(traced, heads, lambda: _check_cut(traced, expected, widths))
 
 
-def _trial_cut_works(model: nn.Module, example: Batch, names: list[str]) -> bool:
+def _resize_attentions(
+    traced: TracedModel, heads: list[tuple[Heads, int]], check: Callable[[], None]
+) -> None:
+    """Tell the attentions how many heads are left, in the first way that gives the right output."""
+    failure = PruneError("no way was tried")
+    for settings in head_settings(traced.model, heads):
+        before = [(module, name, vars(module)[name]) for module, name, _ in settings]
+        for module, name, value in settings:
+            setattr(module, name, value)
+        try:
+            check()
+        except PruneError as error:
+            failure = error
+            for module, name, value in before:
+                setattr(module, name, value)
+        else:
+            return
+    raise failure
+
+
+def _cuttable(model: nn.Module, example: Batch, names: list[str], *, trains: bool) -> list[str]:
+    """The layers of which a trial cut works; trains: whether the whole model runs in training."""
+    if not names or _trial_cut_works(model, example, names, trains=trains):
+        return names
+    if len(names) == 1:
+        return []
+    half = len(names) // 2
+    parts = (names[:half], names[half:])
+    return [n for part in parts for n in _cuttable(model, example, part, trains=trains)]
+
+
+def _trial_cut_works(model: nn.Module, example: Batch, names: list[str], *, trains: bool) -> bool:
     """Whether a trial cut of these layers works (constant slices and views only show there)."""
     traced = trace(model, example)
-    units = {n: sample_units(n_units(traced.model.get_submodule(n))) for n in names}
+    units = {n: sample_units(traced.n_units(n)) for n in names}
     try:
         _cut_units(traced, units)
     except PruneError:
+        return False
+    return not trains or _runs_in_training(traced.model, example)
+
+
+def _runs_in_training(model: nn.Module, example: Batch) -> bool:
+    """Whether a copy runs in training mode, where auxiliary outputs may read other layers."""
+    twice = (
+        {k: torch.cat([v, v]) for k, v in example.items()}
+        if isinstance(example, dict)
+        else torch.cat([example, example])
+    )
+    try:
+        with temp_seed(0, "training mode"):
+            run(copy_without_hooks(model).train(), twice)
+    except ModelError:
         return False
     return True
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from expunge._core.arrays import Array, Bools, Floats, Ints
 from expunge.data import DataConfig, Samples
-from expunge.data import manifest as manifests
 from expunge.data.paths import resolve_path
+from expunge.data.text_tables import read_table, table_kind
 from expunge.errors import ConfigError, DataError, check_range, did_you_mean
 from expunge.records import Partition, align
 from expunge.storage.atomic_files import new_file, require_other_file
@@ -161,8 +161,8 @@ def _original(path: Path, config: DataConfig, samples: Samples) -> tuple[pa.Tabl
     if path.suffix.lower() == ".parquet":
         with open_parquet(path) as file:
             table = file.read()
-    elif path.suffix.lower() in (".csv", ".jsonl"):
-        table = _as_table(manifests.read_table(path), path)
+    elif table_kind(path):
+        table = _as_table(read_table(path), path)
     else:
         everything = np.concatenate([samples.ids, np.array(list(samples.skipped), dtype=object)])
         name = "file_name" if samples.ids.dtype.kind == "U" else "id"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from expunge._core.registry import NoMetadata, Registry
 from expunge.data import manifest as manifests
+from expunge.data import text_tables
 from expunge.errors import DataError
 from expunge.review.answer_log import COLUMNS, DRAW_COLUMNS
 from expunge.review.cards import Cards
@@ -67,7 +68,7 @@ def csv_format() -> Format:
         write_file(path, buffer.getvalue())
 
     def read(path: Path) -> list[dict[str, Any]]:
-        columns = manifests.read_table(path, ".csv")
+        columns = text_tables.read_table(path, ".csv")
         manifests.check_columns(columns, ["id", "verdict"], path)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from expunge.data.manifest import read_table
 from expunge.data.shards import find_shards
+from expunge.data.text_tables import read_table
 from expunge.errors import DataError, did_you_mean
 
 Kind = Literal["encoded", "vector", "path", "text", "category", "number"]

@@ -1,0 +1,119 @@
+"""Models and data that do not fit each other get a way out; odd models are taken as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import expunge
+from expunge import stages
+from expunge.errors import ExpungeError, ModelError
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((40, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+QUICK = {"tune": {"epochs": 1}, "min_flagged_fraction": 0.0}
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, batch):
+        return self.layer(batch["x"])
+
+
+class Centres(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centres", torch.randn(3, 6))
+
+    def forward(self, x):
+        return -torch.cdist(x, self.centres)
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "fix"),
+    [
+        (nn.Linear(6, 3), (9 * X).astype(np.int64), r"x\.astype\('float32'\)"),
+        (Named(), {"x": X}, "the arrays x are passed as keyword arguments"),
+        (convolution(), RNG.random((40, 8, 8), dtype=np.float32), r"x\[:, None\] adds the channel"),
+        (
+            convolution(),
+            RNG.random((40, 8, 8, 1), dtype=np.float32),
+            r"looks like \[H, W, C\]: x\.transpose\(0, 3, 1, 2\)",
+        ),
+        (Centres(), X, "register what may change as torch.nn.Parameter"),
+    ],
+)
+def test_a_model_that_does_not_take_the_data_gets_a_way_out(model, x, fix: str) -> None:
+    with pytest.raises(ModelError, match=f"fix: .*{fix}"):
+        expunge.repair(model, (x, Y))
+
+
+def test_inputs_that_are_not_finite_are_found_before_any_work() -> None:
+    x = X.copy()
+    x[33, 2] = np.nan
+    with pytest.raises(ExpungeError, match=r"training data: inputs are NaN or infinite: ids 33"):
+        expunge.repair(nn.Linear(6, 3), (x, Y))
+    with pytest.raises(ExpungeError, match=r"held_out data: inputs are NaN or infinite: ids 33"):
+        expunge.repair(nn.Linear(6, 3), (X + 1, Y), held_out=(x, Y))
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("make", [made_in_inference_mode, lambda: nn.Linear(6, 3)])
+def test_a_single_layer_and_inference_tensors_are_repaired(make) -> None:
+    result = expunge.repair(make(), (X, Y), baselines=(), overrides=QUICK)
+    assert result.decision.kept
+    assert stages.predict(result.model, (X, Y)).shape == (40,)
+
+
+def test_a_model_whose_hooks_change_its_output_is_not_pruned() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[1].register_forward_hook(lambda module, args, output: output * 2)
+    overrides = {**QUICK, "prune": {"fraction": 0.25}}
+    with pytest.raises(expunge.PruneError, match="hooks of the model change its output"):
+        expunge.repair(model, (X, Y), baselines=(), overrides=overrides)
+    seen: list[int] = []
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[1].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    result = expunge.repair(model, (X, Y), baselines=(), overrides=overrides)
+    assert result.plan is not None
+
+
+class Encoder(nn.Module):
+    """torch's encoder leaves out padding by nested tensors in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.embed = nn.Embedding(20, 8, padding_idx=0)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.embed(x), src_key_padding_mask=x == 0)[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_of_torch_with_padding_is_scored_and_cut() -> None:
+    tokens = RNG.integers(1, 20, (40, 5))
+    tokens[::2, 3:] = 0
+    result = expunge.repair(
+        Encoder(),
+        (tokens, tokens[:, 0] % 3),
+        baselines=(),
+        overrides={**QUICK, "prune": {"fraction": 0.5}},
+    )
+    assert {"encoder.layers.0.self_attn", "encoder.layers.1.linear1"} <= set(result.plan.units)
+    assert torch.backends.mha.get_fastpath_enabled()
