@@ -21,6 +21,11 @@ MAX_COLUMNS = 8
 # Head, format and factor of the columns; others keep their name and have three digits.
 COLUMNS: dict[str, tuple[str, str, float]] = {
     "accuracy": ("accuracy (%)", ".1f", 100),
+    "wrong_labels_reproduced": ("wrong labels reproduced (%)", ".1f", 100),
+    "worst_class": ("worst class (%)", ".1f", 100),
+    "calibration_error": ("ECE (%)", ".1f", 100),
+    "parameters": ("parameters", ",.0f", 1),
+    "macs": ("MACs", ",.0f", 1),
     "answers": ("answers", ".0f", 1),
     "auroc": ("AUROC", ".3f", 1),
     "auprc": ("AUPRC", ".3f", 1),
