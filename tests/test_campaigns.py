@@ -32,6 +32,11 @@ def test_a_mutated_file_is_read_or_refused(tmp_path_factory, name):
     check()
 
 
+@pytest.mark.parametrize("seed", [1092, 2499])
+def test_a_row_group_with_fewer_rows_than_the_file_says_is_refused(tmp_path, seed):
+    assert Prepared("hub", tmp_path / "hub").try_mutated(seed) == "refused"
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The folder of an undisturbed action, by its name."""

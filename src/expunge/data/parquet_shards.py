@@ -37,6 +37,7 @@ from expunge.data.texts import Texts
 from expunge.errors import DataError
 from expunge.storage.digest_cache import file_digests
 from expunge.storage.parquet_files import open_parquet
+from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
     from expunge.data.sources import DataConfig
@@ -204,7 +205,9 @@ class EncodedColumn(GroupedColumn):
 
     def read(self, position: int) -> bytes | None:
         g = int(self.groups_of(np.array([position]))[0])
-        value: bytes | None = self.group(g)[position - int(self._starts[g])].as_py()
+        # A damaged group can hold fewer rows than the file says.
+        with reading(self._row_groups[g][0], what="not a Parquet file, or a damaged one"):
+            value: bytes | None = self.group(g)[position - int(self._starts[g])].as_py()
         return value
 
     def locate(self, position: int) -> Encoded:
