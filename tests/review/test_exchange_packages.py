@@ -1,6 +1,6 @@
 """Exchange with the packages themselves: each test runs where its package is installed.
 
-Tried with argilla 2.8.0, cleanlab 2.9.0, datasets 5.2.0, fiftyone 1.22.1, label-studio-sdk 2.1.2
+Tried with argilla 2.8.0, cleanlab 2.9.0, datasets 5.2.0, label-studio-sdk 2.1.2
 and pandas 3.1.1.
 """
 
