@@ -37,14 +37,14 @@ def test_the_commands_are_those_of_the_benchmarks():
     assert set(COMMANDS) == {
         *("digits", "detect", "repair", "prune", "rlap", "memory", "ssl-refine"),
         *("text-noise", "noise-layers", "relearning", "nmtune", "zoo"),
-        *("review", "without-model", "corrective"),
+        *("review", "without-model", "corrective", "scale"),
     }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_folder_json_and_help(name):
     assert {"out", "as_json"} <= options(name)
-    assert ("seeds" in options(name)) == (name not in ("memory", "zoo", "without-model"))
+    assert ("seeds" in options(name)) == (name not in ("memory", "scale", "zoo", "without-model"))
     out = next(p for p in COMMANDS[name].params if p.name == "out")
     assert str(out.default) == f"runs/bench-{name}"
     assert COMMANDS[name].help

@@ -24,7 +24,7 @@ from expunge.pruning.multihead import use_headwise
 
 
 def readable_heads(model: nn.Module, example: Batch) -> dict[str, Heads]:
-    """The attentions of which the channels of each sample can be told apart, by name.
+    """The attentions of which the channels of each sample can be separated, by name.
 
     Parameters
     ----------

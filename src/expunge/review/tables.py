@@ -170,7 +170,7 @@ def partition_from_issues(issues: Any, classes: Sequence[str], *, ids: Any = Non
     ...     "given_label": ["cat", "dog"],
     ...     "predicted_label": ["dog", "dog"],
     ... }
-    >>> partition_from_issues(issues, ["cat", "dog"]).p_noisy.tolist()
+    >>> partition_from_issues(issues, ["cat", "dog"]).p_noisy.round(2).tolist()
     [0.95, 0.05]
     """
     table = as_table(issues)
