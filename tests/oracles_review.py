@@ -51,6 +51,18 @@ def planted(seed: int = 0, n: int = 2000, shift: float = -1.5) -> tuple[Partitio
     return partition, true
 
 
+@contextmanager
+def opened_review(
+    folder: Path, kind: str, classes: Sequence[str]
+) -> Iterator[tuple[ReviewSession, Cards, np.ndarray]]:
+    """The session and cards of a review of 200 samples, with a budget of 20; the true labels."""
+    partition, true = planted(n=200)
+    session = open_session(write_run(folder / "run", partition), classes, budget=20)
+    samples = samples_of(partition, kind, classes)
+    yield session, Cards(partition, session.run.scores, classes, samples=samples), true
+    session.close()
+
+
 def answers_of(
     items: Iterable[Item],
     partition: Partition,

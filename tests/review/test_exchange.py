@@ -15,7 +15,6 @@ import pytest
 
 from expunge.errors import DataError, RunError
 from expunge.review import answers_from_table, plan_queue, queue_table
-from expunge.review.cards import Cards
 from expunge.review.exchange import export_questions, import_answers
 from expunge.review.formats import BAD_INPUT, CANNOT_TELL, formats
 from expunge.review.tables import partition_from_issues, read_texts
@@ -23,10 +22,8 @@ from oracles_review import (
     answers_of,
     check_exchanged,
     choice_of,
-    open_session,
+    opened_review,
     planted,
-    samples_of,
-    write_run,
 )
 
 CLASSES = ("cat", "<b>dog</b>", "deer", "frog")
@@ -34,16 +31,12 @@ CLASSES = ("cat", "<b>dog</b>", "deer", "frog")
 
 @pytest.fixture
 def review(tmp_path):
-    partition, true = planted(n=200)
-    session = open_session(write_run(tmp_path / "run", partition), CLASSES, budget=20)
-    samples = samples_of(partition, "image", CLASSES)
-    cards = Cards(partition, session.run.scores, CLASSES, samples=samples)
-    yield session, cards, partition, true
-    session.close()
+    with opened_review(tmp_path, "image", CLASSES) as opened:
+        yield opened
 
 
 def test_label_studio_tasks_and_their_results(review, tmp_path):
-    session, cards, _, true = review
+    session, cards, true = review
     path = tmp_path / "tasks.json"
     export_questions(session, cards, path, format="label-studio")
     configuration = ElementTree.parse(tmp_path / "tasks.xml").getroot()
@@ -70,7 +63,7 @@ def test_label_studio_tasks_and_their_results(review, tmp_path):
 
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_argilla_records_and_their_responses(review, tmp_path, is_folder):
-    session, cards, _, true = review
+    session, cards, true = review
     path = tmp_path / "argilla"
     export_questions(session, cards, path, format="argilla")
     settings = json.loads((path / ".argilla" / "settings.json").read_text())
@@ -91,7 +84,7 @@ def test_argilla_records_and_their_responses(review, tmp_path, is_folder):
 @pytest.mark.parametrize("exported", ["attributes", "labels", "indices", "paths"])
 def test_a_fiftyone_folder_and_its_labels(review, tmp_path, exported):
     """FiftyOne writes no attributes by default, and indices if it is given classes."""
-    session, cards, _, true = review
+    session, cards, true = review
     path = tmp_path / "fiftyone"
     export_questions(session, cards, path, format="fiftyone")
     found = json.loads((path / "labels.json").read_text())
@@ -126,7 +119,7 @@ def answered(session, true, row):
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_a_csv_file_as_spreadsheets_write_it(review, tmp_path, separator):
-    session, cards, _, true = review
+    session, cards, true = review
     path = tmp_path / "questions.csv"
     export_questions(session, cards, path)
     rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -142,7 +135,7 @@ def test_a_csv_file_as_spreadsheets_write_it(review, tmp_path, separator):
 
 
 def test_a_parquet_file_of_questions_and_answers(review, tmp_path):
-    session, cards, _, true = review
+    session, cards, true = review
     path = tmp_path / "questions.parquet"
     export_questions(session, cards, path, format="parquet")
     table = pq.read_table(path)
@@ -157,7 +150,7 @@ def test_a_parquet_file_of_questions_and_answers(review, tmp_path):
 
 @pytest.mark.parametrize("format", formats.names())
 def test_a_file_that_may_hold_answers_is_not_replaced(review, tmp_path, format):
-    session, cards, _, _ = review
+    session, cards, _ = review
     path = tmp_path / "there"
     path.write_text("mine")
     with pytest.raises(RunError, match="may hold answers"):

@@ -7,6 +7,7 @@ and pandas 3.1.1.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import numpy as np
 import pyarrow as pa
@@ -22,17 +23,14 @@ from expunge.review import (
     queue_table,
     reviewed,
 )
-from expunge.review.cards import Cards
 from expunge.review.clean import clean_labels, write_clean
 from expunge.review.exchange import export_questions, import_answers
 from expunge.review.formats import BAD_INPUT, CANNOT_TELL
 from oracles_review import (
     check_exchanged,
     choice_of,
-    open_session,
+    opened_review,
     planted,
-    samples_of,
-    write_run,
 )
 
 CLASSES = ("cat", "<b>dog</b>", "deer", "frog")
@@ -42,20 +40,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture
 def opened(tmp_path):
-    """A session and cards of a kind of input, and the true labels."""
-    sessions = []
-
-    def make(kind="image"):
-        partition, true = planted(n=200)
-        session = open_session(write_run(tmp_path / "run", partition), CLASSES, budget=20)
-        sessions.append(session)
-        samples = samples_of(partition, kind, CLASSES)
-        cards = Cards(partition, session.run.scores, CLASSES, samples=samples)
-        return session, cards, true
-
-    yield make
-    for session in sessions:
-        session.close()
+    """Opens a review of a kind of input."""
+    with ExitStack() as stack:
+        yield lambda kind="image": stack.enter_context(opened_review(tmp_path, kind, CLASSES))
 
 
 @pytest.mark.parametrize("kind", ["image", "sound", "table"])

@@ -20,7 +20,7 @@ HUMAN_FILE = "CIFAR-10_human.pt"
 HUMAN_LABELS = {"human_random1": "random_label1", "human_aggregate": "aggre_label"}
 HUMAN_SOURCE = "http://noisylabels.com"
 SPEECH_FOLDER, SPEECH_LIST = "speech_commands_v0.02", "testing_list.txt"
-# Ten words and as many other ones as the average word has; clips by speaker, at most so many.
+# Ten words and as many other ones as the average word has. The most clips of a split.
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN = "_unknown_"
 MAX_CLIPS = {"train": 12_000, "test": 4_000}

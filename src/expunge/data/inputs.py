@@ -123,7 +123,7 @@ def is_ragged(inputs: Inputs) -> bool:
 
 
 def announce(inputs: Inputs, positions: Positions) -> None:
-    """Say which batch will be asked for soon; inputs that worker processes decode begin with it."""
+    """Say which batch will be read soon; inputs that worker processes decode begin with it."""
     begin = getattr(inputs, "announce", None)
     if begin is not None:
         begin(positions)

@@ -13,7 +13,7 @@ from torch import Tensor
 from expunge.data.inputs import Batch, Positions, ReadGroups
 from expunge.data.workers import Workers
 
-# Batches that were announced and not yet asked for.
+# Batches that were announced and not yet read.
 _MAX_AHEAD = 2
 # Fewer inputs, an example for instance, are read in this process: workers take seconds to start.
 _MIN_SHARED = 4
@@ -63,7 +63,7 @@ class LazyInputs:
         return {name: torch.stack([x[name] for x in items]) for name in items[0]}
 
     def announce(self, positions: Positions) -> None:
-        """Let the workers begin with a batch that will be asked for soon."""
+        """Let the workers begin with a batch that will be read soon."""
         if self._workers is None:
             return
         positions = np.asarray(positions, dtype=np.int64)

@@ -223,7 +223,7 @@ class Samples:
             yield part
 
     def announce(self, positions: np.ndarray) -> None:
-        """Say which batch will be asked for soon: worker processes begin to decode it."""
+        """Say which batch will be read soon: worker processes begin to decode it."""
         announce(self.inputs, positions)
 
     def example(self) -> Batch:

@@ -1,4 +1,4 @@
-"""Worker processes that decode inputs, in the order asked for and with the result of one process.
+"""Worker processes that decode inputs, in the requested order and with the result of one process.
 
 They are loky's, which joblib brings: started without a copy of this process, so that threads and
 GPUs do not matter, and without a guard in the caller's script.
@@ -26,12 +26,12 @@ _FUNCTION: list[Callable[[Any], Any]] = []
 
 
 def choose_workers(workers: int | None, n_bytes: int) -> int:
-    """How many worker processes decode inputs of so many bytes.
+    """Return how many worker processes decode inputs of this size.
 
     Parameters
     ----------
     workers
-        What the caller asked for; None: one a core, 0 for small inputs or a single core. The
+        The caller's choice; None: one a core, 0 for small inputs or a single core. The
         processes of a run on one machine share its cores.
     n_bytes
         The bytes of all inputs, decoded.

@@ -75,7 +75,7 @@ _EVIDENT_PART: Ramp = (0.5, 0.8)
 _TRAJECTORY = "trajectory"
 _NOVELTY_NEIGHBOURS = 5
 # From median absolute to standard deviations of a normal distribution.
-_MAD_SCALE = 1.4826
+MAD_SCALE = 1.4826
 
 
 def pool_evidence(
@@ -275,7 +275,7 @@ def robust_deviation(values: Floats, groups: Ints, usual: Bools | None = None) -
     for group in np.unique(groups[usual]):
         own = groups == group
         centred[own] = values[own] - np.median(values[own & usual])
-    spread = _MAD_SCALE * float(np.median(np.abs(centred[usual])))
+    spread = MAD_SCALE * float(np.median(np.abs(centred[usual])))
     return centred / spread if spread > 1e-9 else np.zeros(len(values))
 
 

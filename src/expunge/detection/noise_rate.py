@@ -41,10 +41,12 @@ _EXPLAINED_LINE, _EXPLAINED_LIMITS, _EXPLAINED_SPREAD = (0.15, 1.1), (0.29, 0.62
 SHARPENING: Ramp = (2.0, 2.6)
 # If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
 _DISAGREEMENT_WEIGHT = 0.85
-# A pool that disagrees with this many labels is weak, unless noise explains such a part of that.
-WEAK_POOL: Ramp = (0.2, 0.3)
-NOISE_ALONE: Ramp = (0.8, 0.88)
-_NEARLY_ALL_EXPLAINED: Ramp = (0.88, 0.96)
+# A pool that disagrees with this many labels is weak. The rate and its lower bound are those of a
+# weak pool unless noise explains this share of the disagreement.
+_WEAK_POOL: Ramp = (0.2, 0.3)
+_RATE_EXPLAINED: Ramp = (0.8, 0.88)
+_BOUND_EXPLAINED: Ramp = (0.88, 0.96)
+# The share of the samples, those of which the pool is most confident, whose labels are evident.
 _TOP_SHARE = 0.1
 # If nearly all of the posterior is evident, noise hardly follows ambiguity.
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
@@ -196,10 +198,10 @@ def _weigh(estimates: Mapping[str, float], exponent: float) -> float:
     clear = evident / max(posterior, 1e-9)
     ambiguous = 1 - ramp(exponent, SHARPENING)
     ambiguous *= 1 - _EVIDENT_WEIGHT * ramp(clear, _NEARLY_ALL_EVIDENT)
-    weak = ramp(disagreement, WEAK_POOL)
+    weak = ramp(disagreement, _WEAK_POOL)
     wide = _DISAGREEMENT_WEIGHT * disagreement + (1 - _DISAGREEMENT_WEIGHT) * joint
     if_ambiguous = (1 - weak) * wide + weak * posterior
-    weak *= 1 - ramp(explained, NOISE_ALONE)
+    weak *= 1 - ramp(explained, _RATE_EXPLAINED)
     if_independent = (1 - weak) * posterior + weak * evident
     value = ambiguous * if_ambiguous + (1 - ambiguous) * if_independent
     return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
@@ -211,7 +213,7 @@ def _interval(estimates: Mapping[str, float], value: float, n: int) -> tuple[flo
     stderr = float(np.sqrt(max(disagreement * (1 - disagreement), 0.01) / n))
     explained = posterior / max(disagreement, 1e-9)
     certain = _LOWER_SHARE * ramp(explained, _LOWER_EXPLAINED) * min(posterior, value)
-    weak = ramp(disagreement, WEAK_POOL) * (1 - ramp(explained, _NEARLY_ALL_EXPLAINED))
+    weak = ramp(disagreement, _WEAK_POOL) * (1 - ramp(explained, _BOUND_EXPLAINED))
     evident = max(0.0, 2 * estimates["evident"] - disagreement)
     certain = (1 - weak) * certain + weak * min(certain, evident)
     low = max(0.0, certain - _INTERVAL_STDERRS * stderr)

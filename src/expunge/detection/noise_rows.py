@@ -125,7 +125,7 @@ class NoiseRows(ABC):
 
 
 def rows_of(sources: ClassRows, labels: Ints, trusted: Bools | None, *, max_rows: int) -> NoiseRows:
-    """Return at most so many rows of sources ``[s, n, c]``."""
+    """Return at most this number of rows of sources ``[s, n, c]``."""
     rows = subsample(len(labels), max_rows, 0, "transition")
     known = np.zeros(len(rows), dtype=bool) if trusted is None else trusted[rows]
     taken, given = sources[:, rows], labels[rows]

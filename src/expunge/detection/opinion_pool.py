@@ -21,7 +21,7 @@ from expunge.records.top_classes import MAX_DENSE_CLASSES, TopClasses
 
 # The weights are fitted on at most this many samples.
 _MAX_ROWS = 20_000
-# Of many classes, on at most so many samples times classes.
+# The most samples times classes that they are fitted on.
 _MAX_SIZE = 2_000_000
 # The penalty on the weights keeps those of certain sources finite.
 _RIDGE = 1e-3

@@ -11,10 +11,10 @@ from expunge._core.rng import subsample
 from expunge.detection.lda import safe_scale
 from expunge.detection.neighbours import principal_projection
 
-# Features become at most this many principal components, those of as many samples as have this
-# size, and at least of so many.
+# Features become at most this many principal components. They are computed from as many samples as
+# have this size, but from at least this number.
 MAX_COMPONENTS, MAX_REFERENCE_BYTES, MIN_REFERENCE_SAMPLES = 60, 2**27, 20_000
-# Components of more samples than fit into this are made anew whenever they are needed.
+# Components of more samples than fit into this are computed again whenever they are needed.
 MAX_SPACE_BYTES = 2**26
 
 

@@ -93,7 +93,7 @@ def neighbour_probe(
     classes
         The number of classes c.
     n_nearest
-        The distance is the mean of so many.
+        The number of nearest others of which the distance is the mean.
 
     Returns
     -------

@@ -15,8 +15,10 @@ import numpy as np
 from scipy.special import expit
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
+from expunge._core.intervals import wilson_interval
 from expunge._core.rng import generator
 from expunge.detection.class_rows import row_chunks
+from expunge.detection.evidence import MAD_SCALE
 from expunge.detection.lda import safe_scale
 from expunge.detection.pooled_partitioner import shift_to_rate
 from expunge.errors import DataError
@@ -32,8 +34,6 @@ _MIN_VARIANCE = 1e-3
 _WEIGHT_POWER = 4.0
 # A label with fewer good samples has the spread of all.
 _MIN_FOR_SPREAD = 20
-# From median absolute to standard deviations of a normal distribution.
-_MAD_SCALE = 1.4826
 _N_FOLDS, _N_ROUNDS = 4, 2
 # Named samples that score as others do have nothing in common: the AUROC must be above one half by
 # this many standard errors, and at least this large.
@@ -43,7 +43,6 @@ _MAX_RATE = 0.5
 _FAR = 4.0
 # The rate is not estimated from fewer of the named samples: the smallest ratio of a few is chance.
 _MIN_SHARE = 0.5
-_INTERVAL_STDERRS = 1.96
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,8 @@ def similar_rate(shares: Floats, n: int) -> tuple[float, float, float]:
         share = number / len(shares)
         if share < _MIN_SHARE:
             continue
-        (low, high), (low_above, high_above) = _wilson(share, len(shares)), _wilson(above, n)
+        low, high = wilson_interval(share, len(shares))
+        low_above, high_above = wilson_interval(above, n)
         best = min(best, (high_above / low, above / share, low_above / high))
     high, value, low = best
     value = min(value, _MAX_RATE)
@@ -306,7 +306,8 @@ def _estimate_rate(scores: _Scores, fold: Ints) -> tuple[float, float, float]:
     if share < _MIN_SHARE:
         return similar_rate(_shares_above(scores.log_odds, fold), n)
     above = float((scores.deviations[fold < 0] > _FAR).mean())
-    (low, high), (low_above, high_above) = _wilson(share, len(named)), _wilson(above, n)
+    low, high = wilson_interval(share, len(named))
+    low_above, high_above = wilson_interval(above, n)
     value = min(above / share, _MAX_RATE)
     return value, min(low_above / high, value), min(max(high_above / low, value), 1.0)
 
@@ -342,7 +343,7 @@ def _robust_spread(centred: Floats) -> float:
 
     The plain one if most values are equal.
     """
-    robust = _MAD_SCALE * float(np.median(np.abs(centred)))
+    robust = MAD_SCALE * float(np.median(np.abs(centred)))
     return robust if robust > 1e-9 else float(centred.std())
 
 
@@ -407,13 +408,3 @@ def _is_distinct(scores: Floats, labels: Ints, named: Bools, fold: Ints) -> bool
     auroc = float(np.average(aurocs, weights=sizes))
     stderr = np.sqrt((n + m + 1) / (12 * n * m))
     return bool(auroc > max(_MIN_AUROC, 0.5 + _MIN_STDERRS * stderr))
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the ends of Wilson's 95 % interval of a share."""
-    z = _INTERVAL_STDERRS
-    centre = share + z * z / (2 * n)
-    width = z * float(np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2))
-    return max((centre - width) / (1 + z * z / n), 0.0), min(
-        (centre + width) / (1 + z * z / n), 1.0
-    )

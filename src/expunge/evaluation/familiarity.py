@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from expunge._core.arrays import Ints
+from expunge._core.intervals import wilson_interval
 from expunge.reporting.formatting import percent
 
 # Samples that tell.
 MAX_SAMPLES = 500
 # What a model predicts beyond the most frequent class, as a fraction of what there is beyond it.
 MIN_KNOWN_FRACTION = 0.1
-_Z = 1.96
 
 
 def why_unfamiliar(agreement: float, labels: Ints) -> str:
@@ -38,10 +36,7 @@ def why_unfamiliar(agreement: float, labels: Ints) -> str:
     'the model predicts 14.0% of the given labels'
     """
     n, majority = len(labels), float(np.bincount(labels).max() / len(labels))
-    centre = agreement + _Z**2 / (2 * n)
-    spread = _Z * math.sqrt(agreement * (1 - agreement) / n + _Z**2 / (4 * n**2))
-    upper = (centre + spread) / (1 + _Z**2 / n)
-    if upper - majority >= MIN_KNOWN_FRACTION * (1 - majority):
+    if wilson_interval(agreement, n)[1] - majority >= MIN_KNOWN_FRACTION * (1 - majority):
         return ""
     return (
         f"the model predicts {percent(agreement)} of the given labels of its training data, hardly "

@@ -10,7 +10,7 @@ import numpy as np
 
 # Up to this many classes, every class of a sample has its own number.
 MAX_DENSE_CLASSES = 100
-# With more, the given class and the best others have, so many together.
+# With more, only the given class and the best others have: this number of classes in all.
 N_TOP = 32
 
 

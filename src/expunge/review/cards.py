@@ -16,6 +16,7 @@ from expunge._core.arrays import Array, Floats, Floats32, Ints
 from expunge._core.rng import subsample
 from expunge.data import Samples
 from expunge.detection.class_rows import by_chunks
+from expunge.detection.evidence import MAD_SCALE
 from expunge.errors import DataError
 from expunge.records import Partition, Scores, align
 from expunge.reporting.media import heat, pixels
@@ -207,7 +208,7 @@ class Cards:
         stored = self._samples.inputs.batch(rows)
         values = np.asarray(stored, dtype=np.float64).reshape(len(rows), -1)
         middle = np.median(values, axis=0)
-        spread = 1.4826 * np.median(np.abs(values - middle), axis=0)
+        spread = MAD_SCALE * np.median(np.abs(values - middle), axis=0)
         return middle, np.where(spread > 0, spread, np.maximum(values.std(axis=0), 1e-12))
 
     def _numbers(self, row: int) -> list[dict[str, Any]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge._core.arrays import Floats
+from expunge._core.arrays import Floats, Floats32, Ints
 from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge.data import Samples
@@ -16,7 +14,8 @@ from expunge.models.copying import copy_model
 from expunge.records import Partition
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit
-from expunge.training.optimisation import TuneConfig, choose_batch_size, with_learning_rate
+from expunge.training.optimisation import TuneConfig, with_learning_rate
+from expunge.training.reading import Reads
 from expunge.training.steps import Step
 from expunge.training.targets import Targets
 
@@ -84,7 +83,6 @@ def tune_bootstrapped(
     arXiv:1610.02242.
     """
     config = with_learning_rate(config, model, len(targets.positions))
-    config = replace(config, batch_size=choose_batch_size(config, len(targets.positions)))
     student, device = copy_model(model), this_process().device
     doubt = _doubt(split)[targets.positions]
     doubtful = np.flatnonzero(doubt > _MIN_DOUBT)
@@ -96,9 +94,7 @@ def tune_bootstrapped(
     resident = samples.to_device(device)
 
     def update(step: Step) -> None:
-        x = resident.batch(targets.positions[step.rows], device=step.device)
-        if config.augment:
-            x = step.augment(resident, x)
+        x = step.inputs(resident, targets.positions, augment=config.augment)
         logits = step.logits(0, x)
         y, p = step.to_device(targets.labels[step.rows]), step.to_device(doubt[step.rows]).float()
         log_probs = logits.log_softmax(dim=1)
@@ -115,6 +111,7 @@ def tune_bootstrapped(
         config,
         seed=seed,
         what=what,
+        reads=Reads(resident, targets.positions),
         extra={"predictions": predictions},
         checkpoint=checkpoint,
         progress=progress,
@@ -130,7 +127,7 @@ def _doubt(split: Partition) -> Floats:
     return doubt
 
 
-def _suggestions(split: Partition, positions: np.ndarray, classes: int) -> np.ndarray:
+def _suggestions(split: Partition, positions: Ints, classes: int) -> Floats32:
     """Return ``float32[m + 1, c]``: the suggested label by its probability, the rest uniform.
 
     The last row stands for all samples without doubt.

@@ -419,9 +419,7 @@ def _weighted_update(
 
     def update(step: Step) -> None:
         rows = step.rows
-        x = resident.batch(targets.positions[rows], device=step.device)
-        if config.augment:
-            x = step.augment(resident, x)
+        x = step.inputs(resident, targets.positions, augment=config.augment)
         y = step.to_device(targets.labels[rows])
         w = step.to_device(targets.weights[rows]).float()
         with step.autocast():

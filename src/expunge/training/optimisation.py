@@ -27,7 +27,7 @@ MAX_GRADIENT_NORM = 1.0
 # The batch size where none is given lies between these, and gives an epoch at least this many steps
 # if it can.
 MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
-# Its inputs have at most so many bytes, if four samples, and two in every process, have no more.
+# The most bytes of its inputs, and the fewest samples, that a reduced batch has.
 MAX_INPUT_BYTES, MIN_FITTING_BATCH_SIZE = 1 << 27, 4
 
 

@@ -112,9 +112,7 @@ def tune_semi_supervised(
 
     def update(step: Step) -> None:
         rows = step.rows
-        x = resident.batch(targets.positions[rows], device=step.device)
-        if config.augment:
-            x = step.augment(resident, x)
+        x = step.inputs(resident, targets.positions, augment=config.augment)
         y, w = step.to_device(targets.labels[rows]), step.to_device(targets.weights[rows]).float()
         others = unlabelled.rows(step)
         own = others[shard(np.arange(len(others)), step.training.accelerator)]

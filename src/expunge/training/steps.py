@@ -133,6 +133,14 @@ class Step:
         seen: Batch = samples.view(x, torch_generator(self.training.seed, *names))
         return seen
 
+    def inputs(self, samples: Samples, positions: Ints, *, augment: bool) -> Batch:
+        """Read this process's part of the batch; row i is the sample at ``positions[i]``.
+
+        With ``augment``, a random view of it, see `augment`.
+        """
+        x = samples.batch(positions[self.rows], device=self.device)
+        return self.augment(samples, x) if augment else x
+
     def autocast(self) -> torch.autocast:
         """Return the autocast context of forward passes."""
         return autocast(self.training.precision, self.device)
