@@ -37,6 +37,16 @@ def test_a_row_group_with_fewer_rows_than_the_file_says_is_refused(tmp_path, see
     assert Prepared("hub", tmp_path / "hub").try_mutated(seed) == "refused"
 
 
+@pytest.mark.parametrize(("name", "seed"), [("parquet", 12143), ("hub", 10195)])
+def test_a_column_with_fewer_rows_than_the_file_says_is_refused(tmp_path, name, seed):
+    assert Prepared(name, tmp_path / "file").try_mutated(seed) == "refused"
+
+
+def test_a_file_on_which_pyarrow_aborts_ends_no_process(tmp_path):
+    prepared = Prepared("hub", tmp_path / "hub")
+    assert actions.in_child(lambda: prepared.try_mutated(11065)) == "refused"
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The folder of an undisturbed action, by its name."""

@@ -92,7 +92,18 @@ class Shards:
     def each(self, read: Callable[[Path, slice], Any]) -> list[tuple[Any, Path]]:
         """What is read of every file that has rows, and the file."""
         bounds = zip(self.files, self.starts, self.starts[1:], strict=False)
-        return [(read(file, slice(a, b)), file) for file, a, b in bounds if b > a]
+        return [(_read_all(read, file, slice(a, b)), file) for file, a, b in bounds if b > a]
+
+
+def _read_all(read: Callable[[Path, slice], Any], file: Path, rows: slice) -> Any:
+    part, n = read(file, rows), rows.stop - rows.start
+    if len(part) != n:
+        raise DataError(
+            f"damaged: {len(part):,} rows can be read of the {n:,} that it states",
+            where=str(file),
+            fix="write or download this file again",
+        )
+    return part
 
 
 def parquet_rows(path: Path, config: DataConfig) -> Rows:
@@ -137,7 +148,11 @@ def parquet_rows(path: Path, config: DataConfig) -> Rows:
 
 
 class RowGroup(NamedTuple):
-    """A row group: its file, its number there, the position of its first row, and its bytes."""
+    """A row group: its file, its number there, the position of its first row, and its bytes.
+
+    The bytes are those of all columns without compression: pyarrow 26 aborts the process where the
+    description of a single column is damaged.
+    """
 
     file: Path
     number: int
@@ -153,7 +168,7 @@ class GroupedColumn:
         self._row_groups = [
             group
             for file, start in zip(shards.files, shards.starts, strict=False)
-            for group in _row_groups(file, start, name)
+            for group in _row_groups(file, start)
         ]
         self._starts = np.array([group.start for group in self._row_groups])
         largest = max((group.n_bytes for group in self._row_groups), default=1)
@@ -245,22 +260,16 @@ class VectorColumn(GroupedColumn):
         return values
 
 
-def _row_groups(file: Path, start: int, name: str) -> list[RowGroup]:
+def _row_groups(file: Path, start: int) -> list[RowGroup]:
     with open_parquet(file) as opened:
         about = opened.metadata
         groups = [about.row_group(g) for g in range(about.num_row_groups)]
         starts = np.cumsum([start, *(group.num_rows for group in groups)]).tolist()
         return [
-            RowGroup(file, g, starts[g], _n_bytes(group, name))
+            RowGroup(file, g, starts[g], group.total_byte_size)
             for g, group in enumerate(groups)
             if group.num_rows
         ]
-
-
-def _n_bytes(group: Any, name: str) -> int:
-    """The bytes of a column in a row group, without compression."""
-    columns = [group.column(i) for i in range(group.num_columns)]
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
 
 
 def _check_columns(shards: Shards, names: list[str]) -> None:
@@ -329,7 +338,7 @@ def _inputs(shards: Shards, name: str, ids: np.ndarray) -> tuple[Encoded | Input
 
 def _vectors(shards: Shards, name: str, ids: np.ndarray) -> Inputs:
     """Lists of numbers: in memory if they fit, else by row group."""
-    groups = [g for f in shards.files for g in _row_groups(f, 0, name)]
+    groups = [g for f in shards.files for g in _row_groups(f, 0)]
     if sum(group.n_bytes for group in groups) >= MAX_BYTES_IN_MEMORY:
         return VectorColumn(shards, name, ids)
     parts = shards.each(lambda file, rows: read_features(file, name, ids[rows]))
