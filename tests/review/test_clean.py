@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -257,3 +259,77 @@ def test_objects_of_json_stay(judged, tmp_path):
     samples = read(config, folder=tmp_path)
     write_clean(clean_labels(judged), samples, config, tmp_path / "o.jsonl", folder=tmp_path)
     assert read_rows(tmp_path / "o.jsonl")[0]["meta"] == {"by": ["a", "b"], "n": 1}
+
+
+def write_clone(folder, *, n=12):
+    """Three shards of the split train in the layout of the Hub, and one of the split test."""
+    (folder / "data").mkdir(parents=True)
+    names = {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}, "x": {"_type": "List"}}
+    hub = {"huggingface": json.dumps({"info": {"features": names}})}
+    x, y = np.arange(2 * n, dtype=np.float32).reshape(n, 2), np.arange(n) % 3
+    for k, rows in enumerate(np.array_split(np.arange(n), 3)):
+        # Widths of numbers may differ between shards, and one has a column of its own.
+        columns = {
+            "x": x[rows].tolist(),
+            "label": pa.array(y[rows], pa.int64() if k else pa.int8()),
+        }
+        columns |= {"note": [f"é{i}" for i in rows]} if k == 1 else {}
+        path = folder / "data" / f"train-0000{k}-of-00003.parquet"
+        pq.write_table(pa.table(columns).replace_schema_metadata(hub), path, row_group_size=3)
+    pq.write_table(pa.table({"x": [[0.0, 1.0]], "label": [0]}), folder / "data" / "test.parquet")
+    return x, y
+
+
+@pytest.mark.parametrize("path", ["clone", "clone/data/train-*.parquet"])
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_the_shards_of_a_clone_become_one_file_with_all_columns(tmp_path, path, suffix):
+    x, _ = write_clone(tmp_path / "clone")
+    before = contents(tmp_path / "clone")
+    config = DataConfig(path, input="x", skip_rows=1, max_rows=10)
+    samples = read(config, folder=tmp_path)
+    cleaned = clean_labels(partition_of(samples, 9))
+    out = tmp_path / f"out{suffix}"
+    assert write_clean(cleaned, samples, config, out, folder=tmp_path) == 10
+    assert contents(tmp_path / "clone") == before
+    rows = read_rows(out)
+    assert [row["x"] for row in rows] == x[1:11].tolist()
+    assert [row["label"] for row in rows] == [*cleaned.label.tolist(), samples.labels[9]]
+    assert [row["kind"] for row in rows][9] == "held-out"
+    assert [row["note"] for row in rows][2:8] == [None, "é4", "é5", "é6", "é7", None]
+    if suffix == ".parquet":
+        assert pq.ParquetFile(out).num_row_groups == 5  # as many as were read
+        again = read(DataConfig("out.parquet", input="x"), folder=tmp_path)
+        assert again.classes == ("a", "b", "c")
+
+
+def test_a_new_file_among_the_shards_is_refused(tmp_path):
+    write_clone(tmp_path / "clone")
+    for path in ("clone", "clone/data/train-*.parquet"):
+        config = DataConfig(path, input="x")
+        samples = read(config, folder=tmp_path)
+        cleaned = clean_labels(partition_of(samples, 12))
+        out = tmp_path / "clone" / "data" / "clean.parquet"
+        with pytest.raises(RunError, match="would be read as a part of them"):
+            write_clean(cleaned, samples, config, out, folder=tmp_path)
+    assert not out.exists()
+
+
+def test_the_labels_of_tar_files_become_a_table_that_the_same_data_take(tmp_path):
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
+            for k in range(6):
+                stream = io.BytesIO()
+                Image.fromarray(np.full((4, 4), 20 * k + shard, np.uint8)).save(stream, "png")
+                members = {"png": stream.getvalue(), "cls": b"%d" % (k % 3)}
+                for extension, data in members.items():
+                    member = tarfile.TarInfo(f"{6 * shard + k:03d}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    config = DataConfig("shards")
+    samples = read(config, folder=tmp_path)
+    cleaned = clean_labels(partition_of(samples, 12))
+    assert write_clean(cleaned, samples, config, tmp_path / "o.parquet", folder=tmp_path) == 12
+    again = replace(config, labels=LabelFile("o.parquet", "label", "id"))
+    assert (read(again, folder=tmp_path).labels == cleaned.label).all()
+    assert (cleaned.label != samples.labels).any()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 from expunge._core.arrays import Array, Bools, Floats, Ints
 from expunge.data import DataConfig, Samples
 from expunge.data.paths import resolve_path
-from expunge.data.text_tables import read_table, table_kind
 from expunge.errors import ConfigError, DataError, check_range, did_you_mean
 from expunge.records import Partition, align
-from expunge.storage.atomic_files import new_file, require_other_file
+from expunge.review.original_rows import OriginalRows, check_target, read_original
+from expunge.storage.atomic_files import new_file
 from expunge.storage.json_files import parse_json
-from expunge.storage.parquet_files import open_parquet
 
 NEW_COLUMNS = ("label_given", "p_noisy", "kind", "reviewed", "drop")
 SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -129,7 +128,7 @@ def write_clean(
 
     Notes
     -----
-    Cost: the table is read whole.
+    Cost: Parquet is read and written a row group at a time, other tables whole.
     """
     out, source = Path(out), resolve_path(config.path, folder)
     if out.suffix not in SUFFIXES:
@@ -138,69 +137,56 @@ def write_clean(
             where=str(out),
             fix=did_you_mean(out.suffix, SUFFIXES),
         )
-    require_other_file(out, source)
-    table, label, ids = _original(source, config, samples)
+    check_target(out, source, config)
+    original = read_original(source, config, samples)
     if config.labels is not None or config.corrections is not None:
-        # The labels are not those of the table.
-        table = _without(table, label)
-    taken = [name for name in NEW_COLUMNS if name in table.column_names]
+        # The labels are not those of the files.
+        original = _without_labels(original)
+    taken = [name for name in NEW_COLUMNS if name in original.schema.names]
     if taken:
         raise DataError(
             f"the data have columns of these names already: {', '.join(taken)}",
             where=str(source),
             fix="clean the original data",
         )
-    columns = _new_columns(cleaned, samples, table, label, ids)
+    columns = _new_columns(cleaned, samples, original)
+    none = {name: values.slice(0, 0) for name, values in columns.items()}
+    schema = _with_columns(original.schema.empty_table(), none, original.label).schema
     with new_file(out) as temporary:
-        _write(_with_columns(table, columns, label), temporary, out.suffix)
-    return len(table)
+        _write(_changed_parts(original, columns), schema, temporary, out.suffix)
+    return len(original.ids)
 
 
-def _original(path: Path, config: DataConfig, samples: Samples) -> tuple[pa.Table, str, Array]:
-    """The rows of the original, the name of its label column, and the id of every row."""
-    if path.suffix.lower() == ".parquet":
-        with open_parquet(path) as file:
-            table = file.read()
-    elif table_kind(path):
-        table = _as_table(read_table(path), path)
-    else:
-        everything = np.concatenate([samples.ids, np.array(list(samples.skipped), dtype=object)])
-        name = "file_name" if samples.ids.dtype.kind == "U" else "id"
-        ids = everything.astype(samples.ids.dtype)
-        return pa.table({name: ids}), "label", ids
-    ids = np.arange(len(table))
-    if config.id is not None:
-        ids = np.array(table[config.id].to_pylist())
-    stop = None if config.max_rows is None else config.skip_rows + config.max_rows
-    rows = slice(config.skip_rows, stop)
-    length = len(ids[rows])
-    return table.slice(config.skip_rows, length), config.label, ids[rows]
+def _without_labels(original: OriginalRows) -> OriginalRows:
+    """The rows without their labels."""
+    kept = [field for field in original.schema if field.name != original.label]
+    schema = pa.schema(kept, metadata=original.schema.metadata)
+    return original._replace(
+        given=None,
+        schema=schema,
+        parts=lambda: (part.select(schema.names) for part in original.parts()),
+    )
 
 
-def _without(table: pa.Table, name: str) -> pa.Table:
-    """The table without a column."""
-    return table.drop_columns([name]) if name in table.column_names else table
+def _changed_parts(original: OriginalRows, columns: Mapping[str, pa.Array]) -> Iterator[pa.Table]:
+    """The parts of the original with the new columns."""
+    start = 0
+    for part in original.parts():
+        new = {name: values.slice(start, len(part)) for name, values in columns.items()}
+        yield _with_columns(part, new, original.label)
+        start += len(part)
 
 
-def _as_table(columns: Mapping[str, Sequence[object]], path: Path) -> pa.Table:
-    try:
-        return pa.table({name: pa.array(list(values)) for name, values in columns.items()})
-    except (pa.ArrowException, OverflowError) as error:
-        raise DataError(
-            f"a column holds values of several kinds: {error}", where=str(path)
-        ) from error
-
-
-def _new_columns(
-    cleaned: Cleaned, samples: Samples, table: pa.Table, label: str, ids: Array
-) -> dict[str, pa.Array]:
-    """The columns that are added or replaced, by name, for every row of the table."""
+def _new_columns(cleaned: Cleaned, samples: Samples, original: OriginalRows) -> dict[str, pa.Array]:
+    """The columns that are added or replaced, by name, for every row."""
+    ids, given = original.ids, original.given
     is_known, at = _positions(cleaned.ids, ids)
     is_readable, place = _positions(samples.ids, ids)
     moved = is_known & (cleaned.label[at] != cleaned.given[at])
     names = np.array(samples.classes, dtype=object)
-    if label in table.column_names:
-        given = table[label].to_pylist()
+    kind_of_label = pa.string()
+    if given is not None:
+        kind_of_label = original.schema.field(original.label).type
     else:
         given = list(np.where(is_readable, names[samples.labels[place]], None))
     # The value that the file has for a class: a name, or a number of its own.
@@ -211,9 +197,8 @@ def _new_columns(
     ]
     p = np.where(is_known, cleaned.p_noisy[at], np.nan)
     kind = np.where(is_known, cleaned.kind[at], np.where(is_readable, "held-out", "unreadable"))
-    kind_of_label = table.schema.field(label).type if label in table.column_names else pa.string()
     return {
-        label: pa.array(corrected, type=kind_of_label),
+        original.label: pa.array(corrected, type=kind_of_label),
         "label_given": pa.array(given, type=kind_of_label),
         "p_noisy": pa.array(p, mask=~is_known),
         "kind": pa.array(kind.tolist()),
@@ -266,12 +251,14 @@ def _described(text: bytes, label: str, *, is_text: bool) -> bytes:
     return json.dumps(described).encode()
 
 
-def _write(table: pa.Table, path: Path, suffix: str) -> None:
+def _write(parts: Iterable[pa.Table], schema: pa.Schema, path: Path, suffix: str) -> None:
     if suffix == ".parquet":
-        pq.write_table(table, path)
+        with pq.ParquetWriter(path, schema) as parquet:
+            for part in parts:
+                parquet.write_table(part)
         return
-    plain = [f.name for f in table.schema if _is_plain(f.type, lists=suffix == ".jsonl")]
-    rows = table.select(plain).to_pylist()
+    plain = [field.name for field in schema if _is_plain(field.type, lists=suffix == ".jsonl")]
+    rows = (row for part in parts for row in part.select(plain).to_pylist())
     with path.open("w", encoding="utf-8", newline="") as file:
         if suffix == ".csv":
             writer = csv.DictWriter(file, plain)
