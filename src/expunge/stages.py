@@ -177,6 +177,7 @@ def score(
         precision=config.precision,
         seed=seed,
         keep_all_classes=False,
+        features_everywhere=False,
         progress=progress,
     )
     accelerator = this_process()

@@ -6,7 +6,7 @@ Everything goes through Accelerate, so that `accelerate launch` and `torchrun` n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from expunge._core.arrays import Array, Ints
+from expunge._core.threads import others_wait
 from expunge.errors import RunError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ T = TypeVar("T")
 # How long processes wait for one that computes for all: longer than any decision takes. A process
 # that dies is noticed at once.
 _TIMEOUT = timedelta(hours=12)
+# Rows are sent in blocks of so many bytes.
+_BLOCK_BYTES = 1 << 24
 # What messages of the back ends say if another process is gone.
 _GONE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
 
@@ -44,28 +47,63 @@ def shard_blocks(n: int, block_size: int, accelerator: Accelerator) -> Ints:
     return np.arange(bounds[0], min(bounds[1], n))
 
 
-def gather_rows(parts: dict[str, Array], positions: Ints, n: int) -> dict[str, Array]:
+def gather_rows(
+    parts: dict[str, Array], positions: Ints, n: int, *, only_main: Collection[str] = ()
+) -> dict[str, Array]:
     """Combine the rows of all processes, ordered by position; every process gets all rows.
 
     Parameters
     ----------
     parts
-        This process's rows by name, each ``[len(positions), …]``.
+        This process's rows by name, each ``[len(positions), …]``. It is emptied, so that rows are
+        not held twice.
     positions
         Where these rows belong in the result.
     n
         The number of rows of all processes.
+    only_main
+        Names of parts that the main process alone gets, as the others do not need their memory.
     """
     from accelerate.utils import gather_object
 
+    accelerator = this_process()
     with collective():
-        gathered = gather_object([(positions, parts)])
-    merged: dict[str, Array] = {}
-    for name, part in parts.items():
-        merged[name] = np.empty((n, *part.shape[1:]), dtype=part.dtype)
-        for rows, columns in gathered:
-            merged[name][rows] = columns[name]
+        owned: list[Ints] = gather_object([positions])
+        merged: dict[str, Array] = {}
+        for name in list(parts):
+            is_wanted = name not in only_main or accelerator.is_main_process
+            part = parts.pop(name)
+            out = np.empty((n, *part.shape[1:]), dtype=part.dtype) if is_wanted else None
+            _gather_part(part, owned, out, accelerator, only_main=name in only_main)
+            if out is not None:
+                merged[name] = out
     return merged
+
+
+def _gather_part(
+    part: Array, owned: list[Ints], out: Array | None, accelerator: Accelerator, *, only_main: bool
+) -> None:
+    """Write the rows of all processes to an array, in blocks that are equally large in each."""
+    if len(owned) == 1:
+        assert out is not None
+        out[owned[0]] = part
+        return
+    row_bytes, longest = part.itemsize * int(np.prod(part.shape[1:])), max(map(len, owned))
+    step = min(max(1, _BLOCK_BYTES // max(row_bytes, 1)), max(longest, 1))
+    for start in range(0, longest, step):
+        rows = part[start : start + step]
+        block = np.zeros((step, *part.shape[1:]), dtype=part.dtype)
+        block[: len(rows)] = rows
+        own = torch.from_numpy(block).to(accelerator.device)
+        boxes = None if out is None else [torch.empty_like(own) for _ in owned]
+        if only_main:
+            torch.distributed.gather(own, boxes, dst=0)
+        else:
+            torch.distributed.all_gather(boxes, own)
+        if out is not None and boxes is not None:
+            for box, positions in zip(boxes, owned, strict=True):
+                at = positions[start : start + step]
+                out[at] = box[: len(at)].cpu().numpy()
 
 
 def this_process() -> Accelerator:
@@ -120,7 +158,10 @@ def broadcast_decision(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         return decide()
     from accelerate.utils import broadcast_object_list
 
-    box: list[T | None] = [decide() if accelerator.is_main_process else None]
+    box: list[T | None] = [None]
+    if accelerator.is_main_process:
+        with others_wait():
+            box = [decide()]
     with collective():
         decision: T = broadcast_object_list(box)[0]
     return decision

@@ -6,11 +6,11 @@ GPUs do not matter, and without a guard in the caller's script.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from expunge._core.threads import processes_on_this_machine
 from expunge.errors import DataError, check_range
 
 T = TypeVar("T")
@@ -48,8 +48,7 @@ def choose_workers(workers: int | None, n_bytes: int) -> int:
         return 0
     from joblib import cpu_count
 
-    local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    cores = int(cpu_count()) // max(1, int(local) if local.isdecimal() else 1)
+    cores = int(cpu_count()) // processes_on_this_machine()
     return min(cores, MAX_WORKERS) if cores > 1 else 0
 
 

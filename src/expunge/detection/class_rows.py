@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
+from expunge._core.threads import ordered_map
 from expunge.records import Signals
 from expunge.records.top_classes import MAX_DENSE_CLASSES, N_TOP, TopClasses
 
@@ -87,10 +88,13 @@ def row_chunks(n: int, chunk_size: int = CHUNK) -> list[slice]:
 
 
 def by_chunks(function: Callable[[slice], T], n: int, chunk_size: int = CHUNK) -> T:
-    """Return the results of a function of slices of rows, one below the other."""
+    """Return the results of a function of slices of rows, one below the other.
+
+    It may be called in threads, see `ordered_map`.
+    """
     whole: tuple[np.ndarray, ...] = ()
-    for rows in row_chunks(n, chunk_size) or [slice(0, 0)]:
-        block = function(rows)
+    chunks = row_chunks(n, chunk_size) or [slice(0, 0)]
+    for rows, block in zip(chunks, ordered_map(function, chunks), strict=True):
         parts = _parts(block)
         whole = whole or tuple(np.empty((n, *p.shape[1:]), dtype=p.dtype) for p in parts)
         for all_rows, part in zip(whole, parts, strict=True):

@@ -9,6 +9,7 @@ import numpy as np
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
 from expunge._core.rng import subsample
+from expunge._core.threads import ordered_map
 from expunge.detection.class_rows import (
     ClassRows,
     by_chunks,
@@ -134,10 +135,10 @@ def tree_probe(space: Table, labels: Ints, classes: int) -> Floats:
     ----------
     Extremely randomised trees: doi 10.1007/s10994-006-6226-1.
     """
-    trees = [_fit_tree(space, labels, seed) for seed in _tree_seeds()]
-    counts = np.zeros((len(labels), classes))
-    for chunk in row_chunks(len(labels), _TREE_CHUNK):
-        x, sums = space[chunk], counts[chunk]
+    trees = list(ordered_map(lambda seed: _fit_tree(space, labels, seed), _tree_seeds()))
+
+    def counted(chunk: slice) -> Floats:
+        x, sums = space[chunk], np.zeros((chunk.stop - chunk.start, classes))
         n_out_of_bag = np.zeros(len(sums))
         for tree, bag in trees:
             out = np.ones(len(sums), dtype=bool)
@@ -147,8 +148,10 @@ def tree_probe(space: Table, labels: Ints, classes: int) -> Floats:
                 n_out_of_bag += out
         sums /= np.maximum(n_out_of_bag, 1)[:, None]
         sums *= N_TREES
-    smoothed: Floats = (counts + 1) / (counts.sum(axis=1, keepdims=True) + classes)
-    return smoothed
+        smoothed: Floats = (sums + 1) / (sums.sum(axis=1, keepdims=True) + classes)
+        return smoothed
+
+    return by_chunks(counted, len(labels), _TREE_CHUNK)
 
 
 def _tree_seeds() -> list[int]:
@@ -211,13 +214,12 @@ def kernel_probe(space: Table, labels: Ints, classes: int) -> ClassRows:
     frequent = np.argsort(-np.bincount(labels, minlength=classes), kind="stable")
     chosen = np.sort(frequent[:_MAX_SELECTION_CLASSES])
     target = (labels[selection, None] == chosen).astype(np.float64)
+    selected = [selection[rows] for rows in row_chunks(len(selection))]
     _, width, ridge = min(
         (regression.loo_error(target, ridge), w, ridge)
         for w in _KERNEL_WIDTHS
         for mapped in [mapping(w)]
-        for regression in [
-            _Rotated.of(np.concatenate([mapped(selection[r]) for r in row_chunks(len(selection))]))
-        ]
+        for regression in [_Rotated.of(np.concatenate(list(ordered_map(mapped, selected))))]
         for ridge in _RIDGES
     )
     return _loo_kernel_ridge(mapping(width), labels, classes, ridge)
@@ -229,8 +231,8 @@ def _loo_kernel_ridge(
     """Return leave-one-out predictions of one-hot labels as probabilities."""
     n, width = len(labels), mapped(slice(0, 1)).shape[1]
     moments, sums = np.zeros((width, width)), np.zeros((classes, width))
-    for rows in row_chunks(n):
-        features = mapped(rows)
+    chunks = row_chunks(n)
+    for rows, features in zip(chunks, ordered_map(mapped, chunks), strict=True):
         moments += features.T @ features
         sums += class_sums(features, labels[rows], classes)
     values, vectors = np.linalg.eigh(moments)

@@ -58,6 +58,8 @@ BLOCK_SIZE = 64
 _AT_ONE_LAYER: frozenset[Need] = frozenset(
     {"attribution", "attribution_mass", "attributions", "head_input_norm"}
 )
+# Arrays of features, whose names these are or begin with.
+_FEATURES = ("feature.", "attribution_features.", "attributions", "inputs")
 _BY_GRADIENTS: frozenset[Need] = frozenset({"layerwise_attribution", "attribution_features"})
 
 
@@ -102,6 +104,7 @@ def collect(
     precision: Precision = "auto",
     seed: int = 0,
     keep_all_classes: bool = True,
+    features_everywhere: bool = True,
     progress: Progress = silent,
     what: str = "score",
 ) -> Signals:
@@ -135,13 +138,15 @@ def collect(
         For the views.
     keep_all_classes
         Without, logits and predictions of more than 100 classes are `TopClasses`.
+    features_everywhere
+        Without, the main process of several alone gets features, inputs and attributions of units.
     progress, what
         See `Progress`; ``what`` names the pass.
 
     Returns
     -------
     Signals
-        In the order of the samples, in every process.
+        In the order of the samples, in every process but for ``features_everywhere``.
 
     Raises
     ------
@@ -211,7 +216,8 @@ def collect(
             done += len(batch)
             progress(what, done, len(positions))
     if accelerator.num_processes > 1:
-        parts = gather_rows(parts, positions, len(samples))
+        large = () if features_everywhere else [k for k in parts if k.startswith(_FEATURES)]
+        parts = gather_rows(parts, positions, len(samples), only_main=large)
     if "features" in needs and config.has_tokens:
         parts["inputs"] = token_features(samples, config.padding_id)
     return _signals_of(samples, config, parts)
