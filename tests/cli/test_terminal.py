@@ -85,6 +85,17 @@ def test_a_rank_that_is_no_number_is_our_error(monkeypatch, tmp_path):
     assert "RANK is 'x', expected the number of the process" in err
 
 
+def test_a_launcher_that_starts_one_process_instead_of_two_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    code, _, err = run(monkeypatch, "check", str(tmp_path / "a.toml"))
+    assert code == 1
+    assert "starts one process, whatever --num_processes says" in err
+    assert "torchrun --nproc-per-node 2" in err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "starts one process" not in run(monkeypatch, "check", str(tmp_path / "a.toml"))[2]
+
+
 def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(monkeypatch):
     def interrupted(kind: str) -> None:
         with terminal.progress() as show:

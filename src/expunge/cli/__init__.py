@@ -96,6 +96,7 @@ def _says_errors() -> bool:
 
 def _run() -> int | str | None:
     """Run the command and return its exit code."""
+    _check_launcher()
     load_group(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
     # Of several processes, which all have the result, the first one prints it.
     with redirect_stdout(io.StringIO()) if _process_number() else nullcontext():
@@ -118,6 +119,21 @@ def _process_number() -> int:
             fix="unset RANK, or start the processes with torchrun or accelerate launch",
         )
     return int(rank)
+
+
+def _check_launcher() -> None:
+    """Refuse the launcher that starts one process though more were asked for.
+
+    ``accelerate launch --cpu --num_processes 2`` leaves an address for the processes to meet at,
+    and starts one, without a number.
+    """
+    is_alone = not any(name.endswith(("RANK", "WORLD_SIZE", "PMI_SIZE")) for name in os.environ)
+    if is_alone and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ:
+        raise ConfigError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says",
+            fix="start processes on CPUs with torchrun --nproc-per-node 2 -m expunge …, or leave "
+            "--num_processes out",
+        )
 
 
 def _flush() -> None:
