@@ -105,9 +105,21 @@ def test_without_inputs_there_is_no_pool():
 
 
 def test_contradicting_copies_are_a_lower_bound():
-    inputs = np.array([[1.0], [1.0], [1.0], [2.0], [2.0], [3.0]])
+    inputs = np.repeat([[0.1, 0.9], [0.2, 0.7], [0.3, 0.4]], [3, 2, 1], axis=0)
     assert_allclose(contradicting_fraction(inputs, np.array([0, 0, 1, 1, 0, 1])), 2 / 6)
     assert contradicting_fraction(inputs, np.array([0, 0, 0, 1, 1, 0])) == 0
+
+
+def test_rows_that_are_equal_by_chance_are_no_copies():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 400)
+    answers = rng.integers(0, 4, (400, 4)).astype(float)
+    assert contradicting_fraction(answers, labels) == 0
+    assert contradicting_fraction(answers[:, :1], labels) == 0
+    copies = np.concatenate([rng.normal(size=(200, 4))] * 2)
+    assert_allclose(
+        contradicting_fraction(copies, labels), (labels[:200] != labels[200:]).sum() / 400
+    )
 
 
 def test_far_samples_are_strange_for_their_class_and_tight_classes_are_not():

@@ -43,6 +43,16 @@ def test_a_weak_pool_counts_what_is_evident_and_says_how_little_it_knows(spread)
     assert found.low <= wrong.mean() <= found.high
 
 
+def test_a_pool_that_knows_the_frequencies_alone_flags_nothing_and_says_how_little_it_knows():
+    labels = np.random.default_rng(0).choice(3, 900, p=[0.8, 0.1, 0.1])
+    probs = np.tile([0.8, 0.1, 0.1], (900, 1)) + np.random.default_rng(1).uniform(0, 0.1, (900, 3))
+    pooled = PooledEvidence(probs / probs.sum(axis=1, keepdims=True), np.zeros(900))
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert found.value <= 0.001
+    assert found.low == 0.0
+    assert found.high >= np.mean(labels != 0)
+
+
 def test_contradicting_copies_are_the_least_rate():
     pooled, labels, _ = evidence(rate=0.0, spread=2.0)
     pooled = replace(pooled, contradicting_fraction=0.08)

@@ -26,6 +26,8 @@ def test_hopeless_data_are_said_to_be_hopeless():
     ]
     blind = replace(pooled, log_likelihood_gain=0.0)
     assert codes(pooled_scores(blind, labels)) == ["labels-independent-of-inputs"]
+    constant = replace(pooled, probs=np.full_like(pooled.probs, 1 / pooled.probs.shape[1]))
+    assert codes(pooled_scores(constant, labels)) == ["labels-independent-of-inputs"]
     few, own, _ = evidence(n=24)
     assert "too-few-samples" in codes(pooled_scores(replace(few, log_likelihood_gain=0.5), own))
     assert diagnostics.hopeless(pooled_scores(pooled, labels, pooled=None)) == ()

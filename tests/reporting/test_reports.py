@@ -532,6 +532,19 @@ def one_class(share: float, flagged: int = 20) -> dict:
     return {"partition": make_partition(labels=labels, p_noisy=p)}
 
 
+def class_flagged(share: float, count: int = 50) -> dict:
+    """Of the 50 labels 3 a share is flagged, and the same number of others."""
+    labels = np.arange(200) % 4
+    of_3 = np.flatnonzero(labels == 3)[:count]
+    flagged = [of_3[: round(share * count)], np.flatnonzero(labels != 3)[: round(share * count)]]
+    labels[of_3[-1] + 1 :] %= 3
+    return {
+        "partition": make_partition(
+            labels=labels, p_noisy=0.1 + 0.8 * np.isin(np.arange(200), np.concatenate(flagged))
+        )
+    }
+
+
 NOTHING = {"partition": None, "plan": None, "before": None, "after": None, "baselines": {}}
 PLANTED = {
     "mixture-not-separated": {
@@ -551,6 +564,7 @@ PLANTED = {
         "gain": Metric(-0.06, -0.1, -0.02, 100),
     },
     "flagged-set-is-one-class": one_class(0.9),
+    "class-mostly-flagged": class_flagged(0.7),
 }
 
 
@@ -584,9 +598,11 @@ def test_each_flag_fires_alone_on_its_planted_case(code):
         {"after": None},
         one_class(0.85),
         one_class(1.0, flagged=9),
+        class_flagged(0.66),
+        class_flagged(1.0, count=9),
         {
             "partition": make_partition(
-                c=2, labels=np.arange(200) % 2, p_noisy=1.0 * (np.arange(200) % 2)
+                c=2, labels=np.arange(200) % 2, p_noisy=1.0 * (np.arange(200) % 4 == 1)
             )
         },
     ],
@@ -616,6 +632,9 @@ def test_sentences_hold_the_numbers():
     assert "60.0% to 54.0%, by −6.0 (−10.0 to −2.0) points" in found["clean-accuracy-fell"]
     assert "18 of 20 flagged samples (90.0%)" in found["flagged-set-is-one-class"]
     assert "label 2" in found["flagged-set-is-one-class"]
+    assert found["class-mostly-flagged"].startswith(
+        "35 of 50 samples (70.0%) with the given label 3"
+    )
 
 
 def test_flags_from_elsewhere_come_first():

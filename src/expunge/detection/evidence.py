@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from expunge._core.arrays import AnyFloats, Array, Bools, Floats, Ints
+from expunge._core.rng import subsample
 from expunge.detection.calibration import (
     Ramp,
     fit_calibration,
@@ -74,6 +75,9 @@ _EVIDENT_PART: Ramp = (0.5, 0.8)
 # External probabilities by this name are those of the model's own checkpoints.
 _TRAJECTORY = "trajectory"
 _NOVELTY_NEIGHBOURS = 5
+# Equal rows are copies if fewer pairs are equal by chance (log10). The share of equal values of a
+# column is counted in so many rows; that of a column without equal values is this.
+_MAX_CHANCE_PAIRS, _MAX_CHANCE_ROWS, _MIN_EQUAL = -4.0, 20_000, 1e-12
 # From median absolute to standard deviations of a normal distribution.
 MAD_SCALE = 1.4826
 
@@ -283,7 +287,9 @@ def contradicting_fraction(inputs: AnyFloats, labels: Ints) -> float:
     """Return the share of labels that must be wrong because identical inputs have other labels.
 
     A lower bound of the noise rate: in each group of identical inputs all labels but the most
-    frequent one are wrong.
+    frequent one are wrong. The answer is 0 for inputs that may be equal by chance, as the rows of a
+    table with few columns of few values: with independent columns, more than 10⁻⁴ pairs of rows
+    would be equal.
 
     Parameters
     ----------
@@ -294,14 +300,36 @@ def contradicting_fraction(inputs: AnyFloats, labels: Ints) -> float:
 
     Examples
     --------
-    >>> contradicting_fraction(np.array([[1.0], [1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1]))
+    >>> inputs = np.array([[0.1, 0.7], [0.1, 0.7], [0.1, 0.7], [0.2, 0.3]])
+    >>> contradicting_fraction(inputs, np.array([0, 0, 1, 1]))
     0.25
     """
-    _, group = np.unique(_row_hashes(inputs), return_inverse=True)
+    _, first, group = np.unique(_row_hashes(inputs), return_index=True, return_inverse=True)
+    if (
+        len(first) == len(inputs)
+        or _log10_chance_pairs(inputs[first], len(inputs)) > _MAX_CHANCE_PAIRS
+    ):
+        return 0.0
     pairs, counts = np.unique(group * (int(labels.max()) + 1) + labels, return_counts=True)
     most_frequent = np.zeros(int(group.max()) + 1)
     np.maximum.at(most_frequent, pairs // (int(labels.max()) + 1), counts)
     return float(1 - most_frequent.sum() / len(labels))
+
+
+def _log10_chance_pairs(distinct: AnyFloats, n: int) -> float:
+    """Return how many of n rows are equal in pairs by chance if columns are independent, as log10.
+
+    A single column has no rows that differ elsewhere: all its pairs may be equal by chance.
+    """
+    total = float(np.log10(n * (n - 1) / 2))
+    if distinct.shape[1] == 1:
+        return total
+    rows = distinct[subsample(len(distinct), _MAX_CHANCE_ROWS, 0, "equal rows")]
+    for column in rows.T:
+        _, counts = np.unique(column, return_counts=True)
+        equal = float((counts * (counts - 1)).sum()) / max(len(rows) * (len(rows) - 1), 1)
+        total += float(np.log10(max(equal, _MIN_EQUAL)))
+    return total
 
 
 def _row_hashes(rows: AnyFloats) -> Array:

@@ -58,6 +58,9 @@ _EVIDENT_WEIGHT = 0.7
 EXCESS_STDERRS: Ramp = (2.6, 3.6)
 EXCESS_PART: Ramp = (0.18, 0.24)
 _STRUCTURED_RATE, _STRUCTURED_HIGH = 1.3, 1.6
+# The pool's agreement with the given labels above that of the most frequent one. Below the range it
+# knows nothing that could tell which labels are wrong (clean real tables: 0 to 0.1).
+_KNOWLEDGE: Ramp = (0.08, 0.13)
 # The lower bound contains this share of the posterior if it explains most of the disagreement.
 _LOWER_EXPLAINED: Ramp = (0.3, 0.8)
 _LOWER_SHARE = 0.9
@@ -122,6 +125,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     overlap, a calibrated pool is right about at least as many labels as it says; an annotator who
     errs in a whole region near a boundary makes it wrong about more (`structured_fraction`).
 
+    A pool that hardly agrees with more labels than the most frequent label does cannot tell which
+    are wrong: the rate and its lower bound fall to 0 there, and the upper bound stays.
+
     Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``.
 
     Parameters
@@ -182,6 +188,7 @@ def _estimate(probs: RowSource, labels: Ints, usable: Bools) -> RateEstimate:
     structured *= 1 - ramp(exponent, SHARPENING)
     value = _weigh(estimates, exponent)
     value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
+    value = max(value * ramp(gain_above_frequencies(known, given), _KNOWLEDGE), _MIN_RATE)
     low, high = _interval(estimates, value, len(given))
     high += structured * max(0.0, _STRUCTURED_HIGH * estimates["disagreement"] - high)
     return RateEstimate(value, low, high, estimates, transition, right, log_odds + margin)
@@ -219,6 +226,32 @@ def _interval(estimates: Mapping[str, float], value: float, n: int) -> tuple[flo
     low = max(0.0, certain - _INTERVAL_STDERRS * stderr)
     high = min(1.0, disagreement + _INTERVAL_STDERRS * stderr)
     return min(low, value), max(high, value)
+
+
+def gain_above_frequencies(probs: RowSource, labels: Ints) -> float:
+    """Return the agreement with the labels above that of the most frequent one, at most 1.
+
+    ``(a − f) / (1 − f)`` with the share a of labels that are the most probable class, and the share
+    f of the most frequent label.
+
+    Parameters
+    ----------
+    probs
+        ``[n, c]``, made without the sample's own label.
+    labels
+        ``int[n]``, the given labels.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 0, 0, 1])
+    >>> gain_above_frequencies(np.eye(2)[labels], labels)
+    1.0
+    >>> gain_above_frequencies(np.tile([0.7, 0.3], (4, 1)), labels)
+    0.0
+    """
+    others = 1 - float(np.bincount(labels).max()) / len(labels)
+    disagreement = float((predicted(probs) != labels).mean())
+    return 1 - disagreement / max(others, 1e-9)
 
 
 def evident_rate(probs: RowSource, labels: Ints) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from expunge.detection.memorisation import MEMORISATION_GAP
+from expunge.detection.noise_rate import gain_above_frequencies
 from expunge.evaluation.familiarity import why_unfamiliar
 from expunge.records import Baseline, Evaluation, Flag, Metric, Partition, PrunePlan, Scores
 from expunge.reporting.formatting import counted, percent, signed_gain
@@ -16,7 +17,9 @@ MIN_SEPARATION = 1.5  # pooled standard deviations between clean and noisy compo
 MIN_ONE_CLASS_FRACTION = 0.9  # of the flagged samples
 MIN_FLAGGED = 10  # for a statement about the classes of flagged samples
 MIN_CONTRADICTING = 0.02  # of the labels
+MAX_CLASS_FLAGGED = 2 / 3  # of the labels of a class
 MIN_LOG_LIKELIHOOD_GAIN = 0.005  # nats a sample
+MIN_GAIN = 0.05  # in agreement, above the most frequent label
 MIN_SAMPLES, MIN_CLASS_SAMPLES = 50, 5  # for cross-fitted evidence
 MAX_RATE_WIDTH = 0.25  # of the noise rate's interval
 
@@ -67,6 +70,7 @@ def find_flags(
         *(_mixture_not_separated(partition) if partition else ()),
         *(_one_component_fits_better(partition) if partition else ()),
         *(_flagged_set_is_one_class(partition) if partition else ()),
+        *(_class_mostly_flagged(partition) if partition else ()),
         *(_noise_rate_not_identified(partition) if partition else ()),
         *_granted_less_than_requested(plan),
         *_validation_overlaps_training(shared_inputs),
@@ -147,9 +151,12 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
             "inputs have other labels."
         )
         found.append(Flag("labels-contradict", message))
-    if pooled.log_likelihood_gain <= MIN_LOG_LIKELIHOOD_GAIN:
+    if (
+        pooled.log_likelihood_gain <= MIN_LOG_LIKELIHOOD_GAIN
+        or gain_above_frequencies(pooled.probs, scores.labels) <= MIN_GAIN
+    ):
         message = (
-            "Cross-fitted probes predict the given labels no better than their frequencies do: "
+            "Cross-fitted probes predict the given labels hardly better than their frequencies do: "
             "these inputs do not show which labels are wrong."
         )
         found.append(Flag("labels-independent-of-inputs", message))
@@ -223,6 +230,22 @@ def _flagged_set_is_one_class(partition: Partition) -> Iterator[Flag]:
             "flagged-set-is-one-class",
             f"{count:,} of {len(labels):,} flagged samples ({share}) have the given label {label}: "
             "this may be a rare or hard class instead of noise.",
+        )
+
+
+def _class_mostly_flagged(partition: Partition) -> Iterator[Flag]:
+    counts = np.bincount(partition.labels)
+    flagged = np.bincount(partition.labels[partition.flagged], minlength=len(counts))
+    lost = np.flatnonzero((flagged >= MIN_FLAGGED) & (flagged > MAX_CLASS_FLAGGED * counts))
+    if len(lost):
+        label = int(lost[np.argmax(flagged[lost])])
+        share = percent(flagged[label] / counts[label])
+        others = f", and as many of {len(lost) - 1} more" if len(lost) > 1 else ""
+        yield Flag(
+            "class-mostly-flagged",
+            f"{flagged[label]:,} of {counts[label]:,} samples ({share}) with the given label "
+            f"{label} are flagged{others}: the inputs may not show these classes. Review some "
+            "before they are left out of training.",
         )
 
 
