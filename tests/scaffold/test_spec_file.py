@@ -93,7 +93,7 @@ def sound_folder(folder):
         file = folder / "clips" / label / f"{i}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
         t = np.arange(2000 + 10 * (i % 2)) / 4000
-        x = np.sin(2 * np.pi * (300 if label == "cat" else 900) * t) * 8000
+        x = np.sin(2 * np.pi * (300 if label == "cat" else 900) * t + i) * 8000
         with wave.open(str(file), "wb") as clip:
             clip.setnchannels(1)
             clip.setsampwidth(2)
@@ -130,15 +130,11 @@ KINDS = [images_in_parquet, image_folder, embeddings_in_npz, data_frame, table_i
 @pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
 def test_data_of_every_kind_lead_to_a_spec_without_problems_and_a_repair(make, tmp_path):
     path, expected = make(tmp_path)
-    if make is embeddings_in_npz:
-        columns = NamedColumns("target", ("features",))
-    else:
-        columns = NamedColumns()
-    found = inspect_data(path, columns=columns)
+    found = inspect_data(path)
     assert (found.kind, found.shape) == (expected["kind"], expected["shape"])
     assert found.samples.classes == ("cat", "dog")
     target = tmp_path / "spec.toml"
-    write_spec(Request(path, columns=columns, training={"epochs": 2}), target)
+    write_spec(Request(path, training={"epochs": 2}), target)
     assert specs.check(target) == []
     loaded = specs.load_spec(target, out=tmp_path / "run")
     options = {**loaded.options, "baselines": ()}
@@ -209,14 +205,98 @@ def test_weights_bring_the_scale_of_their_training_or_none(tmp_path):
     assert tomllib.loads(target.read_text())["data"]["mean"] == [1.0]
 
 
-def test_the_last_fifth_is_held_out_unless_the_rows_are_sorted(tmp_path):
+def test_small_data_are_held_out_unless_a_set_or_weights_are_named(tmp_path):
     x, y = vectors()
-    for name, order in (("mixed", np.arange(N)), ("sorted", np.argsort(y))):
-        np.savez(tmp_path / f"{name}.npz", x=x[order], y=y[order])
-        write_spec(Request(tmp_path / f"{name}.npz"), tmp_path / f"{name}.toml")
-    mixed = tomllib.loads((tmp_path / "mixed.toml").read_text())["data"]
-    assert mixed["train"]["max_rows"] == mixed["held_out"]["skip_rows"] == 64
-    assert "held_out" not in tomllib.loads((tmp_path / "sorted.toml").read_text())["data"]
+    order = np.argsort(y)
+    np.savez(tmp_path / "sorted.npz", x=x[order], y=y[order])
+    np.savez(tmp_path / "large.npz", x=np.tile(x, (13, 1)), y=np.tile(y, 13))
+    target = tmp_path / "spec.toml"
+    for request, expected in (
+        (Request(tmp_path / "sorted.npz"), 0.2),
+        (Request(tmp_path / "large.npz"), None),
+        (Request(tmp_path / "sorted.npz", held_out=tmp_path / "large.npz"), None),
+    ):
+        write_spec(request, target, overwrite=True)
+        assert tomllib.loads(target.read_text()).get("hold_out") == expected
+    write_spec(Request(tmp_path / "sorted.npz"), target, overwrite=True)
+    held_out = specs.load_spec(target, out=tmp_path / "run").held_out
+    assert len(held_out) == N // 5
+    assert len(np.unique(held_out.labels)) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"x": "X", "y": "y"}, {"input": "X"}),
+        ({"x": "embeddings", "y": "labels"}, {"input": "embeddings", "label": "labels"}),
+        ({"x": "latent", "y": "whatever"}, {"input": "latent", "label": "whatever"}),
+        ({"x": "x_train", "y": "y_train"}, {"input": "x_train", "label": "y_train"}),
+    ],
+    ids=["X", "usual", "only", "train"],
+)
+def test_arrays_are_found_by_a_usual_name_or_by_their_axes(names, expected, tmp_path):
+    x, y = vectors()
+    np.savez(tmp_path / "a.npz", **{names["x"]: x, names["y"]: y})
+    config = inspect_data(tmp_path / "a.npz").config
+    assert {k: getattr(config, k) for k in expected} == expected
+    assert config.id is None
+
+
+def test_arrays_of_two_kinds_that_could_be_inputs_are_asked_for(tmp_path):
+    x, y = vectors()
+    np.savez(tmp_path / "a.npz", left=x, right=x, y=y)
+    with pytest.raises(DataError, match="inputs is not clear; arrays: left, right, y"):
+        inspect_data(tmp_path / "a.npz")
+    assert inspect_data(tmp_path / "a.npz", columns=NamedColumns(inputs=("left",))).shape == (6,)
+
+
+def test_a_test_set_in_the_same_file_is_the_validation_set(tmp_path):
+    x, y = vectors()
+    arrays = {"x_train": x[:60], "y_train": y[:60], "x_test": x[60:], "y_test": y[60:]}
+    np.savez(tmp_path / "a.npz", **arrays)
+    target = tmp_path / "spec.toml"
+    write_spec(Request(tmp_path / "a.npz"), target)
+    train, validation, _ = specs.read_data(specs.read_spec(target), tmp_path)
+    assert (len(train), len(validation)) == (60, 20)
+    assert specs.check(target) == []
+
+
+def test_grey_images_of_16_bits_stay_as_they_are_and_are_grey_beside_others(tmp_path):
+    for i, label in enumerate(labels(20)):
+        file = tmp_path / "deep" / label / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 3000 * i, dtype=np.uint16)).save(file)
+    found = inspect_data(tmp_path / "deep")
+    assert (found.config.mode, found.shape) == (None, (1, 8, 8))
+    Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(file)
+    found = inspect_data(tmp_path / "deep")
+    assert (found.config.mode, found.shape) == ("L", (1, 8, 8))
+
+
+def test_an_index_or_id_of_a_data_frame_is_no_feature(tmp_path):
+    x, y = vectors()
+    frame = pd.DataFrame(x[:, :2], columns=["a", "b"]).assign(PassengerId=range(N, 2 * N), Class=y)
+    frame.assign(note="n").to_csv(tmp_path / "t.csv")  # with an index that has no name
+    found = inspect_data(tmp_path / "t.csv")
+    config = found.config
+    assert (config.input, config.label, config.id) == ("a, b", "Class", "PassengerId")
+    assert found.unused == ("note",)
+    frame.drop(columns="PassengerId").sample(frac=1, random_state=0).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    config = inspect_data(tmp_path / "t.parquet").config
+    assert (config.input, config.id) == ("a, b", "__index_level_0__")
+    facts = write_spec(Request(tmp_path / "t.csv"), tmp_path / "spec.toml")
+    assert "columns that are not used: note" in facts
+    assert "# not used: note" in (tmp_path / "spec.toml").read_text()
+
+
+def test_of_several_text_columns_the_longest_is_the_input(tmp_path):
+    long = "a document of many words that goes on and on. " * 40  # no file can be called so
+    rows = {"title": ["three words only"] * 20, "body": [f"{i} {long}" for i in range(20)]}
+    pd.DataFrame({**rows, "y": labels(20)}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="column 'body' holds texts, and no model"):
+        inspect_data(tmp_path / "t.parquet")
 
 
 def test_parts_beside_the_training_set_are_found(tmp_path):
@@ -231,6 +311,21 @@ def test_parts_beside_the_training_set_are_found(tmp_path):
     assert find_splits(tmp_path / "other.csv") == {"train": tmp_path / "other.csv"}
     (tmp_path / "test.csv").unlink()
     assert find_splits(tmp_path / "train.csv")["validation"].name == "val.csv"
+
+
+def test_a_folder_of_files_or_of_folders_with_a_file_each_is_divided(tmp_path):
+    frame = pd.read_csv(table_in_csv(tmp_path)[0])
+    for name in ("train", "val"):
+        for file in (tmp_path / "files" / f"{name}.csv", tmp_path / "folders" / name / "data.csv"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_csv(file, index=False)
+    files, folders = tmp_path / "files", tmp_path / "folders"
+    assert find_splits(files) == {"train": files / "train.csv", "validation": files / "val.csv"}
+    assert find_splits(folders) == {
+        "train": folders / "train" / "data.csv",
+        "validation": folders / "val" / "data.csv",
+    }
+    assert find_splits(folders / "train") == find_splits(folders)
 
 
 def test_a_clone_of_the_hub_brings_its_test_set(tmp_path):

@@ -360,6 +360,11 @@ _BY_SUFFIX = {
 }
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether the suffix is that of a file with a whole data set."""
+    return path.suffix.lower() in _BY_SUFFIX or bool(table_kind(path))
+
+
 def guess_source(path: Path) -> str:
     """Choose the source by the suffix, or by what a folder holds."""
     with reading(path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from expunge.data.shards import find_shards
 from expunge.data.text_tables import read_table
 from expunge.errors import DataError, did_you_mean
+from expunge.storage.reading import is_file
 
 Kind = Literal["encoded", "vector", "path", "text", "category", "number"]
 
@@ -18,7 +20,9 @@ LABEL_NAMES = (
     *("label", "labels", "target", "targets", "y", "class", "category", "kind"),
     *("fine_label", "coarse_label", "intent", "sentiment", "species", "diagnosis"),
 )
-ID_NAMES = ("id", "ids", "uid", "uuid", "key", "index", "sample_id", "image_id")
+_ID_NAME = re.compile(r"(.*[_\s-])?(id|ids|uid|uuid|key|index|idx)", re.IGNORECASE)
+# The index of a data frame, as pandas writes it. One without a name cannot be named in a spec.
+_FRAME_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
 # A column whose values have this many words on average holds texts.
 _MIN_WORDS = 3.0
 # Values of a column that are looked at.
@@ -27,11 +31,15 @@ _MAX_VALUES = 2000
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds. n_distinct: among the values that were looked at; 0 if not counted."""
+    """What a column holds. n_distinct: among the values that were looked at; 0 if not counted.
+
+    n_words: of a value, on average.
+    """
 
     kind: Kind
     n_distinct: int = 0
     n_values: int = 0
+    n_words: float = 0.0
     is_class_label: bool = False
 
     @property
@@ -51,6 +59,7 @@ class Roles:
     label: str
     id: str | None
     kind: Kind
+    unused: tuple[str, ...] = ()
 
 
 def inspect_columns(path: Path) -> dict[str, Column]:
@@ -81,12 +90,15 @@ def choose_roles(
             raise DataError(
                 f"no column is called '{name}'", where=where, fix=did_you_mean(name, columns)
             )
+    columns = {k: c for k, c in columns.items() if k}
     label = label or _guess_label(columns, inputs, where)
     if id is None:
-        id = next((name for name in columns if _is_id(name, columns[name], label)), None)
+        free = [name for name in columns if name != label and name not in inputs]
+        id = next((name for name in free if _is_id(name, columns[name])), None)
     rest = {k: c for k, c in columns.items() if k not in (label, id)}
     names = tuple(inputs) or _guess_inputs(rest, where)
-    return Roles(names, label, id, columns[names[0]].kind)
+    unused = tuple(name for name in rest if name not in names)
+    return Roles(names, label, id, columns[names[0]].kind, unused)
 
 
 def _guess_label(columns: Mapping[str, Column], inputs: Sequence[str], where: str) -> str:
@@ -94,7 +106,8 @@ def _guess_label(columns: Mapping[str, Column], inputs: Sequence[str], where: st
     stated = [name for name, c in columns.items() if c.is_class_label]
     lower = {name.lower(): name for name in columns}
     named = [lower[name] for name in LABEL_NAMES if name in lower]
-    possible = [name for name, c in columns.items() if c.is_categorical and name not in inputs]
+    free = {k: c for k, c in columns.items() if k not in inputs and not _FRAME_INDEX.fullmatch(k)}
+    possible = [name for name, c in free.items() if c.is_categorical]
     texts = [name for name in possible if columns[name].kind == "category"]
     for found in (stated[:1], named[:1], texts if len(texts) == 1 else possible):
         if len(found) == 1:
@@ -106,18 +119,24 @@ def _guess_label(columns: Mapping[str, Column], inputs: Sequence[str], where: st
     )
 
 
-def _is_id(name: str, column: Column, label: str) -> bool:
-    unique = column.n_distinct == column.n_values
-    return name.lower() in ID_NAMES and name != label and unique
+def _is_id(name: str, column: Column) -> bool:
+    """A usual name, such as ``id``, ``image_id`` or ``PassengerId``, and no value twice."""
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    is_named = _ID_NAME.fullmatch(snake) or _FRAME_INDEX.fullmatch(name)
+    return bool(is_named) and 0 < column.n_values == column.n_distinct
 
 
 def _guess_inputs(columns: Mapping[str, Column], where: str) -> tuple[str, ...]:
-    """The column of images, clips, vectors or texts; else all columns of numbers."""
+    """The column of images, clips, vectors or the longest texts; else all columns of numbers."""
     for kind in ("encoded", "path", "vector", "text"):
         found = [name for name, c in columns.items() if c.kind == kind]
         if found:
-            return (found[0],)
-    numbers = tuple(name for name, c in columns.items() if c.kind == "number")
+            return (max(found, key=lambda name: columns[name].n_words),)
+    numbers = tuple(
+        name
+        for name, c in columns.items()
+        if c.kind == "number" and not _FRAME_INDEX.fullmatch(name)
+    )
     if not numbers:
         raise DataError(
             f"no column holds images, clips, vectors, texts or numbers: {', '.join(columns)}",
@@ -137,8 +156,7 @@ def _parquet_columns(path: Path) -> dict[str, Column]:
         elif kind != "other":
             values = read_columns(path, [name]).column(0).to_pylist()
             described = _describe(values, path.parent)
-            named = bool(class_names(path, name))
-            found[name] = Column(described.kind, described.n_distinct, described.n_values, named)
+            found[name] = replace(described, is_class_label=bool(class_names(path, name)))
     return found
 
 
@@ -151,10 +169,10 @@ def _describe(values: Sequence[Any], folder: Path) -> Column:
     if all(_is_number(v) for v in seen):
         return Column("number", *counts)
     texts = [str(v) for v in seen]
-    if (folder / texts[0]).is_file():
-        return Column("path", *counts)
     words = sum(len(text.split()) for text in texts) / len(texts)
-    return Column("text" if words >= _MIN_WORDS else "category", *counts)
+    if words < _MIN_WORDS:
+        return Column("path" if is_file(folder / texts[0]) else "category", *counts)
+    return Column("path" if is_file(folder / texts[0]) else "text", *counts, words)
 
 
 def _is_number(value: object) -> bool:

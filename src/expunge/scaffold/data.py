@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +16,14 @@ from PIL import Image
 from expunge.data import Samples, read
 from expunge.data.encoded import Encoded
 from expunge.data.inputs import Inputs, require_tensor
+from expunge.data.pixels import DEEP_MODES
 from expunge.data.shards import files_of, split_of
-from expunge.data.sources import DataConfig, guess_source, sources
+from expunge.data.sources import DataConfig, guess_source, is_data_file, sources
 from expunge.data.texts import Texts
 from expunge.errors import DataError, extra_required
 from expunge.models.huggingface import class_names, has_tokenizer
-from expunge.scaffold.columns import Roles, choose_roles, inspect_columns
+from expunge.scaffold.arrays import choose_arrays
+from expunge.scaffold.columns import choose_roles, inspect_columns
 
 InputKind = Literal["image", "audio", "text", "table", "features"]
 
@@ -44,8 +47,8 @@ class InspectedData:
     """The settings with which the training data are read, and what was read.
 
     shape: of one input. has_scale: whether inputs are to be standardised: neither audio nor
-    indices. is_mixed: whether the rows are in no order of the classes, so that a part of them is
-    like the rest.
+    indices. unused: columns that are neither input, label nor id. test: settings with which the
+    same file is a test set.
     """
 
     config: DataConfig
@@ -53,7 +56,8 @@ class InspectedData:
     kind: InputKind
     shape: tuple[int, ...]
     has_scale: bool
-    is_mixed: bool
+    unused: tuple[str, ...] = ()
+    test: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ def inspect_data(
         If it cannot be read, or which column has which role is not clear.
     """
     path, columns = path.resolve(), columns or NamedColumns()
-    config, roles = _configure(path, columns)
-    if roles is not None and roles.kind == "text":
-        return _inspect_texts(path, config, pretrained)
+    config, holds_texts, unused, test = _configure(path, columns)
+    if holds_texts:
+        return replace(_inspect_texts(path, config, pretrained), unused=unused)
     rows = sources.get(config.source or guess_source(path))(path, config)
     kind: InputKind = "features"
     if not isinstance(rows.inputs, Inputs | Texts):
@@ -95,7 +99,7 @@ def inspect_data(
     if kind == "features":
         kind = "image" if len(shape) == 3 else "table" if config.source == "table" else kind
     has_scale = kind == "image" or (kind != "audio" and example.is_floating_point())
-    return InspectedData(config, samples, kind, shape, has_scale, _is_mixed(samples))
+    return InspectedData(config, samples, kind, shape, has_scale, unused, test)
 
 
 def _inspect_texts(path: Path, config: DataConfig, pretrained: Path | None) -> InspectedData:
@@ -110,18 +114,26 @@ def _inspect_texts(path: Path, config: DataConfig, pretrained: Path | None) -> I
     tokenized = replace(config, tokenizer=str(pretrained.resolve()))
     classes = class_names(pretrained) or None
     samples = read(tokenized, folder=path.parent, classes=classes, name="training data")
-    return InspectedData(config, samples, "text", (), False, _is_mixed(samples))
+    return InspectedData(config, samples, "text", (), False)
 
 
-def _configure(path: Path, columns: NamedColumns) -> tuple[DataConfig, Roles | None]:
-    """The settings of the columns, and their roles if the data are a table."""
+class _Guess(NamedTuple):
+    """The settings of the columns; unused and test are those of `InspectedData`."""
+
+    config: DataConfig
+    holds_texts: bool = False
+    unused: tuple[str, ...] = ()
+    test: Mapping[str, str] = {}
+
+
+def _configure(path: Path, columns: NamedColumns) -> _Guess:
     source = guess_source(path)
     if source in ("folder", "cifar10"):
-        return DataConfig(str(path)), None
+        return _Guess(DataConfig(str(path)))
     if source == "webdataset":
-        return DataConfig(str(path), label=columns.label or DataConfig.label), None
+        return _Guess(DataConfig(str(path), label=columns.label or DataConfig.label))
     if source == "arrays":
-        return _configure_arrays(path, columns), None
+        return _configure_arrays(path, columns)
     roles = choose_roles(
         inspect_columns(path),
         where=str(path),
@@ -137,14 +149,18 @@ def _configure(path: Path, columns: NamedColumns) -> tuple[DataConfig, Roles | N
         label=roles.label,
         id=roles.id,
     )
-    return config, roles
+    return _Guess(config, roles.kind == "text", roles.unused)
 
 
-def _configure_arrays(path: Path, columns: NamedColumns) -> DataConfig:
-    """Names of the arrays, if they are not ``x`` and ``y``."""
-    named: dict[str, Any] = {"label": columns.label, "id": columns.id}
-    named["input"] = columns.inputs[0] if columns.inputs else None
-    return DataConfig(str(path), **{k: v for k, v in named.items() if v})
+def _configure_arrays(path: Path, columns: NamedColumns) -> _Guess:
+    """Names of the arrays, if they are not ``x``, ``y`` and ``ids``."""
+    given = columns.inputs[0] if columns.inputs else None
+    found = choose_arrays(path, label=columns.label, input=given, id=columns.id)
+    named = {"input": found.input, "label": found.label, "id": found.id}
+    usual = {"input": "x", "label": "y", "id": "ids"}
+    config: dict[str, Any] = {k: v for k, v in named.items() if v and v != usual[k]}
+    test = dict(zip(("input", "label"), found.test or (), strict=False))
+    return _Guess(DataConfig(str(path), **config), test=test)
 
 
 def _image_form(encoded: Encoded) -> dict[str, Any]:
@@ -158,8 +174,8 @@ def _image_form(encoded: Encoded) -> dict[str, Any]:
             continue
     modes, sizes = {mode for mode, _ in forms}, {size for _, size in forms}
     found: dict[str, Any] = {}
-    if modes - {"L"} and modes != {"RGB"}:
-        found["mode"] = "RGB"
+    if len(modes) > 1 or not modes <= {"L", "RGB", *DEEP_MODES}:
+        found["mode"] = "L" if modes <= {"1", "L", "LA", *DEEP_MODES} else "RGB"
     if len(sizes) > 1:
         sides = sorted(min(size) for _, size in forms)
         found["size"] = min(_MAX_SIZE, sides[len(sides) // 2])
@@ -193,13 +209,6 @@ def _probed(n: int) -> list[int]:
     return sorted(set(np.linspace(0, n - 1, min(n, _MAX_PROBED)).astype(int).tolist()))
 
 
-def _is_mixed(samples: Samples) -> bool:
-    """Whether the first four fifths and the last fifth of the rows both have every class."""
-    k = len(samples) * 4 // 5
-    parts = (samples.labels[:k], samples.labels[k:])
-    return all(len(np.unique(part)) == len(samples.classes) for part in parts)
-
-
 def measure_scale(data: InspectedData) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel or column; of many columns, one for all."""
     at = np.random.default_rng(0).permutation(len(data.samples))[:_MAX_MEASURED]
@@ -220,18 +229,35 @@ def _rounded(values: torch.Tensor) -> tuple[float, ...]:
 def find_splits(path: Path) -> dict[str, Path]:
     """The training set, and sets beside it whose names say that they are other parts.
 
-    A folder of folders ``train``, ``val`` and ``test`` is divided; beside ``train.csv``,
-    ``test.csv`` is found. A clone from the Hub has its test set in itself.
+    A folder with ``train``, ``val`` and ``test``, as folders or as files, is divided; beside
+    ``train.csv``, ``test.csv`` is found. A clone from the Hub has its test set in itself. A folder
+    with one file alone stands for that file.
     """
-    if path.is_dir() and guess_source(path) == "parquet":
-        splits = {split_of(file.relative_to(path)) for file in files_of(path, ".parquet")}
-        return {"train": path, **({"validation": path} if "test" in splits else {})}
-    if path.is_dir() and any((path / name).is_dir() for name in _SPLITS["train"]):
-        return _siblings(path, "")
-    stem = path.stem if path.is_file() else path.name
+    if path.is_dir():
+        has_folders = any((path / name).is_dir() for name in _SPLITS["train"])
+        files = [file for file in _files(path) if file.stem.lower() in _SPLITS["train"]]
+        if len(files) == 1 and not has_folders:
+            return find_splits(files[0])
+        if _only_file(path) == path and guess_source(path) == "parquet":
+            splits = {split_of(file.relative_to(path)) for file in files_of(path, ".parquet")}
+            return {"train": path, **({"validation": path} if "test" in splits else {})}
+        if has_folders:
+            return _siblings(path, "")
+    stem, train = (path.stem, path) if path.is_file() else (path.name, _only_file(path))
     if stem.lower() not in _SPLITS["train"]:
-        return {"train": path}
-    return {**_siblings(path.parent, path.suffix if path.is_file() else ""), "train": path}
+        return {"train": train}
+    return {**_siblings(path.parent, path.suffix if path.is_file() else ""), "train": train}
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder that hold a data set."""
+    return sorted(file for file in folder.iterdir() if file.is_file() and is_data_file(file))
+
+
+def _only_file(folder: Path) -> Path:
+    """The file of a data set that is all that a folder holds, or else the folder."""
+    inside = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
+    return inside[0] if len(inside) == 1 and inside == _files(folder) else folder
 
 
 def _siblings(folder: Path, suffix: str) -> dict[str, Path]:
@@ -240,7 +266,7 @@ def _siblings(folder: Path, suffix: str) -> dict[str, Path]:
         paths = [folder / f"{name}{suffix}" for name in names]
         there = [path for path in paths if path.exists()]
         if there:
-            found[split] = there[0]
+            found[split] = _only_file(there[0])
     if "validation" not in found and "held_out" in found:
         found["validation"] = found.pop("held_out")
     return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from expunge.data.paths import require_file
+from expunge.data.splitting import n_held_out
 from expunge.errors import ConfigError
 from expunge.scaffold.data import (
     InspectedData,
@@ -26,7 +27,14 @@ from expunge.storage.atomic_files import write_file
 CHANGE = "CHANGE"
 # Epochs of the training of a model without weights.
 EPOCHS = 20
+# The fraction that is held out of small data.
+HOLD_OUT = 0.2
 _VIEWS = {"image": "crop", "audio": "speech"}
+_HELD_OUT = (
+    "# Not used for training, labelled like the training data: decides whether the repair is",
+    "# kept. Without it, a part of the training data is held out if the model is trained first.",
+)
+_VALIDATION = ("# Measures the result and decides nothing; best with labels that are right.",)
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,13 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     weights = require_file(request.weights) if request.weights else None
     is_trained = weights is not None or pretrained is not None
     data, scale = (data, "") if pretrained else _scaled(data, weights)
+    sets: dict[str, dict[str, str]] = {k: {"path": _relative(v, folder)} for k, v in splits.items()}
+    if data.test and "validation" not in sets:
+        sets["validation"] = {**sets["train"], **data.test}
     lines = [
-        *_head(target, request.name, has_validation="validation" in splits),
+        *_head(target, request.name, data, sets, is_trained=is_trained),
         *_model_table(model, weights, folder, request.training),
-        *_data_tables(data, splits, folder, scale=scale, is_trained=is_trained),
+        *_data_tables(data, sets, scale=scale),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     write_file(target, "\n".join(lines) + "\n", error=ConfigError)
@@ -131,8 +142,10 @@ def _scaled(data: InspectedData, weights: Path | None) -> tuple[InspectedData, s
     return replace(data, config=replace(data.config, mean=mean, std=std)), comment
 
 
-def _head(target: Path, name: str, *, has_validation: bool) -> list[str]:
-    baselines = '["finetune-only", "retrain-filtered"]' if has_validation else "[]"
+def _head(
+    target: Path, name: str, data: InspectedData, sets: Collection[str], *, is_trained: bool
+) -> list[str]:
+    baselines = '["finetune-only", "retrain-filtered"]' if "validation" in sets else "[]"
     # Specs of several folders are all named spec.toml, and each has a run folder of its own.
     name = name or (target.stem if target.stem != "spec" else target.resolve().parent.name)
     return [
@@ -144,8 +157,16 @@ def _head(target: Path, name: str, *, has_validation: bool) -> list[str]:
         'recipe = "default"  # see `expunge list recipes`',
         f"out = {toml_value(f'runs/{name}')}  # the run folder, from the working directory",
         f"baselines = {baselines}  # compared with the repair on the validation data",
+        *_hold_out(data, sets, is_trained=is_trained),
         "",
     ]
+
+
+def _hold_out(data: InspectedData, sets: Collection[str], *, is_trained: bool) -> list[str]:
+    """Small data are held out only if the spec says so."""
+    if "held_out" in sets or is_trained or n_held_out(len(data.samples)):
+        return []
+    return [f"hold_out = {HOLD_OUT}  # of the training data: decides whether the repair is kept"]
 
 
 def _model_table(
@@ -170,7 +191,7 @@ def _model_table(
     return [
         "[model]",
         *toml_lines(table, comments),
-        f'# weights = "model.safetensors"  # {CHANGE}: your weights; then leave [train] out',
+        f'# weights = "model.safetensors"  # {CHANGE}: yours; then remove [train] and hold_out',
         "",
         "[train]  # the model has no weights: it is trained first, on the labels as they are",
         *toml_lines(training),
@@ -179,45 +200,33 @@ def _model_table(
 
 
 def _data_tables(
-    data: InspectedData, splits: Mapping[str, Path], folder: Path, *, scale: str, is_trained: bool
+    data: InspectedData, sets: Mapping[str, Mapping[str, str]], *, scale: str
 ) -> list[str]:
     shared = settings(replace(data.config, view=_VIEWS.get(data.kind, "none")))
     mirrored = '; "crop-flip" if mirrored images keep their class'
     comments = {"view": "random views" + (mirrored if data.kind == "image" else "")}
+    if data.unused:
+        comments["input"] = f"not used: {', '.join(data.unused)}"
     if data.config.mean:
         comments["mean"] = scale
     lines = ["[data]", *toml_lines(shared, comments)]
     if scale == "none":
         lines.append(f"# mean, std: {CHANGE}: those of the training of the weights, if any")
-    lines += ["", "[data.train]", *toml_lines({"path": _relative(splits["train"], folder)})]
-    n = len(data.samples)
-    carved = "held_out" not in splits and not is_trained and data.is_mixed
-    if carved:
-        lines += [f"max_rows = {n * 4 // 5}  # the last fifth is held out"]
-    lines += ["", *_held_out(splits, folder, n * 4 // 5 if carved else None), ""]
-    return [*lines, *_validation(splits, folder)]
-
-
-def _held_out(splits: Mapping[str, Path], folder: Path, start: int | None) -> list[str]:
-    head = [
-        "[data.held_out]",
-        "# Not used for training, labelled like the training data: decides whether the repair is",
-        "# kept.",
+    return [
+        *lines,
+        *("", "[data.train]", *toml_lines(sets["train"])),
+        *("", *_further_set("held_out", sets, _HELD_OUT)),
+        *("", *_further_set("validation", sets, _VALIDATION)),
     ]
-    if "held_out" in splits:
-        return [*head, *toml_lines({"path": _relative(splits["held_out"], folder)})]
-    if start is not None:
-        path = _relative(splits["train"], folder)
-        return [*head, *toml_lines({"path": path, "skip_rows": start})]
-    return [*(line if line[0] == "#" else f"# {line}" for line in head), '# path = "…"']
 
 
-def _validation(splits: Mapping[str, Path], folder: Path) -> list[str]:
-    note = "# Measures the result and decides nothing; best with labels that are right."
-    if "validation" in splits:
-        path = _relative(splits["validation"], folder)
-        return ["[data.validation]", note, *toml_lines({"path": path})]
-    return ["# [data.validation]", note, '# path = "…"']
+def _further_set(
+    name: str, sets: Mapping[str, Mapping[str, str]], comments: Sequence[str]
+) -> list[str]:
+    """The table of a set; without the set, as a comment."""
+    if name in sets:
+        return [f"[data.{name}]", *comments, *toml_lines(sets[name])]
+    return [f"# [data.{name}]", *comments, '# path = "…"']
 
 
 def _facts(data: InspectedData, model: GuessedModel) -> list[str]:
@@ -228,6 +237,8 @@ def _facts(data: InspectedData, model: GuessedModel) -> list[str]:
         f"{len(samples.classes)} classes: {names}",
         f"model: {model.constructor}" + (" (replace it by yours)" if model.is_placeholder else ""),
     ]
+    if data.unused:
+        found.insert(2, f"columns that are not used: {', '.join(data.unused)}")
     if model.unknown:
         found.append(f"arguments that the model needs too: {', '.join(model.unknown)}")
     return found
