@@ -31,6 +31,16 @@ def test_a_page_is_what_its_rows_give(name):
     assert text == expected, "run: python docs/hooks/results.py"
 
 
+def test_the_table_of_the_readme_is_what_the_rows_give():
+    text = results.README.read_text(encoding="utf-8")
+    assert results.readme_table() in text, "run: python docs/hooks/results.py"
+    changed = text.replace("72.8 ± 0.7", "73.8 ± 0.7")
+    assert changed != text
+    assert results.with_table(changed, results.readme_table()) == text
+    with pytest.raises(ValueError, match="no table has the head"):
+        results.with_table("no table", results.readme_table())
+
+
 def test_every_file_of_rows_has_a_page_and_every_page_an_entry():
     rows = {path.stem for path in (results.FOLDER / "rows").glob("*.jsonl")}
     pages = {path.stem for path in results.FOLDER.glob("*.md")}

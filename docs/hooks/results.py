@@ -1,8 +1,8 @@
 """Pages of results from the rows in ``docs/results/rows``: ``python docs/hooks/results.py``.
 
-``docs/results/pages.toml`` has one entry a page. A new page is a ``rows.jsonl`` of `expunge bench`,
-copied to ``rows/NAME.jsonl``, and an entry. The pages are kept in the repository, and a test holds
-that they are what their rows give.
+``docs/results/pages.toml`` has one entry a page, and one a line of the table in the README. A new
+page is a ``rows.jsonl`` of `expunge bench`, copied to ``rows/NAME.jsonl``, and an entry. The pages
+and the table are kept in the repository, and a test holds that they are what their rows give.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ from typing import Any
 from expunge_bench.results import Row, Table, format_mean, group_rows
 
 FOLDER = Path(__file__).parents[1] / "results"
+README = Path(__file__).parents[2] / "README.md"
+# The columns of the README's table, and the recipe in each.
+README_COLUMNS = {
+    "before": "no-op",
+    "default": "default",
+    "iterative": "iterative",
+    "retrained": "retrain-filtered-3x",
+    "oracle": "oracle-retrain",
+}
 MAX_COLUMNS = 8
 # Head, format and factor of the columns; others keep their name and have three digits.
 COLUMNS: dict[str, tuple[str, str, float]] = {
@@ -176,12 +185,38 @@ def cell(rows: Sequence[Row], name: str, spread: bool) -> str:
     return format_mean(values, form=form, scale=scale)
 
 
+def readme_table(folder: Path = FOLDER) -> str:
+    """The table of results in the README: a line for each ``[[readme]]`` of ``pages.toml``."""
+    lines = []
+    for given in tomllib.loads((folder / "pages.toml").read_text(encoding="utf-8"))["readme"]:
+        rows = chosen(rows_of(given, folder), given["where"])
+        names = README_COLUMNS | given.get("names", {})
+        column = given.get("column", "recipe")
+        parts = [({column: name}, "accuracy (%)") for name in names.values()]
+        parts.append(({column: names["default"]}, "training time (%)"))
+        cells = [cell(chosen(rows, where), name, spread=True) for where, name in parts]
+        lines.append((given["setting"], *cells))
+    head = ("data and noise", *README_COLUMNS, "time (%)")
+    return Table(head, tuple(lines)).markdown()
+
+
+def with_table(text: str, table: str) -> str:
+    """A page with another table in the place of the one that has the same head."""
+    head = table.split("\n", 1)[0] + "\n"
+    before, found, rest = text.partition(head)
+    if not found:
+        raise ValueError(f"no table has the head {head.strip()}")
+    return before + table + "\n" + rest.partition("\n\n")[2]
+
+
 def main() -> None:
-    """Write all pages."""
+    """Write all pages, and the table in the README."""
     for entry in entries():
         assert re.fullmatch(r"[a-z0-9-]+", entry["name"]), entry["name"]
         text = page(entry, rows_of(entry))
         (FOLDER / f"{entry['name']}.md").write_text(text, encoding="utf-8")
+    readme = with_table(README.read_text(encoding="utf-8"), readme_table())
+    README.write_text(readme, encoding="utf-8")
 
 
 if __name__ == "__main__":
