@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import expunge
+from campaigns.actions import in_child
 from expunge import pipeline, stages
 from expunge._core.rng import generator
 from expunge.config import (
@@ -66,6 +65,7 @@ from oracles_digits import (
 )
 from oracles_models import ConvNet, build, inputs
 
+pytestmark = pytest.mark.usefixtures("few_trees")
 # FAST, but that the repair decides whether to cut.
 OPEN = {name: value for name, value in FAST.items() if name != "prune"}
 
@@ -732,30 +732,14 @@ def test_stopped_again_and_again_equals_uninterrupted(tmp_path, uninterrupted):
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from test_pipeline import whole_repair
-
-def kill(what, done, total):
-    if what == "5-tune" and done == 20:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-whole_repair(Path(sys.argv[1]), kill)
-"""
-
-
 def test_resumed_after_sigkill_equals_uninterrupted(tmp_path, uninterrupted):
-    code = f"import torch; torch.set_num_threads(1)\n{KILLED}"
     out = tmp_path / "run"
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(out)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert found.returncode == -signal.SIGKILL, found.stderr
+
+    def kill(what, done, total):
+        if what == "5-tune" and done == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(lambda: str(whole_repair(out, kill))) == "killed"
     assert (out / "5-tune.partial" / "epoch.safetensors").exists()
     assert not (out / "5-tune").exists()
     whole_repair(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ from expunge.reporting.tables import (
     Partitioned,
     class_rows,
     depth_rows,
-    headline,
+    headlines,
     kind_of_evidence,
     layer_rows,
     outcomes,
@@ -99,7 +100,7 @@ def render_html(
         .render(
             **_common(result, suspects, rows, result.scores.pooled),
             listing=list_flagged(result, thumbnails),
-            headline=headline(result),
+            headlines=headlines(result),
             tiles=_tiles(result),
             outcomes=outcomes(result),
             metrics=_other_metrics(result),
@@ -151,7 +152,7 @@ def render_detection(
             **_common(result, suspects, rows, result.pooled),
             listing=list_flagged(result),
             name=name,
-            headline=headline,
+            headlines=(headline,),
             tiles=tiles,
             outcomes=[],
             skipped=[],
@@ -163,8 +164,9 @@ def render_detection(
     )
 
 
+@cache
 def _environment() -> Environment:
-    """Return the templates; what they show is escaped."""
+    """Return the templates, compiled once; what they show is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     page = Environment(

@@ -78,13 +78,19 @@ class LayerRow(NamedTuple):
 
 def headline(result: RepairResult) -> str:
     """What the repair achieved and what was decided, in a sentence or two."""
+    return " ".join(headlines(result))
+
+
+def headlines(result: RepairResult) -> tuple[str, ...]:
+    """The sentences of `headline`, the most important first."""
     action, reason = result.decision.action, result.decision.reason
+    decision = f"Decision: {action}, because {reason}."
     if not result.decision.kept:
-        return f"Decision: {action}, because {reason}. The model is unchanged."
+        return decision, "The model is unchanged."
     change = _describe_change(result)
     if action == "retrain":
-        return f"Decision: retrain, because {reason}. {change}"
-    return f"{change} Decision: keep, because {reason}." if result.decision.gain else change
+        return decision, change
+    return (change, decision) if result.decision.gain else (change,)
 
 
 def _describe_change(result: RepairResult) -> str:
