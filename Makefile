@@ -27,7 +27,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
-test: lint docs
+# mypy takes one core and the site the other one.
+test: $(VENV)/installed
+	$(MAKE) --jobs 2 lint docs
 	$(BIN)/pytest --numprocesses 2 --dist loadscope
 
 gpu: $(VENV)/installed

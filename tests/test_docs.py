@@ -21,6 +21,8 @@ from expunge.detection.detectors import detectors
 from expunge.recipes import recipes
 from expunge.scaffold.examples import write_example
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 ROOT = Path(__file__).parent.parent
 _SPEC = importlib.util.spec_from_file_location("n", ROOT / "docs" / "hooks" / "notebooks.py")
 assert _SPEC is not None

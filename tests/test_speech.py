@@ -15,6 +15,8 @@ from expunge.export.exported_model import export_run
 from oracles_audio import encoded
 from oracles_specs import toml
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 RATE = 8000
 TONES = {"low": 400.0, "middle": 900.0, "high": 2000.0}
 

@@ -52,10 +52,13 @@ def test_the_command_of_a_page_reaches_its_benchmark(command, tmp_path, monkeypa
     """The benchmarks themselves run small in their own tests."""
     words = shlex.split(command)
     assert words[:2] == ["expunge", "bench"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "speech_commands").mkdir()
+    (tmp_path / "speech_commands" / "testing_list.txt").touch()
     called = []
     module = import_module(f"expunge_bench.{words[2]}")
     monkeypatch.setattr(module, "bench", lambda *a, **k: called.append((a, k)) or [])
-    out = ["--out", str(tmp_path), "--json"]
+    out = ["--out", str(tmp_path / "out"), "--json"]
     said = CliRunner().invoke(bench, [*words[2:], *out])
     assert said.exit_code == 0, said.output
     assert len(called) == 1

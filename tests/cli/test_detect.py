@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from expunge.cli import app
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def test_detect_prints_a_summary_and_writes_a_folder(tmp_path, monkeypatch):

@@ -24,6 +24,8 @@ from oracles_digits import contents, noisy
 from oracles_results import make_baseline, make_result
 from oracles_specs import save_npz, write_spec
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 class Said(NamedTuple):
     code: int

@@ -15,6 +15,8 @@ from expunge import cli, specs
 from oracles_digits import digits
 from oracles_specs import write_spec
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):

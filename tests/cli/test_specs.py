@@ -23,6 +23,8 @@ from expunge.training.loop import TuneConfig
 from oracles_digits import contents, memorised, network, noisy_arrays
 from oracles_specs import merged, write_spec
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
 

@@ -17,6 +17,8 @@ from expunge.review.answer_log import AnswerLog
 from expunge.training.optimisation import TuneConfig
 from expunge.training.targets import build_targets
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 OPTIONS = {
     "overrides": {"tune": {"epochs": 1}, "partition": {"threshold": 0.3}},
     "baselines": ("finetune-only",),

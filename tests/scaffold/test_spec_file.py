@@ -26,6 +26,8 @@ from expunge.scaffold.model import noted_scale, parse_arguments
 from expunge.scaffold.spec_file import Request, write_spec
 from oracles_text_models import bert, documents, tokenizer
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 NAMES = np.array(["cat", "dog"])
 N = 80
 

@@ -138,13 +138,13 @@ def tree_probe(space: Table, labels: Ints, classes: int) -> Floats:
     trees = list(ordered_map(lambda seed: _fit_tree(space, labels, seed), _tree_seeds()))
 
     def counted(chunk: slice) -> Floats:
-        x, sums = space[chunk], np.zeros((chunk.stop - chunk.start, classes))
+        x, sums = _as_checked(space[chunk]), np.zeros((chunk.stop - chunk.start, classes))
         n_out_of_bag = np.zeros(len(sums))
         for tree, bag in trees:
             out = np.ones(len(sums), dtype=bool)
             out[bag[slice(*np.searchsorted(bag, (chunk.start, chunk.stop)))] - chunk.start] = False
             if out.any():
-                sums[np.ix_(out, tree.classes_)] += tree.predict_proba(x[out])
+                sums[np.ix_(out, tree.classes_)] += tree.predict_proba(x[out], check_input=False)
                 n_out_of_bag += out
         sums /= np.maximum(n_out_of_bag, 1)[:, None]
         sums *= N_TREES
@@ -168,7 +168,13 @@ def _fit_tree(space: Table, labels: Ints, seed: int) -> tuple[Any, Ints]:
     drawn = np.random.RandomState(seed).randint(0, n, min(n, MAX_TREE_SAMPLES), dtype=np.int32)
     bag, weights = np.unique(drawn.astype(np.int64), return_counts=True)
     tree = ExtraTreeClassifier(min_samples_leaf=3, max_features="sqrt", random_state=seed)
-    return tree.fit(space[bag], labels[bag], sample_weight=weights.astype(np.float64)), bag
+    x, weights = _as_checked(space[bag]), weights.astype(np.float64)
+    return tree.fit(x, labels[bag], sample_weight=weights, check_input=False), bag
+
+
+def _as_checked(x: AnyFloats) -> AnyFloats:
+    """Return rows in the form that trees convert them to; checking them takes as long as a fit."""
+    return np.ascontiguousarray(x, dtype=np.float32)
 
 
 def kernel_probe(space: Table, labels: Ints, classes: int) -> ClassRows:
