@@ -30,8 +30,6 @@ from expunge.reporting.media import rows_for
 from oracles_specs import toml
 from oracles_text_models import bert, documents, tokenizer
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 NAMES = ["sport", "art", "law"]
 
 
