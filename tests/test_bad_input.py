@@ -220,14 +220,6 @@ def nan_weights(folder: Path) -> object:
     return load_weights(memorised(), folder / "nan.pt")
 
 
-def tied() -> nn.Module:
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 10)
-    )
-    model[3].weight = model[2].weight
-    return model
-
-
 class NoLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -315,11 +307,6 @@ MODELS: dict[str, Case] = {
         ),
         ModelError,
         "no hidden layer",
-    ),
-    "tied weights": (
-        lambda f: fixing(tied()),
-        ModelError,
-        r"weights are tied: 2\.weight = 3\.weight",
     ),
     "NaN logits": (
         lambda f: expunge.score(

@@ -31,6 +31,7 @@ def made(n=300, rate=0.2, seed=0, spread=0.35):
 
 X, Y, BAD = made()
 REFERENCE = expunge.detect(X, Y)
+PROBS = np.eye(3)[Y] * 0.7 + 0.1
 
 
 def test_wrong_labels_are_found_and_corrected():
@@ -62,6 +63,27 @@ def test_every_form_of_features_and_labels_gives_the_same_result(features, label
     np.testing.assert_array_equal(result.p_noisy, REFERENCE.p_noisy)
     assert result.class_values.tolist() == values
     assert result.suggested.tolist() == np.array(values)[REFERENCE.suggested_label].tolist()
+
+
+def test_space_around_labels_does_not_count_and_odd_classes_are_noted():
+    x, names = X[:60], NAMES[Y[:60]]
+    spaced = np.char.add(names, np.where(np.arange(60) % 2, " ", ""))
+    plain, odd = expunge.detect(x, spaced), expunge.detect(x, ["Ant", *names[1:]])
+    assert plain.classes == ("ant", "bee", "cat")
+    assert not plain.notes
+    assert odd.notes == ("the classes 'Ant' and 'ant' differ in case or invisible signs alone",)
+
+
+def test_a_class_of_minus_one_is_noted_where_it_may_mean_no_label():
+    unlabelled = expunge.detect(X[:60], [-1, -1, *Y[2:60]])
+    assert unlabelled.notes == ("the class '-1' may stand for missing labels",)
+    assert not expunge.detect(X[:60], 2 * (Y[:60] > 0) - 1).notes
+
+
+def test_a_class_for_each_sample_is_too_few_samples():
+    assert [flag.code for flag in expunge.detect(X[:40], np.arange(40)).flags] == [
+        "too-few-samples"
+    ]
 
 
 def test_two_classes_may_be_truth_values():
@@ -147,6 +169,10 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(X, Y, trusted=np.ones(3, dtype=bool)), "trusted must be 300"),
         (lambda: expunge.detect(FRAME, pd.Series(Y, index=range(1, 301))), "different indexes"),
         (lambda: expunge.detect(FRAME.assign(y=Y), pd.Series(Y, name="y")), "column 'y'"),
+        (lambda: expunge.detect(FRAME.assign(y=Y), Y), r"hold the label: column 'y'\n.*drop"),
+        (lambda: expunge.detect(FRAME, "y"), r"the text 'y'\n.*features\['y'\]"),
+        (lambda: expunge.detect(X, ["", " ", *NAMES[Y[2:]]]), "labels are missing: ids 0, 1"),
+        (lambda: expunge.detect(X, Y, np.log(PROBS)), "do not sum to 1: .* give the softmax"),
     ],
 )
 def test_what_cannot_be_used_is_refused(call, message):

@@ -13,6 +13,7 @@ from expunge import stages
 from expunge._core.arrays import Array, Bools, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
+from expunge.data.classes import suspicious_classes
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import as_column
 from expunge.detection.calibration import safe_log
@@ -123,6 +124,7 @@ def detect(
     table = as_feature_table(features)
     _check_index(features, labels)
     given = _LabelledRows.of(table, labels, probs, ids=ids, classes=classes)
+    _check_leak(table, given)
     raise_all(DataError, given.problems(trusted), where=_WHERE)
     signals = Signals(
         ids=given.ids,
@@ -133,7 +135,8 @@ def detect(
         has_model=False,
     )
     scores, split, source = _decide(signals, given.probs, probs_source, config, seed)
-    return _result(given, scores, split, source, table.notes)
+    notes = (*table.notes, *suspicious_classes(given.classes))
+    return _result(given, scores, split, source, notes)
 
 
 def _read_only_view(values: Floats32) -> Floats32:
@@ -202,6 +205,12 @@ def _label_values(labels: Any, ids: Array) -> Array:
     """Return labels as ``int64[n]`` or ``str[n]``."""
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
+    if isinstance(labels, str):
+        raise DataError(
+            f"labels are the text {labels!r}, expected one a sample",
+            where=_WHERE,
+            fix=f"detect(features.drop(columns={labels!r}), features[{labels!r}])",
+        )
     values = np.asarray(labels)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -234,7 +243,19 @@ def _label_values(labels: Any, ids: Array) -> Array:
         values = values.astype(np.int64)
     if values.dtype.kind not in "iuU":
         raise DataError(f"labels have dtype {values.dtype}, expected integers or texts")
-    return values
+    return _stripped(values, ids) if values.dtype.kind == "U" else values
+
+
+def _stripped(values: Array, ids: Array) -> Array:
+    """Names of classes without the space around them."""
+    stripped: Array = np.char.strip(values)
+    if (stripped == "").any():
+        raise DataError(
+            f"labels are missing: ids {format_ids(_names(ids, len(values))[stripped == ''])}",
+            where=_WHERE,
+            fix="leave these rows out",
+        )
+    return stripped
 
 
 def _names(ids: Array, n: int) -> Array:
@@ -310,6 +331,19 @@ def _check_index(features: Any, labels: Any) -> None:
             )
         name = getattr(labels, "name", None)
         if name is not None and name in getattr(features, "columns", ()):
+            raise DataError(
+                f"the features hold the label: column '{name}'",
+                where=_WHERE,
+                fix=f"features.drop(columns={name!r})",
+            )
+
+
+def _check_leak(table: FeatureTable, given: _LabelledRows) -> None:
+    """Refuse a table that holds the labels, which would then seem to be right."""
+    labels = given.class_values[given.labels].astype(str).tolist()
+    for name in () if table.rows is None else table.rows.column_names:
+        column = table.rows.column(name)
+        if str(column[0]) == labels[0] and [str(v) for v in column.to_pylist()] == labels:
             raise DataError(
                 f"the features hold the label: column '{name}'",
                 where=_WHERE,

@@ -25,7 +25,7 @@ from expunge.data.splits import by_split
 from expunge.editing.editors import EditedModel
 from expunge.editing.readout import build_classifier
 from expunge.models.adaptation import adapt_model
-from expunge.models.checks import check_fit, check_model, check_training
+from expunge.models.checks import check_fit, check_model, check_training, tied_note
 from expunge.models.copying import copy_model
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import HeadPlan, NeuronRanking, Partition, PrunePlan, Scores
@@ -170,7 +170,7 @@ def validate_inputs(
         options.baselines if validation is not None else (),
         header,
         this_process(),
-        notes=(*options.notes, *notes),
+        notes=(*options.notes, *notes, *filter(None, [tied_note(model)])),
     )
 
 

@@ -52,6 +52,7 @@ from expunge.models.copying import copy_model
 from expunge.models.inspection import inspect_layers, is_partly_frozen
 from expunge.pruning import surgery
 from expunge.pruning.head_readouts import readable_heads
+from expunge.pruning.layer_units import unit_layers
 from expunge.pruning.ranking import rank_units
 from expunge.pruning.selection import pruners
 from expunge.records import (
@@ -383,7 +384,8 @@ def rank(
     n_layers_of = Counter(surgery.groups(model, example, prunable).values())
     unshared = [name for name in prunable if n_layers_of[name] == 1]
     # Where no unit can be removed, those of all hidden layers can still be masked.
-    prunable = prunable or ([] if is_partly_frozen(model) else list(readouts))
+    masked = [name for name in unit_layers(model) if name in readouts]
+    prunable = prunable or ([] if is_partly_frozen(model) else masked)
     last = config.last_n_layers
     layers = config.layers or tuple(prunable[-last:] if last else unshared or prunable)
     if not layers:

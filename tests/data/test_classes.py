@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from expunge.data import DataConfig, LabelFile, Samples, as_samples, from_arrays, from_dataset, read
-from expunge.data.classes import encode_labels, fix_class_count
+from expunge.data.classes import encode_labels, fix_class_count, suspicious_classes
 from expunge.data.sources import correct_labels
 from expunge.errors import DataError
 
@@ -229,3 +229,25 @@ def test_the_fix_for_another_number_of_outputs_is_the_one_that_works() -> None:
     assert "the labels start at 1" in fix_class_count(y, TWELVE[:11], 10)
     assert "name all 12 classes" in fix_class_count(y - 1, TWELVE[:10], 12)
     assert "a model with 10 outputs" in fix_class_count(y - 1, TWELVE[:10], 8)
+    assert "the labels from 8 on are no class of the model" in fix_class_count(
+        y - 1, TWELVE[:10], 8
+    )
+    few = np.array([0, 1, 3])
+    named = ("cat", "cow", "dog", "emu")
+    assert "no sample has the class dog: take it out" in fix_class_count(few, named, 3)
+    assert "'Cat' and 'cat' differ in case" in fix_class_count(few, ("cat", "Cat", "dog", "emu"), 3)
+    assert "'nan' may stand for missing" in fix_class_count(few, ("cat", "dog", "emu", "nan"), 3)
+
+
+@pytest.mark.parametrize("other", ["CAFÉ", "cafe\u0301", "caf\u200bé", "ｃafé"])
+def test_classes_that_look_alike_are_named(other: str) -> None:
+    (found,) = suspicious_classes(["café", other, "tea"])
+    assert ascii("café") in found
+    assert ascii(other) in found
+    assert not suspicious_classes(["café", "cafes", "tea"])
+
+
+@pytest.mark.parametrize("gap", [-1, -100])
+def test_negative_labels_are_left_out(gap: int) -> None:
+    with pytest.raises(DataError, match=rf"{gap} \(ids 1\); leave out samples without a label"):
+        from_arrays(np.ones((3, 2), dtype=np.float32), [0, gap, 1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +81,39 @@ def test_a_categorical_column_states_its_classes() -> None:
     assert from_arrays(X, column, classes=["huge", "large", "small"]).labels.tolist() == [1, 2] * 3
 
 
+def test_one_column_of_vectors_is_an_embedding() -> None:
+    frame = pd.DataFrame({"embedding": list(X)})
+    assert torch.equal(from_arrays(frame, Y).inputs.batch(np.arange(6)), torch.from_numpy(X))
+
+
+def test_masks_beside_other_inputs_may_be_truth_values() -> None:
+    mask = X > 0
+    arrays = from_arrays({"x": X, "mask": mask}, Y)
+    items = from_dataset([({"x": X[i], "mask": mask[i]}, int(Y[i])) for i in range(6)])
+    for samples in (arrays, items):
+        assert torch.equal(samples.batch(np.arange(6))["mask"], torch.from_numpy(mask))
+    assert (
+        arrays.fingerprint()["inputs"]
+        == from_arrays({"x": X, "mask": mask}, Y).fingerprint()["inputs"]
+    )
+    for alone in ((mask, Y), [(mask[i], int(Y[i])) for i in range(6)]):
+        with pytest.raises(DataError, match=r"dtype bool.*\n.*astype\('float32'\)"):
+            as_samples(alone)
+
+
+def test_a_tuple_of_arrays_is_named_by_the_arguments_of_the_model() -> None:
+    with pytest.raises(DataError, match=r"item 0: the input is a tuple of 2 arrays\n.*\({'a'"):
+        as_samples([((X[i], X[i]), int(Y[i])) for i in range(6)])
+
+
+@pytest.mark.parametrize("kind", [uuid.UUID, Decimal, Path])
+def test_ids_of_other_types_are_given_as_texts(kind: type) -> None:
+    ids = [kind(int=i) if kind is uuid.UUID else kind(str(i)) for i in range(6)]
+    with pytest.raises(DataError, match=r"ids holds \w+, expected .*\n.*\[str\(v\) for v in …\]"):
+        from_arrays(X, Y, ids=ids)
+    assert len(from_arrays(X, Y, ids=[str(v) for v in ids])) == 6
+
+
 def test_pictures_in_a_list_are_images() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     samples = from_arrays([Image.fromarray(p) for p in pixels], [0, 1, 0, 1])
@@ -97,9 +133,15 @@ def test_pictures_in_a_list_are_images() -> None:
         (X, [[0, 1], [0]] * 3, "labels must be one value a sample"),
         (X, 5, "got a tuple of ndarray, int"),
         (pd.DataFrame({"a": [1.0] * 6, "town": list("uvwxyz")}), Y, "hold no numbers: town"),
+        (pd.DataFrame({"day": pd.date_range("2020", periods=6)}), Y, "hold no numbers: day"),
+        (pd.DataFrame({"t": pd.to_timedelta(range(6), "h")}), Y, "hold no numbers: t"),
+        (pd.DataFrame({"z": [1j] * 6}), Y, "hold no numbers: z"),
+        (pd.DataFrame(X, columns=list("uvuw")), Y, "columns of the same name: u"),
         (pd.DataFrame(X, index=range(6)), pd.Series(Y, index=range(6, 12)), "different indices"),
         (pd.DataFrame(), Y, "no samples"),
-        (["some text"] * 6, Y, "item 0: the input is a str"),
+        (["some text"] * 6, Y, "item 0: the input is a str.*\n.*expunge.from_texts reads texts"),
+        ([b"GIF"] * 6, Y, "item 0: the input is a bytes.*\n.*PIL.Image.open"),
+        ([{"bytes": b"", "path": None}] * 6, Y, r"item 0: .*\n.*cast_column\(.*Image\(\)\)"),
         ([X[0], X[1, :2]] * 3, Y, r"items 1, 3, 5\n.*one shape"),
         ({}, Y, "a dictionary without arrays"),
         ({"a": X, "b": X[:3]}, Y, "different lengths"),

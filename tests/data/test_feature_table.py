@@ -62,6 +62,12 @@ def test_categories_become_columns_and_rare_ones_none():
     assert flags.names == ("v=a", "v=b", "v is missing", "b")
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_durations_become_seconds(unit):
+    waits = pd.DataFrame({"wait": pd.to_timedelta([1, 90, None], unit="s").as_unit(unit)})
+    assert as_feature_table(waits).values[:2, 0].tolist() == [1.0, 90.0]
+
+
 def test_dates_become_days_that_keep_their_differences():
     dates = pd.DataFrame({"day": pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-04"])})
     np.testing.assert_allclose(np.diff(as_feature_table(dates).values[:, 0]), [1, 2])

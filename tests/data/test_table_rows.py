@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from expunge.data import DataConfig, read
+from expunge.data import DataConfig, LabelFile, read
 from expunge.errors import DataError
 
 TABLE = "id,size,weight,kind\nu,1,0.5,cat\nv,2,0.25,dog\nw,3,4,cat\n"
@@ -59,3 +59,18 @@ def test_columns_of_many_parquet_files_are_one_table(tmp_path):
     found = read(DataConfig(".", source="table", label="kind"), folder=tmp_path)
     assert found.batch(np.arange(4)).tolist() == [[0, 3], [2, 4], [1, 3], [2, 4]]
     assert found.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_the_label_of_the_file_is_no_feature_where_labels_come_from_another(tmp_path):
+    (tmp_path / "labels.csv").write_text("id,given\nu,1\nv,0\nw,1 \n")
+    labels = LabelFile("labels.csv", "given", id="id")
+    found = table(tmp_path, TABLE.replace("cat", "0").replace("dog", "1"), id="id", labels=labels)
+    assert found.example().tolist() == [[1.0, 0.5], [2.0, 0.25]]
+    assert found.labels.tolist() == [1, 0, 1]
+
+
+def test_dates_of_a_parquet_file_are_no_numbers(tmp_path):
+    days = pa.array([1, 2, 3], type=pa.timestamp("s"))
+    pq.write_table(pa.table({"day": days, "kind": ["cat", "dog", "cat"]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="columns that hold no numbers: day"):
+        read(DataConfig("t.parquet", source="table", label="kind"), folder=tmp_path)

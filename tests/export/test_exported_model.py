@@ -45,6 +45,36 @@ def pruned() -> nn.Module:
     return surgery.prune(memorised(), PLAN, clean().example()).eval()
 
 
+class EndOfText(nn.Module):
+    """As BART and T5: it reads the position of the token that ends a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(20, 8), nn.Linear(8, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        is_end = input_ids == 2
+        if not is_end.any(dim=1).all():
+            raise ValueError("a text has no end")
+        x = self.embedding(input_ids)[torch.arange(len(is_end)), is_end.int().argmax(dim=1)]
+        return self.head(torch.relu(self.hidden(x)))
+
+
+def test_a_cut_model_that_looks_for_a_token_is_exported(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(3, 20, (12, 5))
+    tokens[:, 4] = 2
+    samples, plan = (
+        from_arrays({"input_ids": tokens}, np.arange(12) % 3),
+        PrunePlan({"hidden": (1,)}, 1),
+    )
+    small = surgery.prune(EndOfText().eval(), plan, samples.example())
+    exported = expunge.export_model(small, samples, tmp_path, constructor=EndOfText, plan=plan)
+    assert_allclose(
+        exported({"input_ids": tokens}), logits_of(small, samples.batch(np.arange(12))).detach()
+    )
+
+
 def sound(n: int = 70) -> Samples:
     """Tones, soft noise and, as recordings may have it, nothing at all."""
     clips = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.testing import assert_close
 
@@ -172,6 +174,36 @@ def test_a_plain_model_is_used_as_it_is():
     assert adapt_model(model, samples) == (model, ())
 
 
+class WithFeatures(nn.Module):
+    """It returns its features first, as encoders do."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        features = torch.relu(self.body(x))
+        return features, self.head(features)
+
+
+def test_logits_behind_features_are_found_and_exported(tmp_path):
+    x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+    model, samples = WithFeatures(), expunge.from_arrays(x, np.arange(20) % 3)
+    expected = model(torch.tensor(x))[1].detach()
+    adapted, notes = adapt_model(model, samples)
+    assert_close(logits_of(adapted, samples.batch(np.arange(20))).detach(), expected)
+    assert notes == ("the logits are part 1 of the model's output",)
+    assert adapt_model(adapted, samples).model is adapted
+    exported = expunge.export_model(adapted, samples, tmp_path, constructor=WithFeatures)
+    assert_close(exported(x), expected)
+
+
+def test_several_parts_that_may_be_the_logits_are_noted():
+    x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+    (note,) = adapt_model(WithFeatures(3), expunge.from_arrays(x, np.arange(20) % 3)).notes
+    assert note.startswith("2 parts of the model's output have 3 columns; the first was taken")
+
+
 # ------------------------------------------------------------------------------- refusals
 
 REFUSED = {
@@ -188,6 +220,11 @@ REFUSED = {
     "meta": (lambda: build(Mlp).to("meta"), "weights are not loaded"),
     "a class": (lambda: Mlp, "got the class Mlp"),
     "weights": (lambda: build(Mlp).state_dict(), "got OrderedDict"),
+    "scikit-learn": (LogisticRegression, r"got LogisticRegression\n.*expunge\.detect"),
+    "a wrapper that is no network": (
+        lambda: SimpleNamespace(net=build(Mlp)),
+        r"got SimpleNamespace\n.*pass the network that it holds: \.net",
+    ),
 }
 
 

@@ -35,6 +35,31 @@ class Centres(nn.Module):
         return -torch.cdist(x, self.centres)
 
 
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        z = torch.sigmoid(self.layer(x)) * 1
+        p = z.exp()
+        p += z
+        return p
+
+
+class Counting(nn.Module):
+    """Its buffers and its embedding change in evaluation mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.embedding, self.head = nn.Embedding(6, 6, max_norm=0.1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(x + self.embedding(torch.zeros(len(x), dtype=torch.int64)))
+
+
 def convolution() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 3))
 
@@ -50,12 +75,26 @@ def convolution() -> nn.Module:
             RNG.random((40, 8, 8, 1), dtype=np.float32),
             r"looks like \[H, W, C\]: x\.transpose\(0, 3, 1, 2\)",
         ),
+        (
+            nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)),
+            X,
+            r"batch norm without averages .*: keep averages, or use GroupNorm",
+        ),
+        (InPlace(), X, "take the operation in place out of the model's forward"),
         (Centres(), X, "register what may change as torch.nn.Parameter"),
     ],
 )
 def test_a_model_that_does_not_take_the_data_gets_a_way_out(model, x, fix: str) -> None:
     with pytest.raises(ModelError, match=f"fix: .*{fix}"):
         expunge.repair(model, (x, Y))
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_a_forward_pass_that_changes_buffers_leaves_the_model_as_it_was() -> None:
+    model = Counting()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expunge.repair(model, (X, Y), overrides=QUICK)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_inputs_that_are_not_finite_are_found_before_any_work() -> None:

@@ -367,7 +367,7 @@ def test_a_sound_model_passes():
     assert check_model(build(ConvNet)) is None
 
 
-def test_tied_and_broken_weights_are_named_all_at_once():
+def test_broken_weights_are_named_all_at_once_and_tied_ones_are_none():
     model = sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     model[1].weight = model[0].weight
     with torch.no_grad():
@@ -376,6 +376,5 @@ def test_tied_and_broken_weights_are_named_all_at_once():
     with pytest.raises(ModelError) as caught:
         check_model(model)
     text = str(caught.value)
-    assert "model: 2 problems" in text
-    assert "weights are tied: 0.weight = 1.weight" in text or "0.weight, 1.weight" in text
+    assert "tied" not in text
     assert "NaN or infinite: 3.bias, 2.running_var" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from expunge.errors import ModelError
-from expunge.models.outputs import find_output_kind, output_tensor, to_logits
+from expunge.models.outputs import find_output_key, find_output_kind, output_tensor, to_logits
 
 Z = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 
@@ -21,6 +22,14 @@ class Main(NamedTuple):
 
     logits: torch.Tensor
     aux: torch.Tensor
+
+
+@dataclass
+class Scored:
+    """An output of a class that names its logits otherwise."""
+
+    scores: torch.Tensor
+    maps: torch.Tensor
 
 
 @pytest.mark.parametrize(
@@ -35,6 +44,7 @@ class Main(NamedTuple):
         {"out": Z, "aux": Z + 1},
         {"scores": Z},
         SimpleNamespace(logits=Z, hidden_states=(Z + 1,)),
+        Scored(Z, Z[:, :1, None, None].expand(-1, 2, 2, 2)),
     ],
 )
 def test_the_logits_are_found_beside_losses_and_auxiliary_outputs(output):
@@ -54,6 +64,31 @@ def test_the_logits_are_found_beside_losses_and_auxiliary_outputs(output):
 def test_anything_else_is_described(output, got):
     with pytest.raises(ModelError, match=rf"\[batch, classes\], got {got}"):
         output_tensor(output)
+
+
+@pytest.mark.parametrize("shape", [(7, 1, 3), (7, 3, 1), (7, 3, 1, 1), (7, 1, 1, 3)])
+def test_dimensions_of_size_one_do_not_count(shape):
+    assert torch.equal(output_tensor(Z.view(shape)), Z)
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (Z, (None, 0)),
+        ((Z, Z.repeat(1, 2)), (None, 1)),
+        ((Z.repeat(1, 2), Z), (1, 1)),
+        ((Z, Z + 1), (None, 2)),
+        (Main(Z, Z + 1), (None, 1)),
+        ({"features": Z.repeat(1, 2), "scores": Z}, ("scores", 1)),
+        ({"out": Z, "aux": Z + 1}, (None, 1)),
+        ({"output": Z.repeat(1, 2), "scores": Z}, ("scores", 1)),
+        ({"a": Z, "b": Z}, (None, 2)),
+    ],
+)
+def test_the_part_with_a_column_for_each_class_is_found(output, found):
+    assert find_output_key(output, 3) == found
+    if found[0] is not None:
+        assert output_tensor(output, found[0]) is Z
 
 
 def test_a_single_logit_is_that_of_the_second_class():

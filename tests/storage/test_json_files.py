@@ -2,9 +2,9 @@
 
 import pytest
 
-from expunge.errors import DataError, RunError
+from expunge.errors import ConfigError, DataError, RunError
 from expunge.storage import json_files
-from expunge.storage.json_files import read_json
+from expunge.storage.json_files import read_json, read_toml
 
 
 def test_an_object_is_read(tmp_path):
@@ -48,3 +48,8 @@ def test_a_missing_file_a_folder_and_a_file_too_large_are_our_error(tmp_path, mo
     monkeypatch.setattr(json_files, "MAX_BYTES", 7)
     with pytest.raises(RunError, match="8 bytes, expected at most 7"):
         read_json(str(file))
+
+
+def test_a_toml_file_of_a_windows_editor_is_read(tmp_path):
+    (tmp_path / "spec.toml").write_bytes(b"\xef\xbb\xbfseed = 1\r\n[model]\r\n")
+    assert read_toml(tmp_path / "spec.toml", error=ConfigError) == {"seed": 1, "model": {}}

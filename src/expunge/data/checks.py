@@ -18,6 +18,7 @@ def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[
         if bad.any():
             return [
                 f"labels are NaN or infinite: ids {format_ids(ids[: len(bad)][bad[: len(ids)]])}"
+                "; leave out samples without a label"
             ]
         if (labels != np.round(labels)).any():
             return ["labels must be integers; got fractions"]
@@ -31,7 +32,7 @@ def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[
         problems.append(
             f"labels outside 0…{n_classes - 1}: {format_ids(np.unique(labels[outside]))} "
             f"(ids {format_ids(ids[: len(outside)][outside[: len(ids)]])})"
-            + ("; leave out samples without a label" if (labels[outside] == -1).all() else "")
+            + ("; leave out samples without a label" if (labels[outside] < 0).all() else "")
         )
     return problems
 
@@ -76,7 +77,8 @@ def probability_problems(
     bad = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1.0, atol=1e-3))
     if bad.any():
         return [
-            f"probabilities '{name}' are negative or do not sum to 1: ids {format_ids(ids[bad])}"
+            f"probabilities '{name}' are negative or do not sum to 1: ids {format_ids(ids[bad])}; "
+            "of logits, give the softmax"
         ]
     return []
 

@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -230,6 +231,30 @@ def _check_indices(values: np.ndarray, ids: np.ndarray, classes: int, where: str
         )
 
 
+def suspicious_classes(classes: Sequence[str]) -> list[str]:
+    """Say which class names may be one class, or stand for missing labels.
+
+    Examples
+    --------
+    >>> suspicious_classes(["cat", "dog", "Cat", "nan"])
+    ["the classes 'Cat' and 'cat' differ in case or invisible signs alone", \
+"the class 'nan' may stand for missing labels"]
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(classes):
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        groups["".join(c for c in plain if unicodedata.category(c) != "Cf")].append(name)
+    found = [
+        f"the classes {' and '.join(map(ascii, names))} differ in case or invisible signs alone"
+        for names in groups.values()
+        if len(names) > 1
+    ]
+    gaps = [name for name in classes if name.lower() in _MISSING]
+    if len(classes) > 2 and all(name == "-1" or name.isdecimal() for name in classes):
+        gaps += [name for name in classes if name == "-1"]
+    return found + [f"the class '{name}' may stand for missing labels" for name in gaps]
+
+
 def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) -> str:
     """What to do about a model with another number of outputs than there are classes."""
     n = len(classes)
@@ -238,6 +263,17 @@ def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) 
             f"the labels start at 1: number the classes from 0 (y - 1), or name them: classes "
             f"'1' … '{n - 1}'"
         )
+    if n > n_outputs and (suspicious := suspicious_classes(classes)):
+        return f"{'; '.join(suspicious)}: correct these labels"
+    unused = sorted({*range(n)} - {*labels.tolist()})
+    if n > n_outputs and is_numbered(classes):
+        return (
+            f"the labels from {n_outputs} on are no class of the model: leave these samples out, "
+            f"or use a model with {n} outputs"
+        )
+    if len(unused) == n - n_outputs > 0:
+        names = format_ids(classes[k] for k in unused)
+        return f"no sample has the class {names}: take it out of the class names"
     if n < n_outputs:
         return (
             f"name all {n_outputs} classes of the model, in the order of its outputs: classes=… of "

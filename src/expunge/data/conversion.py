@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +66,8 @@ def to_cpu_tensor(x: np.ndarray | Tensor) -> Tensor:
             tensor = torch.from_numpy(array)
     if tensor.layout != torch.strided or tensor.is_complex():
         raise TypeError(f"{tensor.dtype} of layout {tensor.layout}")
-    if not tensor.is_floating_point() and tensor.dtype not in _INTEGERS:
+    is_known = tensor.dtype in _INTEGERS or tensor.dtype == torch.bool
+    if not tensor.is_floating_point() and not is_known:
         raise TypeError(str(tensor.dtype))
     return tensor
 
@@ -109,11 +112,20 @@ def _is_frame(x: object) -> bool:
 
 
 def _from_frame(frame: Any, where: str) -> Tensor:
-    """``float32[n, columns]``; a missing number is NaN."""
+    """``float32[n, columns]``; a missing number is NaN. One column of vectors is ``[n, d]``."""
+    names = list(getattr(frame, "column_names", frame.columns))
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        raise DataError(f"columns of the same name: {format_ids(repeated)}", where=where)
     columns, unfit = [], []
-    for name in getattr(frame, "column_names", frame.columns):
+    for name in names:
+        values = np.asarray(frame[name].to_numpy())
+        if len(names) == 1 and len(values) and isinstance(values[0], list | np.ndarray | Tensor):
+            return _stack(values.tolist(), where)
         try:
-            columns.append(np.asarray(frame[name].to_numpy(), dtype=np.float32))
+            if values.dtype.kind in "mMc":  # dates become huge numbers without an error
+                raise TypeError
+            columns.append(np.asarray(values, dtype=np.float32))
         except (TypeError, ValueError):
             unfit.append(name)
     if unfit:
@@ -136,7 +148,7 @@ def _stack(items: Sequence[Any], where: str) -> Tensor:
         try:
             tensors.append(item_tensor(item))
         except (TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{error}", where=f"{where}, item {i}") from error
+            raise DataError(f"{error}", where=f"{where}, item {i}", fix=fix_item(item)) from error
     first = tensors[0]
     different = [
         i for i, t in enumerate(tensors) if (t.shape, t.dtype) != (first.shape, first.dtype)
@@ -148,7 +160,7 @@ def _stack(items: Sequence[Any], where: str) -> Tensor:
             f"inputs that differ from the first ({tuple(first.shape)} {first.dtype}) in shape or "
             f"dtype: items {format_ids(different)}",
             where=where,
-            fix="resize, crop or pad all inputs to one shape",
+            fix="resize, crop or pad all inputs to one shape; convert images to one mode",
         )
     return torch.stack(tensors)
 
@@ -171,8 +183,18 @@ def item_tensor(item: object) -> Tensor:
     )
 
 
+def fix_item(item: object) -> str:
+    """What to do about an input that `item_tensor` refuses."""
+    if isinstance(item, str | bytes | Path):
+        return "open files, e.g. with PIL.Image.open; expunge.from_texts reads texts"
+    if isinstance(item, Mapping) and "bytes" in item:
+        return "decode it: dataset.cast_column(name of the column, datasets.Image())"
+    return "convert it to a tensor"
+
+
 def _check_inputs(tensor: Tensor, where: str) -> Tensor:
     shape = tuple(tensor.shape)
+    require_numbers(tensor, where)
     if len(shape) < 2:
         raise DataError(
             f"x has shape {shape}, expected [n, …] with one or more dimensions a sample",
@@ -190,6 +212,16 @@ def _check_inputs(tensor: Tensor, where: str) -> Tensor:
             fix="x.transpose(0, 3, 1, 2) in NumPy, x.permute(0, 3, 1, 2) in torch",
         )
     return tensor
+
+
+def require_numbers(tensor: Tensor, where: str) -> None:
+    """Raise DataError for truth values, which only masks beside other inputs can be."""
+    if tensor.dtype == torch.bool:
+        raise DataError(
+            "x has dtype bool, expected floats, uint8 or signed integers",
+            where=where,
+            fix="convert it, e.g. x.astype('float32')",
+        )
 
 
 def has_channels_last(x: Tensor) -> bool:

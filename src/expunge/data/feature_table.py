@@ -21,6 +21,7 @@ MAX_CATEGORIES = 32
 MAX_TEXTS, MAX_TEXT_SHARE = 100, 0.2
 # A sparse matrix of more bytes is not made dense.
 MAX_DENSE_BYTES = 4 << 30
+_TICKS_PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 class DataFrame(Protocol):
@@ -76,10 +77,10 @@ class _Column(NamedTuple):
 def as_feature_table(features: Table, *, where: str = "features") -> FeatureTable:
     """Convert features to numbers.
 
-    Numbers and truth values stay as they are, dates become days. A column of lists of numbers
-    becomes as many columns. Texts and categories become one column for each of the 32 most frequent
-    values; free text is left out. A missing number becomes the median of its column, and one more
-    column says where.
+    Numbers and truth values stay as they are, dates become days and durations seconds. A column of
+    lists of numbers becomes as many columns. Texts and categories become one column for each of the
+    32 most frequent values; free text is left out. A missing number becomes the median of its
+    column, and one more column says where.
 
     Parameters
     ----------
@@ -257,6 +258,9 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
         seconds = column.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64())
         days = seconds.to_numpy(zero_copy_only=False) / (24 * 3600 * 1e6)
         yield _Column(_near_zero(days)[:, None], (name,))
+    elif pa.types.is_duration(kind):
+        ticks = column.cast(pa.int64()).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        yield _Column((ticks / _TICKS_PER_SECOND[kind.unit])[:, None], (name,))
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
         yield _encode_texts(column, name)
     elif pa.types.is_nested(kind):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from expunge.data.conversion import has_channels_last, item_tensor
+from expunge.data.conversion import fix_item, has_channels_last, item_tensor, require_numbers
 from expunge.errors import DataError, did_you_mean, format_ids
 
 INPUT_KEYS = ("x", "input", "inputs", "image", "img", "pixel_values", "input_values", "audio")
@@ -170,6 +170,7 @@ def _parse_dict(item: Mapping[Any, Any], where: str, id_key: str | int | None = 
         )
     if len(inputs) == 1 and next(iter(inputs)) not in NAMED_INPUTS:
         inputs = {"": next(iter(inputs.values()))}
+        require_numbers(inputs[""], where)
     item_id = item.get(id_name)
     return Item(
         inputs,
@@ -180,8 +181,16 @@ def _parse_dict(item: Mapping[Any, Any], where: str, id_key: str | int | None = 
 
 def _to_inputs(x: object, where: str) -> dict[str, Tensor]:
     """The input of a pair: one, or several by name."""
+    if isinstance(x, tuple) and any(_is_input(part) for part in x):
+        raise DataError(
+            f"the input is a tuple of {len(x)} arrays",
+            where=where,
+            fix="name them as the arguments of the model's forward: ({'a': …, 'b': …}, y)",
+        )
     if not isinstance(x, Mapping):
-        return {"": _to_tensor(x, where)}
+        tensor = _to_tensor(x, where)
+        require_numbers(tensor, where)
+        return {"": tensor}
     if not x:
         raise DataError("the input is an empty dictionary", where=where)
     return {str(k): _to_tensor(v, f"{where}, '{k}'") for k, v in x.items()}
@@ -193,7 +202,7 @@ def _to_tensor(x: object, where: str) -> Tensor:
         if not tensor.dim() or not tensor.numel():
             raise ValueError(f"an input of shape {tuple(tensor.shape)}: expected some numbers")
     except (TypeError, ValueError, OverflowError, OSError) as error:
-        raise DataError(str(error), where=where, fix="convert it to a tensor") from error
+        raise DataError(str(error), where=where, fix=fix_item(x)) from error
     if has_channels_last(tensor):
         raise DataError(
             f"the input has shape {tuple(tensor.shape)}, which looks like [H, W, C]; expected "

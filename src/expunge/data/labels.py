@@ -34,7 +34,7 @@ def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: st
     raise DataError(
         f"{what} holds {' and '.join(found) or 'nothing'}, expected integers or strings",
         where=where,
-        fix="write all values in one type",
+        fix="write all values in one type" if len(found) > 1 else "give texts: [str(v) for v in …]",
     )
 
 

@@ -192,7 +192,7 @@ class Samples:
                 raise DataError(
                     f"inputs are NaN or infinite: ids {format_ids(ids)}",
                     where=self.name,
-                    fix="remove or repair these samples",
+                    fix="remove or repair these samples; float32 holds no number beyond 3e38",
                 )
         return prepared
 

@@ -34,7 +34,7 @@ def table_rows(path: Path, config: DataConfig) -> Rows:
     """
     table = _Table(path, config.split)
     label = config.label if config.labels is None else None
-    chosen = _feature_columns(table, config.input, [config.id, label])
+    chosen = _feature_columns(table, config.input, [config.id, config.label])
     n = table.n_rows
     ids = np.arange(n) if config.id is None else table.column(config.id, np.arange(n))
     labels = np.zeros(n, dtype=np.int64) if label is None else table.labels(label, ids)
@@ -110,6 +110,8 @@ def _matrix(features: dict[str, Array], path: Path) -> Array:
     columns, odd = [], []
     for name, values in features.items():
         try:
+            if values.dtype.kind in "mM":  # dates become huge numbers without an error
+                raise ValueError
             columns.append(values.astype(np.float32))
         except ValueError:
             odd.append(name)

@@ -113,6 +113,17 @@ def _strings(texts: Iterable[str], where: str) -> list[str]:
         raise DataError(
             f"expected texts, got {type(rows[odd[0]]).__name__}: rows {format_ids(odd)}",
             where=where,
-            fix="fill in or remove these rows",
+            fix=_fix_text(rows[odd[0]]),
         )
     return [str(text) for text in rows]
+
+
+def _fix_text(value: object) -> str:
+    """What to do about a value that is no text."""
+    if isinstance(value, bytes):
+        return "decode them: text.decode()"
+    if isinstance(value, tuple | list):
+        return "give the second texts of pairs by themselves: pairs=…"
+    if isinstance(value, int | float) and value == value:
+        return "give texts: [str(v) for v in …]"
+    return "fill in or remove these rows"

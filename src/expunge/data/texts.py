@@ -139,6 +139,12 @@ def tokenize(
         If ``length`` is below 1, or the tokenizer has no padding token.
     """
     check_range(ConfigError, {"length": (length, "[1, inf)")}, where=where)
+    if not callable(tokenizer):
+        raise ConfigError(
+            f"the tokenizer is {type(tokenizer).__name__}, expected a tokenizer or a function",
+            where=where,
+            fix="transformers.AutoTokenizer.from_pretrained(name or folder)",
+        )
     is_hugging_face = hasattr(tokenizer, "pad_token_id")
     settings: dict[str, Any] = {}
     if is_hugging_face:
@@ -150,12 +156,25 @@ def tokenize(
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
         given = (part.first,) if part.second is None else (part.first, part.second)
-        tokens = tokenizer(*given, **settings)
+        tokens = _call(tokenizer, given, settings, where)
         if not is_hugging_face and length is not None:
             tokens = {name: [row[:length] for row in v] for name, v in dict(tokens).items()}
         for name, rows in _checked_tokens(tokens, len(part), where).items():
             found.setdefault(name, []).extend(rows)
     return text_inputs(found, tokenizer, ids=ids, where=where, texts=texts.shown())
+
+
+def _call(
+    tokenizer: Tokenizer, texts: tuple[list[str], ...], settings: Mapping[str, Any], where: str
+) -> Tokens:
+    try:
+        return tokenizer(*texts, **settings)
+    except Exception as error:  # the tokenizer is not ours
+        raise DataError(
+            f"the tokenizer fails on a list of texts: {type(error).__name__}: {error}",
+            where=where,
+            fix='a function takes a list of texts and returns {"input_ids": [[…], …]}',
+        ) from error
 
 
 def text_inputs(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from expunge._core.arrays import Ints
 from expunge.editing.editors import BLOCK_SIZE, EditedModel, EditTask, editors
 from expunge.errors import ConfigError, check_range
+from expunge.models.architecture import tied_weights
 from expunge.models.inspection import WEIGHT_LAYERS, eval_mode, logits_of, on_device
 from expunge.pruning.dependencies import copy_without_hooks
 
@@ -50,7 +51,7 @@ def activation_projection(
     Notes
     -----
     Cost: one pass over the trusted samples and an eigendecomposition for each layer. Grouped
-    convolutions and those of one dimension stay as they are.
+    convolutions, those of one dimension and tied weights stay as they are.
 
     References
     ----------
@@ -73,11 +74,14 @@ def activation_projection(
     )
     model = copy_without_hooks(task.model)
     moments: dict[str, Tensor] = {}
+    tied = tied_weights(model)
     with on_device(model, task.device), eval_mode(model), torch.no_grad():
         handles = [
             module.register_forward_pre_hook(_collector(moments, name, module))
             for name, module in model.named_modules()
-            if isinstance(module, WEIGHT_LAYERS) and _is_plain(module)
+            if isinstance(module, WEIGHT_LAYERS)
+            and _is_plain(module)
+            and id(module.weight) not in tied
         ]
         rows = _trusted_rows(task, trusted)
         for batch in task.samples.batches(BLOCK_SIZE, positions=rows):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge._core.distributed import all_reduce_sum, this_process
 from expunge.editing.editors import EditTask
@@ -22,7 +25,7 @@ def reestimate_batch_norm(model: nn.Module, task: EditTask) -> None:
     -----
     Cost: one pass. Each process sees its share; the averages of the processes are averaged.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     norms = [m for m in norms if m.running_mean is not None and m.running_var is not None]
     if not norms:
         return
@@ -36,8 +39,16 @@ def reestimate_batch_norm(model: nn.Module, task: EditTask) -> None:
             if len(batch) > 1:
                 with autocast(task.precision, task.device):
                     logits_of(model, inputs[-1])
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            for values in (norm.running_mean, norm.running_var):
-                assert values is not None
-                values.copy_(all_reduce_sum(values, accelerator) / accelerator.num_processes)
+        averages = [
+            [all_reduce_sum(values, accelerator) / accelerator.num_processes for values in pair]
+            for pair in map(_running, norms)
+        ]
+    for norm, momentum, found in zip(norms, momenta, averages, strict=True):
+        norm.momentum = momentum
+        for values, average in zip(_running(norm), found, strict=True):
+            values.copy_(average)
+
+
+def _running(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """The running mean and variance of a batch norm that has them."""
+    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)

@@ -19,6 +19,7 @@ from expunge.models.inspection import (
     capture_outputs,
     device_of,
     eval_mode,
+    first_tensor,
     inspect_layers,
     logits_of,
     module_named,
@@ -64,11 +65,16 @@ class FeatureReadout(nn.Module):
         thread = threading.get_ident()
 
         def keep(name: str, unit: int) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            def hook(module: nn.Module, inputs: object, output: object) -> None:
+                value = first_tensor(output)
+                if value is None:
+                    raise ModelError(
+                        f"layer '{name}' returns {type(output).__name__}, not a tensor"
+                    )
                 if threading.get_ident() != thread:  # another call of this network
                     return
                 # Pooled at once: a later layer may change the output in place.
-                pooled = pool(output, unit=unit, max_part_means=self.max_part_means)
+                pooled = pool(value, unit=unit, max_part_means=self.max_part_means)
                 found.setdefault(name, pooled.float())
                 if len(found) == len(self.layers):
                     raise _LastLayerRead

@@ -131,7 +131,7 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
     Parameters
     ----------
     scores
-        With pooled evidence; without it there is no flag.
+        With detector ``pooled_margin``; without it there is no flag.
 
     Returns
     -------
@@ -141,9 +141,7 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
     """
     pooled = scores.pooled
     if pooled is None:
-        return ()
-    counts = np.bincount(scores.labels)
-    smallest, n = int(counts[counts > 0].min()), len(scores.labels)
+        return _too_few(scores) if "pooled_margin" in scores.values else ()
     found = []
     if pooled.contradicting_fraction >= MIN_CONTRADICTING:
         message = (
@@ -160,13 +158,19 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
             "these inputs do not show which labels are wrong."
         )
         found.append(Flag("labels-independent-of-inputs", message))
-    if n < MIN_SAMPLES or smallest < MIN_CLASS_SAMPLES:
-        message = (
-            f"There are {counted(n, 'sample')}, {smallest} in the smallest class: too few for "
-            "cross-fitted evidence."
-        )
-        found.append(Flag("too-few-samples", message))
-    return tuple(found)
+    return (*found, *_too_few(scores))
+
+
+def _too_few(scores: Scores) -> tuple[Flag, ...]:
+    counts = np.bincount(scores.labels)
+    smallest, n = int(counts[counts > 0].min()), len(scores.labels)
+    if n >= MIN_SAMPLES and smallest >= MIN_CLASS_SAMPLES:
+        return ()
+    message = (
+        f"There are {counted(n, 'sample')}, {smallest} in the smallest class: too few for "
+        "cross-fitted evidence."
+    )
+    return (Flag("too-few-samples", message),)
 
 
 def unfamiliar(scores: Scores) -> tuple[Flag, ...]:

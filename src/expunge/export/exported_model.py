@@ -53,7 +53,7 @@ from expunge.models.adaptation import adapt_model
 from expunge.models.constructors import name_of
 from expunge.models.copying import copy_model
 from expunge.models.inspection import eval_mode, logits_of
-from expunge.models.outputs import mark_output, output_kind
+from expunge.models.outputs import mark_output, output_key, output_kind
 from expunge.records import HeadPlan, PrunePlan
 from expunge.storage import serialization
 from expunge.storage.atomic_files import make_folder, new_folder, wrap_io_errors
@@ -219,6 +219,7 @@ def export_model(
             samples.prepare.std,
             samples.sample_rate,
             output=output_kind(model),
+            output_key=output_key(model),
             earlier=earlier_cuts(model),
             decoding=store_decoding(samples, transform, temporary),
             versions=_versions(),
@@ -285,17 +286,17 @@ def _load(folder: Path) -> ExportedModel:
     require_unchanged(folder, present, fix=EXPORT_AGAIN)
     config = specs.ModelConfig(manifest.constructor, manifest.arguments)
     state = read_weights(folder / WEIGHTS)
+    network = specs.build_model(config, folder, 0).eval()
     model = _rebuild(
-        config,
-        folder,
+        network,
         plan=_plan_of(manifest.plan),
         head=manifest.head,
         mode=manifest.mode,
         earlier=manifest.earlier,
-        example=example_inputs(manifest),
+        example=example_inputs(manifest, network),
         state=state,
     )
-    mark_output(model, manifest.output)
+    mark_output(model, manifest.output, manifest.output_key)
     return ExportedModel(model, manifest, _decoding_of(manifest, folder))
 
 
@@ -391,8 +392,7 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
     config = replace(loaded.model, weights="", checkpoints=())
     mode, example = header["settings"]["prune"]["mode"], data.batch(np.arange(1))
     model = _rebuild(
-        config,
-        base,
+        specs.build_model(config, base, 0).eval(),
         plan=plan,
         head=head,
         mode=mode,
@@ -407,8 +407,7 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
 
 
 def _rebuild(
-    config: specs.ModelConfig,
-    folder: Path,
+    network: nn.Module,
     *,
     plan: PrunePlan,
     head: HeadPlan | None,
@@ -417,8 +416,8 @@ def _rebuild(
     example: Batch,
     state: Mapping[str, Tensor],
 ) -> nn.Module:
-    """Make the network of a constructor, remove or mask the units, and load the weights."""
-    model = cut_again(specs.build_model(config, folder, 0).eval(), earlier, example)
+    """Remove or mask the units of a network as its constructor made it, and load the weights."""
+    model = cut_again(network, earlier, example)
     return rebuild(model, plan, head, state, example=example, mode=mode)
 
 

@@ -11,17 +11,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge._core.arrays import Array
 from expunge._core.rng import torch_generator
 from expunge.config import build
 from expunge.data import Batch, Preparation
 from expunge.data.conversion import to_cpu_tensor
+from expunge.data.texts import MASK
 from expunge.editing.earlier_cuts import EarlierCut
-from expunge.errors import DataError, RunError, check_range, format_ids
+from expunge.errors import DataError, ModelError, RunError, check_range, format_ids
 from expunge.export.files import StoredDecoding
 from expunge.export.onnx import Parity
+from expunge.models.inspection import FORWARD_ERRORS, raw_output
 from expunge.models.outputs import OutputKind
 from expunge.records import HeadPlan
 from expunge.storage.atomic_files import write_file
@@ -89,6 +91,8 @@ class Manifest:
         in batches of any size.
     output
         What the network returns, see `to_logits`; exported models give logits in any case.
+    output_key
+        Which part of what the network returns that is; None for the usual one.
     versions
         Of expunge and torch.
     schema
@@ -110,6 +114,7 @@ class Manifest:
     decoding: StoredDecoding | None = None
     onnx: Parity | None = None
     output: OutputKind = "logits"
+    output_key: str | int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -181,13 +186,31 @@ def _tensor(x: object, where: str) -> Tensor:
         ) from error
 
 
-def example_inputs(manifest: Manifest) -> Batch:
-    """Random inputs in the manifest's format, to trace a network with."""
+def example_inputs(manifest: Manifest, model: nn.Module) -> Batch:
+    """Inputs in the manifest's format, to trace a network with: random numbers and, as indices, 0.
+
+    Where the model fails on these (it looks for the token that ends a text), tokens are 0, 1, 2, …
+    """
+    first, second = (_example(manifest, are_tokens_counted=b) for b in (False, True))
+    try:
+        with torch.no_grad():
+            raw_output(model, first)
+    except (*FORWARD_ERRORS, ModelError):
+        return second
+    return first
+
+
+def _example(manifest: Manifest, *, are_tokens_counted: bool) -> Batch:
     draw, made = torch_generator(0, "example"), {}
     for name, form in manifest.inputs.items():
         x = torch.randn((1, *form.shape), generator=draw)
-        is_index = form.scale == 1.0 and not form.dtype.startswith(("float", "bfloat"))
-        made[name] = torch.zeros_like(x, dtype=getattr(torch, form.dtype)) if is_index else x
+        if form.scale == 1.0 and not form.dtype.startswith(("float", "bfloat")):
+            x = torch.zeros_like(x, dtype=getattr(torch, form.dtype))
+            if are_tokens_counted and name == MASK:
+                x += 1
+            elif are_tokens_counted and name in ("input", "input_ids"):
+                x += torch.arange(x.shape[-1], dtype=x.dtype)
+        made[name] = x
     return made["input"] if list(made) == ["input"] else made
 
 

@@ -15,9 +15,11 @@ from expunge.models.copying import copy_model
 from expunge.models.inspection import FORWARD_ERRORS, device_of, eval_mode, raw_output, to_device
 from expunge.models.outputs import (
     OutputKind,
+    find_output_key,
     find_output_kind,
     mark_output,
     may_be_probabilities,
+    output_key,
     output_kind,
 )
 
@@ -28,6 +30,12 @@ _SAID: dict[OutputKind, str] = {
     "used as logits",
     "sigmoid": "the model returns probabilities (a sigmoid's); log p/(1 − p) is used as logits",
 }
+
+
+_SEVERAL = (
+    "{} parts of the model's output have {} columns; the first was taken for the logits. If that "
+    "is another, wrap the model so that it returns the logits alone"
+)
 
 
 class Adapted(NamedTuple):
@@ -60,17 +68,35 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
 
     Notes
     -----
-    Cost: one sample through the model, up to 256 if its output lies in [0, 1].
+    Cost: two samples through the model, up to 256 if its output lies in [0, 1].
     """
     model, notes = unwrap(model)
-    if output_kind(model) != "logits":
+    if output_kind(model) != "logits" or output_key(model) is not None:
         return Adapted(model, notes)
+    key, n_fitting = _key_on(model, samples)
+    if n_fitting > 1:
+        notes = (*notes, _SEVERAL.format(n_fitting, len(samples.classes)))
+    if key is not None:
+        model = copy_model(model)
+        mark_output(model, "logits", key)
+        notes = (*notes, f"the logits are part {key!r} of the model's output")
     kind = _kind_on(model, samples)
     if kind == "logits":
         return Adapted(model, notes)
     model = copy_model(model)
-    mark_output(model, kind)
+    mark_output(model, kind, key)
     return Adapted(model, (*notes, _SAID[kind]))
+
+
+def _key_on(model: nn.Module, samples: Samples) -> tuple[str | int | None, int]:
+    """Which part of the output has a column for each class, and how many parts have."""
+    x = to_device(samples.batch(np.arange(1)), device_of(model))
+    try:
+        with eval_mode(model), torch.no_grad():
+            output = model(**x) if isinstance(x, dict) else model(x)
+    except FORWARD_ERRORS:
+        return None, 0  # what is wrong is said by `check_fit`
+    return find_output_key(output, len(samples.classes))
 
 
 def _kind_on(model: nn.Module, samples: Samples) -> OutputKind:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from torch import nn
 
 _LAYER_NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -39,3 +41,19 @@ def has_batch_norm(model: nn.Module) -> bool:
 def is_transposed_linear(module: nn.Module) -> bool:
     """Whether a module is transformers' ``Conv1D``: linear, with a weight ``[inputs, outputs]``."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def tied_weights(model: nn.Module) -> dict[int, list[str]]:
+    """Names of every parameter that has more than one, by its ``id``.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model[1].weight = model[0].weight
+    >>> list(tied_weights(model).values())
+    [['0.weight', '1.weight']]
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return {key: found for key, found in names.items() if len(found) > 1}

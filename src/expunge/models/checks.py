@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
 from expunge.data.classes import fix_class_count
 from expunge.errors import ModelError, format_ids, raise_all
+from expunge.models.architecture import tied_weights
 from expunge.models.copying import copy_model
 from expunge.models.inspection import FORWARD_ERRORS, device_of, eval_mode, logits_of, to_device
 
@@ -45,6 +45,11 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
 
 def _fix_failure(model: nn.Module, example: Batch) -> str:
     """What to do about a model that fails on an input, by the form of the input."""
+    if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in model.modules()):
+        return (
+            "batch norm without averages (track_running_stats=False) makes an output depend on the "
+            "other samples of the batch: keep averages, or use GroupNorm"
+        )
     if isinstance(example, dict):
         return (
             f"the arrays {format_ids(example)} are passed as keyword arguments: name them as the "
@@ -95,7 +100,9 @@ def check_training(model: nn.Module, samples: Samples) -> None:
         raise ModelError(
             f"the model fails in training mode: {type(error).__name__}: {error}",
             where=samples.name,
-            fix="in training mode, too, take a batch of inputs and return the logits",
+            fix="take the operation in place out of the model's forward: x = x + y for x += y"
+            if "inplace operation" in str(error)
+            else "in training mode, too, take a batch of inputs and return the logits",
         ) from error
     if all(p.grad is None for p in work.parameters() if p.requires_grad):
         raise ModelError(
@@ -106,18 +113,18 @@ def check_training(model: nn.Module, samples: Samples) -> None:
 
 
 def _check_logits(logits: torch.Tensor, samples: Samples, *, n: int) -> None:
+    if len(logits) != n:
+        raise ModelError(
+            f"the model gives {len(logits)} rows of logits for {n} inputs",
+            where=samples.name,
+            fix="return one row of logits for each input",
+        )
     if logits.shape[1] != len(samples.classes):
         raise ModelError(
             f"the model gives {logits.shape[1]} logits, the data have {len(samples.classes)} "
             "classes",
             where=samples.name,
             fix=fix_class_count(samples.labels, samples.classes, logits.shape[1]),
-        )
-    if len(logits) != n:
-        raise ModelError(
-            f"the model gives {len(logits)} rows of logits for {n} inputs",
-            where=samples.name,
-            fix="return one row of logits for each input",
         )
 
 
@@ -131,7 +138,7 @@ def require_network(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"expected a torch.nn.Module, got {type(model).__name__}",
-            fix="build the network, and load weights into it by `load_state_dict`",
+            fix=_fix_no_network(model),
         )
     if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         raise ModelError(
@@ -159,6 +166,23 @@ def require_network(model: object) -> None:
             where="model",
             fix="load the weights: model.to_empty(device='cpu'), then load_state_dict",
         )
+
+
+def _fix_no_network(model: object) -> str:
+    """What to do about an object that is no network."""
+    inner = [name for name, part in getattr(model, "__dict__", {}).items() if _is_network(part)]
+    if inner:
+        return f"pass the network that it holds: .{inner[0]}"
+    if hasattr(model, "fit") and hasattr(model, "predict"):
+        return (
+            "expunge.detect(features, labels, probs=…) finds wrong labels without a network; probs "
+            "are those of sklearn.model_selection.cross_val_predict(…, method='predict_proba')"
+        )
+    return "build the network, and load weights into it by `load_state_dict`"
+
+
+def _is_network(part: object) -> bool:
+    return isinstance(part, nn.Module) and any(True for _ in part.parameters())
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -196,20 +220,11 @@ def check_model(model: nn.Module) -> None:
     ------
     ModelError
         For something that is not a module, TorchScript, quantised layers, layers that never ran,
-        tied weights, weights that are not float32, and NaN or infinite weights.
+        weights that are not float32, and NaN or infinite weights.
     """
     require_network(model)
     tensors = _named_tensors(model)
     problems = []
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)].append(name)
-    tied = [names for names in owners.values() if len(names) > 1]
-    if tied:
-        problems.append(
-            f"weights are tied: {format_ids(' = '.join(t) for t in tied)}; "
-            "give each layer its own copy"
-        )
     other = {str(t.dtype) for _, t in tensors if t.is_floating_point()} - {"torch.float32"}
     if other:
         problems.append(
@@ -222,3 +237,14 @@ def check_model(model: nn.Module) -> None:
             f"weights are NaN or infinite: {format_ids(bad)}; load an earlier checkpoint"
         )
     raise_all(ModelError, problems, where="model")
+
+
+def tied_note(model: nn.Module) -> str:
+    """What a repair does about tied weights; empty for a model without any."""
+    tied = tied_weights(model).values()
+    if not tied:
+        return ""
+    return (
+        f"weights are tied: {format_ids(' = '.join(names) for names in tied)}; they stay tied, "
+        "and their layers are not pruned"
+    )

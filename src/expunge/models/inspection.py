@@ -17,7 +17,7 @@ from expunge.data import Batch
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.architecture import is_transposed_linear
 from expunge.models.copying import copy_model, unchanged_attributes
-from expunge.models.outputs import output_kind, output_tensor, to_logits
+from expunge.models.outputs import output_key, output_kind, output_tensor, to_logits
 
 # What a model's forward pass raises for an input that it does not take.
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
@@ -92,7 +92,8 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 
 def raw_output(model: nn.Module, batch: Batch) -> Tensor:
     """Run a model and return its scores as they are, ``float[b, c]`` or ``float[b, 1]``."""
-    return output_tensor(model(**batch) if isinstance(batch, dict) else model(batch))
+    output = model(**batch) if isinstance(batch, dict) else model(batch)
+    return output_tensor(output, output_key(model))
 
 
 def is_weight_layer(module: nn.Module) -> bool:
@@ -150,16 +151,41 @@ def unfused_attention() -> Iterator[None]:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block.
 
-    Afterwards every module has its previous mode, and the attributes that it had before.
+    Afterwards every module has its previous mode, and the attributes and buffers that it had before
+    (a forward pass may count its calls, or renormalise an embedding).
     """
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with unchanged_attributes(model):
+        with unchanged_attributes(model), _unchanged_state(model):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _unchanged_state(model: nn.Module) -> Iterator[None]:
+    """Give the tensors that a forward pass in evaluation mode may change their values back."""
+    before = [(m, name, t.detach().clone()) for m, name, t in _changeable(model)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, values in before:
+                tensor = getattr(module, name)
+                if not torch.equal(tensor, values.to(tensor.device)):
+                    tensor.copy_(values)
+
+
+def _changeable(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Buffers, and embeddings of a limited norm."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not buffer.is_inference():
+                yield module, name, buffer
+        if getattr(module, "max_norm", None) is not None and isinstance(module, nn.Embedding):
+            yield module, "weight", module.weight
 
 
 def padding_id_of(model: nn.Module) -> int:
@@ -221,7 +247,7 @@ def capture_outputs(
 
     def keep(name: str) -> object:
         def hook(module: nn.Module, args: object, output: object) -> object:
-            value = _first_tensor(output)
+            value = first_tensor(output)
             if value is None:
                 raise ModelError(f"layer '{name}' returns {type(output).__name__}, not a tensor")
             if not differentiable:
@@ -257,7 +283,7 @@ Value = tuple[int, int]
 Readers = dict[Value, list[tuple[str, nn.Module, Value]]]
 
 
-def _first_tensor(value: object) -> Tensor | None:
+def first_tensor(value: object) -> Tensor | None:
     """A tensor, or the first entry of a tuple if that is one."""
     if isinstance(value, tuple) and value:
         value = value[0]
@@ -420,7 +446,7 @@ def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value,
             module: nn.Module, args: tuple[object, ...], named: dict[str, object], output: object
         ) -> None:
             source = args[0] if args else next(iter(named.values()), None)
-            value = _first_tensor(output)
+            value = first_tensor(output)
             if not isinstance(source, Tensor) or value is None:
                 return
             is_block = name in candidates and value.dim() == 3 and source.shape == value.shape

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from expunge.errors import ModelError, format_ids
 
 # ``"probabilities"`` sum to one in each row; ``"sigmoid"``: one independent probability a column.
 OutputKind = Literal["logits", "probabilities", "sigmoid"]
-_MARK = "_expunge_output_kind"
+_MARK, _KEY = "_expunge_output_kind", "_expunge_output_key"
 # The names under which models return logits, the likeliest first.
 _NAMES = ("logits", "out", "output", "preds", "prediction")
 _MIN_PROBABILITY = 1e-7  # keeps the logits of a saturated sigmoid finite
@@ -20,15 +21,17 @@ _MIN_PROBABILITY = 1e-7  # keeps the logits of a saturated sigmoid finite
 _RESHAPES = ("queeze", "View", "Reshape", "Unsafe", "Select", "Slice", "Alias", "ToCopy", "Clone")
 
 
-def output_tensor(output: object) -> Tensor:
+def output_tensor(output: object, key: str | int | None = None) -> Tensor:
     """The tensor of scores in what a model returned: ``float[b, c]``, or ``float[b, 1]``.
 
     Parameters
     ----------
     output
-        A tensor; an object or dictionary with ``logits``; a dictionary with one tensor of two
-        dimensions; or a tuple, of which the first such tensor counts, as auxiliary outputs follow
-        the main one.
+        A tensor; an object or dictionary with ``logits``; a dictionary or dataclass with one tensor
+        of two dimensions; or a tuple, of which the first such tensor counts, as auxiliary outputs
+        follow the main one. Dimensions of size 1 behind the first do not count.
+    key
+        Which part of the output counts, if it is there; see `find_output_key`.
 
     Raises
     ------
@@ -39,12 +42,15 @@ def output_tensor(output: object) -> Tensor:
     --------
     >>> output_tensor((torch.zeros(2, 3), torch.ones(2, 3))).sum().item()
     0.0
-    >>> output_tensor({"logits": torch.zeros(2)}).shape
-    torch.Size([2, 1])
+    >>> output_tensor({"logits": torch.zeros(2)}).shape, output_tensor(torch.zeros(2, 3, 1)).shape
+    (torch.Size([2, 1]), torch.Size([2, 3]))
     """
-    found = _find(output)
+    found = _parts(output).get(key) if key is not None else None
+    found = _find(output) if found is None else found
     if found is not None and found.dim() == 1:
         return found[:, None]
+    if found is not None and found.dim() > 2 and sum(n > 1 for n in found.shape[1:]) == 1:
+        return found.flatten(1)
     if found is None or found.dim() != 2:
         raise ModelError(
             f"expected logits of shape [batch, classes], got {_describe(output)}",
@@ -54,22 +60,55 @@ def output_tensor(output: object) -> Tensor:
     return found
 
 
+def find_output_key(output: object, n_classes: int) -> tuple[str | int | None, int]:
+    """Find the part of an output with a column for each class, where it is not the usual one.
+
+    Returns
+    -------
+    key, count
+        Its name or position, None for the usual part; and how many parts have as many columns.
+
+    Examples
+    --------
+    >>> find_output_key((torch.zeros(2, 8), torch.zeros(2, 3)), 3)
+    (1, 1)
+    >>> find_output_key((torch.zeros(2, 3), torch.zeros(2, 3)), 3)
+    (None, 2)
+    """
+    fitting = [k for k, v in _parts(output).items() if _is_table(v) and v.shape[1] == n_classes]
+    usual = _find(output)
+    is_named = not isinstance(output, tuple | list) or hasattr(output, "logits")
+    if is_named and _is_table(usual) and usual.shape[1] == n_classes:
+        return None, 1
+    if len(fitting) != 1 or usual is _parts(output)[fitting[0]]:
+        return None, len(fitting)
+    return fitting[0], 1
+
+
+def _parts(output: object) -> dict[str | int, Any]:
+    """What a container holds, by name or position; empty for a tensor."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if is_dataclass(output):
+        return {f.name: getattr(output, f.name) for f in fields(output)}
+    return dict(enumerate(output)) if isinstance(output, tuple | list) else {}
+
+
 def _find(output: object) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping):
-        named = next((output[n] for n in _NAMES if isinstance(output.get(n), Tensor)), None)
-        tables = [v for v in output.values() if _is_table(v)]
-        return named if named is not None or len(tables) != 1 else tables[0]
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
+    parts = _parts(output)
+    tables = [v for v in parts.values() if _is_table(v)]
     if isinstance(output, tuple | list):
-        return next((v for v in output if _is_table(v)), None)
-    return None
+        return tables[0] if tables else None
+    named = next((parts[n] for n in _NAMES if isinstance(parts.get(n), Tensor)), None)
+    return named if named is not None or len(tables) != 1 else tables[0]
 
 
-def _is_table(value: object) -> bool:
+def _is_table(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
@@ -145,13 +184,23 @@ def _is_made_by_sigmoid(scores: Tensor) -> bool:
     return False
 
 
-def mark_output(model: nn.Module, kind: OutputKind) -> None:
-    """Note on a model of ours what it returns; copies keep the note."""
-    vars(model)[_MARK] = kind
+def mark_output(model: nn.Module, kind: OutputKind, key: str | int | None = None) -> None:
+    """Note on a model of ours what it returns, and in which part; copies keep the note."""
+    vars(model).update({_MARK: kind, _KEY: key})
 
 
 def output_kind(model: nn.Module) -> OutputKind:
     """What a model returns by its note, which wrappers of the model share; logits without one."""
-    inner = getattr(model, "module", model)  # of a DistributedDataParallel
-    kind: OutputKind = getattr(inner, _MARK, getattr(model, _MARK, "logits"))
+    kind: OutputKind = _note(model, _MARK, "logits")
     return kind
+
+
+def output_key(model: nn.Module) -> str | int | None:
+    """Which part of its output a model's scores are by its note; None for the usual one."""
+    key: str | int | None = _note(model, _KEY, None)
+    return key
+
+
+def _note(model: nn.Module, name: str, default: object) -> Any:
+    inner = getattr(model, "module", model)  # of a DistributedDataParallel
+    return getattr(inner, name, getattr(model, name, default))

@@ -21,7 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids
-from expunge.models.architecture import has_batch_norm, is_transformer
+from expunge.models.architecture import has_batch_norm, is_transformer, tied_weights
 from expunge.models.copying import copy_model
 from expunge.models.inspection import (
     FORWARD_ERRORS,
@@ -219,7 +219,7 @@ def why_not_prunable(traced: TracedModel, name: str) -> str:
     sample = sample_units(width)
     try:
         members = group_members(traced, {name: sample})
-        tied = _tied_parameters(traced.model)
+        tied = set(tied_weights(traced.model))
         for dep, idxs in members.values():
             if name in traced.heads:
                 why = _unsupported_layer(dep.target.module, dep.target._name, tied)
@@ -290,12 +290,3 @@ def _unsupported_layer(module: nn.Module, name: str, tied: set[int]) -> str:
     if any(id(p) in tied for p in module.parameters()):
         return f"'{name}' shares its weights with another layer"
     return ""
-
-
-def _tied_parameters(model: nn.Module) -> set[int]:
-    """``id`` of every parameter that more than one module holds."""
-    seen: set[int] = set()
-    tied: set[int] = set()
-    for parameter in (p for m in model.modules() for p in m._parameters.values() if p is not None):
-        (tied if id(parameter) in seen else seen).add(id(parameter))
-    return tied

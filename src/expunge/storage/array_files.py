@@ -83,6 +83,20 @@ def read_npy(path: Path) -> Array:
         return _check_text(npy.read_array(stream, allow_pickle=False))
 
 
+def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, and none in the memory of another: safetensors refuses
+    tied ones.
+    """
+    found: dict[str, Tensor] = {}
+    used: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        start = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if start in used else own
+        used.add(start)
+    return found
+
+
 def save_tensors(
     path: str | Path,
     tensors: Mapping[str, Tensor],
@@ -103,7 +117,7 @@ def save_tensors(
     error
         The class of error to raise.
     """
-    state = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    state = storable(tensors)
     text = json.dumps(dict(metadata), default=list)
     header = {_METADATA: text, _DIGEST: _digest(state, text)}
     write_file(path, lambda file: save_file(state, file, metadata=header), error=error)

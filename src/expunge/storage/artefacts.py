@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.errors import RunError, format_ids
+from expunge.storage.array_files import storable
 from expunge.storage.digests import file_digest, require_unchanged
 from expunge.storage.json_files import read_sealed, seal
 from expunge.storage.parquet_files import open_parquet
@@ -46,8 +47,7 @@ def write_artefact(folder: Path, artefact: Artefact, note: Mapping[str, Any]) ->
     for name, table in artefact.tables.items():
         pq.write_table(table, folder / f"{name}.parquet")
     if artefact.tensors:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in artefact.tensors.items()}
-        save_file(tensors, folder / _TENSORS)
+        save_file(storable(artefact.tensors), folder / _TENSORS)
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     facts = seal({**note, "metadata": artefact.metadata, "files": files})
     (folder / NOTE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -77,7 +77,7 @@ def read_json(
 def read_toml(path: Path, *, error: type[ExpungeError]) -> dict[str, Any]:
     """Read a TOML file; what is wrong with it is an error of the class given."""
     with reading(path, error, what="is not valid TOML"):
-        return tomllib.loads(_read_text(path))
+        return tomllib.loads(_read_text(path).removeprefix("\ufeff"))  # Notepad writes that sign
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.errors import ModelError, format_ids, raise_all
+from expunge.storage.array_files import storable
 from expunge.storage.atomic_files import write_file
 from expunge.storage.hashing import content_of
 from expunge.storage.reading import is_file, reading
@@ -62,11 +63,7 @@ def save_weights(
         )
     if not path.parent.is_dir():
         raise ModelError("the folder does not exist", where=str(path.parent), fix="create it")
-    # A copy each: safetensors refuses tensors that share memory.
-    state = {
-        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for k, v in model.state_dict().items()
-    }
+    state = storable(model.state_dict())
     _require_finite(state, str(path))
 
     def write(file: Path) -> None:
@@ -162,7 +159,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
 
     A tensor that the model ties to another may be absent; two different values for it are an error.
     Absent may be the counts of batches, which old checkpoints of batch norm lack. Names may hold
-    the ``module`` and ``_orig_mod`` of DataParallel and torch.compile.
+    the ``module`` and ``_orig_mod`` of DataParallel and torch.compile, or one prefix, as Lightning
+    writes them.
 
     Raises
     ------
@@ -186,7 +184,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     if missing:
         problems.append(f"missing: {format_ids(missing)}")
     if unexpected:
-        problems.append(f"unexpected: {format_ids(unexpected)}{_prefix_hint(state, own)}")
+        problems.append(f"unexpected: {format_ids(unexpected)}")
     shapes = [
         f"{n} is {list(state[n].shape)}, the model has {list(own[n].shape)}"
         for n in own
@@ -200,7 +198,12 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
 
 
 def _without_wrappers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the names that they have without wrappers of the model or its parts."""
+    """The weights under the names that they have without wrappers of the model or its parts.
+
+    A prefix of all names that is not the model's, as a Lightning module writes it, is one too.
+    """
+    prefix = "" if state.keys() <= own.keys() else _common_prefix(state, own)
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
     wrappers = {"module", "_orig_mod"} - {part for name in own for part in name.split(".")}
     renamed = {
         ".".join(part for part in name.split(".") if part not in wrappers): value
@@ -209,13 +212,12 @@ def _without_wrappers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     return renamed if len(renamed) == len(state) else dict(state)
 
 
-def _prefix_hint(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """A hint if all names are the model's with one prefix, as a wrapper writes them."""
-    first = min(state)
+def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The prefix without which all names are the model's; empty without one."""
+    first = min(state, default="")
     for prefix in (first.removesuffix(name) for name in own if first.endswith(f".{name}")):
         if all(n.startswith(prefix) and n.removeprefix(prefix) in own for n in state):
-            inner = f"model.{prefix.rstrip('.')}"
-            return f" (they are the model's with the prefix '{prefix}': re-save `{inner}`)"
+            return prefix
     return ""
 
 

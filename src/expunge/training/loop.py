@@ -435,18 +435,26 @@ def _weighted_update(
 def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
     """Freeze all parameters but those of these layers; None freezes none.
 
-    What is frozen already stays so.
+    What is frozen already stays so. A weight that is tied to one of these layers is theirs.
     """
     require_trainable(model)
-    prefixes = None if layers is None else tuple(f"{name}." for name in layers)
-    n_trained = 0
-    for name, parameter in model.named_parameters():
-        if prefixes is not None and not name.startswith(prefixes):
-            parameter.requires_grad_(False)
-        n_trained += parameter.requires_grad
-    if not n_trained:
+    if layers is None:
+        return
+    if not layers:
         raise ModelError(
-            f"no trainable parameter belongs to the layers {format_ids(layers or ())}",
+            "no linear layer makes the logits, so there is no head to tune",
+            where="tune",
+            fix="use scope = 'all'",
+        )
+    prefixes = tuple(f"{name}." for name in layers)
+    named = list(model.named_parameters(remove_duplicate=False))
+    own = {id(p) for name, p in named if name.startswith(prefixes)}
+    for _, parameter in named:
+        if id(parameter) not in own:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(
+            f"no trainable parameter belongs to the layers {format_ids(layers)}",
             where="tune",
             fix="name layers that have weights, or use scope = 'all'",
         )
