@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from expunge import stages
+from expunge.errors import ConfigError
 from expunge.records import Partition
 from oracles_digits import clean, memorised
 
@@ -34,3 +35,16 @@ def test_held_out_inputs_are_scored_from_one_bad_training_input_in_a_hundred(
         assert (found == 1).all()
     else:
         assert calls == [("local_uncertainty", "feature_clusters")]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, data, split: stages.partition(split),
+        lambda m, data, split: stages.rank(m, data, {"flagged": []}),
+        lambda m, data, split: stages.tune(m, data, {"epochs": 1}),
+    ],
+)
+def test_a_record_of_another_stage_is_refused(call):
+    with pytest.raises(ConfigError, match=r"must be a \w+, not \w+\n.*settings as keywords"):
+        call(memorised(), clean(60), with_bad_inputs(0, 60))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import (
     Any,
     Literal,
+    SupportsInt,
     TypedDict,
     TypeVar,
     Union,
@@ -339,8 +340,15 @@ class RepairOptions:
                 "a share of the training's time is given, and that time is not known",
                 fix="give train_seconds, or minutes instead of time_share",
             )
+        problems: list[str] = []
+        if not isinstance(self.seed, SupportsInt):
+            problems.append(f"seed must be an integer, not {self.seed!r}")
+        if not callable(self.progress):
+            problems.append("progress must be a function of what, done and total")
+        raise_all(ConfigError, problems, where="options of a repair")
+        names = (self.baselines,) if isinstance(self.baselines, str) else self.baselines
         object.__setattr__(self, "seed", int(self.seed))
-        object.__setattr__(self, "baselines", tuple(self.baselines))
+        object.__setattr__(self, "baselines", tuple(names))
         object.__setattr__(self, "trackers", tuple(self.trackers))
         object.__setattr__(self, "notes", tuple(self.notes))
 

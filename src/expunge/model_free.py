@@ -13,7 +13,7 @@ from expunge import stages
 from expunge._core.arrays import Array, Bools, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
-from expunge.data.classes import suspicious_classes
+from expunge.data.classes import as_class_names, suspicious_classes
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import as_column
 from expunge.detection.calibration import safe_log
@@ -290,7 +290,7 @@ def _encode(
     """Return labels as indices, and the values of the classes in the order of the indices."""
     found, codes = np.unique(values, return_inverse=True)
     if classes is not None:
-        named = np.array([str(name) for name in classes])
+        named = np.array(as_class_names(classes, _WHERE))
         if values.dtype.kind != "U":
             _check_known(values, (values >= 0) & (values < len(named)), ids, named)
             return values.astype(np.int64), named

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expunge.data import shared_inputs
+from expunge.data.overlap import count_shared
 from expunge.editing.earlier_cuts import cut_metadata
 from expunge.evaluation import diagnostics, metrics
 from expunge.evaluation.audit import audit
@@ -94,7 +94,7 @@ def measure(
         evidence=None if scores.pooled is None else scores.pooled.probs,
         seed=seed,
     )
-    shared = shared_inputs(context.train, validation) if validation is not None else 0
+    shared, held = count_shared(context.train, [validation, context.held_out])
     flags = diagnostics.find_flags(
         partition=split,
         plan=plan,
@@ -103,6 +103,7 @@ def measure(
         baselines=baselines,
         gain=gain,
         shared_inputs=shared,
+        shared_held_out=held,
         extra=(
             *diagnostics.memorised(scores, split),
             *diagnostics.hopeless(scores),

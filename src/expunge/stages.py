@@ -308,6 +308,7 @@ def partition(
     >>> split.p_noisy.shape, split.threshold
     ((60,), 0.7)
     """
+    _require_kind(scores, Scores, "scores")
     config = merge(PartitionConfig, config, settings)
     partitioners.check_options(config.method, config.options)
     method = partitioners.get(config.method)
@@ -372,6 +373,7 @@ def rank(
     >>> rank(model, data, split).units_by_layer()
     {'0': 8}
     """
+    _require_kind(split, Partition, "the partition")
     samples, config = as_samples(data), merge(RankConfig, config, settings)
     # A copy: the pass with gradients must leave nothing in the caller's model.
     model = copy_model(adapt_model(model, samples).model)
@@ -640,6 +642,8 @@ def tune(
     >>> tuned.training, torch.equal(tuned[0].weight, model[0].weight)
     (False, False)
     """
+    if split is not None:
+        _require_kind(split, Partition, "the partition")
     samples, config = as_samples(data), merge(TuneConfig, config, settings)
     model = adapt_model(model, samples).model
     config = with_fitting_batch_size(
@@ -814,3 +818,12 @@ def _tuned_layers(
     head = inspect_layers(model, example).head
     behind = surgery.norms(model, example, layers) if layers else []
     return tuple(dict.fromkeys((*layers, *behind, *([head] if head else []))))
+
+
+def _require_kind(record: object, kind: type, what: str) -> None:
+    """Raise ConfigError for a record of another stage, or none."""
+    if not isinstance(record, kind):
+        raise ConfigError(
+            f"{what} must be a {kind.__name__}, not {type(record).__name__}",
+            fix="give what the stage before returned, and settings as keywords",
+        )

@@ -251,3 +251,29 @@ def test_classes_that_look_alike_are_named(other: str) -> None:
 def test_negative_labels_are_left_out(gap: int) -> None:
     with pytest.raises(DataError, match=rf"{gap} \(ids 1\); leave out samples without a label"):
         from_arrays(np.ones((3, 2), dtype=np.float32), [0, gap, 1])
+
+
+X3 = np.ones((3, 2), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [np.array(["cat", "dog"]), pd.Index(["cat", "dog"]), {0: "cat", 1: "dog"}, ("cat", "dog")],
+)
+def test_class_names_of_every_kind_are_the_same(classes: Any) -> None:
+    assert from_arrays(X3, [0, 1, 0], classes=classes).classes == ("cat", "dog")
+    items = [(x, y) for x, y in zip(X3, [0, 1, 0], strict=True)]
+    assert from_dataset(items, classes=classes).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("classes", ["ab", 2, {1: "cat", 2: "dog"}, {"cat": 0, "dog": 1}])
+def test_what_is_no_list_of_class_names_is_refused(classes: Any) -> None:
+    with pytest.raises(DataError, match=r"classes are .*, expected a list of names\n.*\['cat'"):
+        from_arrays(X3, [0, 1, 0], classes=classes)
+
+
+@pytest.mark.parametrize("number", [np.array([0.5]), torch.tensor([0.5]), 0.5, [0.5]])
+def test_mean_and_std_may_be_arrays_and_numbers(number: Any) -> None:
+    pixels = np.full((3, 1, 2, 2), 255, dtype=np.uint8)
+    samples = from_arrays(pixels, [0, 1, 0], mean=number, std=number)
+    assert samples.batch(np.arange(1)).flatten().tolist() == [1.0] * 4

@@ -220,10 +220,10 @@ REFUSED = {
     "meta": (lambda: build(Mlp).to("meta"), "weights are not loaded"),
     "a class": (lambda: Mlp, "got the class Mlp"),
     "weights": (lambda: build(Mlp).state_dict(), "got OrderedDict"),
-    "scikit-learn": (LogisticRegression, r"got LogisticRegression\n.*expunge\.detect"),
+    "scikit-learn": (LogisticRegression, r"got LogisticRegression(?=.*expunge\.detect)"),
     "a wrapper that is no network": (
         lambda: SimpleNamespace(net=build(Mlp)),
-        r"got SimpleNamespace\n.*pass the network that it holds: \.net",
+        r"got SimpleNamespace(?=.*pass the network that it holds: \.net)",
     ),
 }
 

@@ -227,7 +227,7 @@ def test_the_head_whose_attribution_is_the_noise_is_ranked_first():
     direction = label_direction(y, runner_up(logits.detach(), y), 3)
     (gradient,) = torch.autograd.grad((logits * direction).sum(), inputs)
     noise = (gradient * inputs[0]).detach().reshape(60, 6, 3, 4).sum(dim=(1, 3))[:, 2]
-    samples = expunge.from_arrays(x.numpy(), y.numpy(), classes="abc")
+    samples = expunge.from_arrays(x.numpy(), y.numpy(), classes=list("abc"))
     ranking = stages.rank(model, samples, partition_by(noise, samples))
     assert ranking.units_by_layer() == {"blocks.0": 3, "blocks.1": 3}
     assert (ranking.layer[0], ranking.unit[0]) == ("blocks.1", 2)
@@ -236,7 +236,7 @@ def test_the_head_whose_attribution_is_the_noise_is_ranked_first():
 @pytest.mark.parametrize("method", ["attribution-ridge", "activation-ridge", "magnitude"])
 def test_heads_of_torchs_own_attention_are_ranked(method):
     model, x = encoder(), tokens(40)
-    samples = expunge.from_arrays(x.numpy(), np.arange(40) % 3, classes="abc")
+    samples = expunge.from_arrays(x.numpy(), np.arange(40) % 3, classes=list("abc"))
     split = partition_by(torch.randn(40), samples)
     name = "encoder.layers.1.self_attn"
     ranking = stages.rank(model, samples, split, layers=(name,), method=method)

@@ -145,7 +145,9 @@ def test_the_unit_whose_attribution_is_the_noise_is_ranked_first(name):
     noise = (h * gradient).flatten(1, -2).sum(dim=1)[:, unit]
     assert noise.shape == (n,)
     p = ((noise - noise.min()) / (noise.max() - noise.min())).double().numpy()
-    samples = expunge.from_arrays(x if isinstance(x, dict) else x.numpy(), y.numpy(), classes="abc")
+    samples = expunge.from_arrays(
+        x if isinstance(x, dict) else x.numpy(), y.numpy(), classes=list("abc")
+    )
     split = Partition(
         samples.ids, samples.labels, p, p, 0 * p, samples.labels, p, 0.5, (0.5, 0.4, 0.6)
     )

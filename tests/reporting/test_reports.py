@@ -559,6 +559,7 @@ PLANTED = {
     },
     "granted-less-than-requested": {"plan": PrunePlan({"a": (1,)}, 3, ("a: cap reached",))},
     "validation-overlaps-training": {"shared_inputs": 1},
+    "held-out-overlaps-training": {"shared_held_out": 1},
     "clean-accuracy-fell": {
         "after": make_evaluation(0.54),
         "gain": Metric(-0.06, -0.1, -0.02, 100),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from expunge.data.classes import as_class_names
 from expunge.data.conversion import to_column, to_inputs, to_labels
 from expunge.data.paths import require_file
 from expunge.data.rows import Rows, to_samples
@@ -30,7 +31,7 @@ def from_arrays(
     y: Labels,
     *,
     ids: np.ndarray | Sequence[int] | Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[int, str] | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     sample_rate: int | None = None,
@@ -92,7 +93,7 @@ def from_arrays(
     rows = array_rows(x, y, ids, where=name)
     return to_samples(
         rows,
-        classes=tuple(classes or ()),
+        classes=as_class_names(classes, name),
         mean=mean,
         std=std,
         sample_rate=sample_rate,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -98,6 +98,34 @@ def encode_labels(
             return _by_name(values.astype(str), ids, classes, where), classes
         return _by_name_or_index(values, classes, where), classes
     return values, known or _number_classes(values, where)
+
+
+def as_class_names(
+    classes: Sequence[str] | Mapping[int, str] | None, where: str
+) -> tuple[str, ...]:
+    """Class names in the order of the indices; empty for None.
+
+    Raises
+    ------
+    DataError
+        For one text, a number, and a mapping whose keys are not 0, 1, 2, …
+
+    Examples
+    --------
+    >>> as_class_names({1: "dog", 0: "cat"}, "x"), as_class_names(["cat", "dog"], "x")
+    (('cat', 'dog'), ('cat', 'dog'))
+    """
+    if classes is None:
+        return ()
+    if isinstance(classes, Mapping) and {*classes} == {*range(len(classes))}:
+        return tuple(str(classes[k]) for k in range(len(classes)))
+    if isinstance(classes, str | bytes | Mapping) or not hasattr(classes, "__iter__"):
+        raise DataError(
+            f"classes are {classes!r:.80}, expected a list of names",
+            where=where,
+            fix="give the names in the order of the indices: ['cat', 'dog']",
+        )
+    return tuple(str(name) for name in classes)
 
 
 def is_numbered(names: Sequence[str]) -> bool:

@@ -292,7 +292,9 @@ def to_column(values: Any, what: str, where: str) -> np.ndarray:
     if not isinstance(values, np.ndarray | list | tuple | range):
         if not hasattr(values, "to_numpy"):
             raise DataError(
-                f"{what} must be an array or a list, not {type(values).__name__}", where=where
+                f"{what} must be an array or a list, not {type(values).__name__}",
+                where=where,
+                fix="list(…)",
             )
         values = np.asarray(values.to_numpy())
     if isinstance(values, np.ndarray):

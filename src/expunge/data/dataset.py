@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from expunge.data.arrays import ArrayInputs, Labels, array_rows
+from expunge.data.classes import as_class_names
 from expunge.data.inputs import Batch, DictInputs, Inputs, TensorInputs
 from expunge.data.items import BY_FORM, LABEL_KEYS, Item, ItemKeys, parse_item
 from expunge.data.labels import as_column
@@ -54,7 +55,7 @@ def from_dataset(
     input: str | int | Sequence[str | int] | None = None,
     label: str | int | None = None,
     id: str | int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[int, str] | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     sample_rate: int | None = None,
@@ -139,7 +140,7 @@ def from_dataset(
         )
     return to_samples(
         rows,
-        classes=tuple(classes or ()),
+        classes=as_class_names(classes, name),
         mean=mean,
         std=std,
         sample_rate=sample_rate,
@@ -248,7 +249,7 @@ def as_samples(
     """
     if isinstance(data, Samples):
         return data if classes is None else data.with_classes(classes)
-    classes = tuple(classes or ())
+    classes = as_class_names(classes, name)
     if isinstance(data, tuple) and len(data) == 2 and _are_arrays(*data):
         return to_samples(array_rows(*data, where=name), classes=classes, name=name)
     plain = isinstance(data, str | bytes | Mapping | tuple | np.ndarray | Tensor)

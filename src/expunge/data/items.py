@@ -226,6 +226,8 @@ def to_scalar(value: object, what: str, where: str) -> object:
             "give one label a sample: y.argmax() of a one-hot vector; if these items are batches, "
             "give the data set itself"
         )
+    if what == "id" and len(shape) > 0:
+        fix = "several inputs have names: ({'a': …, 'b': …}, y); or name input=… and label=…"
     raise DataError(
         f"the {what} is {_describe(value)}: expected one integer or string", where=where, fix=fix
     )

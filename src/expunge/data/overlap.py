@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -54,8 +54,15 @@ def shared_inputs(train: Samples, validation: Samples) -> int:
 
     Cost: one pass over both sets, in chunks; 16 bytes of memory for each training sample.
     """
+    return count_shared(train, [validation])[0]
+
+
+def count_shared(train: Samples, others: Sequence[Samples | None]) -> list[int]:
+    """Count for each of several sets the inputs that are training inputs too; 0 for None."""
+    if all(other is None for other in others):
+        return [0] * len(others)
     seen = set(input_digests(train))
-    return sum(h in seen for h in input_digests(validation))
+    return [0 if o is None else sum(h in seen for h in input_digests(o)) for o in others]
 
 
 def check_alike(train: Samples, other: Samples) -> None:

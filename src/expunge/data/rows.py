@@ -115,6 +115,7 @@ def to_samples(
     settings see `DataConfig`.
     """
     where = where or name
+    mean, std = _numbers(mean), _numbers(std)
     if len(rows) == 0:
         raise DataError("no samples", where=where, fix="check the path and the selection")
     labels, names = encode_labels(
@@ -166,7 +167,7 @@ def to_samples(
         labels=labels[kept],
         classes=names,
         inputs=inputs,
-        prepare=Preparation(tuple(map(float, mean)), tuple(map(float, std))),
+        prepare=Preparation(mean, std),
         view=_view(view, name),
         has_explicit_ids=rows.has_explicit_ids,
         name=name,
@@ -180,6 +181,11 @@ def to_samples(
     if mean or std or samples.view is not None:
         _check_preparation(samples, where)
     return samples
+
+
+def _numbers(values: Sequence[float] | float) -> tuple[float, ...]:
+    """Means or deviations of an array, a tensor, a list, or one number for all channels."""
+    return tuple(np.asarray(values, dtype=np.float64).ravel().tolist())
 
 
 def _check_classes_left(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ def from_texts(
     length: int | None = None,
     pairs: Iterable[str] | None = None,
     ids: np.ndarray | Sequence[int] | Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[int, str] | None = None,
     view: str | View = "none",
     name: str = "data",
 ) -> Samples:

@@ -33,6 +33,7 @@ def find_flags(
     baselines: Mapping[str, Baseline],
     gain: Metric | None = None,
     shared_inputs: int = 0,
+    shared_held_out: int = 0,
     extra: tuple[Flag, ...] = (),
 ) -> tuple[Flag, ...]:
     """Find every reason to doubt the numbers of a repair.
@@ -51,6 +52,8 @@ def find_flags(
         The paired gain in accuracy, after − before.
     shared_inputs
         Number of validation inputs that are also training inputs.
+    shared_held_out
+        The same of held-out inputs.
     extra
         Flags raised elsewhere; they come first.
 
@@ -74,6 +77,7 @@ def find_flags(
         *(_noise_rate_not_identified(partition) if partition else ()),
         *_granted_less_than_requested(plan),
         *_validation_overlaps_training(shared_inputs),
+        *_held_out_overlaps_training(shared_held_out),
         *_clean_accuracy_fell(before, after, gain),
         *(_random_baseline_as_good(baselines) if plan is not None else ()),
     )
@@ -268,6 +272,15 @@ def _validation_overlaps_training(shared_inputs: int) -> Iterator[Flag]:
             "validation-overlaps-training",
             f"Training and validation share {counted(shared_inputs, 'input')}: the accuracies "
             "overestimate performance on new data.",
+        )
+
+
+def _held_out_overlaps_training(shared_inputs: int) -> Iterator[Flag]:
+    if shared_inputs > 0:
+        yield Flag(
+            "held-out-overlaps-training",
+            f"Training and held-out set share {counted(shared_inputs, 'input')}: their labels were "
+            "learned, and say less of whether the repair helps.",
         )
 
 

@@ -171,8 +171,9 @@ def require_network(model: object) -> None:
 def _fix_no_network(model: object) -> str:
     """What to do about an object that is no network."""
     inner = [name for name, part in getattr(model, "__dict__", {}).items() if _is_network(part)]
-    if inner:
-        return f"pass the network that it holds: .{inner[0]}"
+    if inner:  # scikit-learn's names end with _ where something was fitted
+        name = min(inner, key=lambda name: not name.endswith("_"))
+        return f"pass the network that it holds: .{name}"
     if hasattr(model, "fit") and hasattr(model, "predict"):
         return (
             "expunge.detect(features, labels, probs=…) finds wrong labels without a network; probs "

@@ -167,24 +167,25 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _unchanged_state(model: nn.Module) -> Iterator[None]:
     """Give the tensors that a forward pass in evaluation mode may change their values back."""
-    before = [(m, name, t.detach().clone()) for m, name, t in _changeable(model)]
+    before = [(m, k, t, t._version, t.detach().clone()) for m, k, t in _changeable(model)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for module, name, values in before:
-                tensor = getattr(module, name)
-                if not torch.equal(tensor, values.to(tensor.device)):
-                    tensor.copy_(values)
+            for module, name, tensor, version, values in before:
+                now = getattr(module, name)
+                if now is not tensor or now._version != version:
+                    now.copy_(values)
 
 
 def _changeable(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Buffers, and embeddings of a limited norm."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if not buffer.is_inference():
+            if not buffer.is_inference() and not buffer.is_meta:
                 yield module, name, buffer
-        if getattr(module, "max_norm", None) is not None and isinstance(module, nn.Embedding):
+        is_limited = isinstance(module, nn.Embedding) and module.max_norm is not None
+        if is_limited and not module.weight.is_inference():
             yield module, "weight", module.weight
 
 
