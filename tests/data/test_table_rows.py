@@ -67,10 +67,3 @@ def test_the_label_of_the_file_is_no_feature_where_labels_come_from_another(tmp_
     found = table(tmp_path, TABLE.replace("cat", "0").replace("dog", "1"), id="id", labels=labels)
     assert found.example().tolist() == [[1.0, 0.5], [2.0, 0.25]]
     assert found.labels.tolist() == [1, 0, 1]
-
-
-def test_dates_of_a_parquet_file_are_no_numbers(tmp_path):
-    days = pa.array([1, 2, 3], type=pa.timestamp("s"))
-    pq.write_table(pa.table({"day": days, "kind": ["cat", "dog", "cat"]}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="columns that hold no numbers: day"):
-        read(DataConfig("t.parquet", source="table", label="kind"), folder=tmp_path)

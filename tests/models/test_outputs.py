@@ -74,7 +74,7 @@ def test_dimensions_of_size_one_do_not_count(shape):
 @pytest.mark.parametrize(
     ("output", "found"),
     [
-        (Z, (None, 0)),
+        (Z, (None, 1)),
         ((Z, Z.repeat(1, 2)), (None, 1)),
         ((Z.repeat(1, 2), Z), (1, 1)),
         ((Z, Z + 1), (None, 2)),

@@ -110,8 +110,6 @@ def _matrix(features: dict[str, Array], path: Path) -> Array:
     columns, odd = [], []
     for name, values in features.items():
         try:
-            if values.dtype.kind in "mM":  # dates become huge numbers without an error
-                raise ValueError
             columns.append(values.astype(np.float32))
         except ValueError:
             odd.append(name)
