@@ -115,7 +115,7 @@ def to_samples(
     settings see `DataConfig`.
     """
     where = where or name
-    mean, std = _numbers(mean), _numbers(std)
+    mean, std = _per_channel(mean), _per_channel(std)
     if len(rows) == 0:
         raise DataError("no samples", where=where, fix="check the path and the selection")
     labels, names = encode_labels(
@@ -183,7 +183,7 @@ def to_samples(
     return samples
 
 
-def _numbers(values: Sequence[float] | float) -> tuple[float, ...]:
+def _per_channel(values: Sequence[float] | float) -> tuple[float, ...]:
     """Means or deviations of an array, a tensor, a list, or one number for all channels."""
     return tuple(np.asarray(values, dtype=np.float64).ravel().tolist())
 

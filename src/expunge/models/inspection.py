@@ -167,7 +167,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _unchanged_state(model: nn.Module) -> Iterator[None]:
     """Give the tensors that a forward pass in evaluation mode may change their values back."""
-    before = [(m, k, t, t._version, t.detach().clone()) for m, k, t in _changeable(model)]
+    before = [
+        (m, k, t, t._version, t.detach().clone())
+        for m, k, t in _changeable(model)
+        if not t.is_inference() and not t.is_meta
+    ]
     try:
         yield
     finally:
@@ -182,10 +186,8 @@ def _changeable(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     """Buffers, and embeddings of a limited norm."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if not buffer.is_inference() and not buffer.is_meta:
-                yield module, name, buffer
-        is_limited = isinstance(module, nn.Embedding) and module.max_norm is not None
-        if is_limited and not module.weight.is_inference():
+            yield module, name, buffer
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
             yield module, "weight", module.weight
 
 
