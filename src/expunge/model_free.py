@@ -340,8 +340,10 @@ def _check_index(features: Any, labels: Any) -> None:
 
 def _check_leak(table: FeatureTable, given: _LabelledRows) -> None:
     """Refuse a table that holds the labels, which would then seem to be right."""
+    if table.rows is None:
+        return
     labels = given.class_values[given.labels].astype(str).tolist()
-    for name in () if table.rows is None else table.rows.column_names:
+    for name in table.rows.column_names:
         column = table.rows.column(name)
         if str(column[0]) == labels[0] and [str(v) for v in column.to_pylist()] == labels:
             raise DataError(
