@@ -187,6 +187,7 @@ def cached_score(
             config,
             held_out=context.held_out,
             seed=context.seed,
+            scratch=chain.run.folder,
             progress=context.options.progress,
         ),
         serialization.SCORES,

@@ -110,6 +110,7 @@ def score(
     *,
     held_out: DataLike | None = None,
     seed: int = 0,
+    scratch: Path | None = None,
     progress: Progress = silent,
     **settings: Unpack[ScoreKeywords],
 ) -> Scores:
@@ -129,6 +130,8 @@ def score(
         labels shows how far it has memorised its own, and how many of these are wrong.
     seed
         Seed of the random views.
+    scratch
+        A folder for features that are too large for the memory, see `docs/scale.md`.
     progress
         Called as ``progress(what, done, total)``.
     **settings
@@ -179,6 +182,7 @@ def score(
         seed=seed,
         keep_all_classes=False,
         features_everywhere=False,
+        scratch=scratch,
         progress=progress,
     )
     accelerator = this_process()

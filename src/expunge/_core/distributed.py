@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,8 +47,17 @@ def shard_blocks(n: int, block_size: int, accelerator: Accelerator) -> Ints:
     return np.arange(bounds[0], min(bounds[1], n))
 
 
+def _in_memory(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return np.empty(shape, dtype=dtype)
+
+
 def gather_rows(
-    parts: dict[str, Array], positions: Ints, n: int, *, only_main: Collection[str] = ()
+    parts: dict[str, Array],
+    positions: Ints,
+    n: int,
+    *,
+    only_main: Collection[str] = (),
+    new: Callable[[str, tuple[int, ...], np.dtype[Any]], Array] = _in_memory,
 ) -> dict[str, Array]:
     """Combine the rows of all processes, ordered by position; every process gets all rows.
 
@@ -63,6 +72,8 @@ def gather_rows(
         The number of rows of all processes.
     only_main
         Names of parts that the main process alone gets, as the others do not need their memory.
+    new
+        Makes the array of a name, a shape and a dtype.
     """
     from accelerate.utils import gather_object
 
@@ -73,7 +84,7 @@ def gather_rows(
         for name in list(parts):
             is_wanted = name not in only_main or accelerator.is_main_process
             part = parts.pop(name)
-            out = np.empty((n, *part.shape[1:]), dtype=part.dtype) if is_wanted else None
+            out = new(name, (n, *part.shape[1:]), part.dtype) if is_wanted else None
             _gather_part(part, owned, out, accelerator, only_main=name in only_main)
             if out is not None:
                 merged[name] = out

@@ -68,6 +68,12 @@ class TakenRows:
         """``(len(rows), c)``."""
         return (len(self._rows), self._source.shape[1])
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the source."""
+        found: np.dtype[Any] = self._source[:0].dtype
+        return found
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -184,8 +184,10 @@ def pool_evidence(
 
 
 def in_order(rows: T, order: Ints) -> T:
-    """Return rows in this order; those that are already in it are not copied."""
+    """Return rows in this order; those that are already in it or in a file are not copied."""
     is_same = bool((order[1:] > order[:-1]).all())
+    if isinstance(rows, np.memmap) and not is_same:
+        return TakenRows(rows, order)  # type: ignore[return-value]
     return rows if is_same else rows[order]  # type: ignore[return-value]
 
 

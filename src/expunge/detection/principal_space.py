@@ -53,7 +53,8 @@ def _projection(features: AnyFloats, reference_rows: Ints) -> Callable[[Ints | s
     """Return a function that standardises rows, or gives their principal components."""
     if features.shape[1] > MAX_COMPONENTS:
         return principal_projection(features, reference_rows, MAX_COMPONENTS)
-    reference = features if len(reference_rows) == len(features) else features[reference_rows]
+    is_whole = isinstance(features, np.ndarray) and len(reference_rows) == len(features)
+    reference = features if is_whole else features[reference_rows]
     location = reference.mean(axis=0, dtype=np.float64)
     scale = safe_scale(reference.std(axis=0, dtype=np.float64), location)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,7 @@ from expunge.models.inspection import (
 )
 from expunge.records import Signals, TopClasses
 from expunge.records.top_classes import MAX_DENSE_CLASSES
+from expunge.storage.mapped_arrays import new_array
 from expunge.training.optimisation import autocast
 
 # Random views are drawn in blocks of at most this many samples, so that neither the batch size nor
@@ -105,6 +108,7 @@ def collect(
     seed: int = 0,
     keep_all_classes: bool = True,
     features_everywhere: bool = True,
+    scratch: Path | None = None,
     progress: Progress = silent,
     what: str = "score",
 ) -> Signals:
@@ -140,6 +144,9 @@ def collect(
         Without, logits and predictions of more than 100 classes are `TopClasses`.
     features_everywhere
         Without, the main process of several alone gets features, inputs and attributions of units.
+    scratch
+        A folder in which arrays of features of 512 MiB or more are kept in files without a name
+        until the signals are gone. Without it they are kept in memory.
     progress, what
         See `Progress`; ``what`` names the pass.
 
@@ -157,7 +164,7 @@ def collect(
     Notes
     -----
     Memory: ``n × (c + Σ d)`` floats, with d the features of each layer (see `pool`) and c at most
-    100 without ``keep_all_classes``. Cost: one
+    100 without ``keep_all_classes``; with ``scratch`` at most 512 MiB a layer. Cost: one
     forward pass, one more for each view, and a forward and a backward pass for each need that has
     no closed form. Several processes share the samples.
 
@@ -209,15 +216,16 @@ def collect(
     # Whole batches: in any number of processes a sample is computed beside the same others.
     positions = shard_blocks(len(samples), batch_size, accelerator)
     parts: dict[str, Array] = {}
+    new = partial(_new_array, scratch)
     done = 0
     with on_device(model, accelerator.device), eval_mode(model), torch.no_grad():
         for batch, outputs in _passes(model, samples, config, positions, batch_size):
-            _store(parts, outputs, rows=slice(done, done + len(batch)), n=len(positions))
+            _store(parts, outputs, slice(done, done + len(batch)), n=len(positions), new=new)
             done += len(batch)
             progress(what, done, len(positions))
     if accelerator.num_processes > 1:
         large = () if features_everywhere else [k for k in parts if k.startswith(_FEATURES)]
-        parts = gather_rows(parts, positions, len(samples), only_main=large)
+        parts = gather_rows(parts, positions, len(samples), only_main=large, new=new)
     if "features" in needs and config.has_tokens:
         parts["inputs"] = token_features(samples, config.padding_id)
     return _signals_of(samples, config, parts)
@@ -255,12 +263,26 @@ def _with_top_classes(outputs: dict[str, Tensor], labels: Tensor) -> dict[str, T
     return found
 
 
-def _store(parts: dict[str, Array], outputs: dict[str, Tensor], *, rows: slice, n: int) -> None:
+def _new_array(
+    scratch: Path | None, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
+    """Make the array of an output; large ones of features may be in a file."""
+    return new_array(shape, dtype, scratch if name.startswith(_FEATURES) else None)
+
+
+def _store(
+    parts: dict[str, Array],
+    outputs: dict[str, Tensor],
+    rows: slice,
+    *,
+    n: int,
+    new: Callable[[str, tuple[int, ...], np.dtype[Any]], Array],
+) -> None:
     """Write a batch's outputs to the rows of the arrays of length n, which are made first."""
     for name, output in outputs.items():
         values = (output.float() if output.is_floating_point() else output).detach().cpu().numpy()
         if name not in parts:
-            parts[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
+            parts[name] = new(name, (n, *values.shape[1:]), values.dtype)
         parts[name][rows] = values[:n]
 
 
