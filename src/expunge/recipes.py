@@ -227,7 +227,7 @@ def rlap(recipe: Recipe) -> Recipe:
 def no_op(recipe: Recipe) -> Recipe:
     """Leave the model unchanged."""
     tune = replace(recipe.tune, epochs=0)
-    return replace(_without_pruning(recipe), edit=EditConfig(), tune=tune)
+    return replace(_without_pruning(recipe), tune=tune)
 
 
 @recipes.register("finetune-only", role="ablation")
@@ -312,4 +312,5 @@ def _with_epochs(recipe: Recipe, factor: float) -> Recipe:
 
 
 def _without_pruning(recipe: Recipe) -> Recipe:
-    return replace(recipe, prune=PruneConfig(fraction=0.0))
+    """Neither units nor layers are cut."""
+    return replace(recipe, prune=PruneConfig(fraction=0.0), edit=EditConfig())
