@@ -168,7 +168,8 @@ def instant_half(recipe: Recipe) -> Recipe:
 def compact(recipe: Recipe) -> Recipe:
     """Do as `instant-half`, then tune what is left for twice as many epochs as `default`.
 
-    The smallest network: about as accurate as that of `default`, at most half of the multiply-adds.
+    The smallest network, of at most half of the multiply-adds and often a tenth of the weights; it
+    is as accurate as that of `default` where the layers that are cut were not needed.
     """
     edit = EditConfig(method="ridge-head", options={"depth": "half"})
     return _with_epochs(replace(_without_pruning(recipe), edit=edit), 2.0)
