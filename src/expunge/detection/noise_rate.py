@@ -42,8 +42,8 @@ SHARPENING: Ramp = (2.0, 2.6)
 # If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
 _DISAGREEMENT_WEIGHT = 0.85
 # A pool that disagrees with this many labels is weak. The rate and its lower bound are those of a
-# weak pool unless noise explains this share of the disagreement. (Memorised ViT and ConvNeXt on 2,000
-# images, 29 % wrong: with a lower range the rate was 0.59 and 0.61.)
+# weak pool unless noise explains this share of the disagreement. (Memorised ViT and ConvNeXt, 29 %
+# of 2,000 labels wrong: with a lower range the rate was 0.59 and 0.61.)
 _WEAK_POOL: Ramp = (0.2, 0.3)
 _RATE_EXPLAINED: Ramp = (0.88, 1.0)
 _BOUND_EXPLAINED: Ramp = (0.94, 1.0)
