@@ -171,8 +171,8 @@ def compact(recipe: Recipe) -> Recipe:
     The smallest network, of at most half of the multiply-adds and often a tenth of the weights; it
     is as accurate as that of `default` where the layers that are cut were not needed.
     """
-    edit = EditConfig(method="ridge-head", options={"depth": "half"})
-    return _with_epochs(replace(_without_pruning(recipe), edit=edit), 2.0)
+    cut = instant_half(recipe).edit
+    return _with_epochs(replace(_without_pruning(recipe), edit=cut), 2.0)
 
 
 @recipes.register("head-refit", role="ablation")

@@ -244,7 +244,7 @@ def test_arrays_are_found_by_a_usual_name_or_by_their_axes(names, expected, tmp_
     assert config.id is None
 
 
-def test_arrays_of_two_kinds_that_could_be_inputs_are_asked_for(tmp_path):
+def test_two_arrays_that_could_be_inputs_are_an_error(tmp_path):
     x, y = vectors()
     np.savez(tmp_path / "a.npz", left=x, right=x, y=y)
     with pytest.raises(DataError, match="inputs is not clear; arrays: left, right, y"):
@@ -294,7 +294,7 @@ def test_an_index_or_id_of_a_data_frame_is_no_feature(tmp_path):
 
 
 def test_of_several_text_columns_the_longest_is_the_input(tmp_path):
-    long = "a document of many words that goes on and on. " * 40  # no file can be called so
+    long = "a document of many words that never ends. " * 40  # no file can be called so
     rows = {"title": ["three words only"] * 20, "body": [f"{i} {long}" for i in range(20)]}
     pd.DataFrame({**rows, "y": labels(20)}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match="column 'body' holds texts, and no model"):

@@ -26,7 +26,7 @@ T = TypeVar("T")
 # How long processes wait for one that computes for all: longer than any decision takes. A process
 # that dies is noticed at once.
 _TIMEOUT = timedelta(hours=12)
-# Rows are sent in blocks of so many bytes.
+# The bytes of a block in which rows are sent.
 _BLOCK_BYTES = 1 << 24
 # What messages of the back ends say if another process is gone.
 _GONE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")

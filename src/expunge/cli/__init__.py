@@ -122,7 +122,7 @@ def _process_number() -> int:
 
 
 def _check_launcher() -> None:
-    """Refuse the launcher that starts one process though more were asked for.
+    """Refuse the launcher that starts one process where the user wants several.
 
     ``accelerate launch --cpu --num_processes 2`` leaves an address for the processes to meet at,
     and starts one, without a number.

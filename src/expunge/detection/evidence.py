@@ -75,8 +75,8 @@ _EVIDENT_PART: Ramp = (0.5, 0.8)
 # External probabilities by this name are those of the model's own checkpoints.
 _TRAJECTORY = "trajectory"
 _NOVELTY_NEIGHBOURS = 5
-# Equal rows are copies if fewer pairs are equal by chance (log10). The share of equal values of a
-# column is counted in so many rows; that of a column without equal values is this.
+# Equal rows are copies if fewer pairs are equal by chance (log10). Equal values of a column are
+# counted in at most this number of rows, and a column without equal values has this share of them.
 _MAX_CHANCE_PAIRS, _MAX_CHANCE_ROWS, _MIN_EQUAL = -4.0, 20_000, 1e-12
 # From median absolute to standard deviations of a normal distribution.
 MAD_SCALE = 1.4826

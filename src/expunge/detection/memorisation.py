@@ -24,6 +24,28 @@ def label_agreement(values: RowSource, labels: Ints) -> float:
     return float((predicted(values) == labels).mean())
 
 
+def gain_above_frequencies(agreement: float, labels: Ints) -> float:
+    """Return an agreement with labels above that of the most frequent label, at most 1.
+
+    ``(a − f) / (1 − f)`` with the agreement a and the share f of the most frequent label.
+
+    Parameters
+    ----------
+    agreement
+        The share of the labels that are predicted, in [0, 1].
+    labels
+        ``int[n]``, the given labels.
+
+    Examples
+    --------
+    >>> labels = np.array([0, 0, 0, 1])
+    >>> gain_above_frequencies(1.0, labels), gain_above_frequencies(0.75, labels)
+    (1.0, 0.0)
+    """
+    others = 1 - float(np.bincount(labels).max()) / len(labels)
+    return 1 - (1 - agreement) / max(others, 1e-9)
+
+
 def informative_sources(sources: Sequence[ClassRows], signals: Signals) -> list[ClassRows]:
     """Return the sources of class probabilities that have not memorised the given labels.
 

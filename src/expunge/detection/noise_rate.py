@@ -26,6 +26,7 @@ from expunge.detection.class_rows import (
     largest,
     predicted,
 )
+from expunge.detection.memorisation import gain_above_frequencies, label_agreement
 from expunge.detection.noise_model import transition_rate
 from expunge.records import PooledEvidence
 
@@ -189,7 +190,8 @@ def _estimate(probs: RowSource, labels: Ints, usable: Bools) -> RateEstimate:
     structured *= 1 - ramp(exponent, SHARPENING)
     value = _weigh(estimates, exponent)
     value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
-    value = max(value * ramp(gain_above_frequencies(known, given), _KNOWLEDGE), _MIN_RATE)
+    gain = gain_above_frequencies(label_agreement(known, given), given)
+    value = max(value * ramp(gain, _KNOWLEDGE), _MIN_RATE)
     low, high = _interval(estimates, value, len(given))
     high += structured * max(0.0, _STRUCTURED_HIGH * estimates["disagreement"] - high)
     return RateEstimate(value, low, high, estimates, transition, right, log_odds + margin)
@@ -227,32 +229,6 @@ def _interval(estimates: Mapping[str, float], value: float, n: int) -> tuple[flo
     low = max(0.0, certain - _INTERVAL_STDERRS * stderr)
     high = min(1.0, disagreement + _INTERVAL_STDERRS * stderr)
     return min(low, value), max(high, value)
-
-
-def gain_above_frequencies(probs: RowSource, labels: Ints) -> float:
-    """Return the agreement with the labels above that of the most frequent one, at most 1.
-
-    ``(a − f) / (1 − f)`` with the share a of labels that are the most probable class, and the share
-    f of the most frequent label.
-
-    Parameters
-    ----------
-    probs
-        ``[n, c]``, made without the sample's own label.
-    labels
-        ``int[n]``, the given labels.
-
-    Examples
-    --------
-    >>> labels = np.array([0, 0, 0, 1])
-    >>> gain_above_frequencies(np.eye(2)[labels], labels)
-    1.0
-    >>> gain_above_frequencies(np.tile([0.7, 0.3], (4, 1)), labels)
-    0.0
-    """
-    others = 1 - float(np.bincount(labels).max()) / len(labels)
-    disagreement = float((predicted(probs) != labels).mean())
-    return 1 - disagreement / max(others, 1e-9)
 
 
 def evident_rate(probs: RowSource, labels: Ints) -> float:

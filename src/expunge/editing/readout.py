@@ -16,6 +16,7 @@ from expunge.errors import ModelError
 from expunge.models.copying import copy_model
 from expunge.models.inspection import (
     FORWARD_ERRORS,
+    call_model,
     capture_outputs,
     device_of,
     eval_mode,
@@ -240,7 +241,7 @@ def rebuild(
 def _features(readout: FeatureReadout, example: Batch) -> Tensor:
     example = to_device(example, device_of(readout))
     with eval_mode(readout), torch.no_grad():
-        features: Tensor = readout(**example) if isinstance(example, dict) else readout(example)
+        features: Tensor = call_model(readout, example)
     return features
 
 
@@ -267,7 +268,7 @@ def _unused_modules(readout: FeatureReadout, example: Batch) -> list[str]:
         module.register_forward_pre_hook(lambda m, _: called.add(m))
     example = to_device(example, device_of(work))
     with torch.enable_grad():
-        features = work(**example) if isinstance(example, dict) else work(example)
+        features = call_model(work, example)
         parameters = list(work.body.parameters())
         gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
     used = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from expunge.detection.memorisation import MEMORISATION_GAP
-from expunge.detection.noise_rate import gain_above_frequencies
+from expunge.detection.memorisation import (
+    MEMORISATION_GAP,
+    gain_above_frequencies,
+    label_agreement,
+)
 from expunge.evaluation.familiarity import why_unfamiliar
 from expunge.records import Baseline, Evaluation, Flag, Metric, Partition, PrunePlan, Scores
 from expunge.reporting.formatting import counted, percent, signed_gain
@@ -153,10 +156,8 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
             "inputs have other labels."
         )
         found.append(Flag("labels-contradict", message))
-    if (
-        pooled.log_likelihood_gain <= MIN_LOG_LIKELIHOOD_GAIN
-        or gain_above_frequencies(pooled.probs, scores.labels) <= MIN_GAIN
-    ):
+    gain = gain_above_frequencies(label_agreement(pooled.probs, scores.labels), scores.labels)
+    if pooled.log_likelihood_gain <= MIN_LOG_LIKELIHOOD_GAIN or gain <= MIN_GAIN:
         message = (
             "Cross-fitted probes predict the given labels hardly better than their frequencies do: "
             "these inputs do not show which labels are wrong."

@@ -6,6 +6,7 @@ import numpy as np
 
 from expunge._core.arrays import Ints
 from expunge._core.intervals import wilson_interval
+from expunge.detection.memorisation import gain_above_frequencies
 from expunge.reporting.formatting import percent
 
 # Samples that tell.
@@ -35,9 +36,10 @@ def why_unfamiliar(agreement: float, labels: Ints) -> str:
     >>> why_unfamiliar(0.14, np.arange(500) % 10).split(" of its ")[0]
     'the model predicts 14.0% of the given labels'
     """
-    n, majority = len(labels), float(np.bincount(labels).max() / len(labels))
-    if wilson_interval(agreement, n)[1] - majority >= MIN_KNOWN_FRACTION * (1 - majority):
+    _, highest = wilson_interval(agreement, len(labels))
+    if gain_above_frequencies(highest, labels) >= MIN_KNOWN_FRACTION:
         return ""
+    majority = float(np.bincount(labels).max() / len(labels))
     return (
         f"the model predicts {percent(agreement)} of the given labels of its training data, hardly "
         f"more than the most frequent label has ({percent(majority)}): inputs may be prepared in "

@@ -12,7 +12,14 @@ from expunge.data import Samples
 from expunge.errors import ModelError
 from expunge.models.checks import require_network
 from expunge.models.copying import copy_model
-from expunge.models.inspection import FORWARD_ERRORS, device_of, eval_mode, raw_output, to_device
+from expunge.models.inspection import (
+    FORWARD_ERRORS,
+    call_model,
+    device_of,
+    eval_mode,
+    raw_output,
+    to_device,
+)
 from expunge.models.outputs import (
     OutputKind,
     find_output_key,
@@ -93,7 +100,7 @@ def _key_on(model: nn.Module, samples: Samples) -> tuple[str | int | None, int]:
     x = to_device(samples.batch(np.arange(1)), device_of(model))
     try:
         with eval_mode(model), torch.no_grad():
-            output = model(**x) if isinstance(x, dict) else model(x)
+            output = call_model(model, x)
     except FORWARD_ERRORS:
         return None, 0  # what is wrong is said by `check_fit`
     return find_output_key(output, len(samples.classes))

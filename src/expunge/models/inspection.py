@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,12 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 
 def raw_output(model: nn.Module, batch: Batch) -> Tensor:
     """Run a model and return its scores as they are, ``float[b, c]`` or ``float[b, 1]``."""
-    output = model(**batch) if isinstance(batch, dict) else model(batch)
-    return output_tensor(output, output_key(model))
+    return output_tensor(call_model(model, batch), output_key(model))
+
+
+def call_model(model: nn.Module, batch: Batch) -> Any:
+    """Run a model on a batch, whose parts by name are keyword arguments; return what it returns."""
+    return model(**batch) if isinstance(batch, dict) else model(batch)
 
 
 def is_weight_layer(module: nn.Module) -> bool:

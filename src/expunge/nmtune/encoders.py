@@ -15,6 +15,7 @@ from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, check_range
 from expunge.models.copying import copy_model
 from expunge.models.inspection import (
+    call_model,
     device_of,
     eval_mode,
     find_head,
@@ -326,7 +327,7 @@ def _inputs(
 
 
 def _features(encoder: nn.Module, batch: Batch) -> Tensor:
-    output = encoder(**batch) if isinstance(batch, dict) else encoder(batch)
+    output = call_model(encoder, batch)
     if not isinstance(output, Tensor) or output.dim() != 2:
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ModelError(

@@ -14,7 +14,7 @@ import numpy as np
 from expunge._core.arrays import Array
 from expunge.storage.atomic_files import TEMPORARY, wrap_io_errors
 
-# Arrays of so many bytes are mapped.
+# The fewest bytes of an array that is mapped.
 MIN_MAPPED_BYTES = 1 << 29
 _BLOCK_BYTES = 1 << 24
 
