@@ -302,7 +302,8 @@ def cached_tune(
             model,
             context.train,
             split,
-            recipe.tune,
+            # A learning rate that was left out stays so: it may be lowered.
+            replace(recipe.tune, max_minutes=config.max_minutes),
             seed=context.seed,
             layers=tuple(outcome.plan.units) if outcome.plan else (),
             from_scratch=from_scratch,

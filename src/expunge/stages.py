@@ -68,7 +68,7 @@ from expunge.records import (
 from expunge.storage.weights import fit_weights, load_weights
 from expunge.training import loop
 from expunge.training.baselines import trainers
-from expunge.training.bootstrap import tune_bootstrapped
+from expunge.training.bootstrap import bootstrapped
 from expunge.training.loop import Checkpoint
 from expunge.training.optimisation import (
     DEFAULT_LR,
@@ -671,19 +671,22 @@ def tune(
             what=stream,
         )
     targets = build_targets(samples, split, config)
-    methods = {"semi": tune_semi_supervised, "bootstrap": tune_bootstrapped}
-    if config.targets in methods and split is not None:
-        return methods[config.targets](
+    aligned = None if split is None else split.take(align(split.ids, samples.ids))
+    if config.targets == "semi" and aligned is not None:
+        return tune_semi_supervised(
             model,
             samples,
             targets,
             config,
             seed=seed,
-            split=split.take(align(split.ids, samples.ids)),
+            split=aligned,
             checkpoint=checkpoint,
             progress=progress,
             what=stream,
         )
+    make_loss = None
+    if config.targets == "bootstrap" and aligned is not None:
+        make_loss = bootstrapped(aligned, len(samples.classes))
     return loop.tune(
         model,
         samples,
@@ -696,6 +699,7 @@ def tune(
             if config.targets == "complement"
             else loop.cross_entropy
         ),
+        make_loss=make_loss,
         may_lower_lr=may_lower_lr,
         on_note=on_note,
         checkpoint=checkpoint,

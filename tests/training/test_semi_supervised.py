@@ -146,10 +146,10 @@ def test_a_repair_divides_its_budget_among_the_rounds(tmp_path):
         from_arrays(x, y),
         recipe="semi",
         minutes=0.02,
-        overrides={"min_flagged_fraction": 0.0},
+        overrides={"min_flagged_fraction": 0.0, "tune": {"epochs": 100_000}},
         out=tmp_path / "run",
     )
-    assert result.seconds.get("tune", 0.0) < 20
+    assert 0 < result.seconds["tune"] < 20
 
 
 def test_a_share_of_an_unknown_time_is_refused():

@@ -46,11 +46,17 @@ class Attempt:
         with torch.inference_mode(False):  # it is changed in place
             self._state = torch.zeros(5, device=accelerator.device)
         self._state[0] = number
+        self._kept: dict[str, Tensor] = {}
 
     @property
     def extra(self) -> dict[str, Tensor]:
         """What is saved beside the network."""
-        return {_KEY: self._state}
+        return {_KEY: self._state, **self._kept}
+
+    def keep(self, name: str, state: Tensor) -> Tensor:
+        """Save this tensor, too, and return it on the device of the training."""
+        self._kept[name] = state.to(self._state.device)
+        return self._kept[name]
 
     @property
     def checkpoint(self) -> Checkpoint | None:

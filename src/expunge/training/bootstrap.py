@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge._core.arrays import Floats, Floats32, Ints
-from expunge._core.distributed import this_process
-from expunge._core.progress import Progress, silent
-from expunge.data import Samples
-from expunge.models.copying import copy_model
+from expunge.data import Batch
 from expunge.records import Partition
-from expunge.training.checkpoints import Checkpoint
-from expunge.training.loop import fit
-from expunge.training.optimisation import TuneConfig, with_learning_rate
-from expunge.training.reading import Reads
+from expunge.training.attempts import Attempt
+from expunge.training.loop import BatchLoss, MakeBatchLoss
 from expunge.training.steps import Step
 from expunge.training.targets import Targets
 
@@ -23,21 +18,12 @@ from expunge.training.targets import Targets
 _MIN_DOUBT = 0.01
 # Momentum of the running predictions, one update an epoch.
 _MOMENTUM = 0.7
+# The most running predictions that are kept: samples times classes.
+_MAX_PREDICTIONS = 1 << 27
 
 
-def tune_bootstrapped(
-    model: nn.Module,
-    samples: Samples,
-    targets: Targets,
-    config: TuneConfig,
-    *,
-    seed: int,
-    split: Partition,
-    checkpoint: Checkpoint | None = None,
-    progress: Progress = silent,
-    what: str = "tune",
-) -> nn.Module:
-    """Train a copy of a model on given labels as far as they are right, else on its predictions.
+def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
+    """Make the loss on given labels as far as they are right, else on the network's predictions.
 
     Sample i has the target ``(1 − p_i) y_i + p_i t_i`` with the probability p of a wrong label and
     the running mean t of the network's predictions, ``t ← 0.7 t + 0.3 f(x)`` at every visit. It
@@ -45,36 +31,23 @@ def tune_bootstrapped(
 
     Parameters
     ----------
-    model
-        The model. It is not changed.
-    samples
-        The samples.
-    targets
-        Positions and labels of those that are learned from.
-    config
-        Settings of the training.
-    seed
-        Decides order, views, dropout.
     split
         The partition of the samples, in their order.
-    checkpoint, progress, what
-        As in `fit`. The running predictions are part of the checkpoint.
+    n_classes
+        The number of classes.
 
     Returns
     -------
-    nn.Module
-        The trained copy, in evaluation mode.
-
-    Raises
-    ------
-    ModelError
-        If the loss is not finite.
+    MakeBatchLoss
+        For `expunge.training.loop.tune`. The running predictions are part of its checkpoint.
 
     Notes
     -----
     Cost: a plain epoch on all samples for each epoch; memory ``float32[m, c]`` for the m samples
-    whose label is doubtful. Deviations from the papers: the weight of a prediction is the sample's
-    own probability, and predictions are averaged over epochs.
+    whose label is doubtful, at most 512 MiB: of the least doubtful ones beyond that, those with
+    ``p_i ≤ 0.5`` keep their label and the others are left out. Deviations from the papers: the
+    weight of a prediction is the sample's own probability, and predictions are averaged over
+    epochs.
 
     References
     ----------
@@ -82,41 +55,40 @@ def tune_bootstrapped(
     arXiv:1412.6596. Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", 2016,
     arXiv:1610.02242.
     """
-    config = with_learning_rate(config, model, len(targets.positions))
-    student, device = copy_model(model), this_process().device
-    doubt = _doubt(split)[targets.positions]
-    doubtful = np.flatnonzero(doubt > _MIN_DOUBT)
-    place = np.full(len(doubt), -1)
-    place[doubtful] = np.arange(len(doubtful))
-    doubt[place < 0] = 0.0
-    first = _suggestions(split, targets.positions[doubtful], len(samples.classes))
-    predictions = torch.from_numpy(first).to(device)
-    resident = samples.to_device(device)
 
-    def update(step: Step) -> None:
-        x = step.inputs(resident, targets.positions, augment=config.augment)
-        logits = step.logits(0, x)
-        y, p = step.to_device(targets.labels[step.rows]), step.to_device(doubt[step.rows]).float()
-        log_probs = logits.log_softmax(dim=1)
-        given = log_probs.gather(1, y[:, None])[:, 0]
-        believed = (predictions[step.to_device(place[step.rows])] * log_probs).sum(dim=1)
-        step.minimise(-((1 - p) * given + p * believed).sum() / len(step.batch))
-        probs = step.gather(logits.detach().softmax(dim=1))
-        _remember(predictions, step.to_device(place[step.batch]), probs)
+    def make(targets: Targets, attempt: Attempt) -> BatchLoss:
+        doubt = _doubt(split)[targets.positions]
+        doubtful = _most_doubtful(doubt, _MAX_PREDICTIONS // n_classes)
+        place = np.full(len(doubt), -1)
+        place[doubtful] = np.arange(len(doubtful))
+        weights = np.where(place < 0, doubt <= 0.5, 1.0) * targets.weights
+        doubt[place < 0] = 0.0
+        first = _suggestions(split, targets.positions[doubtful], n_classes)
+        predictions = attempt.keep("predictions", torch.from_numpy(first))
 
-    fit(
-        [student],
-        len(targets.positions),
-        update,
-        config,
-        seed=seed,
-        what=what,
-        reads=Reads(resident, targets.positions),
-        extra={"predictions": predictions},
-        checkpoint=checkpoint,
-        progress=progress,
-    )
-    return student
+        def loss_of(step: Step, x: Batch) -> Tensor:
+            logits = step.logits(0, x)
+            y, at = step.to_device(targets.labels[step.rows]), step.to_device(place[step.rows])
+            p, w = (step.to_device(v[step.rows]).float() for v in (doubt, weights))
+            log_probs = logits.log_softmax(dim=1)
+            given = log_probs.gather(1, y[:, None])[:, 0]
+            believed = (predictions[at] * log_probs).sum(dim=1)
+            loss = -(w * ((1 - p) * given + p * believed)).sum()
+            probs = step.gather(logits.detach().softmax(dim=1))
+            _remember(predictions, step.to_device(place[step.batch]), probs)
+            return loss / max(float(weights[step.batch].sum()), 1.0)
+
+        return loss_of
+
+    return make
+
+
+def _most_doubtful(doubt: Floats, limit: int) -> Ints:
+    """Return the positions of at most so many samples whose label may be wrong."""
+    found = np.flatnonzero(doubt > _MIN_DOUBT)
+    if len(found) > limit:
+        found = np.sort(found[np.argsort(-doubt[found], kind="stable")[:limit]])
+    return found
 
 
 def _doubt(split: Partition) -> Floats:

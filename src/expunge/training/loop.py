@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -58,6 +59,7 @@ __all__ = [
     "MEMORISED_LR",
     "SCRATCH_LR",
     "Checkpoint",
+    "MakeBatchLoss",
     "Objective",
     "Step",
     "TuneConfig",
@@ -76,6 +78,10 @@ class Diverged(ModelError):
 
 # A model, inputs and labels ``int64[b]`` to a loss a sample, ``float32[b]``.
 Objective = Callable[[nn.Module, Batch, Tensor], Tensor]
+# The loss of a batch from its step and the inputs of this process: a sum over the samples of this
+# process, divided by the weights of all. It is made for the targets of a training and an attempt.
+BatchLoss = Callable[[Step, Batch], Tensor]
+MakeBatchLoss = Callable[[Targets, Attempt], BatchLoss]
 # The order of n rows in an epoch: from (seed, epoch, n) to a permutation ``int64[n]``.
 Order = Callable[[int, int, int], Ints]
 BuildOptimizer = Callable[[nn.Module, TuneConfig], torch.optim.Optimizer]
@@ -303,6 +309,7 @@ def tune(
     seed: int,
     layers: tuple[str, ...] = (),
     objective: Objective = cross_entropy,
+    make_loss: MakeBatchLoss | None = None,
     checkpoint: Checkpoint | None = None,
     may_lower_lr: bool = False,
     progress: Progress = silent,
@@ -331,6 +338,8 @@ def tune(
         published L-FT updates them.
     objective
         The loss of each sample l_i.
+    make_loss
+        Makes another loss of a batch, for methods that know more of a sample than its target.
     checkpoint, progress, what
         As in `fit`.
     may_lower_lr
@@ -376,7 +385,14 @@ def tune(
         attempt, is_last = Attempt(number, accelerator, checkpoint), number == MAX_ATTEMPTS - 1
         tuned = copy_model(model)
         _train_only(tuned, layers if config.scope == "head" else None)
-        update = _weighted_update(resident, targets, config, objective, attempt)
+        loss_of = (make_loss or partial(_weighted_loss, objective))(targets, attempt)
+
+        def update(step: Step, loss_of: BatchLoss = loss_of, record: Attempt = attempt) -> None:
+            x = step.inputs(resident, targets.positions, augment=config.augment)
+            loss = loss_of(step, x)
+            record.add(step.number, loss)
+            step.minimise(loss)
+
         try:
             fit(
                 [tuned],
@@ -408,28 +424,17 @@ def tune(
     return tuned
 
 
-def _weighted_update(
-    resident: Samples,
-    targets: Targets,
-    config: TuneConfig,
-    objective: Objective,
-    attempt: Attempt,
-) -> Callable[[Step], None]:
-    """Make the step that minimises the weighted loss of a batch."""
+def _weighted_loss(objective: Objective, targets: Targets, attempt: Attempt) -> BatchLoss:
+    """Make the weighted mean of the losses of a batch's samples."""
 
-    def update(step: Step) -> None:
-        rows = step.rows
-        x = step.inputs(resident, targets.positions, augment=config.augment)
-        y = step.to_device(targets.labels[rows])
-        w = step.to_device(targets.weights[rows]).float()
+    def loss_of(step: Step, x: Batch) -> Tensor:
+        y = step.to_device(targets.labels[step.rows])
+        w = step.to_device(targets.weights[step.rows]).float()
         with step.autocast():
             losses = objective(step.network, to_channels_last(x), y)
-        # The weights are those of the whole batch.
-        loss = (losses * w).sum() * float(1 / targets.weights[step.batch].sum())
-        attempt.add(step.number, loss)
-        step.minimise(loss)
+        return (losses * w).sum() * float(1 / targets.weights[step.batch].sum())
 
-    return update
+    return loss_of
 
 
 def _train_only(model: nn.Module, layers: tuple[str, ...] | None) -> None:
