@@ -162,7 +162,7 @@ def test_the_cleanlab_peer_retrains_on_what_cleanlab_does_not_flag(oracle_case, 
 
 def test_the_long_baseline_retrains_three_times_as_long_without_pruning():
     short, long = resolve("retrain-filtered"), resolve("retrain-filtered-3x")
-    assert long.tune.epochs == 3 * short.tune.epochs == 3 * resolve("default").tune.epochs
+    assert long.tune.n_epochs == 3 * short.tune.n_epochs == 3 * resolve("default").tune.n_epochs
     assert replace(long, tune=short.tune) == short
     assert (long.start, long.tune.targets) == ("scratch", "filter")
     assert long.prune.fraction == 0

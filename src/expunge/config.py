@@ -428,7 +428,7 @@ class TuneKeywords(TypedDict, total=False):
     scope: Literal["all", "head"]
     targets: TargetKind
     min_relabel_confidence: float
-    epochs: int
+    epochs: int | None
     batch_size: int | None
     optimizer: Literal["auto", "sgd", "adamw"]
     lr: float | None

@@ -200,7 +200,7 @@ def forget(
     }
     context = validate_inputs(model, train, validation, None, replace(given, overrides=settings))
     named = _mask_of_ids(context.train, ids)
-    if context.recipe.tune.epochs:
+    if context.recipe.tune.n_epochs:
         _check_classes_remain(context.train, named)
     deleted = digest(context.train.ids[named].tolist())
     context = replace(
@@ -260,14 +260,11 @@ def repair_until(
         scores, chain = cached_score(context, context.chain(run), context.recipe.score)
         if until == "score":
             return StageResults(scores)
-        context = with_answers(context, run)
-        split, chain = cached_partition(context, chain, context.recipe.partition, scores)
-        context, split, chain = cached_review(context, chain, split)
+        context, start = _detect(context, scores, chain)
         if until == "partition":
-            return StageResults(scores, split)
-        start = Detected(scores, split, chain)
+            return StageResults(scores, start.partition)
         outcome = _run_recipe(context, context.recipe, start, until=until)
-        return StageResults(scores, split, outcome.ranking, outcome.plan)
+        return StageResults(scores, start.partition, outcome.ranking, outcome.plan)
 
 
 class Trained(NamedTuple):
@@ -352,14 +349,11 @@ def _open(context: RepairContext) -> Any:
 
 def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) -> RepairResult:
     """Everything that follows the scores."""
-    recipe, run = context.recipe, chain.run
-    context = with_answers(context, run)
-    split, chain = cached_partition(context, chain, recipe.partition, scores)
-    context, split, chain = cached_review(context, chain, split)
-    start = Detected(scores, split, chain)
-    reason = ""
+    run = chain.run
+    context, start = _detect(context, scores, chain)
+    recipe, reason = context.recipe, ""
     if context.may_skip_or_revert:
-        reason = decisions.reason_to_skip(split, recipe, context.train.classes)
+        reason = decisions.reason_to_skip(start.partition, recipe, context.train.classes)
     repaired = None if reason else _run_recipe(context, recipe, start)
     baselines, failed = _run_baselines(context, start, repaired)
     started = time.perf_counter()
@@ -387,6 +381,16 @@ def _repair_from_scores(context: RepairContext, scores: Scores, chain: Chain) ->
     return result
 
 
+def _detect(context: RepairContext, scores: Scores, chain: Chain) -> tuple[RepairContext, Detected]:
+    """Partition the samples, with the answers of a review; fill in what depends on the result."""
+    context = with_answers(context, chain.run)
+    split, chain = cached_partition(context, chain, context.recipe.partition, scores)
+    context, split, chain = cached_review(context, chain, split)
+    tune = stages.with_default_epochs(context.recipe.tune, context.model, split)
+    context = replace(context, recipe=replace(context.recipe, tune=tune))
+    return context, Detected(scores, split, chain)
+
+
 def _run_recipe(
     context: RepairContext, recipe: Recipe, detected: Detected, *, until: str = "tune"
 ) -> RepairOutcome:
@@ -398,7 +402,7 @@ def _run_recipe(
     if recipe.edit.method and until == "tune":
         edited, chain = cached_edit(context, recipe.edit, outcome)
         outcome = replace(outcome, model=edited.model, head=edited.head, chain=chain)
-    if recipe.tune.epochs and until == "tune":
+    if recipe.tune.n_epochs and until == "tune":
         later = _later_cost(recipe, 0) if recipe.start == "model" else 0.0
         outcome = cached_tune(context, recipe, outcome, later=later)
         n_rounds = len(recipe.rounds.epochs) if recipe.start == "model" else 0
@@ -436,7 +440,7 @@ def _prune(
         smaller = surgery.apply_plan(
             model, plan, stages.example_batch(context.train), mode=prune.mode
         )
-        if recipe.tune.epochs:
+        if recipe.tune.n_epochs:
             _check_pruned(smaller, context.train)
     except (ModelError, PruneError) as error:
         if until != "tune" or not recipe.prune.is_auto:

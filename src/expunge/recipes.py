@@ -25,7 +25,7 @@ from expunge.config import (
 from expunge.editing.editors import editors
 from expunge.errors import ConfigError, check_range
 from expunge.training.baselines import trainers
-from expunge.training.optimisation import TuneConfig
+from expunge.training.optimisation import LONG_EPOCHS, TuneConfig
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Recipe:
     rank: RankConfig = field(default_factory=RankConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     edit: EditConfig = field(default_factory=EditConfig)
-    tune: TuneConfig = field(default_factory=lambda: TuneConfig(targets="relabel"))
+    tune: TuneConfig = field(default_factory=lambda: TuneConfig(targets="bootstrap"))
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     start: Literal["model", "scratch"] = "model"
     trainer: str = ""
@@ -115,7 +115,10 @@ def resolve(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
 
 @recipes.register("default")
 def default(recipe: Recipe) -> Recipe:
-    """Score by all layers, prune memorised models, tune on kept and relabelled samples."""
+    """Score by all layers, prune memorised models, tune on labels as far as they are right.
+
+    Flagged samples are learned from by the network's own predictions.
+    """
     return recipe
 
 
@@ -166,13 +169,14 @@ def instant_half(recipe: Recipe) -> Recipe:
 
 @recipes.register("compact")
 def compact(recipe: Recipe) -> Recipe:
-    """Do as `instant-half`, then tune what is left for twice as many epochs as `default`.
+    """Do as `instant-half`, then tune what is left for twelve epochs.
 
     The smallest network, of at most half of the multiply-adds and often a tenth of the weights; it
     is as accurate as that of `default` where the layers that are cut were not needed.
     """
     cut = instant_half(recipe).edit
-    return _with_epochs(replace(_without_pruning(recipe), edit=cut), 2.0)
+    tune = replace(recipe.tune, epochs=LONG_EPOCHS)
+    return replace(_without_pruning(recipe), edit=cut, tune=tune)
 
 
 @recipes.register("head-refit", role="ablation")
@@ -309,7 +313,9 @@ def _edited(recipe: Recipe, method: str, **options: Any) -> Recipe:
 
 
 def _with_epochs(recipe: Recipe, factor: float) -> Recipe:
-    return replace(recipe, tune=replace(recipe.tune, epochs=math.ceil(factor * recipe.tune.epochs)))
+    return replace(
+        recipe, tune=replace(recipe.tune, epochs=math.ceil(factor * recipe.tune.n_epochs))
+    )
 
 
 def _without_pruning(recipe: Recipe) -> Recipe:

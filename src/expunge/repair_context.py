@@ -138,7 +138,7 @@ def validate_inputs(
     check_model(model)
     check_fit(model, samples)
     require_two_labels(samples.labels, where=samples.name)
-    if recipe.tune.epochs:
+    if recipe.tune.n_epochs:
         check_training(model, samples)
     others = {
         name: None
@@ -336,7 +336,7 @@ def _within_budget(
     budget = context.options.budget_minutes
     if budget is None:
         return config
-    own = tuning_cost(config.targets, config.epochs, config)
+    own = tuning_cost(config.targets, config.n_epochs, config)
     left = max(budget - chain.seconds / 60, _MIN_MINUTES) * own / (own + later)
     return replace(config, max_minutes=min(left, config.max_minutes or math.inf))
 

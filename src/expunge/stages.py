@@ -71,12 +71,15 @@ from expunge.training.baselines import trainers
 from expunge.training.bootstrap import bootstrapped
 from expunge.training.loop import Checkpoint
 from expunge.training.optimisation import (
+    DEFAULT_EPOCHS,
     DEFAULT_LR,
+    LONG_EPOCHS,
     MEMORISED_LR,
     SCRATCH_LR,
     TuneConfig,
     with_fitting_batch_size,
     with_learning_rate,
+    with_optimizer,
 )
 from expunge.training.semi_supervised import tune_semi_supervised
 from expunge.training.targets import build_targets
@@ -706,6 +709,14 @@ def tune(
         progress=progress,
         what=stream,
     )
+
+
+def with_default_epochs(config: TuneConfig, model: nn.Module, split: Partition) -> TuneConfig:
+    """Fill in the epochs of a repair's tuning, where the config leaves them open."""
+    if config.epochs is not None:
+        return config
+    is_short = split.memorised_wrong_labels or with_optimizer(config, model).optimizer == "adamw"
+    return replace(config, epochs=DEFAULT_EPOCHS if is_short else LONG_EPOCHS)
 
 
 def with_default_lr(

@@ -104,7 +104,7 @@ def _measure_recipes(
 ) -> Iterable[Row]:
     """Run the recipes in one run folder, then the missing oracles and peers; a row for each."""
     setting, epoch_seconds = case.setting, plain_epoch_seconds(case)
-    train_seconds = case.dataset.training[setting.state].epochs * epoch_seconds
+    train_seconds = case.dataset.training[setting.state].n_epochs * epoch_seconds
     _, pass_seconds = timed(lambda: collect(case.model, case.data.train))
     result = pipeline.repair(
         case.model,

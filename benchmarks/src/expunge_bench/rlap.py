@@ -61,13 +61,13 @@ class Protocol:
     @property
     def published_tuning(self) -> TuneConfig:
         """The published fine-tuning: Adam, half as many epochs as the training."""
-        epochs = max(1, self.training.epochs // 2)
+        epochs = max(1, self.training.n_epochs // 2)
         return TuneConfig(epochs=epochs, lr=1e-3, **_ADAM, **_CONSTANT)
 
     @property
     def our_epochs(self) -> int:
         """Epochs of our fine-tuning: two fifths of the training's."""
-        return max(1, 2 * self.training.epochs // 5)
+        return max(1, 2 * self.training.n_epochs // 5)
 
 
 def image_protocol(cifar: Cifar, *, epochs: int = 60, width: int = 64) -> Protocol:

@@ -36,7 +36,7 @@ def ssl_refine(recipe: Recipe) -> Recipe:
     >>> ssl_refine(Recipe()).trainer
     'ssl-refine'
     """
-    epochs = math.ceil(10.5 * recipe.tune.epochs)
+    epochs = math.ceil(10.5 * recipe.tune.n_epochs)
     return replace(
         recipe,
         trainer="ssl-refine",

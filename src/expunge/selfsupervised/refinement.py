@@ -303,7 +303,7 @@ def ssl_refine(
     """
     default = RefineConfig()
     simclr = compatible_config(SIMCLR_SETTINGS["two-cores"], model, samples)
-    factor = config.epochs / default.total_epochs
+    factor = config.n_epochs / default.total_epochs
     epochs, first, final = (
         max(1, round(factor * n))
         for n in (default.epochs, default.first_round_epochs, default.final_epochs)

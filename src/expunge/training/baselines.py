@@ -364,7 +364,7 @@ def divide_mix(
     config = with_learning_rate(config, model, len(samples))
     networks, batches = _two_networks(model, seed), SampleBatches.of(samples, config, what)
     start = max(DIVIDE_MIX_WARM_UP, warmup_fraction(config))
-    n_warm_up = max(1, round(start * config.epochs))
+    n_warm_up = max(1, round(start * config.n_epochs))
     clean = [torch.ones(len(samples)) for _ in networks]
 
     def divide(epoch: int) -> None:

@@ -178,7 +178,7 @@ def fit(
     size, min_size = choose_batch_size(config, n), 2 * accelerator.num_processes
     boundaries = batch_boundaries(n, size, size if is_last_batch_whole else min_size)
     n_steps = len(boundaries) + 1
-    total = n_steps * config.epochs
+    total = n_steps * config.n_epochs
     with _prepare(models, config, build, accelerator) as (networks, optimizers):
         _check_batch_size(models, size, min_size, what)
         pairs = list(zip(models, optimizers, strict=True))
@@ -191,7 +191,7 @@ def fit(
             what,
             config.max_gradient_norm,
         )
-        for epoch in range(restore(checkpoint, pairs, extra, accelerator), config.epochs):
+        for epoch in range(restore(checkpoint, pairs, extra, accelerator), config.n_epochs):
             if start_epoch is not None:
                 start_epoch(epoch)
             rows = (order or (reads.order if reads else random_order))(seed, epoch, n)

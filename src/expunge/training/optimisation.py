@@ -18,6 +18,9 @@ from expunge.models.architecture import is_transformer
 # The peak learning rate where none is given, for batches of 128: by default, in a repair of a model
 # that has memorised wrong labels, and from scratch.
 DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
+# Epochs where none are given: by default, and of SGD in a repair of a model that has not memorised
+# its wrong labels, which gains little from a short tuning.
+DEFAULT_EPOCHS, LONG_EPOCHS = 6, 12
 # AdamW's learning rate where none is given: a step in one direction changes the output of a typical
 # layer by this fraction. Adapters and heads on a frozen network take more.
 ADAMW_STEP, FEW_WEIGHTS_FACTOR, MAX_FEW_WEIGHTS = 0.03, 10.0, 0.05
@@ -52,7 +55,8 @@ class TuneConfig:
     min_relabel_confidence
         ``"relabel"`` uses suggested labels of at least this probability, in [0, 1].
     epochs
-        Number of epochs, 0 or more.
+        Number of epochs, 0 or more. None: 6; 12 with SGD in a repair of a model that has not
+        memorised wrong labels.
     batch_size
         Samples in a batch over all processes. None: the power of two between 16 and 128 that gives
         an epoch at least 75 steps.
@@ -106,7 +110,7 @@ class TuneConfig:
     scope: Literal["all", "head"] = "all"
     targets: TargetKind = "filter"
     min_relabel_confidence: float = 0.9
-    epochs: int = 6
+    epochs: int | None = None
     batch_size: int | None = None
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = None
@@ -137,6 +141,11 @@ class TuneConfig:
                 "tune.max_minutes": (self.max_minutes, "(0, inf)"),
             },
         )
+
+    @property
+    def n_epochs(self) -> int:
+        """The number of epochs; 6 where it was left out."""
+        return DEFAULT_EPOCHS if self.epochs is None else self.epochs
 
 
 def with_learning_rate(

@@ -220,7 +220,7 @@ def _average(
 ) -> None:
     """Move the averaged network towards the trained one."""
     size = config.batch_size or n
-    steps = max(_MIN_AVERAGED_STEPS, _AVERAGED_FRACTION * config.epochs * n / size)
+    steps = max(_MIN_AVERAGED_STEPS, _AVERAGED_FRACTION * config.n_epochs * n / size)
     keep = min(1 - 1 / steps, (1 + step.number) / (10 + step.number))
     own, new = teacher.state_dict(), student.state_dict()
     floats = [name for name, value in own.items() if value.is_floating_point()]

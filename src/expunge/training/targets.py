@@ -76,7 +76,11 @@ def build_targets(samples: Samples, partition: Partition | None, config: TuneCon
 def classes_without_samples(partition: Partition, config: TuneConfig) -> Ints:
     """Return the classes among the given labels of which no training target would be left."""
     labels, weights = _labels_and_weights(partition, config)
-    return np.setdiff1d(partition.labels, labels[weights > 0])
+    taught = weights > 0
+    if config.targets == "bootstrap":  # flagged samples hardly teach their label
+        reviewed = False if partition.reviewed is None else partition.reviewed
+        taught &= ~partition.flagged | reviewed
+    return np.setdiff1d(partition.labels, labels[taught])
 
 
 def _labels_and_weights(partition: Partition, config: TuneConfig) -> tuple[Ints, Floats]:

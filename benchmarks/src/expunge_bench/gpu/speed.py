@@ -46,7 +46,7 @@ def probe(run: GpuRun) -> Iterator[Row]:
         yield {
             "name": "CUDA graphs" if graphs else "eager",
             "loss": loss,
-            "ms_per_step": 1e3 * seconds / (config.epochs * -(-n // 64)),
+            "ms_per_step": 1e3 * seconds / (config.n_epochs * -(-n // 64)),
             "is_used": same and graphs and torch.cuda.is_available(),
         }
 

@@ -127,7 +127,7 @@ class _PrunedModel:
         samples = replace(data.train, prepare=Preparation())
         with temp_seed(seed, "network"):
             untrained = FromPixels(task.network(), prepare.mean, prepare.std)
-        overfit = replace(task.training, epochs=4 * task.training.epochs, augment=False)
+        overfit = replace(task.training, epochs=4 * task.training.n_epochs, augment=False)
         model = pipeline.train(untrained, samples, overfit, seed=seed, progress=progress).model
         scores = stages.score(model, samples, seed=seed, views=recipe.score.views)
         partition = stages.partition(scores, seed=seed)
