@@ -71,6 +71,7 @@ from expunge.training.baselines import trainers
 from expunge.training.bootstrap import bootstrapped
 from expunge.training.loop import Checkpoint
 from expunge.training.optimisation import (
+    ADAMW_EPOCHS,
     DEFAULT_EPOCHS,
     DEFAULT_LR,
     LONG_EPOCHS,
@@ -715,8 +716,9 @@ def with_default_epochs(config: TuneConfig, model: nn.Module, split: Partition) 
     """Fill in the epochs of a repair's tuning, where the config leaves them open."""
     if config.epochs is not None:
         return config
-    is_short = split.memorised_wrong_labels or with_optimizer(config, model).optimizer == "adamw"
-    return replace(config, epochs=DEFAULT_EPOCHS if is_short else LONG_EPOCHS)
+    if with_optimizer(config, model).optimizer == "adamw":
+        return replace(config, epochs=ADAMW_EPOCHS)
+    return replace(config, epochs=DEFAULT_EPOCHS if split.memorised_wrong_labels else LONG_EPOCHS)
 
 
 def with_default_lr(
