@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from expunge.data import Samples
+from expunge.records import Partition
 
 
 class InterruptedError(Exception):
@@ -57,3 +61,23 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
     other: dict[str, Any] = b.state_dict()
     for name, x in a.state_dict().items():
         assert torch.equal(x, other[name]), name
+
+
+def split_of(
+    samples: Samples, doubt: np.ndarray, suggested: np.ndarray | None = None, sure: float = 0.5
+) -> Partition:
+    """A partition by probabilities of a wrong label."""
+    zeros = np.zeros(len(doubt))
+    suggested = samples.labels if suggested is None else suggested
+    rate = float(doubt.mean())
+    return Partition(
+        samples.ids,
+        samples.labels,
+        doubt,
+        doubt,
+        zeros,
+        suggested,
+        zeros + sure,
+        0.5,
+        (rate, rate, rate),
+    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from expunge import stages
 from expunge.errors import ConfigError
 from expunge.records import Partition
+from expunge.training.optimisation import TuneConfig
 from oracles_digits import clean, memorised
+from oracles_training import split_of
 
 
 def with_bad_inputs(count: int, n: int = 400) -> Partition:
@@ -48,3 +52,16 @@ def test_held_out_inputs_are_scored_from_one_bad_training_input_in_a_hundred(
 def test_a_record_of_another_stage_is_refused(call):
     with pytest.raises(ConfigError, match=r"must be a \w+, not \w+\n.*settings as keywords"):
         call(memorised(), clean(60), with_bad_inputs(0, 60))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "memorised_labels", "epochs"),
+    [("auto", False, 12), ("auto", True, 6), ("adamw", False, 4), ("adamw", True, 4)],
+)
+def test_epochs_that_are_left_open_fit_the_model(optimizer, memorised_labels, epochs):
+    data = clean(40)
+    split = replace(split_of(data, np.full(40, 0.6)), memorised=memorised_labels)
+    config = TuneConfig(optimizer=optimizer)
+    assert stages.with_default_epochs(config, memorised(), split).epochs == epochs
+    given = replace(config, epochs=1)
+    assert stages.with_default_epochs(given, memorised(), split) is given

@@ -17,7 +17,7 @@ from expunge.errors import ModelError
 from expunge.training.attempts import COLLAPSED_LOSS, Attempt
 from expunge.training.loop import TuneConfig
 from expunge.training.targets import Targets
-from oracles_training import InterruptedError, MemoryCheckpoint, assert_same_weights
+from oracles_training import InterruptedError, MemoryCheckpoint, assert_same_weights, split_of
 
 SETTINGS = {"targets": "all", "epochs": 3, "batch_size": 16, "precision": "float32"}
 
@@ -34,10 +34,13 @@ def network() -> nn.Module:
         return nn.Sequential(nn.Linear(6, 32), nn.Linear(32, 32), nn.Linear(32, 2))
 
 
-def test_a_rate_that_was_left_out_is_lowered_until_the_loss_stays_finite():
+@pytest.mark.parametrize("targets", ["all", "bootstrap"])
+def test_a_rate_that_was_left_out_is_lowered_until_the_loss_stays_finite(targets):
     notes: list[str] = []
     data = far_apart()
-    tuned = stages.tune(network(), data, on_note=notes.append, **SETTINGS)
+    split = split_of(data, np.linspace(0, 1, len(data))) if targets == "bootstrap" else None
+    settings = {**SETTINGS, "targets": targets, "on_note": notes.append}
+    tuned = stages.tune(network(), data, split, **settings)
     assert all(torch.isfinite(p).all() for p in tuned.parameters())
     rate = 0.1 * math.sqrt(16 / 128)
     assert len(notes) == 1

@@ -5,32 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
-import expunge
 from expunge import stages
+from expunge.training import bootstrap
 from expunge.training.optimisation import TuneConfig
 from oracles_digits import clean, memorised, network, noisy
-from oracles_training import assert_resumes
+from oracles_training import assert_resumes, split_of
 
 CONFIG = TuneConfig(targets="bootstrap", epochs=3, batch_size=16, lr=0.05)
-
-
-def split_of(samples, doubt, suggested=None, sure=0.5):
-    zeros = np.zeros(len(doubt))
-    suggested = samples.labels if suggested is None else suggested
-    rate = float(doubt.mean())
-    return expunge.Partition(
-        samples.ids,
-        samples.labels,
-        doubt,
-        doubt,
-        zeros,
-        suggested,
-        zeros + sure,
-        0.5,
-        (rate, rate, rate),
-    )
 
 
 def equal(first, second):
@@ -53,7 +37,9 @@ def accuracy(model):
     return stages.evaluate(model, clean()).accuracy.value
 
 
-def test_labels_that_are_surely_wrong_are_not_read():
+@pytest.mark.parametrize("limit", [bootstrap._MAX_PREDICTIONS, 300, 0])
+def test_labels_that_are_surely_wrong_are_not_read(limit, monkeypatch):
+    monkeypatch.setattr(bootstrap, "_MAX_PREDICTIONS", limit)
     samples = noisy(200, rate=0.0)
     doubt = (np.arange(200) >= 64).astype(float)
     other = replace(samples, labels=np.where(doubt == 1, 9 - samples.labels, samples.labels))
