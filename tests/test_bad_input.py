@@ -123,7 +123,7 @@ DATA: dict[str, Case] = {
     "labels that are pairs": (
         lambda f: arrays(f, y=np.eye(10)[Y]),
         DataError,
-        "labels must be one number a sample",
+        "labels must be one value a sample",
     ),
     "complex inputs": (lambda f: arrays(f, x=X + 1j), DataError, "x has dtype complex"),
     "inputs of text": (lambda f: arrays(f, x=X.astype(str)), DataError, "x has dtype"),

@@ -232,6 +232,7 @@ def test_the_fix_for_another_number_of_outputs_is_the_one_that_works() -> None:
     assert "the labels from 8 on are no class of the model" in fix_class_count(
         y - 1, TWELVE[:10], 8
     )
+    assert "classes=['1', '3']" in fix_class_count(np.array([1, 3]), TWELVE[:4], 2)
     few = np.array([0, 1, 3])
     named = ("cat", "cow", "dog", "emu")
     assert "no sample has the class dog: take it out" in fix_class_count(few, named, 3)
@@ -258,7 +259,13 @@ X3 = np.ones((3, 2), dtype=np.float32)
 
 @pytest.mark.parametrize(
     "classes",
-    [np.array(["cat", "dog"]), pd.Index(["cat", "dog"]), {0: "cat", 1: "dog"}, ("cat", "dog")],
+    [
+        np.array(["cat", "dog"]),
+        pd.Index(["cat", "dog"]),
+        {0: "cat", 1: "dog"},
+        {"dog": 1, "cat": 0},
+        ("cat", "dog"),
+    ],
 )
 def test_class_names_of_every_kind_are_the_same(classes: Any) -> None:
     assert from_arrays(X3, [0, 1, 0], classes=classes).classes == ("cat", "dog")
@@ -266,7 +273,9 @@ def test_class_names_of_every_kind_are_the_same(classes: Any) -> None:
     assert from_dataset(items, classes=classes).classes == ("cat", "dog")
 
 
-@pytest.mark.parametrize("classes", ["ab", 2, {1: "cat", 2: "dog"}, {"cat": 0, "dog": 1}])
+@pytest.mark.parametrize(
+    "classes", ["ab", 2, {1: "cat", 2: "dog"}, {"cat": 0, "dog": [1]}, {"cat", "dog"}]
+)
 def test_what_is_no_list_of_class_names_is_refused(classes: Any) -> None:
     with pytest.raises(DataError, match=r"classes are .*, expected a list of names\n.*\['cat'"):
         from_arrays(X3, [0, 1, 0], classes=classes)

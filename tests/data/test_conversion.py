@@ -22,6 +22,7 @@ from expunge.errors import DataError
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 Y = np.array([0, 1, 2, 0, 1, 2])
 EXPECTED = from_arrays(X, Y)
+NESTED = torch.nested.nested_tensor([torch.ones(2)] * 6, layout=torch.jagged)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,10 @@ def test_inputs_of_every_kind_are_the_same(x: Any) -> None:
         pd.DataFrame({"label": Y}),
         pd.Index(Y),
         pa.array(Y),
+        pa.array([str(k) for k in Y]),
+        pa.array([str(k) for k in Y]).dictionary_encode(),
+        pa.chunked_array([[str(k) for k in Y]]),
+        [str(k).encode() for k in Y],
         Y.astype(np.float32),
         Y.astype(np.uint8),
         [[int(k)] for k in Y],
@@ -114,6 +119,12 @@ def test_ids_of_other_types_are_given_as_texts(kind: type) -> None:
     assert len(from_arrays(X, Y, ids=[str(v) for v in ids])) == 6
 
 
+def test_ids_are_one_value_a_sample() -> None:
+    assert from_arrays(X, Y, ids=np.arange(6)[:, None]).ids.tolist() == list(range(6))
+    with pytest.raises(DataError, match=r"ids must be one value .*\n.*join the parts"):
+        from_arrays(X, Y, ids=[(i, 0) for i in range(6)])
+
+
 def test_pictures_in_a_list_are_images() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     samples = from_arrays([Image.fromarray(p) for p in pixels], [0, 1, 0, 1])
@@ -132,6 +143,10 @@ def test_pictures_in_a_list_are_images() -> None:
         (X, Y[None], r"fix: y\[0\]"),
         (X, [[0, 1], [0]] * 3, "labels must be one value a sample"),
         (X, 5, "got a tuple of ndarray, int"),
+        (X, ["a", "b", " "] * 2, r"labels? is missing .*: ids 2, 5"),
+        (X, np.array(["a", "b", ""] * 2), r"label is missing .*: ids 2, 5"),
+        (X, [-1, 1] * 3, r"name the classes: classes=\['-1', '1'\]"),
+        (NESTED, Y, r"to_padded_tensor\(0\)"),
         (pd.DataFrame({"a": [1.0] * 6, "town": list("uvwxyz")}), Y, "hold no numbers: town"),
         (pd.DataFrame({"day": pd.date_range("2020", periods=6)}), Y, "hold no numbers: day"),
         (pd.DataFrame({"t": pd.to_timedelta(range(6), "h")}), Y, "hold no numbers: t"),
@@ -162,6 +177,8 @@ def test_what_cannot_be_converted_is_named(x: Any, y: Any, message: str) -> None
         (X, r"give the labels too: \(x, y\)"),
         (iter([(X[0], 0)]), r"list\(…\) makes items of an iterable"),
         ((X, Y, Y), r"give a pair of inputs and labels, \(x, y\)"),
+        (((X[0], 0),) * 8, r"list\(…\) makes a list of the items"),
+        ({i: (X[i], 0) for i in range(6)}, r"list\(data.values\(\)\)"),
         (None, "expunge.from_arrays"),
     ],
 )

@@ -135,6 +135,8 @@ class Odd(Dataset[Any]):
     ("item", "message"),
     [
         ((X[0], 1, 0.5), "third element is a float: expected an index"),
+        ((X[0], 1, {"path": "a.png"}), "third element is a dict.*\n.*input=0 and label=1"),
+        ((1, X[0]), r"a int before .*: expected \(x, y\)\n.*input=1 and label=0"),
         ((torch.rand(4, 3, 8, 8), torch.arange(4)), "if these items are batches, give the data"),
         ((X[0], np.eye(3)[0]), r"y.argmax\(\) of a one-hot vector"),
         ((X[0].transpose(1, 2, 0), 1), r"looks like \[H, W, C\].*\n.*transpose\(2, 0, 1\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import expunge
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, DataError, ModelError
 from expunge.integrations.scoring import TrainingScorer
 from expunge.models import mlp
 from expunge.tracking import check_trackers, log_result
@@ -52,8 +53,12 @@ def test_probabilities_of_the_epochs_are_averaged_and_used():
 
 
 def test_a_loop_without_data_is_an_error_that_says_what_to_give():
-    with pytest.raises(DataError, match=r"ScoreCallback\(data\)"):
-        TrainingScorer().end_training(mlp(inputs=4, classes=3))
+    for act in (
+        TrainingScorer().start_training,
+        partial(TrainingScorer().end_training, nn.Linear(4, 3)),
+    ):
+        with pytest.raises(DataError, match=r"ScoreCallback\(data\)"):
+            act()
 
 
 def test_transformers_trainer_scores_at_its_end(tmp_path):
@@ -130,7 +135,10 @@ def test_a_net_of_skorch_goes_in_and_comes_out_repaired():
         max_epochs=5,
         verbose=0,
         train_split=None,
-    ).fit(X, Y)
+    )
+    with pytest.raises(ModelError, match="expected a fitted skorch net, got NeuralNetClassifier"):
+        repair_net(net, X, Y)
+    net.fit(X, Y)
     before = net.predict(X)
     repaired, result = repair_net(net, X, Y, overrides={"tune": {"epochs": 3}})
     assert isinstance(result, expunge.RepairResult)

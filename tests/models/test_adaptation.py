@@ -192,7 +192,7 @@ def test_logits_behind_features_are_found_and_exported(tmp_path):
     expected = model(torch.tensor(x))[1].detach()
     adapted, notes = adapt_model(model, samples)
     assert_close(logits_of(adapted, samples.batch(np.arange(20))).detach(), expected)
-    assert notes == ("the logits are part 1 of the model's output",)
+    assert notes == ("the logits are part '1' of the model's output",)
     assert adapt_model(adapted, samples).model is adapted
     exported = expunge.export_model(adapted, samples, tmp_path, constructor=WithFeatures)
     assert_close(exported(x), expected)

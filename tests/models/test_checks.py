@@ -10,6 +10,8 @@ from torch import nn
 import expunge
 from expunge import stages
 from expunge.errors import ExpungeError, ModelError
+from expunge.models.adaptation import adapt_model
+from expunge.models.inspection import logits_of
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 6)).astype(np.float32)
@@ -17,13 +19,45 @@ Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
 QUICK = {"tune": {"epochs": 1}, "min_flagged_fraction": 0.0}
 
 
-class Named(nn.Module):
+class Named(nn.Linear):
     def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 3)
+        super().__init__(6, 3)
 
+    def forward(self, *, vectors):
+        return super().forward(vectors)
+
+
+class Labelled(Named):
+    def forward(self, vectors, labels):
+        return super().forward(vectors=vectors)
+
+
+class OfBatch(Named):
     def forward(self, batch):
-        return self.layer(batch["x"])
+        return super().forward(vectors=batch["x"])
+
+
+class Shifting(Named):
+    """It changes its input in place."""
+
+    def forward(self, x):
+        return super().forward(vectors=x.sub_(0.5))
+
+
+class Noisy(Named):
+    def forward(self, x):
+        return super().forward(vectors=x) + torch.randn(3)
+
+
+class Centred(Named):
+    def forward(self, x):
+        return super().forward(vectors=x - x.mean(dim=0))
+
+
+class Masked(Named):
+    def forward(self, x):
+        z = super().forward(vectors=x)
+        return z.masked_fill(z < z.amax(dim=1, keepdim=True) - 1, -torch.inf)
 
 
 class Centres(nn.Module):
@@ -68,7 +102,10 @@ def convolution() -> nn.Module:
     ("model", "x", "fix"),
     [
         (nn.Linear(6, 3), (9 * X).astype(np.int64), r"x\.astype\('float32'\)"),
-        (Named(), {"x": X}, "the arrays x are passed as keyword arguments"),
+        (Named(), {"x": X}, r"the arrays x are passed as keyword arguments: .* \(vectors\)"),
+        (Named(), X, r"by name, \({'vectors': …}, y\)"),
+        (Labelled(), X, r"by name, \({'vectors': …, 'labels': …}, y\), and what is no data"),
+        (Masked(), X, "mask classes by a large negative number"),
         (convolution(), RNG.random((40, 8, 8), dtype=np.float32), r"x\[:, None\] adds the channel"),
         (
             convolution(),
@@ -87,6 +124,29 @@ def convolution() -> nn.Module:
 def test_a_model_that_does_not_take_the_data_gets_a_way_out(model, x, fix: str) -> None:
     with pytest.raises(ModelError, match=f"fix: .*{fix}"):
         expunge.repair(model, (x, Y))
+
+
+def test_a_forward_may_take_a_dictionary_or_change_its_input() -> None:
+    x = torch.from_numpy(X)
+    for model, batch in ((OfBatch(), {"x": x + 0.5}), (Shifting(), x + 0.5)):
+        torch.testing.assert_close(logits_of(model, batch), model(batch))
+    shifting, batch = Shifting(), x.clone()
+    torch.testing.assert_close(logits_of(shifting, batch), logits_of(shifting, batch))
+    assert torch.equal(batch, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "notes"),
+    [
+        (Noisy, ("the model's output is random in evaluation mode",)),
+        (Centred, ("the model's output for a sample depends on the other samples of its batch",)),
+        (Shifting, ()),
+    ],
+)
+def test_an_output_that_depends_on_more_than_the_sample_is_noted(make, notes) -> None:
+    found = adapt_model(make(), expunge.from_arrays(X, Y)).notes
+    assert len(found) == len(notes)
+    assert all(a.startswith(b) for a, b in zip(found, notes, strict=True))
 
 
 @pytest.mark.usefixtures("few_trees")

@@ -45,6 +45,8 @@ class Scored:
         {"scores": Z},
         SimpleNamespace(logits=Z, hidden_states=(Z + 1,)),
         Scored(Z, Z[:, :1, None, None].expand(-1, 2, 2, 2)),
+        ((Z, Z[0]), Z),
+        {"heads": {"main": Z}},
     ],
 )
 def test_the_logits_are_found_beside_losses_and_auxiliary_outputs(output):
@@ -55,6 +57,7 @@ def test_the_logits_are_found_beside_losses_and_auxiliary_outputs(output):
     ("output", "got"),
     [
         ({"a": Z, "b": Z}, "dict with a, b"),
+        (Z.numpy(), "ndarray"),
         ((Z[None], "text"), "tuple of Tensor, str"),
         (Z[None], r"shape \(1, 7, 3\)"),
         (torch.tensor(1.0), r"shape \(\)"),
@@ -64,6 +67,11 @@ def test_the_logits_are_found_beside_losses_and_auxiliary_outputs(output):
 def test_anything_else_is_described(output, got):
     with pytest.raises(ModelError, match=rf"\[batch, classes\], got {got}"):
         output_tensor(output)
+
+
+def test_predicted_classes_are_no_logits():
+    with pytest.raises(ModelError, match=r"got torch\.int64\n.*without argmax"):
+        output_tensor(Z.argmax(1))
 
 
 @pytest.mark.parametrize("shape", [(7, 1, 3), (7, 3, 1), (7, 3, 1, 1), (7, 1, 1, 3)])
@@ -76,7 +84,9 @@ def test_dimensions_of_size_one_do_not_count(shape):
     [
         (Z, (None, 1)),
         ((Z, Z.repeat(1, 2)), (None, 1)),
-        ((Z.repeat(1, 2), Z), (1, 1)),
+        ((Z.repeat(1, 2), Z), ("1", 1)),
+        (((Z.repeat(1, 2), Z), Z[0]), ("0.1", 1)),
+        ({"heads": {"a": Z, "b": Z[:, :2]}}, ("heads.a", 1)),
         ((Z, Z + 1), (None, 2)),
         (Main(Z, Z + 1), (None, 1)),
         ({"features": Z.repeat(1, 2), "scores": Z}, ("scores", 1)),

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from expunge.data.classes import as_class_names
-from expunge.data.conversion import to_column, to_inputs, to_labels
+from expunge.data.conversion import to_ids, to_inputs, to_labels
 from expunge.data.paths import require_file
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Samples, View
@@ -120,7 +120,7 @@ def array_rows(x: object, y: object, ids: object = None, *, where: str) -> Rows:
     _check_same_index(x, y, where)
     inputs, column = to_inputs(x, where), to_labels(y, where)
     rows = Rows(
-        ids=np.arange(len(inputs)) if ids is None else to_column(ids, "ids", where),
+        ids=np.arange(len(inputs)) if ids is None else to_ids(ids, where),
         labels=column.values,
         inputs=inputs,
         class_names=column.class_names,

@@ -12,7 +12,7 @@ from expunge.errors import DataError, format_ids
 def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[str]:
     """Labels must be finite integers in ``[0, n_classes)``."""
     if labels.ndim != 1:
-        return [f"labels must be one number a sample, not an array of shape {labels.shape}"]
+        return [f"labels must be one value a sample, not an array of shape {labels.shape}"]
     if labels.dtype.kind == "f":
         bad = ~np.isfinite(labels)
         if bad.any():
@@ -32,9 +32,18 @@ def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[
         problems.append(
             f"labels outside 0…{n_classes - 1}: {format_ids(np.unique(labels[outside]))} "
             f"(ids {format_ids(ids[: len(outside)][outside[: len(ids)]])})"
-            + ("; leave out samples without a label" if (labels[outside] < 0).all() else "")
+            + _fix_outside(labels, outside)
         )
     return problems
+
+
+def _fix_outside(labels: np.ndarray, outside: np.ndarray) -> str:
+    """What to do about labels that are no class index."""
+    if np.unique(labels).tolist() == [-1, 1]:
+        return "; name the classes: classes=['-1', '1']"
+    if (labels[outside] < 0).all():
+        return "; leave out samples without a label"
+    return "; name all classes, in the order of their indices"
 
 
 def require_two_labels(labels: np.ndarray, *, where: str) -> None:

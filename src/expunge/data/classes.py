@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -82,6 +82,12 @@ def encode_labels(
     is_text = values.dtype.kind == "U"
     if is_text:
         values = np.char.strip(values)
+        if (values == "").any():
+            raise DataError(
+                f"label is missing (empty): ids {format_ids(ids[values == ''])}",
+                where=where,
+                fix="fill in or remove these rows",
+            )
         found = np.unique(values)
         if (known and np.isin(found, known).all()) or not _are_numbers(values, ids, where):
             known = known or tuple(found.tolist())
@@ -101,14 +107,14 @@ def encode_labels(
 
 
 def as_class_names(
-    classes: Sequence[str] | Mapping[int, str] | None, where: str
+    classes: Sequence[str] | Mapping[int, str] | Mapping[str, int] | None, where: str
 ) -> tuple[str, ...]:
     """Class names in the order of the indices; empty for None.
 
     Raises
     ------
     DataError
-        For one text, a number, and a mapping whose keys are not 0, 1, 2, …
+        For one text, a number, a set, and a mapping that does not number the names from 0 on.
 
     Examples
     --------
@@ -117,9 +123,12 @@ def as_class_names(
     """
     if classes is None:
         return ()
-    if isinstance(classes, Mapping) and {*classes} == {*range(len(classes))}:
-        return tuple(str(classes[k]) for k in range(len(classes)))
-    if isinstance(classes, str | bytes | Mapping) or not hasattr(classes, "__iter__"):
+    if isinstance(classes, Mapping):
+        pairs = [*classes.items()] if 0 in classes else [(k, n) for n, k in classes.items()]
+        named = {k: str(name) for k, name in pairs if isinstance(k, int)}
+        if {*named} == {*range(len(classes))}:
+            return tuple(named[k] for k in range(len(classes)))
+    if isinstance(classes, str | bytes | Mapping | Set) or not hasattr(classes, "__iter__"):
         raise DataError(
             f"classes are {classes!r:.80}, expected a list of names",
             where=where,
@@ -294,6 +303,9 @@ def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) 
     if n > n_outputs and (suspicious := suspicious_classes(classes)):
         return f"{'; '.join(suspicious)}: correct these labels"
     unused = sorted({*range(n)} - {*labels.tolist()})
+    used = sorted({*labels.tolist()})
+    if n > n_outputs == len(used) and is_numbered(classes):
+        return f"the labels are not 0 … {n_outputs - 1}: name them, classes={[*map(str, used)]}"
     if n > n_outputs and is_numbered(classes):
         return (
             f"the labels from {n_outputs} on are no class of the model: leave these samples out, "

@@ -76,7 +76,7 @@ def _to_tensor(x: Any, where: str) -> Tensor:
     if _is_frame(x):
         return _from_frame(x, where)
     if hasattr(x, "to_numpy"):  # a column of pandas, polars or Arrow
-        x = np.asarray(x.to_numpy())
+        x = np.asarray(x)
     if isinstance(x, np.ndarray) and x.dtype == object:
         x = x.tolist()
     if isinstance(x, list | tuple):
@@ -93,6 +93,8 @@ def _to_tensor(x: Any, where: str) -> Tensor:
             where=where,
             fix="fill the masked values: x.filled(…)",
         )
+    if isinstance(x, Tensor) and x.is_nested:
+        raise DataError("x is a nested tensor", where=where, fix="x.to_padded_tensor(0)")
     if isinstance(x, Tensor) and x.layout != torch.strided:
         raise DataError(f"x has the layout {x.layout}", where=where, fix="x.to_dense()")
     try:
@@ -119,7 +121,7 @@ def _from_frame(frame: Any, where: str) -> Tensor:
         raise DataError(f"columns of the same name: {format_ids(repeated)}", where=where)
     columns, unfit = [], []
     for name in names:
-        values = np.asarray(frame[name].to_numpy())
+        values = np.asarray(frame[name])
         if len(names) == 1 and len(values) and isinstance(values[0], list | np.ndarray | Tensor):
             return _stack(values.tolist(), where)
         try:
@@ -256,28 +258,30 @@ def to_labels(y: Any, where: str) -> LabelColumn:
             where=where,
             fix="remove these rows",
         )
-    if values.dtype.kind == "S":  # texts of HDF5 and C
-        values = _decode(values, where)
+    return LabelColumn(_one_each(values, "labels", where), names)
+
+
+def to_ids(ids: Any, where: str) -> np.ndarray:
+    """Ids ``[n]`` of arrays, lists, tensors and columns of data frames; ``[n, 1]`` is as good."""
+    return _one_each(to_column(ids, "ids", where), "ids", where)
+
+
+def _one_each(values: np.ndarray, what: str, where: str) -> np.ndarray:
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
         raise DataError(
-            f"labels must be one number a sample, not an array of shape {values.shape}",
+            f"{what} must be one value a sample, not an array of shape {values.shape}",
             where=where,
-            fix=_fix_shape(values),
+            fix=_fix_shape(values, what),
         )
-    return LabelColumn(values, names)
+    return values
 
 
-def _decode(values: np.ndarray, where: str) -> np.ndarray:
-    try:
-        return np.char.decode(values, "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"labels are bytes that are no UTF-8 ({error})", where=where) from error
-
-
-def _fix_shape(values: np.ndarray) -> str:
-    """What to do about labels of two dimensions."""
+def _fix_shape(values: np.ndarray, what: str) -> str:
+    """What to do about labels or ids of two dimensions."""
+    if what == "ids":
+        return "join the parts of an id to one text"
     if values.ndim == 2 and values.dtype.kind in "biuf" and np.allclose(values.sum(axis=1), 1):
         return "for one-hot labels and probabilities: y.argmax(1)"
     if values.ndim == 2 and values.shape[0] == 1:
@@ -286,7 +290,17 @@ def _fix_shape(values: np.ndarray) -> str:
 
 
 def to_column(values: Any, what: str, where: str) -> np.ndarray:
-    """One array of ids or labels; `Samples` checks the values."""
+    """One array of ids or labels; `Samples` checks the values. Bytes are text in UTF-8."""
+    column = _as_array(values, what, where)
+    if column.dtype.kind != "S":
+        return column
+    try:
+        return np.char.decode(column, "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} are bytes that are no UTF-8 ({error})", where=where) from error
+
+
+def _as_array(values: Any, what: str, where: str) -> np.ndarray:
     if isinstance(values, Tensor):
         return values.detach().cpu().numpy()
     if not isinstance(values, np.ndarray | list | tuple | range):
@@ -296,7 +310,7 @@ def to_column(values: Any, what: str, where: str) -> np.ndarray:
                 where=where,
                 fix="list(…)",
             )
-        values = np.asarray(values.to_numpy())
+        values = np.asarray(values)
     if isinstance(values, np.ndarray):
         if values.dtype.kind not in "OT" or values.ndim != 1:
             return values
@@ -315,6 +329,8 @@ def _from_list(values: list[Any], what: str, where: str) -> np.ndarray:
     scalars = [
         v.item() if isinstance(v, np.generic | Tensor) and np.ndim(v) == 0 else v for v in values
     ]
+    if all(isinstance(v, bytes) for v in scalars):
+        return np.array(scalars)
     # pandas marks a gap among text by NaN.
     is_text = any(isinstance(v, str) for v in scalars)
     scalars = [

@@ -274,11 +274,15 @@ def _are_arrays(x: object, y: object) -> bool:
 
 def _describe_data(data: object) -> str:
     if isinstance(data, tuple):
-        return f"a tuple of {', '.join(type(part).__name__ for part in data)}"
+        return f"a tuple of {format_ids(type(part).__name__ for part in data)}"
     return type(data).__name__
 
 
 def _fix_data(data: object) -> str:
+    if isinstance(data, Mapping) and all(isinstance(k, int) for k in data):
+        return "list(data.values()) makes a list of the items"
+    if isinstance(data, tuple) and all(isinstance(v, tuple | Mapping) for v in data):
+        return "list(…) makes a list of the items"
     if isinstance(data, Mapping) and all(isinstance(v, MapDataset) for v in data.values()):
         named = [k for k, v in data.items() if not isinstance(v, np.ndarray | Tensor | list)]
         if named:

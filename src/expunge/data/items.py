@@ -52,6 +52,12 @@ def parse_item(item: object, keys: ItemKeys, where: str) -> Item:
     if isinstance(item, Mapping):
         return _parse_dict(item, where)
     if isinstance(item, tuple | list) and len(item) == 2:
+        if _is_input(item[1]) and not _is_input(item[0]):
+            raise DataError(
+                f"{_describe(item[0])} before {_describe(item[1])}: expected (x, y)",
+                where=where,
+                fix="name input=1 and label=0 of expunge.from_dataset",
+            )
         return Item(_to_inputs(item[0], where), to_scalar(item[1], "label", where))
     if isinstance(item, tuple | list) and len(item) == 3:
         return _parse_triple(item, where)
@@ -66,8 +72,8 @@ def parse_item(item: object, keys: ItemKeys, where: str) -> Item:
 def _parse_triple(item: Sequence[Any], where: str) -> Item:
     """``(id, x, y)`` or ``(x, y, index)``: the input is the element that is no single value."""
     first, second, third = item
-    if _is_input(first) and not _is_input(second) and not _is_input(third):
-        index = to_scalar(third, "index", where)
+    if _is_input(first) and not _is_input(second):
+        index = third if _is_input(third) else to_scalar(third, "index", where)
         if not isinstance(index, int | str) or isinstance(index, bool):
             raise DataError(
                 f"the third element is {_describe(third)}: expected an index or an id",

@@ -152,7 +152,9 @@ class Samples:
                 f"{len(ids)} ids, {len(labels)} labels and {len(self.inputs)} inputs do not match"
             )
         if ids.dtype.kind not in "iuU":
-            problems.append(f"ids must be integers or strings, not {ids.dtype}")
+            problems.append(
+                f"ids must be integers or strings, not {ids.dtype}; ids.astype(str) makes texts"
+            )
         problems += text_problems(ids, "ids") + text_problems(self.classes, "class names")
         unique, counts = np.unique(ids, return_counts=True)
         if (counts > 1).any():

@@ -495,9 +495,12 @@ def _check_finite(logits: ClassRows, samples: Samples) -> ClassRows:
     numbers = logits.rest[:, None] if isinstance(logits, TopClasses) else logits
     bad = ~np.isfinite(numbers).all(axis=1)
     if bad.any():
+        is_mask = not (np.isnan(numbers) | np.isposinf(numbers)).any()
         raise ModelError(
             f"logits are NaN or infinite for ids {format_ids(samples.ids[bad])}",
             where="score",
-            fix="check these inputs and the model's weights; try precision = 'float32'",
+            fix="mask classes by a large negative number such as -1e4, not by -inf"
+            if is_mask
+            else "check these inputs and the model's weights; try precision = 'float32'",
         )
     return logits

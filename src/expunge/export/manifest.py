@@ -114,7 +114,7 @@ class Manifest:
     decoding: StoredDecoding | None = None
     onnx: Parity | None = None
     output: OutputKind = "logits"
-    output_key: str | int | None = None
+    output_key: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -16,6 +16,10 @@ class ScoreCallback(TrainingScorer, Callback):
     module's ``forward`` returns logits.
     """
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Read the data."""
+        self.start_training(_dataset(trainer))
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Add the probabilities of this epoch, if they are kept."""
         self.end_epoch(pl_module, _dataset(trainer))

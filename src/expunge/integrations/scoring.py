@@ -44,6 +44,10 @@ class TrainingScorer:
         self._sum: Floats32 | None = None
         self._count = 0
 
+    def start_training(self, dataset: object = None) -> None:
+        """Read the data, so that what is wrong with them is found before the training."""
+        self._read(dataset)
+
     def end_epoch(self, model: nn.Module, dataset: object = None) -> None:
         """Add the probabilities of the network as it is now."""
         if self.keep_probs:

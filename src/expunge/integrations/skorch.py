@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar, Unpack
 
-import numpy as np
-
 from expunge.config import RepairKeywords
 from expunge.data import DataLike, from_arrays
+from expunge.errors import ModelError
 from expunge.pipeline import repair
 from expunge.records import RepairResult
 
@@ -31,7 +30,7 @@ def repair_net(
     net
         Its module returns logits (``criterion=torch.nn.CrossEntropyLoss``). It is left as it was.
     X, y
-        The arrays that it was fitted on.
+        What it was fitted on: arrays, a frame or arrays by name, or a data set and None.
     validation, held_out, **options
         See `expunge.repair`.
 
@@ -40,12 +39,22 @@ def repair_net(
     net, result
         A copy of the net with the repaired module, and the `RepairResult`. Train it further with
         ``partial_fit``; ``fit`` starts from a new network.
+
+    Raises
+    ------
+    ModelError
+        If the net is not fitted.
     """
-    module: Any = net
-    names = np.unique(np.asarray(y)).astype(str).tolist()
-    codes = np.unique(np.asarray(y), return_inverse=True)[1]
-    samples = from_arrays(np.asarray(X), codes, classes=names)
-    result = repair(module.module_, samples, validation, held_out=held_out, **options)
+    module = getattr(net, "module_", None)
+    if module is None:
+        raise ModelError(
+            f"expected a fitted skorch net, got {type(net).__name__} without module_",
+            where="net",
+            fix="fit it first; of a pipeline, pass its last step and the inputs of that step",
+        )
+    classes = [str(name) for name in getattr(net, "classes_", ())]
+    data = X if y is None else from_arrays(X, y, classes=classes or None)
+    result = repair(module, data, validation, held_out=held_out, **options)
     repaired: Any = copy.deepcopy(net)
     repaired.module_ = result.model.to(repaired.device)
     repaired.initialize_optimizer()

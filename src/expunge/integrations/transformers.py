@@ -15,6 +15,10 @@ class ScoreCallback(TrainingScorer, TrainerCallback):
     ``Trainer(…, callbacks=[ScoreCallback(out="runs/scores")])``; the result is ``.partition``.
     """
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Read the data."""
+        self.start_training(_dataset(kwargs))
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the probabilities of this epoch, if they are kept."""
         self.end_epoch(kwargs["model"], _dataset(kwargs))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge._core.rng import temp_seed
 from expunge.data import Samples
 from expunge.errors import ModelError
 from expunge.models.checks import require_network
@@ -75,7 +76,7 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
 
     Notes
     -----
-    Cost: two samples through the model, up to 256 if its output lies in [0, 1].
+    Cost: six samples through the model, up to 256 more if its output lies in [0, 1].
     """
     model, notes = unwrap(model)
     if output_kind(model) != "logits" or output_key(model) is not None:
@@ -86,7 +87,8 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
     if key is not None:
         model = copy_model(model)
         mark_output(model, "logits", key)
-        notes = (*notes, f"the logits are part {key!r} of the model's output")
+        notes = (*notes, f"the logits are part '{key}' of the model's output")
+    notes = (*notes, *filter(None, [_instability(model, samples)]))
     kind = _kind_on(model, samples)
     if kind == "logits":
         return Adapted(model, notes)
@@ -95,7 +97,7 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
     return Adapted(model, (*notes, _SAID[kind]))
 
 
-def _key_on(model: nn.Module, samples: Samples) -> tuple[str | int | None, int]:
+def _key_on(model: nn.Module, samples: Samples) -> tuple[str | None, int]:
     """Which part of the output has a column for each class, and how many parts have."""
     x = to_device(samples.batch(np.arange(1)), device_of(model))
     try:
@@ -104,6 +106,23 @@ def _key_on(model: nn.Module, samples: Samples) -> tuple[str | int | None, int]:
     except FORWARD_ERRORS:
         return None, 0  # what is wrong is said by `check_fit`
     return find_output_key(output, len(samples.classes))
+
+
+def _instability(model: nn.Module, samples: Samples) -> str:
+    """Say what else the output for a sample depends on; empty if on nothing."""
+    try:
+        with eval_mode(model), torch.no_grad(), temp_seed(0, "check"):
+            both, first, again = (
+                raw_output(model, to_device(samples.batch(np.arange(n)), device_of(model)))[0]
+                for n in (min(2, len(samples)), 1, 1)
+            )
+    except (*FORWARD_ERRORS, ModelError):
+        return ""  # what is wrong is said by `check_fit`
+    if not torch.allclose(first, again, rtol=0.01, atol=1e-4, equal_nan=True):
+        return "the model's output is random in evaluation mode, too: scores are those of one draw"
+    if not torch.allclose(first, both, rtol=0.01, atol=1e-4, equal_nan=True):
+        return "the model's output for a sample depends on the other samples of its batch"
+    return ""
 
 
 def _kind_on(model: nn.Module, samples: Samples) -> OutputKind:

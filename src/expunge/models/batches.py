@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Batch
-from expunge.models.inspection import eval_mode, to_device
+from expunge.models.inspection import call_model, eval_mode, to_device
 
 # Bytes of the largest input and output of a layer, of all samples of a pass.
 MAX_BYTES = {"cpu": 1 << 29, "cuda": 1 << 32}
@@ -54,8 +54,7 @@ def samples_per_pass(
     own = next((t.device for t in model.parameters()), torch.device("cpu"))
     try:
         with eval_mode(model), torch.no_grad():
-            inputs = to_device(example, own)
-            model(**inputs) if isinstance(inputs, dict) else model(inputs)
+            call_model(model, to_device(example, own))
     finally:
         for hook in hooks:
             hook.remove()

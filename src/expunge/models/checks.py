@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from torch import nn
@@ -50,11 +52,10 @@ def _fix_failure(model: nn.Module, example: Batch) -> str:
             "batch norm without averages (track_running_stats=False) makes an output depend on the "
             "other samples of the batch: keep averages, or use GroupNorm"
         )
+    if fix := _fix_arguments(model, example):
+        return fix
     if isinstance(example, dict):
-        return (
-            f"the arrays {format_ids(example)} are passed as keyword arguments: name them as the "
-            "arguments of the model's forward"
-        )
+        return "check the model's arguments and how the data are prepared"
     shape = tuple(example.shape)
     if not example.is_floating_point() and not any(
         isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules()
@@ -71,6 +72,30 @@ def _fix_failure(model: nn.Module, example: Batch) -> str:
                 "x.transpose(0, 3, 1, 2) puts the channels first"
             )
     return "check the model's arguments and how the data are prepared"
+
+
+def _fix_arguments(model: nn.Module, example: Batch) -> str:
+    """What to do about a batch that is not what the model's forward takes; empty if it is."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(**example) if isinstance(example, dict) else signature.bind(example)
+        return ""
+    except TypeError:
+        pass
+    if isinstance(example, dict):
+        return (
+            f"the arrays {format_ids(example)} are passed as keyword arguments: name them as the "
+            f"arguments of the model's forward ({format_ids(signature.parameters)})"
+        )
+    needed = ", ".join(
+        f"'{name}': …"
+        for name, argument in signature.parameters.items()
+        if argument.default is argument.empty and argument.kind is not argument.VAR_KEYWORD
+    )
+    return (
+        f"give what the model's forward needs by name, ({{{needed}}}, y), and what is no data a "
+        "default"
+    )
 
 
 def check_training(model: nn.Module, samples: Samples) -> None:
@@ -108,7 +133,7 @@ def check_training(model: nn.Module, samples: Samples) -> None:
         raise ModelError(
             "no gradient reaches a parameter that is not frozen",
             where="model",
-            fix="take torch.no_grad and detach out of the model's forward",
+            fix="take torch.no_grad, detach and argmax out of the model's forward",
         )
 
 

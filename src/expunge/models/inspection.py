@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -96,8 +97,26 @@ def raw_output(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def call_model(model: nn.Module, batch: Batch) -> Any:
-    """Run a model on a batch, whose parts by name are keyword arguments; return what it returns."""
-    return model(**batch) if isinstance(batch, dict) else model(batch)
+    """Run a model on a copy of a batch, which its forward may change; return what it returns.
+
+    Parts by name are keyword arguments. A forward of one argument of another name gets them as one
+    dictionary.
+    """
+    if isinstance(batch, Tensor):
+        return model(batch.clone())
+    parts = {name: part.clone() for name, part in batch.items()}
+    return model(parts) if _takes_dictionary(model, parts) else model(**parts)
+
+
+def _takes_dictionary(model: nn.Module, parts: Mapping[str, Tensor]) -> bool:
+    """Whether a model's forward has one argument, which is none of these parts."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    arguments = inspect.signature(model.forward).parameters
+    return [
+        a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) and name not in parts
+        for name, a in arguments.items()
+    ] == [True]
 
 
 def is_weight_layer(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ _MIN_PROBABILITY = 1e-7  # keeps the logits of a saturated sigmoid finite
 _RESHAPES = ("queeze", "View", "Reshape", "Unsafe", "Select", "Slice", "Alias", "ToCopy", "Clone")
 
 
-def output_tensor(output: object, key: str | int | None = None) -> Tensor:
+def output_tensor(output: object, key: str | None = None) -> Tensor:
     """The tensor of scores in what a model returned: ``float[b, c]``, or ``float[b, 1]``.
 
     Parameters
@@ -29,7 +29,8 @@ def output_tensor(output: object, key: str | int | None = None) -> Tensor:
     output
         A tensor; an object or dictionary with ``logits``; a dictionary or dataclass with one tensor
         of two dimensions; or a tuple, of which the first such tensor counts, as auxiliary outputs
-        follow the main one. Dimensions of size 1 behind the first do not count.
+        follow the main one. Containers may hold others. Dimensions of size 1 behind the first do
+        not count.
     key
         Which part of the output counts, if it is there; see `find_output_key`.
 
@@ -47,6 +48,12 @@ def output_tensor(output: object, key: str | int | None = None) -> Tensor:
     """
     found = _parts(output).get(key) if key is not None else None
     found = _find(output) if found is None else found
+    if found is not None and not found.is_floating_point():
+        raise ModelError(
+            f"expected logits of floats, got {found.dtype}",
+            where="model output",
+            fix="return the scores of the classes, not the predicted class: without argmax",
+        )
     if found is not None and found.dim() == 1:
         return found[:, None]
     if found is not None and found.dim() > 2 and sum(n > 1 for n in found.shape[1:]) == 1:
@@ -55,23 +62,24 @@ def output_tensor(output: object, key: str | int | None = None) -> Tensor:
         raise ModelError(
             f"expected logits of shape [batch, classes], got {_describe(output)}",
             where="model output",
-            fix="return the logits, or an object with `.logits`",
+            fix="return the logits as a tensor, or an object with `.logits`",
         )
     return found
 
 
-def find_output_key(output: object, n_classes: int) -> tuple[str | int | None, int]:
+def find_output_key(output: object, n_classes: int) -> tuple[str | None, int]:
     """Find the part of an output with a column for each class, where it is not the usual one.
 
     Returns
     -------
     key, count
-        Its name or position, None for the usual part; and how many parts have as many columns.
+        Its name or position, ``"heads.0"`` in a container of containers, None for the usual part;
+        and how many parts have as many columns.
 
     Examples
     --------
     >>> find_output_key((torch.zeros(2, 8), torch.zeros(2, 3)), 3)
-    (1, 1)
+    ('1', 1)
     >>> find_output_key((torch.zeros(2, 3), torch.zeros(2, 3)), 3)
     (None, 2)
     """
@@ -85,13 +93,20 @@ def find_output_key(output: object, n_classes: int) -> tuple[str | int | None, i
     return fitting[0], 1
 
 
-def _parts(output: object) -> dict[str | int, Any]:
-    """What a container holds, by name or position; empty for a tensor."""
+def _parts(output: object) -> dict[str, Any]:
+    """What a container and those in it hold, by name or position; empty for a tensor."""
+    own: dict[Any, Any] = {}
     if isinstance(output, Mapping):
-        return dict(output)
-    if is_dataclass(output):
-        return {f.name: getattr(output, f.name) for f in fields(output)}
-    return dict(enumerate(output)) if isinstance(output, tuple | list) else {}
+        own = dict(output)
+    elif is_dataclass(output):
+        own = {f.name: getattr(output, f.name) for f in fields(output)}
+    elif isinstance(output, tuple | list):
+        own = dict(enumerate(output))
+    found: dict[str, Any] = {}
+    for name, part in own.items():
+        inner = _parts(part)
+        found |= {f"{name}.{k}": v for k, v in inner.items()} if inner else {str(name): part}
+    return found
 
 
 def _find(output: object) -> Tensor | None:
@@ -184,7 +199,7 @@ def _is_made_by_sigmoid(scores: Tensor) -> bool:
     return False
 
 
-def mark_output(model: nn.Module, kind: OutputKind, key: str | int | None = None) -> None:
+def mark_output(model: nn.Module, kind: OutputKind, key: str | None = None) -> None:
     """Note on a model of ours what it returns, and in which part; copies keep the note."""
     vars(model).update({_MARK: kind, _KEY: key})
 
@@ -195,9 +210,9 @@ def output_kind(model: nn.Module) -> OutputKind:
     return kind
 
 
-def output_key(model: nn.Module) -> str | int | None:
+def output_key(model: nn.Module) -> str | None:
     """Which part of its output a model's scores are by its note; None for the usual one."""
-    key: str | int | None = _note(model, _KEY, None)
+    key: str | None = _note(model, _KEY, None)
     return key
 
 
