@@ -20,7 +20,7 @@ from expunge.models.architecture import is_transformer
 DEFAULT_LR, MEMORISED_LR, SCRATCH_LR = 0.1, 0.3, 0.2
 # Epochs where none are given: by default; of SGD in a repair of a model that has not memorised its
 # wrong labels, which gains little from a short tuning; of AdamW in a repair.
-DEFAULT_EPOCHS, LONG_EPOCHS, ADAMW_EPOCHS = 6, 12, 4
+DEFAULT_EPOCHS, LONG_EPOCHS, ADAMW_EPOCHS = 6, 12, 3
 # AdamW's learning rate where none is given: a step in one direction changes the output of a typical
 # layer by this fraction. Adapters and heads on a frozen network take more.
 ADAMW_STEP, FEW_WEIGHTS_FACTOR, MAX_FEW_WEIGHTS = 0.03, 10.0, 0.05
@@ -55,7 +55,7 @@ class TuneConfig:
     min_relabel_confidence
         ``"relabel"`` uses suggested labels of at least this probability, in [0, 1].
     epochs
-        Number of epochs, 0 or more. None: 6; in a repair 4 with AdamW, and 12 with SGD if
+        Number of epochs, 0 or more. None: 6; in a repair 3 with AdamW, and 12 with SGD if
         the model has not memorised wrong labels.
     batch_size
         Samples in a batch over all processes. None: the power of two between 16 and 128 that gives
