@@ -36,6 +36,7 @@ from expunge.models.copying import copy_model
 from expunge.models.inspection import reinitialise
 from expunge.pruning import surgery
 from expunge.pruning.dependencies import check_hooks
+from expunge.pruning.hidden_pairs import found_once
 from expunge.recipes import Recipe, recipes
 from expunge.records import (
     Decision,
@@ -416,6 +417,7 @@ def _run_recipe(
     return outcome
 
 
+@found_once()
 def _prune(
     context: RepairContext, recipe: Recipe, detected: Detected, model: nn.Module, *, until: str
 ) -> RepairOutcome:

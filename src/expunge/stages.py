@@ -52,6 +52,7 @@ from expunge.models.copying import copy_model
 from expunge.models.inspection import inspect_layers, is_partly_frozen
 from expunge.pruning import surgery
 from expunge.pruning.head_readouts import readable_heads
+from expunge.pruning.hidden_pairs import found_once
 from expunge.pruning.layer_units import unit_layers
 from expunge.pruning.ranking import rank_units
 from expunge.pruning.selection import pruners
@@ -328,6 +329,7 @@ def partition(
     return replace(split, threshold=fdr_threshold(split.p_noisy, config.fdr))
 
 
+@found_once()
 def rank(
     model: nn.Module,
     data: DataLike,

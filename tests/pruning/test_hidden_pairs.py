@@ -13,7 +13,8 @@ from expunge import stages
 from expunge._core.rng import temp_seed
 from expunge.detection.gradients import attribute, label_direction
 from expunge.models.inspection import inspect_layers, logits_of
-from expunge.pruning import surgery
+from expunge.pruning import hidden_pairs, surgery
+from expunge.pruning.dependencies import trace
 from expunge.records import Partition, PrunePlan
 
 SMALL = {
@@ -213,3 +214,23 @@ def test_units_that_an_auxiliary_output_reads_are_not_cut():
     }
     with pytest.raises(expunge.PruneError, match=r"cannot be trained: .*\n  fix: set prune"):
         expunge.repair(Auxiliary(), data, baselines=(), overrides=overrides)
+
+
+@pytest.mark.parametrize("name", ["Bert", "Llama", "ViT"])
+def test_in_a_block_a_model_is_examined_once_and_cut_as_ever(name, monkeypatch):
+    model, example, examined = hugging_face(name), batch(name), []
+    alone = trace(model, example)
+    find = hidden_pairs.find_heads
+    monkeypatch.setattr(
+        hidden_pairs, "find_heads", lambda *args: examined.append(args[0]) or find(*args)
+    )
+    with hidden_pairs.found_once():
+        layers = surgery.prunable(model, example)
+        again = trace(model, example)
+        plan = PrunePlan({layer: (0,) for layer in layers}, len(layers))
+        inside = surgery.apply_plan(model, plan, example, mode="remove")
+    assert len(examined) < 4  # the model, and networks that were cut
+    assert again.heads == alone.heads
+    assert layers == surgery.prunable(model, example)
+    outside = surgery.apply_plan(model, plan, example, mode="remove")
+    assert_close(inside.state_dict(), outside.state_dict(), rtol=0, atol=0)

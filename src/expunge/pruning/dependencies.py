@@ -99,7 +99,7 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
     run(work, example)  # the model's own errors first
     names = {id(p): n for n, p in work.named_parameters()}
     if is_transformer(work) and not has_batch_norm(work):
-        return TracedModel(work, pair_graph(work, example), example, names, frozen)
+        return TracedModel(work, pair_graph(work, example, model), example, names, frozen)
     import torch_pruning as tp
 
     graph = tp.DependencyGraph()

@@ -9,6 +9,8 @@ reader's input may change. `PairGraph` answers as torch-pruning's dependency gra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -151,7 +153,7 @@ class _Pruner:
     prune_out_channels = staticmethod(prune_out_channels)
 
 
-def pair_graph(model: nn.Module, example: Batch) -> PairGraph:
+def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
     """Find the hidden units and the heads of a model that can be cut.
 
     Parameters
@@ -160,13 +162,17 @@ def pair_graph(model: nn.Module, example: Batch) -> PairGraph:
         In evaluation mode, without hooks. torch's own attentions compute head by head from now on.
     example
         One batch as the model takes it, on its device.
+    key
+        The model of which this one is a copy: in a block of `found_once` it is examined once.
 
     Notes
     -----
     Cost: a forward pass for each pair of linear layers that follow each other, and that of
     `find_heads`.
     """
-    handle = use_headwise(model)
+    known, handle = _FOUND.get(), use_headwise(model)
+    if known is not None and id(key) in known:
+        return known[id(key)].graph(model, handle)
     names = {m: n for n, m in model.named_modules()}
     called, inputs = _linear_calls(model, example)
     graph = PairGraph(model, handle, {m: names[m] for m in called})
@@ -186,7 +192,58 @@ def pair_graph(model: nn.Module, example: Batch) -> PairGraph:
         )
         for writer in writers:
             graph.readers[writer] = writers, reader
+    if known is not None:
+        known[id(key)] = _Found.of(key, graph)
     return graph
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a graph says, by names. It keeps the model, so that no other one takes its place."""
+
+    model: nn.Module
+    nodes: tuple[str, ...]
+    readers: dict[str, tuple[tuple[str, ...], str]]
+    heads: dict[str, Heads]
+
+    @classmethod
+    def of(cls, model: nn.Module, graph: PairGraph) -> _Found:
+        names = graph.module2node
+        readers = {
+            names[layer]: (tuple(names[w] for w in writers), names[reader])
+            for layer, (writers, reader) in graph.readers.items()
+        }
+        return cls(model, tuple(names.values()), readers, graph.heads)
+
+    def graph(self, model: nn.Module, handle: Headwise) -> PairGraph:
+        """The graph of another copy."""
+        layer = model.get_submodule
+        readers = {
+            layer(name): (tuple(layer(w) for w in writers), layer(reader))
+            for name, (writers, reader) in self.readers.items()
+        }
+        return PairGraph(
+            model, handle, {layer(name): name for name in self.nodes}, readers, dict(self.heads)
+        )
+
+
+_FOUND: ContextVar[dict[int, _Found] | None] = ContextVar("_FOUND", default=None)
+
+
+@contextmanager
+def found_once() -> Iterator[None]:
+    """In this block, a transformer that is traced again is not perturbed again.
+
+    No model that is traced in it may change.
+    """
+    if _FOUND.get() is not None:
+        yield
+        return
+    token = _FOUND.set({})
+    try:
+        yield
+    finally:
+        _FOUND.reset(token)
 
 
 def _is_in_attention(model: nn.Module, name: str) -> bool:
