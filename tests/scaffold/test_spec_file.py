@@ -162,6 +162,12 @@ def test_the_command_prints_what_it_found_and_keeps_a_file_that_is_there(tmp_pat
     assert init(path, "--out", target, "--overwrite").exit_code == 0
 
 
+def test_a_model_that_is_no_constructor_and_no_folder_is_an_error_that_says_what_to_name(tmp_path):
+    path, _ = table_in_csv(tmp_path)
+    found = init(path, "--out", tmp_path / "my.toml", "--model", "bert-base-uncased")
+    assert "neither a constructor nor the folder of a model" in str(found.exception)
+
+
 def test_without_data_and_terminal_the_message_says_what_to_name():
     assert "expunge init DATA" in str(init().exception)
 
@@ -302,8 +308,8 @@ def test_of_several_text_columns_the_longest_is_the_input(tmp_path):
 
 
 def test_parts_beside_the_training_set_are_found(tmp_path):
-    for name in ("train.csv", "val.csv", "test.csv", "other.csv"):
-        (tmp_path / name).touch()
+    for name in ("train", "val", "test", "other", "a", "a_test", "b-train", "b-val", "b-test"):
+        (tmp_path / f"{name}.csv").touch()
     found = find_splits(tmp_path / "train.csv")
     assert {k: p.name for k, p in found.items()} == {
         "train": "train.csv",
@@ -311,6 +317,8 @@ def test_parts_beside_the_training_set_are_found(tmp_path):
         "validation": "test.csv",
     }
     assert find_splits(tmp_path / "other.csv") == {"train": tmp_path / "other.csv"}
+    found = {n: find_splits(tmp_path / f"{n}.csv")["validation"].name for n in ("a", "b-train")}
+    assert found == {"a": "a_test.csv", "b-train": "b-test.csv"}
     (tmp_path / "test.csv").unlink()
     assert find_splits(tmp_path / "train.csv")["validation"].name == "val.csv"
 

@@ -48,7 +48,11 @@ def clean(
         print_json({"out": str(out), "rows": n, "classes": rows})
         return
     _print_summary(rows)
-    echo(f"{n:,} rows written to {out}")
+    moved = int((cleaned.label != cleaned.given).sum())
+    echo(
+        f"{n:,} rows written to {out}: {moved:,} with another label, {int(cleaned.drop.sum()):,} "
+        "to be left out (column drop)"
+    )
 
 
 def _print_summary(rows: list[dict[str, object]]) -> None:

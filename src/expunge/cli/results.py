@@ -18,6 +18,7 @@ from expunge.storage.finished_run import read_record, read_result
 if TYPE_CHECKING:
     from expunge._core.registry import Registry
     from expunge.records import Metric, RepairResult
+    from expunge.reporting.tables import Outcome
 
 # Where the registry of every kind of plug-in is.
 REGISTRIES = {
@@ -54,7 +55,7 @@ def export(
         Path | None, typer.Option(help="The finished run folder. Default: that of the spec.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder. Default: exports/ and the spec's name.")
+        Path | None, typer.Option(help="A new folder. Default: exports/ and the run folder's name.")
     ] = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write an ONNX file too, and compare it with the model.")
@@ -72,8 +73,9 @@ def export(
     from expunge.export.manifest import MANIFEST
     from expunge.export.pretrained import export_pretrained_run
 
-    folder = out or Path("exports") / spec.stem
-    if specs.read_spec(spec).model.pretrained:
+    read = specs.read_spec(spec)
+    folder = out or Path("exports") / (run or specs.run_folder(read, spec)).resolve().name
+    if read.model.pretrained:
         export_pretrained_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
         written = sorted(p.name for p in folder.iterdir())
         if as_json:
@@ -159,11 +161,19 @@ def print_result(result: RepairResult) -> None:
     console = whole_console()
     for flag in result.flags:
         show(f"⚑ {flag.code}: {flag.message}", console, style="yellow")
+    if rows := outcomes(result):
+        show(_outcomes_table(rows), console)
+    echo(headline(result))
+    if result.run:
+        echo(f"report: {Path(result.run) / 'report.html'}")
+
+
+def _outcomes_table(rows: list[Outcome]) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
     for head in ("model", "accuracy %", "Δ repair − this (pp)", "seconds", "parameters"):
         left = head == "model"
         table.add_column(head, justify="left" if left else "right", no_wrap=True)
-    for row in outcomes(result):
+    for row in rows:
         table.add_row(
             row.name,
             _percent(row.accuracy),
@@ -171,10 +181,7 @@ def print_result(result: RepairResult) -> None:
             f"{row.seconds:.1f}" if row.seconds is not None else "–",
             f"{row.parameters:,}",
         )
-    show(table, console)
-    echo(headline(result))
-    if result.run:
-        echo(f"report: {Path(result.run) / 'report.html'}")
+    return table
 
 
 def _percent(metric: Metric | None) -> str:

@@ -202,9 +202,9 @@ def decide(
         lead = gain(other.predicted, repaired.predicted, held_out, noise)
         if lead.low > 0 and found.value + lead.value > 0:
             reason = (
-                f"a network retrained from scratch ({name}, {duration(other.seconds)}) is better "
-                f"than the repair ({duration(repaired.seconds)}) by {signed_gain(lead)} points on "
-                "held-out labels"
+                f"a network retrained from scratch (recipe {name}, {duration(other.seconds)}) is "
+                f"better than the repair ({duration(repaired.seconds)}) by {signed_gain(lead)} "
+                "points on held-out labels"
             )
             return Decision("retrain", reason, found)
     estimate = f"{signed_gain(found)} points on held-out labels, corrected for their noise"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,12 +42,29 @@ def construct(name: str, arguments: Mapping[str, Any], *, folder: Path, seed: in
         with temp_seed(seed, "network"):
             model = constructor(**arguments)
     except (*USER_ERRORS, ImportError) as error:
-        raise ModelError(
-            describe_error(error), where=name, fix="correct model.arguments, or the constructor"
-        ) from error
+        taken = ", ".join(parameters_of(constructor))
+        fix = "correct model.arguments, or the constructor"
+        fix += f"; it takes {taken}" if taken else ""
+        raise ModelError(describe_error(error), where=name, fix=fix) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"made a {type(model).__name__}, not a module", where=name)
     return model
+
+
+def parameters_of(constructor: Callable[..., Any]) -> dict[str, bool]:
+    """The arguments that can be named, and whether each is required; none if they are not known.
+
+    Examples
+    --------
+    >>> parameters_of(nn.Flatten)
+    {'start_dim': False, 'end_dim': False}
+    """
+    try:
+        parameters = inspect.signature(constructor).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    nameable = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.default is p.empty for p in parameters if p.kind in nameable}
 
 
 def name_of(constructor: str | Callable[..., Any]) -> str:

@@ -15,6 +15,7 @@ import torch
 from expunge._core.arrays import Array, Floats, Floats32, Ints
 from expunge._core.rng import subsample
 from expunge.data import Samples
+from expunge.data.texts import TextInputs
 from expunge.detection.class_rows import by_chunks
 from expunge.detection.evidence import MAD_SCALE
 from expunge.errors import DataError
@@ -41,7 +42,7 @@ class Cards:
     samples
         The training data, in any order; None: cards show no input.
     texts
-        The documents, by id as text.
+        The documents, by id as text; without them the texts of the training data.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Cards:
         texts: Mapping[str, str] | None = None,
     ) -> None:
         self._partition, self._scores, self.classes = partition, scores, tuple(classes)
-        self._samples, self._texts = samples, texts or {}
+        self._samples = samples
         self._position = None if samples is None else align(samples.ids, partition.ids)
+        self._texts = texts or _texts_of(samples)
         self.kind: InputKind = self._kind()
 
     def _kind(self) -> InputKind:
@@ -309,3 +311,11 @@ def _png(picture: Array, size: tuple[int, int] | None = None) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _texts_of(samples: Samples | None) -> dict[str, str]:
+    """The texts of the training data by id; none if they are of another kind, or not known."""
+    if samples is None or not isinstance(samples.inputs, TextInputs):
+        return {}
+    found = {str(name): samples.inputs.text(at) for at, name in enumerate(samples.ids.tolist())}
+    return found if any(found.values()) else {}

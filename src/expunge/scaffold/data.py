@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -230,8 +231,9 @@ def find_splits(path: Path) -> dict[str, Path]:
     """The training set, and sets beside it whose names say that they are other parts.
 
     A folder with ``train``, ``val`` and ``test``, as folders or as files, is divided; beside
-    ``train.csv``, ``test.csv`` is found. A clone from the Hub has its test set in itself. A folder
-    with one file alone stands for that file.
+    ``train.csv``, ``test.csv`` is found, and beside ``wines.csv`` or ``wines_train.csv``,
+    ``wines_test.csv``. A clone from the Hub has its test set in itself. A folder with one file
+    alone stands for that file.
     """
     if path.is_dir():
         has_folders = any((path / name).is_dir() for name in _SPLITS["train"])
@@ -245,7 +247,9 @@ def find_splits(path: Path) -> dict[str, Path]:
             return _siblings(path, "")
     stem, train = (path.stem, path) if path.is_file() else (path.name, _only_file(path))
     if stem.lower() not in _SPLITS["train"]:
-        return {"train": train}
+        base = re.sub(r"[_-]train(ing)?$", "", stem, flags=re.IGNORECASE)
+        alike = _siblings(path.parent, path.suffix, (f"{base}_", f"{base}-")) if path.suffix else {}
+        return {**alike, "train": train}
     return {**_siblings(path.parent, path.suffix if path.is_file() else ""), "train": train}
 
 
@@ -260,10 +264,10 @@ def _only_file(folder: Path) -> Path:
     return inside[0] if len(inside) == 1 and inside == _files(folder) else folder
 
 
-def _siblings(folder: Path, suffix: str) -> dict[str, Path]:
+def _siblings(folder: Path, suffix: str, prefixes: tuple[str, ...] = ("",)) -> dict[str, Path]:
     found = {}
     for split, names in _SPLITS.items():
-        paths = [folder / f"{name}{suffix}" for name in names]
+        paths = [folder / f"{start}{name}{suffix}" for start in prefixes for name in names]
         there = [path for path in paths if path.exists()]
         if there:
             found[split] = _only_file(there[0])

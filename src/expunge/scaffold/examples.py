@@ -27,6 +27,8 @@ ExampleName = Literal["digits", "images", "text", "sound", "table"]
 NOISE_RATE = 0.3
 SPEC = "spec.toml"
 _SAMPLE_RATE = 8000
+_SIDE = 16
+_WIDTHS = {"widths": [16, 32, 64]}
 
 
 class _Labelled(NamedTuple):
@@ -112,16 +114,17 @@ def _digits() -> _Labelled:
 
 
 def _patches() -> _Labelled:
-    """Squares of 32 × 32 pixels of the two photographs of scikit-learn: a temple, a flower."""
+    """Squares of 16 × 16 pixels of the two photographs of scikit-learn: a temple, a flower."""
     from sklearn.datasets import load_sample_image
 
     x: list[Array] = []
     y: list[int] = []
     for label, name in enumerate(("china.jpg", "flower.jpg")):
         photo = load_sample_image(name)
-        height, width = (side - side % 32 for side in photo.shape[:2])
-        squares = photo[:height, :width].reshape(height // 32, 32, width // 32, 32, 3)
-        x += list(squares.swapaxes(1, 2).reshape(-1, 32, 32, 3))
+        rows, columns = (side // _SIDE for side in photo.shape[:2])
+        photo = photo[: rows * _SIDE, : columns * _SIDE]
+        squares = photo.reshape(rows, _SIDE, columns, _SIDE, 3).swapaxes(1, 2)
+        x += list(squares.reshape(-1, _SIDE, _SIDE, 3)[::3])  # every third: they are enough
         y += [label] * (len(x) - len(y))
     return _Labelled(np.stack(x), np.array(y), ("temple", "flower"))
 
@@ -145,8 +148,10 @@ def _docstrings() -> _Labelled:
         texts += sorted(found)
         y += [label] * len(found)
     weights = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(texts)
-    x = TruncatedSVD(64, random_state=0).fit_transform(weights).astype(np.float32)
-    return _Labelled(x, np.array(y), tuple(module.__name__ for module in modules))
+    x = TruncatedSVD(100, random_state=0).fit_transform(weights).astype(np.float32)
+    # Texts that differ in rare words only have equal embeddings; one of each stays.
+    kept = np.sort(np.unique(x.round(5), axis=0, return_index=True)[1])
+    return _Labelled(x[kept], np.array(y)[kept], tuple(module.__name__ for module in modules))
 
 
 def _tones() -> _Labelled:
@@ -209,7 +214,7 @@ def _write_csv(path: Path, data: _Labelled) -> Path:
 
 _EXAMPLES: dict[str, _Example] = {
     "digits": _Example(_digits, _write_arrays, 40, {"widths": [16, 32], "blocks": [1, 1]}),
-    "images": _Example(_patches, partial(_write_files, suffix=".png"), 40, {"widths": [8, 16, 32]}),
+    "images": _Example(_patches, partial(_write_files, suffix=".png"), 40, _WIDTHS),
     "text": _Example(_docstrings, _write_arrays, 40),
     "sound": _Example(_tones, partial(_write_files, suffix=".wav"), 40),
     "table": _Example(_tumours, _write_csv, 60),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from expunge._core.imports import import_named
 from expunge.errors import ConfigError, ExpungeError
+from expunge.models.constructors import parameters_of
 from expunge.models.huggingface import is_pretrained
 from expunge.scaffold.data import InspectedData
 from expunge.storage.json_files import read_json
@@ -44,8 +44,23 @@ class GuessedModel:
 
 
 def pretrained_folder(model: str) -> Path | None:
-    """The folder of a Hugging Face model, if the name is one."""
-    return Path(model) if model and is_pretrained(Path(model)) else None
+    """The folder of a Hugging Face model; None if a constructor, or nothing, is named.
+
+    Raises
+    ------
+    ConfigError
+        If the name is neither.
+    """
+    if not model or is_pretrained(Path(model)):
+        return Path(model) if model else None
+    if ":" in model:
+        return None
+    raise ConfigError(
+        f"'{model}' is neither a constructor nor the folder of a model",
+        where="--model",
+        fix="write package.module:function, or name a folder that save_pretrained of Transformers "
+        "wrote, with its tokenizer",
+    )
 
 
 def guess_model(
@@ -65,7 +80,7 @@ def guess_model(
     if pretrained is not None:
         return GuessedModel(constructor, dict(arguments), pretrained=pretrained)
     known = _facts(data)
-    parameters = _parameters(import_named(constructor, folder))
+    parameters = parameters_of(import_named(constructor, folder))
     found = {
         name: known[fact]
         for fact, names in _NAMES.items()
@@ -95,16 +110,6 @@ def _small_network(data: InspectedData) -> tuple[str, dict[str, Any]]:
     elif data.kind == "audio":
         name, needed = "kws", ("classes", "sample_rate")
     return f"expunge.models:{name}", {key: facts[key] for key in needed}
-
-
-def _parameters(constructor: Any) -> dict[str, bool]:
-    """The arguments that can be named, and whether each is required."""
-    try:
-        parameters = inspect.signature(constructor).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    nameable = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p.default is p.empty for p in parameters if p.kind in nameable}
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ CHANGE = "CHANGE"
 EPOCHS = 20
 # The fraction that is held out of small data.
 HOLD_OUT = 0.2
+# What is said of a network of ours.
+_PLACEHOLDER = "a small network; yours: --model package.module:function"
 _VIEWS = {"image": "crop", "audio": "speech"}
 _HELD_OUT = (
     "# Not used for training, labelled like the training data: decides whether the repair is",
@@ -121,7 +123,7 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     ]
     folder.mkdir(parents=True, exist_ok=True)
     write_file(target, "\n".join(lines) + "\n", error=ConfigError)
-    return _facts(data, model)
+    return _facts(data, model, sets)
 
 
 def _scaled(data: InspectedData, weights: Path | None) -> tuple[InspectedData, str]:
@@ -179,7 +181,7 @@ def _model_table(
         return ["[model]", *toml_lines(table), ""]
     comments = {}
     if model.is_placeholder:
-        comments["constructor"] = f"{CHANGE}: your own, as package.module:function"
+        comments["constructor"] = f"{CHANGE}: yours, as package.module:function; arguments too"
     if model.unknown:
         comments["arguments"] = f"{CHANGE}: required too: {', '.join(model.unknown)}"
     table = {"constructor": model.constructor}
@@ -229,14 +231,18 @@ def _further_set(
     return [f"# [data.{name}]", *comments, '# path = "…"']
 
 
-def _facts(data: InspectedData, model: GuessedModel) -> list[str]:
+def _facts(
+    data: InspectedData, model: GuessedModel, sets: Mapping[str, Mapping[str, str]]
+) -> list[str]:
     samples, shape = data.samples, " × ".join(map(str, data.shape)) or "of any length"
     names = ", ".join(samples.classes[:5]) + (", …" if len(samples.classes) > 5 else "")
     found = [
         f"{len(samples):,} training samples: {data.kind}, {shape}",
         f"{len(samples.classes)} classes: {names}",
-        f"model: {model.constructor}" + (" (replace it by yours)" if model.is_placeholder else ""),
+        f"model: {model.constructor}" + (f" ({_PLACEHOLDER})" if model.is_placeholder else ""),
     ]
+    further = {name.replace("_", "-"): given["path"] for name, given in sets.items()}
+    found += [f"{name} set: {path}" for name, path in further.items() if name != "train"]
     if data.unused:
         found.insert(2, f"columns that are not used: {', '.join(data.unused)}")
     if model.unknown:
