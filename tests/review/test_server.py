@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import socket
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from expunge.data.texts import TextInputs
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.review.answer_log import AnswerLog
 from expunge.review.cards import Cards
 from expunge.review.filters import Filters
 from expunge.review.guard import LOOPBACK, bind
-from oracles_review import TOKEN, open_session, planted, running, write_run
+from oracles_review import TOKEN, open_session, planted, running, samples_of, write_run
 
 pytest.importorskip("uvicorn", reason="needs the extra 'review'")
 PNG = b"\x89PNG"
@@ -242,6 +244,17 @@ def test_every_kind_of_input_is_shown(tmp_path, kind, files):
             assert (response.status == 200) == (name in files), name
             if name in files:
                 assert content.startswith(files[name])
+
+
+def test_texts_of_the_training_data_are_shown(tmp_path):
+    partition, _ = planted(n=50)
+    session = open_session(write_run(tmp_path / "run", partition), budget=10)
+    texts = [f"text {name}" for name in partition.ids]
+    inputs = TextInputs({"input_ids": [[1]] * 50}, texts=texts)
+    samples = replace(samples_of(partition, "table", "abcd"), inputs=inputs)
+    cards = Cards(partition, session.run.scores, tuple("abcd"), samples=samples)
+    assert cards.card(3, partition)["text"] == texts[3]
+    session.close()
 
 
 def test_neighbours_are_the_nearest(tmp_path):

@@ -124,7 +124,7 @@ def _patches() -> _Labelled:
         rows, columns = (side // _SIDE for side in photo.shape[:2])
         photo = photo[: rows * _SIDE, : columns * _SIDE]
         squares = photo.reshape(rows, _SIDE, columns, _SIDE, 3).swapaxes(1, 2)
-        x += list(squares.reshape(-1, _SIDE, _SIDE, 3)[::3])  # every third: they are enough
+        x += list(squares.reshape(-1, _SIDE, _SIDE, 3)[::2])  # every second: they are enough
         y += [label] * (len(x) - len(y))
     return _Labelled(np.stack(x), np.array(y), ("temple", "flower"))
 
@@ -148,7 +148,7 @@ def _docstrings() -> _Labelled:
         texts += sorted(found)
         y += [label] * len(found)
     weights = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(texts)
-    x = TruncatedSVD(100, random_state=0).fit_transform(weights).astype(np.float32)
+    x = TruncatedSVD(64, random_state=0).fit_transform(weights).astype(np.float32)
     # Texts that differ in rare words only have equal embeddings; one of each stays.
     kept = np.sort(np.unique(x.round(5), axis=0, return_index=True)[1])
     return _Labelled(x[kept], np.array(y)[kept], tuple(module.__name__ for module in modules))
