@@ -227,7 +227,7 @@ def test_in_a_block_a_model_is_examined_once_and_cut_as_ever(name, monkeypatch):
     with hidden_pairs.found_once():
         layers = surgery.prunable(model, example)
         again = trace(model, example)
-        plan = PrunePlan({layer: (0,) for layer in layers}, len(layers))
+        plan = PrunePlan(dict.fromkeys(layers, (0,)), len(layers))
         inside = surgery.apply_plan(model, plan, example, mode="remove")
     assert len(examined) < 4  # the model, and networks that were cut
     assert again.heads == alone.heads
