@@ -60,7 +60,9 @@ def test_the_most_suspicious_alone_say_nothing_of_the_rate(case):
 
 
 def test_a_lazy_reviewer_is_worse(case):
-    assert row(case, 200, reviewer="lazy")["rate_error"] > row(case, 200)["rate_error"]
+    at_once = row(case, 200, reviewer="lazy")["rate_error"]
+    assert at_once > row(case, 200)["rate_error"]
+    assert at_once > row(case, 200, reviewer="lazy, suggestions after")["rate_error"]
 
 
 def test_rows_are_made_once_and_tables_name_every_way(case, tmp_path):

@@ -149,6 +149,9 @@ def test_reviewers_who_disagree_settle_nothing_and_a_third_decides():
     assert review.disputed == (0,)
     assert (review.pairs, review.disagreements) == (1, 1)
     assert not review.partition.reviewed.any()
+    both_wrong = [Answer(0, "wrong", (given + k) % 4, reviewer=str(k)) for k in (1, 2)]
+    review = reviewed(partition, both_wrong, n_classes=4)
+    assert (review.disputed, review.pairs, review.disagreements) == ((0,), 1, 0)
     settled = reviewed(partition, [*two, Answer(0, "right", reviewer="c")], n_classes=4)
     assert settled.disputed == ()
     assert settled.trusted[0]

@@ -82,6 +82,11 @@ def test_twenty_cards_by_keyboard_undo_reload_and_go_on(browser, planted_run, tm
     with running(folder, partition, classes=CLASSES, budget=60) as client:
         page = open_page(browser, client)
         for key in keys:
+            assert not page.is_visible("#suggestions, #why, #near, #badge")
+            if key in "12":
+                page.keyboard.press({"1": "n", "2": "5"}[key])  # a digit shows them as well
+                assert page.is_visible("#suggestions .suggestion")
+                assert page.is_visible("#why")
             press(page, key)
         found = answers_in(folder)
         assert len(found) == 20

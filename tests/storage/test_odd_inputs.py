@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import expunge
 from expunge import specs
@@ -62,6 +64,23 @@ def test_a_path_that_no_disk_takes_is_our_error(tmp_path, suffix):
     for name in formats.names():
         with pytest.raises(ExpungeError):
             formats.get(name)().read(tmp_path / (LONG + suffix))
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.csv", "x.jsonl", "x.json", "x.toml", "f/a/2.png"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path, name, kind):
+    path = tmp_path / name
+    for label, grey in (("a", 0), ("b", 9)):
+        (tmp_path / "f" / label).mkdir(parents=True)
+        Image.new("L", (4, 4), grey).save(tmp_path / "f" / label / "1.png")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ExpungeError, match=r"pipe or a device|outside the folder"):
+        {".json": read_json, ".toml": specs.read_spec}.get(
+            path.suffix, lambda p: read(DataConfig(name.partition("/")[0]), folder=tmp_path)
+        )(path)
 
 
 @pytest.mark.parametrize(

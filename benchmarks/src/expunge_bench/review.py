@@ -28,7 +28,11 @@ from expunge_bench.zoo import zoo_scores, zoo_signals
 from expunge_bench.zoo_data import ZooSetting
 
 ANSWERS = (0, 50, 100, 200)
-REVIEWERS = {"careful": Reviewer(0.03), "lazy": Reviewer(0.03, lazy=0.3)}
+REVIEWERS = {
+    "careful": Reviewer(0.03),
+    "lazy": Reviewer(0.03, lazy=0.3),
+    "lazy, suggestions after": Reviewer(0.03, lazy=0.3, suggestions="after"),
+}
 REPETITIONS = 20
 # With --accuracy a network is tuned for the first repetition, for this many epochs.
 _TUNE_EPOCHS = 6

@@ -31,6 +31,14 @@ class FileFormat(StrEnum):
     fiftyone = "fiftyone"
 
 
+class Shown(StrEnum):
+    """When suggestions and reasons are shown."""
+
+    after = "after"
+    at_once = "at-once"
+    never = "never"
+
+
 @app.command()
 def review(
     run: Annotated[Path, typer.Argument(help="A run folder, or a spec file (TOML).")],
@@ -41,9 +49,13 @@ def review(
     budget: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 100,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: a free one.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    blind: Annotated[
-        bool, typer.Option("--blind", help="Hide suggestions, so that they influence nobody.")
-    ] = False,
+    suggestions: Annotated[
+        Shown,
+        typer.Option(
+            help="When suggestions and reasons are shown: after the given label is called wrong, "
+            "at once (reviewers tend to confirm what they see) or never."
+        ),
+    ] = Shown.after,
     mistakes: Annotated[
         float | None,
         typer.Option(
@@ -88,7 +100,7 @@ def review(
         if as_json:
             print_json(session.progress().review.summary())
         if import_ is None and export is None and not as_json:
-            _serve(session, cards, port=port, blind=blind)
+            _serve(session, cards, port=port, suggestions=suggestions)
 
 
 def _folder_and_spec(run: Path, spec: Path | None) -> tuple[Path, Path | None]:
@@ -147,11 +159,11 @@ def _cards(session: ReviewSession, samples: Samples | None, text: str) -> Cards:
     return Cards(run.partition, run.scores, session.classes, samples=samples, texts=texts)
 
 
-def _serve(session: ReviewSession, cards: Cards, *, port: int, blind: bool) -> None:
+def _serve(session: ReviewSession, cards: Cards, *, port: int, suggestions: Shown) -> None:
     from expunge.review.guard import bind
     from expunge.review.server import ReviewServer, address, serve
 
-    server = ReviewServer(session, cards, blind=blind)
+    server = ReviewServer(session, cards, suggestions=suggestions.value)
     listening = bind(port)
     if cards.kind == "none":
         echo("The inputs are not shown: name the spec with --spec.", err=True)

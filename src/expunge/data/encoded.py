@@ -10,6 +10,7 @@ from typing import Protocol
 
 from expunge.data.inputs import Positions, ReadGroups
 from expunge.storage.digest_cache import file_digests
+from expunge.storage.reading import require_regular
 
 # Decoded inputs of up to this size are kept in memory.
 MAX_BYTES_IN_MEMORY = 4 << 30
@@ -79,7 +80,9 @@ class EncodedFiles:
         return len(self._paths)
 
     def read(self, position: int) -> bytes | None:
-        return Path(self._paths[position]).read_bytes()
+        path = Path(self._paths[position])
+        require_regular(path)
+        return path.read_bytes()
 
     def locate(self, position: int) -> Encoded:
         return EncodedFiles([self._paths[position]])

@@ -31,6 +31,9 @@ class Reviewer:
         The rate of mistaken answers: a right label is called wrong, a noisy sample right.
     lazy
         The share of the questions at which the suggested label is confirmed without a look.
+    suggestions
+        When suggestions are shown: ``"at-once"``, or ``"after"`` the given label was called wrong,
+        so that a lazy answer confirms the suggested label only there.
 
     Raises
     ------
@@ -40,6 +43,7 @@ class Reviewer:
 
     mistakes: float = 0.03
     lazy: float = 0.0
+    suggestions: Literal["at-once", "after"] = "at-once"
 
     def __post_init__(self) -> None:
         rates = {"mistakes": (self.mistakes, "[0, 1)"), "lazy": (self.lazy, "[0, 1)")}
@@ -124,12 +128,16 @@ class _Answering:
         given, true = int(self._partition.labels[row]), int(self._truth.labels[row])
         is_lazy, is_mistaken = self._rng.random(2) < (self._reviewer.lazy, self._reviewer.mistakes)
         is_bad = bool(self._truth.input_fault[row])
-        if is_lazy:
-            true, is_bad = int(self._partition.suggested_label[row]), False
+        suggested = int(self._partition.suggested_label[row])
+        is_shown = self._reviewer.suggestions == "at-once"
+        if is_lazy and is_shown:
+            true, is_bad = suggested, False
         elif is_mistaken:
             is_noisy = is_bad or true != given
             other = (given + 1 + int(self._rng.integers(self._n_classes - 1))) % self._n_classes
             true, is_bad = given if is_noisy else other, False
+        if is_lazy and not is_shown and given not in (true, suggested):
+            true = suggested
         if is_bad:
             return Answer(name, "bad-input", reviewer="simulated", repeat=repeat, draw=draw)
         verdict: Literal["right", "wrong"] = "right" if true == given else "wrong"

@@ -132,7 +132,7 @@ class Judgements:
         The draws of samples that were skipped or that nobody could tell.
     pairs, disagreements
         How many pairs of answers about one sample there are (two reviewers, or one reviewer
-        twice), and how many of them disagree.
+        twice), and in how many of them one says that it is noisy and the other that it is not.
     disputed
         Ids of the samples without a majority.
     """
@@ -225,8 +225,9 @@ def judge(
         decided = [a for a in by_row[row] if a.verdict in DECIDED]
         verdicts = [_true_label(a, given) for a in decided]
         n = len(decided)
+        n_right = verdicts.count(given)
         pairs += n * (n - 1) // 2
-        disagreements += sum(verdicts[i] != verdicts[j] for i in range(n) for j in range(i))
+        disagreements += n_right * (n - n_right)
         if not decided:
             undecided += [a.draw for a in by_row[row] if a.draw is not None][:1]
             continue

@@ -33,7 +33,8 @@ class Review:
     mistakes
         The estimated rate of mistaken answers.
     pairs, disagreements
-        How many pairs of answers about one sample there are, and how many disagree.
+        How many pairs of answers about one sample there are, and how many disagree whether it is
+        noisy.
     disputed
         Ids of samples without a majority. Their probabilities are recalibrated only.
     trusted, corrected, dropped

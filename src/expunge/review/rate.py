@@ -106,13 +106,18 @@ def estimate_rate(
     rng, n = generator(seed, "rate"), len(probabilities)
     counted = [(d, k) for d, k in counted_answers(judgements) if k is not None]
     f = probabilities[judgements.rows]
+    # As in a regression: the model's parameters were fitted to these answers.
+    free = max(len(counted) - _MODEL_PARAMETERS, 2)
+    widening = max(float(np.sqrt(len(counted) / free)), 1.0)
     totals, precisions = [], []
     for batch in sorted({draw.batch for draw, _ in counted}):
         earlier = [k for k, j in enumerate(judgements.judged) if j.draw and j.draw.batch < batch]
         true = (faults[earlier] - mistakes.rate) / (1 - 2 * mistakes.rate)
         known = float(probabilities.sum() + np.sum(true - f[earlier]))
         cells = _cells([c for c in counted if c[0].batch == batch], faults, f, n - len(earlier))
-        totals.append((known + _residual_draws(cells, mistakes, rng)) / n)
+        draws = _residual_draws(cells, mistakes, rng)
+        draws = draws.mean() + widening * (draws - draws.mean())
+        totals.append((known + draws) / n)
         precisions.append(1 / max(sum(c.size**2 * c.spread / c.n for c in cells) / n**2, 1e-9))
     if not totals:
         return None
@@ -127,11 +132,7 @@ def _residual_draws(cells: Sequence[_Cell], mistakes: Mistakes, rng: np.random.G
     draws = np.zeros(_DRAWS)
     for cell in cells:
         draws += cell.size * (_share_draws(cell, mistakes, rng) - cell.expected)
-    # As in a regression: a mean for each stratum, and the model's parameters, were fitted.
-    answers = sum(cell.n for cell in cells)
-    free = max(answers - len(cells) - _MODEL_PARAMETERS, 2)
-    widened: Floats = draws.mean() + (draws - draws.mean()) * np.sqrt(answers / free)
-    return widened
+    return draws
 
 
 def _share_draws(cell: _Cell, mistakes: Mistakes, rng: np.random.Generator) -> Floats:
@@ -145,7 +146,10 @@ def _share_draws(cell: _Cell, mistakes: Mistakes, rng: np.random.Generator) -> F
     # Of a stratum that was answered whole only the mistakes are left.
     left = max(1 - cell.n / cell.size, 0.0)
     by_mistake = min(epsilon * (1 - epsilon) / max(mean * (1 - mean), 1e-9), 1.0)
-    observed = mean + (observed - mean) * np.sqrt(left + (1 - left) * by_mistake)
+    # The prior steadies the mean, but the model behind it was fitted to these very answers: the
+    # spread is that of n answers.
+    spread = (a + b + 1) / cell.n * (left + (1 - left) * by_mistake)
+    observed = mean + (observed - mean) * np.sqrt(spread)
     share: Floats = (observed - mistakes.draws) / (1 - 2 * mistakes.draws)
     return share
 

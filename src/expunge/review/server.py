@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from expunge.errors import DataError, ExpungeError, RunError, extra_required
 from expunge.review.cards import Cards
@@ -39,6 +39,9 @@ _MAX_FOUND_CLASSES = 30
 _NEXT_BATCH = 60
 
 
+Suggestions = Literal["after", "at-once", "never"]
+
+
 class ReviewServer:
     """The pages and the interface of a review.
 
@@ -50,14 +53,20 @@ class ReviewServer:
         What it shows.
     token
         The secret in the address; a new one by default.
-    blind
-        Whether suggestions are hidden.
+    suggestions
+        When suggestions and reasons are shown: ``"after"`` the given label was called wrong,
+        ``"at-once"`` or ``"never"``. Samples that were chosen from the grid show them at once.
     """
 
     def __init__(
-        self, session: ReviewSession, cards: Cards, *, token: str = "", blind: bool = False
+        self,
+        session: ReviewSession,
+        cards: Cards,
+        *,
+        token: str = "",
+        suggestions: Suggestions = "after",
     ) -> None:
-        self._session, self._cards, self._blind = session, cards, blind
+        self._session, self._cards, self._suggestions = session, cards, suggestions
         self.token = token or secrets.token_urlsafe(24)
 
     def app(self, port: int) -> Starlette:
@@ -104,7 +113,7 @@ class ReviewServer:
             "n_classes": len(session.classes),
             "n": len(session.partition.ids),
             "kind": self._cards.kind,
-            "blind": self._blind,
+            "suggestions": self._suggestions,
             "progress": self._progress(request),
         }
 
@@ -125,7 +134,7 @@ class ReviewServer:
         return {"done": False, "repeat": False, "card": self._full_card(row)}
 
     def _full_card(self, row: int, *, hide_answers: bool = False) -> dict[str, Any]:
-        card = self._cards.card(row, self._by_now(), blind=self._blind)
+        card = self._cards.card(row, self._by_now(), blind=self._suggestions == "never")
         answers = [] if hide_answers else self._session.answers_of(row)
         classes = self._session.classes
         card["answers"] = [

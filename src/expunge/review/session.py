@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ from expunge.review.run_files import ReviewedRun, read_queue, write_queue
 
 # Seconds for which a question that one reviewer was shown is not shown to others.
 _LEASE = 600.0
+# The next batch is drawn when this few questions are open, so that nobody waits for it.
+_OPEN_BEFORE_NEXT_BATCH = 3
 _MAX_REVIEWER = 80
 MAX_PAGE = 200
 
@@ -167,26 +170,29 @@ class ReviewSession:
             (skipped if answer.verdict == "skip" else done).add((name, answer.repeat))
         return done, skipped - done
 
-    def _extend(self, size: int | None = None) -> bool:
+    def _extend(self, estimated: Progress | None = None) -> bool:
         """Draw the next batch, by the answers so far; whether there is one."""
-        size = self._queue.budget - len(self._queue.items) if size is None else size
+        with self._lock:
+            queue, answers = self._queue, list(self._answers)
+        size = queue.budget - len(queue.items)
         if size < 1:
             return False
-        review, judged = self._estimate().review, self._model.judge(self._answers)
-        rows = judged.rows
+        review = (estimated or self._estimate()).review
+        rows = self._model.judge(answers).rows
         suspected = self.partition.p_input_fault > self.partition.p_label_fault
         longer = extend_queue(
-            self._queue,
+            queue,
             review.partition,
             size=size,
             answered_classes=self.partition.labels[rows],
             n_answered_inputs=int(suspected[rows].sum()),
         )
-        if len(longer.items) == len(self._queue.items):
-            return False
-        write_queue(self.run.folder, longer)
-        self._queue = longer
-        return True
+        with self._lock:
+            # Another thread may have drawn it, or the budget may have been raised.
+            if self._queue is queue and len(longer.items) > len(queue.items):
+                write_queue(self.run.folder, longer)
+                self._queue = longer
+            return len(self._queue.items) > len(queue.items)
 
     def more(self, n: int) -> int:
         """Raise the budget by ``n`` questions; returns the new budget."""
@@ -302,7 +308,12 @@ class ReviewSession:
             self._changed.clear()
             if self._closed:
                 return
-            self._progress = self._estimate()
+            found = self._progress = self._estimate()
+            with self._lock:
+                n_open = len(self._queue.items) - found.answered - found.skipped
+            if n_open <= _OPEN_BEFORE_NEXT_BATCH:
+                with suppress(RunError):  # the next question says what is wrong
+                    self._extend(found)
 
     @property
     def version(self) -> int:

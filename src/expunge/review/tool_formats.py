@@ -23,7 +23,7 @@ from expunge.review.formats import (
 )
 from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import parse_json
-from expunge.storage.reading import reading
+from expunge.storage.reading import reading, require_regular
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -31,6 +31,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _read_json(path: Path) -> Any:
+    require_regular(path)
     return parse_json(path.read_text(encoding="utf-8-sig"))
 
 

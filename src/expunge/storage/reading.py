@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import pickle
+import stat
 import struct
 import tokenize
 import zipfile
@@ -53,7 +55,7 @@ def reading(
     Parameters
     ----------
     where
-        The file.
+        The file. A pipe or a device is refused: reading it may never end.
     error
         The class of error to raise.
     what
@@ -71,9 +73,21 @@ def reading(
     expunge.errors.DataError: a.json: not JSON: invalid literal for int() with base 10: 'x'
     """
     try:
+        require_regular(where)
         yield
     except (*READ_ERRORS, *also) as problem:
         raise error(f"{what}: {reason_of(problem)}", where=str(where), fix=fix) from problem
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise OSError if the path names a pipe, a device or a socket; a shell's ``<(…)`` may pass."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # whoever opens it says what is wrong
+        return
+    is_redirected = stat.S_ISFIFO(mode) and str(path).startswith(("/dev/", "/proc/"))
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or is_redirected):
+        raise OSError("is a pipe or a device, not a file")
 
 
 def reason_of(problem: BaseException) -> str:

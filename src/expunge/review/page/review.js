@@ -5,7 +5,7 @@ const LONG_TEXT = 700;
 const PAGE = 48;
 const $ = (id) => document.getElementById(id);
 let state = null;
-let question = null; // { card, repeat, chosen }
+let question = null; // { card, repeat, chosen, hidden }
 let busy = false;
 let offset = 0;
 let found = [];
@@ -96,30 +96,48 @@ function showQuestion(next, chosen = false) {
     $("done-title").focus();
     return;
   }
-  question = { card: next.card, repeat: next.repeat, chosen };
   const card = next.card;
+  const hasEvidence = card.p_noisy !== undefined;
+  const hidden = hasEvidence && state.suggestions === "after" && !chosen;
+  question = { card, repeat: next.repeat, chosen, hidden };
   show("card");
   $("question").textContent = `Is this “${card.given_name}”?`;
   $("right-text").textContent = `Yes: ${card.given_name}`;
   $("identity").textContent = `id ${card.id}`;
-  $("badge").hidden = !(chosen || card.flagged);
   $("badge").textContent = chosen ? "chosen from the grid" : "flagged";
   showMedia(card);
   showSuggestions(card.suggestions || []);
   $("reasons").replaceChildren(...(card.reasons || []).map((text) => element("li", { textContent: text })));
-  if (card.p_noisy !== undefined) {
+  if (hasEvidence) {
     $("reasons").prepend(element("li", {
       textContent: `Probability of a wrong label ${percent(card.p_label_fault)}, of a bad input ${percent(card.p_input_fault)}`,
     }));
   }
-  $("why").hidden = card.reasons === undefined;
   showAnswers(card.answers);
-  $("near").hidden = !(card.neighbours || []).length;
   $("neighbours").replaceChildren(...(card.neighbours || []).map((tile) => element("li", {}, tileButton(tile))));
+  showEvidence();
   closeClasses();
   $("find").value = "";
   $("announce").textContent = `Sample ${card.id}, given label ${card.given_name}`;
   $("question").focus({ preventScroll: true });
+}
+
+// What says whether the label is wrong waits, so that it does not influence the answer.
+function showEvidence() {
+  const { card, chosen, hidden } = question;
+  $("reveal").hidden = !hidden;
+  $("suggestions").hidden = hidden;
+  $("badge").hidden = hidden || !(chosen || card.flagged);
+  $("why").hidden = hidden || card.reasons === undefined;
+  $("near").hidden = hidden || !(card.neighbours || []).length;
+}
+
+function reveal() {
+  if (!question || !question.hidden) return;
+  question.hidden = false;
+  showEvidence();
+  $("question").focus({ preventScroll: true });
+  $("announce").textContent = `${$("suggestions").childElementCount} suggestions`;
 }
 
 function showMedia(card) {
@@ -280,7 +298,7 @@ function tileButton(tile) {
   }
   button.append(element("span", { textContent: tile.given_name }));
   if (tile.text) button.append(element("span", { className: "excerpt", textContent: tile.text }));
-  if (!state.blind) {
+  if (state.suggestions !== "never") {
     const other = tile.suggested_name === tile.given_name ? "" : ` → ${tile.suggested_name}`;
     button.append(element("span", { className: "p", textContent: `${percent(tile.p_noisy)}${other}` }));
   }
@@ -344,6 +362,7 @@ function onKey(event) {
   else if (key === "u") undo();
   else if (!question || $("card").hidden) return;
   else if (key === "Enter" || key === "r") answer("right");
+  else if (key === "n" || (question.hidden && key >= "1" && key <= "5")) reveal();
   else if (key >= "1" && key <= "5") {
     const suggestion = (question.card.suggestions || [])[Number(key) - 1];
     if (suggestion) answer("wrong", suggestion.label);
@@ -362,6 +381,7 @@ function listen() {
   for (const button of document.querySelectorAll("[data-verdict]")) {
     button.addEventListener("click", () => answer(button.dataset.verdict));
   }
+  $("reveal").addEventListener("click", reveal);
   $("undo").addEventListener("click", undo);
   $("again").addEventListener("click", () => next(true));
   $("next-batch").addEventListener("click", askMore);
