@@ -14,8 +14,9 @@ import pytest
 
 import expunge
 from expunge import cli
+from expunge._core.distributed import this_process
 from expunge.cli import results, terminal
-from expunge.errors import DataError, did_you_mean, printable
+from expunge.errors import ConfigError, DataError, did_you_mean, printable
 
 ESCAPE = "\x1b[31m"
 
@@ -83,6 +84,21 @@ def test_a_rank_that_is_no_number_is_our_error(monkeypatch, tmp_path):
     code, _, err = run(monkeypatch, "check", str(tmp_path / "a.toml"))
     assert code == 1
     assert "RANK is 'x', expected the number of the process" in err
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        with monkeypatch.context() as changed:
+            changed.setenv("RANK", "0")
+            changed.setenv(name, "y")
+            with pytest.raises(ConfigError, match=f"{name} is 'y'"):
+                this_process()
+
+
+def test_a_working_directory_that_was_deleted_is_our_error(monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, _, err = run(monkeypatch, "check", "../a.toml")
+    assert (code, "working directory does not exist" in err) == (1, True)
 
 
 def test_a_launcher_that_starts_one_process_instead_of_two_is_refused(monkeypatch, tmp_path):

@@ -35,9 +35,10 @@ def test_mistakes_come_at_their_rate_and_a_lazy_reviewer_confirms():
     lazy = simulate_review(
         partition, truth, n=500, reviewer=Reviewer(0.0, lazy=0.999, suggestions="after")
     )
-    row = {int(i): k for k, i in enumerate(partition.ids)}
-    wrong = [a for a in lazy if a.verdict == "wrong"]
-    assert {a.id for a in wrong} == {a.id for a in lazy if true[row[a.id]] != partition.labels[row[a.id]]}
+    is_wrong = dict(zip(partition.ids.tolist(), true != partition.labels, strict=True))
+    assert all((a.verdict == "wrong") == is_wrong[a.id] for a in lazy)
+    named = [a.label == suggested[a.id] for a in lazy if a.verdict == "wrong"]
+    assert np.mean(named) > 0.5
 
 
 @pytest.mark.parametrize("asking", ["queue", "random", "suspicious"])

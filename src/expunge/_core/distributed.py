@@ -16,7 +16,7 @@ import torch
 
 from expunge._core.arrays import Array, Ints
 from expunge._core.threads import others_wait
-from expunge.errors import RunError
+from expunge.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -117,19 +117,40 @@ def _gather_part(
                 out[at] = box[: len(at)].cpu().numpy()
 
 
+_LAUNCHER_NUMBERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
 def this_process() -> Accelerator:
     """Return the accelerator of this process. All calls share one state.
 
     Only its processes and its device are used: gradient accumulation and mixed precision, which
     the caller's own training may have left in the state, change nothing here. Accelerate starts a
     group of CPU processes only on request, so that plain ``torchrun`` is recognised here.
+
+    Raises
+    ------
+    ConfigError
+        If the variables of a launcher in the environment are not valid.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    if "LOCAL_RANK" not in os.environ:
-        return Accelerator()
+    fix = "unset it, or start the processes with torchrun or accelerate launch"
+    is_launched = "LOCAL_RANK" in os.environ
+    for name in _LAUNCHER_NUMBERS if is_launched else ():
+        value = os.environ.get(name, "0")
+        if not (value.isascii() and value.removeprefix("-").isdecimal()):
+            raise ConfigError(
+                f"the environment variable {name} is '{value}', expected a number", fix=fix
+            )
     handlers = [InitProcessGroupKwargs(timeout=_TIMEOUT)]
-    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)
+    try:
+        if not is_launched:
+            return Accelerator()
+        return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)
+    except ValueError as error:
+        raise ConfigError(
+            f"the launcher's variables in the environment are not valid: {error}", fix=fix
+        ) from error
 
 
 @contextmanager

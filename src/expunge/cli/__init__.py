@@ -97,6 +97,7 @@ def _says_errors() -> bool:
 def _run() -> int | str | None:
     """Run the command and return its exit code."""
     _check_launcher()
+    _check_working_directory()
     load_group(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
     # Of several processes, which all have the result, the first one prints it.
     with redirect_stdout(io.StringIO()) if _process_number() else nullcontext():
@@ -113,7 +114,7 @@ def _run() -> int | str | None:
 def _process_number() -> int:
     """The number of this process among those that a launcher started."""
     rank = os.environ.get("RANK", "0")
-    if not rank.isdecimal():
+    if not (rank.isascii() and rank.isdecimal()):
         raise ConfigError(
             f"the environment variable RANK is '{rank}', expected the number of the process",
             fix="unset RANK, or start the processes with torchrun or accelerate launch",
@@ -134,6 +135,16 @@ def _check_launcher() -> None:
             fix="start processes on CPUs with torchrun --nproc-per-node 2 -m expunge …, or leave "
             "--num_processes out",
         )
+
+
+def _check_working_directory() -> None:
+    """Refuse a folder that was deleted meanwhile: relative paths lead nowhere."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            "the working directory does not exist any more", fix="cd into another folder"
+        ) from error
 
 
 def _flush() -> None:
