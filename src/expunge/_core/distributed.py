@@ -134,7 +134,7 @@ def this_process() -> Accelerator:
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    fix = "unset it, or start the processes with torchrun or accelerate launch"
+    fix = "unset what a launcher left in the environment, or start the processes with torchrun"
     is_launched = "LOCAL_RANK" in os.environ
     for name in _LAUNCHER_NUMBERS if is_launched else ():
         value = os.environ.get(name, "0")
