@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, RunError
 from expunge.review import Queue, extend_queue, plan_queue
+from expunge.review.answer_log import QUEUE
 from expunge.review.queue import allocate
+from expunge.review.run_files import read_queue
 from oracles_review import planted
 
 
@@ -104,3 +107,16 @@ def test_shares_are_largest_remainders_within_limits():
     assert allocate([1, 1, 1], 7, [9, 9, 9]) in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
     assert sum(allocate([0.5, 3, 1], 20, [2, 30, 30])) == 20
     assert allocate([1, 1], 9, [2, 3]) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"order": -1}, {"stratum_size": 0}, {"probability": float("nan")}, {"id": [1]}, {"id": 1}],
+)
+def test_a_queue_that_was_changed_is_refused(tmp_path, change):
+    partition, _ = planted(n=50)
+    facts = plan_queue(partition, budget=10).to_json()
+    facts["items"][0] |= change
+    (tmp_path / QUEUE).write_text(json.dumps(facts))
+    with pytest.raises(RunError, match="is no queue of a review"):
+        read_queue(tmp_path, partition)

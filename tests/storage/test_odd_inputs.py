@@ -76,7 +76,7 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path, name, kind):
         path.symlink_to("/dev/zero")
     readers = {".json": read_json, ".toml": specs.read_spec}
     with pytest.raises(ExpungeError, match="pipe or a device|no such"):
-        readers.get(path.suffix, lambda path: read(DataConfig(str(path))))(path)
+        readers.get(path.suffix, lambda path: read(DataConfig(name), folder=tmp_path))(path)
 
 
 def test_a_pipe_among_images_is_skipped_as_what_cannot_be_read(tmp_path):
@@ -85,7 +85,7 @@ def test_a_pipe_among_images_is_skipped_as_what_cannot_be_read(tmp_path):
         for k in range(30):
             Image.new("L", (4, 4), k).save(tmp_path / label / f"{k}.png")
     os.mkfifo(tmp_path / "a" / "x.png")
-    samples = read(DataConfig(str(tmp_path)))
+    samples = read(DataConfig("."), folder=tmp_path)
     assert (len(samples), list(samples.skipped)) == (60, ["a/x.png"])
 
 

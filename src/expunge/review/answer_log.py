@@ -95,8 +95,6 @@ def _draw(row: Mapping[str, Any]) -> Draw | None:
         probability = float(values[4])  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"the columns {', '.join(DRAW_COLUMNS)} must be numbers") from error
-    if not (0 < probability <= 1 and min(batch, stratum, order) >= 0 and size > order):
-        raise DataError("the columns of the draw are out of range")
     return Draw(batch, stratum, size, order, probability)
 
 

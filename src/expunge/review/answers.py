@@ -36,6 +36,11 @@ class Draw:
         The position in the random order of the stratum, from 0.
     probability
         The probability of being drawn, given the batches before, in (0, 1].
+
+    Raises
+    ------
+    DataError
+        If a number is out of range.
     """
 
     batch: int
@@ -43,6 +48,11 @@ class Draw:
     stratum_size: int
     order: int
     probability: float
+
+    def __post_init__(self) -> None:
+        is_place = min(self.batch, self.stratum, self.order) >= 0 and self.stratum_size > self.order
+        if not (is_place and 0 < self.probability <= 1):
+            raise DataError("how a sample was drawn is out of range")
 
 
 @dataclass(frozen=True)

@@ -96,15 +96,29 @@ class Queue:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Queue:
-        """Read what `to_json` made; KeyError, TypeError or ValueError if it is something else."""
+        """Read what `to_json` made.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, DataError
+            If it is something else.
+        """
         items = []
         for fact in found["items"]:
             numbers = {k: int(fact[k]) for k in ("batch", "stratum", "stratum_size", "order")}
             draw = Draw(**numbers, probability=float(fact["probability"]))
-            items.append(Item(fact["id"], draw, bool(fact["repeat"])))
-        earlier = tuple((name, int(batch)) for name, batch in found["earlier"])
+            items.append(Item(_sample_id(fact["id"]), draw, bool(fact["repeat"])))
+        earlier = tuple((_sample_id(name), int(batch)) for name, batch in found["earlier"])
         seed, budget = int(found["seed"]), int(found["budget"])
+        if budget < 1:
+            raise ValueError(f"a budget of {budget}")
         return cls(tuple(items), str(found["partition"]), seed, budget, earlier)
+
+
+def _sample_id(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{value!r} is no id")
+    return value
 
 
 def partition_digest(partition: Partition) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expunge.errors import RunError
+from expunge.errors import DataError, RunError
 from expunge.records import Partition, Scores
 from expunge.review.answer_log import QUEUE, AnswerLog
-from expunge.review.answers import answers_digest, latest
+from expunge.review.answers import RowIndex, answers_digest, latest
 from expunge.review.estimation import reviewed
 from expunge.review.queue import Queue, partition_digest
 from expunge.storage import serialization
@@ -92,13 +92,17 @@ def read_queue(folder: str | Path, partition: Partition) -> Queue | None:
     found = read_json(path, fix="delete this file; a new queue is then drawn")
     try:
         queue = Queue.from_json(found)
-    except (KeyError, TypeError, ValueError) as error:
+        if queue.partition != partition_digest(partition):
+            return None
+        if (RowIndex(partition.ids).rows([item.id for item in queue.items]) < 0).any():
+            raise ValueError("it asks about samples that are not in the run")
+    except (KeyError, TypeError, ValueError, DataError) as error:
         raise RunError(
             f"is no queue of a review: {error!r}",
             where=str(path),
             fix="delete this file; a new queue is then drawn",
         ) from error
-    return queue if queue.partition == partition_digest(partition) else None
+    return queue
 
 
 def write_queue(folder: str | Path, queue: Queue) -> None:
