@@ -169,3 +169,10 @@ def test_a_thousand_names_are_not_listed():
     known = [f"class-{i}" for i in range(1000)]
     assert did_you_mean("zebra", known).endswith("… (1000 in all)")
     assert len(did_you_mean("zebra", known)) < 400
+
+
+def test_a_stream_that_the_shell_closed_is_written_to_nowhere(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    terminal.tolerate_encodings()
+    terminal.echo("nobody sees it")
+    sys.stdout.close()

@@ -75,7 +75,7 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path, name, kind):
     else:
         path.symlink_to("/dev/zero")
     readers = {".json": read_json, ".toml": specs.read_spec}
-    with pytest.raises(ExpungeError, match="pipe or a device|no such"):
+    with pytest.raises(ExpungeError, match=r"pipe or a device|no such"):
         readers.get(path.suffix, lambda path: read(DataConfig(name), folder=tmp_path))(path)
 
 

@@ -132,9 +132,15 @@ def write_text(text: str) -> None:
 
 
 def tolerate_encodings() -> None:
-    """Escape what the encoding of the terminal lacks, where writing would fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    """Escape what the encoding of the terminal lacks, where writing would fail.
+
+    What is written to a stream that the shell closed (``>&-``) is lost.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

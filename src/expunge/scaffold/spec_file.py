@@ -108,7 +108,7 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     splits |= {name: path for name, path in given.items() if path is not None}
     pretrained = pretrained_folder(request.model)
     data = inspect_data(splits["train"], columns=request.columns, pretrained=pretrained)
-    folder = target.resolve().parent
+    folder = target.parent.resolve()  # a link is replaced, not followed
     model = guess_model(request.model, request.arguments, data, folder=folder)
     weights = require_file(request.weights) if request.weights else None
     is_trained = weights is not None or pretrained is not None
@@ -149,7 +149,7 @@ def _head(
 ) -> list[str]:
     baselines = '["finetune-only", "retrain-filtered"]' if "validation" in sets else "[]"
     # Specs of several folders are all named spec.toml, and each has a run folder of its own.
-    name = name or (target.stem if target.stem != "spec" else target.resolve().parent.name)
+    name = name or (target.stem if target.stem != "spec" else target.parent.resolve().name)
     return [
         f"# Lines with {CHANGE} are guesses: look at these first. All keys: docs/spec.md.",
         "#",
