@@ -160,6 +160,10 @@ def test_the_command_prints_what_it_found_and_keeps_a_file_that_is_there(tmp_pat
     assert isinstance(second.exception, ConfigError)
     assert target.read_text() == before
     assert init(path, "--out", target, "--overwrite").exit_code == 0
+    loop = tmp_path / "loop.toml"
+    loop.symlink_to(loop.name)
+    assert init(path, "--out", loop).exit_code == 0  # a link is replaced
+    assert not loop.is_symlink()
 
 
 def test_a_model_that_is_no_constructor_and_no_folder_is_an_error_that_says_what_to_name(tmp_path):
