@@ -275,6 +275,23 @@ def test_an_adapter_is_repaired_on_its_frozen_base_and_saved_as_an_adapter(train
         assert_close(loaded(**batch).logits, tuned(**batch).logits)
 
 
+def test_a_folder_is_loaded_as_the_class_that_wrote_it(tmp_path):
+    """A classifier of sound is a `…ForSequenceClassification`, and DeiT has two classes."""
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    config = DeiTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    assert type(load_pretrained(tmp_path)) is DeiTForImageClassificationWithTeacher
+
+
 def test_what_is_no_classifier_is_refused(tmp_path, trained):
     from transformers import BertModel
 
@@ -290,6 +307,11 @@ def test_what_is_no_classifier_is_refused(tmp_path, trained):
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="no weights for classifier"):
         load_pretrained(tmp_path / "encoder")
+    own = config | {"architectures": ["OwnForSequenceClassification"]}
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(own))
+    with pytest.raises(ModelError, match="has no OwnForSequenceClassification"):
+        load_pretrained(tmp_path / "encoder")
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config))
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_pretrained(tmp_path / "encoder")

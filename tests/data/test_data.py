@@ -414,6 +414,7 @@ def test_paths_are_relative_to_the_folder_and_variables_to_the_working_directory
     spec = Path("/spec")
     assert resolve_path("a/b", spec) == Path("/spec/a/b")
     assert resolve_path("/a/b", spec) == Path("/a/b")
+    assert resolve_path("~/b", spec) == Path.home() / "b"
     assert resolve_path("${HERE}/b", spec) == tmp_path / "data/b"
     assert resolve_path("a/${HERE}", spec) == Path("/spec/a/data")
     assert resolve_path("${ROOT}/b", spec) == Path("/abs/b")

@@ -53,6 +53,8 @@ def test_hidden_folders_hold_no_samples(pictures: Path) -> None:
         "dog/@eaDir/c.png",
         ".git/x.png",
         "dog/__MACOSX/c.png",
+        "__MACOSX/dog/c.png",
+        "@eaDir/c.png",
     ):
         picture(pictures / name)
     touch(pictures / "cat" / "Thumbs.db")

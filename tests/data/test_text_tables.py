@@ -57,6 +57,19 @@ def test_json_is_lines_or_an_array(tmp_path: Path, name: str, is_array: bool) ->
     assert read_table(tmp_path / name) == {"u": [1, 2.5], "kind": ["a", None]}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"u": [1, 2.5], "kind": ["a", null]}',
+        '{"u": {"0": 1, "1": 2.5}, "kind": {"0": "a", "1": null}}',
+        '{"data": [\n{"u": 1, "kind": "a"},\n{"u": 2.5}]}',
+    ],
+)
+def test_json_may_be_one_object_of_columns_or_of_rows(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert read_table(tmp_path / "a.json") == {"u": [1, 2.5], "kind": ["a", None]}
+
+
 def test_a_comma_is_a_decimal_mark_only_where_every_value_is_a_number(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("u;t;kind\n1,5;1,5 m;x\n;2,0 m;y\n")
     assert read_table(tmp_path / "a.csv") == {

@@ -119,6 +119,16 @@ def test_data_sets_of_the_hub_are_read_as_they_are(form):
         assert bert(2)(**batch).logits.shape == (3, 2)
 
 
+def test_two_named_texts_are_a_pair():
+    t, pairs = tokenizer(), [{"q": text, "a": "w9", "label": i % 2} for i, text in enumerate(TEXTS)]
+    found = from_dataset(pairs, tokenizer=t, input=("q", "a"))
+    expected = from_texts(TEXTS, [0, 1, 0], tokenizer=t, pairs=["w9"] * 3)
+    assert found.inputs.fingerprint() == expected.inputs.fingerprint()
+    assert found.inputs.text(0) == f"{TEXTS[0]}\nw9"
+    with pytest.raises(DataError, match="holds str, int: expected a text, or two of a pair"):
+        from_dataset(pairs, tokenizer=t, input=("q", "label"))
+
+
 def test_items_of_another_kind_are_named():
     one, two = torch.ones(1).long(), torch.ones(2).long()
     rows = [{"input_ids": one}, {"input_ids": one, "attention_mask": two}]
@@ -129,6 +139,13 @@ def test_items_of_another_kind_are_named():
     items = [{"id": f"i{k}", "body": "a b", "topic": k} for k in range(2)]
     samples = from_dataset(items, tokenizer=words, input="body", label="topic", id="id")
     assert samples.ids.tolist() == ["i0", "i1"]
+    for key in ("label", "input", "id"):
+        named = {"input": "body", "label": "topic", "id": "id"} | {key: "none"}
+        with pytest.raises(DataError, match="item 0: there is no 'none' in a dict"):
+            from_dataset(items, tokenizer=words, **named)
+    for settings in ({"label": 0}, {"input": 1, "label": 0}):
+        samples = from_dataset([(0, "a"), (1, "b")], tokenizer=words, **settings)
+        assert samples.labels.tolist() == [0, 1]
     for items in ([("a", 0), ("b", 1)], [(7, "a", 0), (8, "b", 1)], [("a", 0, 7), ("b", 1, 8)]):
         samples = from_dataset(items, tokenizer=words)
         assert samples.labels.tolist() == [0, 1]

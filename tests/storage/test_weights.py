@@ -30,6 +30,20 @@ def test_a_model_of_that_name_keeps_it():
     torch.testing.assert_close(into.state_dict(), given.state_dict())
 
 
+def test_layers_that_ask_for_the_version_of_their_format_get_it():
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state, prefix, metadata, *rest):
+            if metadata.get("version") != 2:
+                raise ValueError("version should be set to 2")
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    given, into = Versioned(2, 2), Versioned(2, 2)
+    fit_weights(into, dict(given.state_dict()))
+    torch.testing.assert_close(into.state_dict(), given.state_dict())
+
+
 def test_checkpoints_of_old_batch_norm_have_no_counts():
     given, into = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     given(torch.randn(4, 3))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
+# Folders that are hidden, or that programs leave: archives of a Mac, thumbnails of a server.
+_IGNORED = (".", "__MACOSX", "@eaDir", "__pycache__")
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 CONVERT = {
     "audio": "convert them, e.g. `ffmpeg -i clip.mp3 clip.flac`",
@@ -86,7 +88,7 @@ def folder_rows(path: Path, config: DataConfig) -> Rows:
 
 def class_folders(path: Path) -> list[str]:
     """List the sub-folders that are not hidden, sorted by name."""
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(_IGNORED))
 
 
 def _check_layout(path: Path, classes: list[str]) -> None:
@@ -136,7 +138,7 @@ def has_samples(path: Path) -> bool:
 def _files(root: Path, folder: str) -> Iterator[str]:
     """The files at any depth, relative to the root; hidden files and folders are left out."""
     for parent, folders, names in os.walk(root / folder):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX", "@eaDir")))
+        folders[:] = sorted(f for f in folders if not f.startswith(_IGNORED))
         start = Path(parent).relative_to(root).as_posix()
         prefix = "" if start == "." else f"{start}/"
         for name in sorted(names):

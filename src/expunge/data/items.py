@@ -108,18 +108,18 @@ def _by_keys(item: object, keys: ItemKeys, where: str) -> Item:
     named = keys.input
     if named is None and isinstance(item, Mapping):
         rest = {k: v for k, v in item.items() if k != label}
-        return _parse_dict({**rest, LABEL_KEYS[0]: _get(item, label, where)}, where, keys.id)
+        return _parse_dict({**rest, LABEL_KEYS[0]: part_of(item, label, where)}, where, keys.id)
     if named is None:
-        named = 0
-    if isinstance(named, tuple) and all(_is_number(_get(item, k, where)) for k in named):
-        row = [float(_get(item, k, where)) for k in named]  # the columns of a table
+        named = int(label == 0)
+    if isinstance(named, tuple) and all(_is_number(part_of(item, k, where)) for k in named):
+        row = [float(part_of(item, k, where)) for k in named]  # the columns of a table
         inputs = {"": _to_tensor(np.array(row, dtype=np.float32), where)}
     elif isinstance(named, tuple):
-        inputs = {str(k): _to_tensor(_get(item, k, where), f"{where}, '{k}'") for k in named}
+        inputs = {str(k): _to_tensor(part_of(item, k, where), f"{where}, '{k}'") for k in named}
     else:
-        inputs = _to_inputs(_get(item, named, where), where)
-    item_id = None if keys.id is None else to_scalar(_get(item, keys.id, where), "id", where)
-    return Item(inputs, to_scalar(_get(item, label, where), "label", where), item_id)
+        inputs = _to_inputs(part_of(item, named, where), where)
+    item_id = None if keys.id is None else to_scalar(part_of(item, keys.id, where), "id", where)
+    return Item(inputs, to_scalar(part_of(item, label, where), "label", where), item_id)
 
 
 def _is_number(value: object) -> bool:
@@ -128,7 +128,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _get(item: Any, key: str | int, where: str) -> Any:
+def part_of(item: Any, key: str | int, where: str) -> Any:
     """The part of an item under a key or at a position."""
     try:
         return item[key]

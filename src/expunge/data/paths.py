@@ -18,7 +18,8 @@ def resolve_path(text: str, folder: Path) -> Path:
     Parameters
     ----------
     text
-        ``${NAME}`` and ``${NAME:-default}`` are taken from the environment.
+        ``${NAME}`` and ``${NAME:-default}`` are taken from the environment. ``~`` at the start is
+        the home folder.
     folder
         What a relative path starts at. One that begins with a variable that is set starts at the
         working directory.
@@ -53,7 +54,7 @@ def resolve_path(text: str, folder: Path) -> Path:
     expanded = re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", expand, text)
     if not expanded or "\0" in expanded:
         raise DataError(f"{text!r} is no path")
-    return (Path.cwd() if from_environment else folder) / expanded
+    return (Path.cwd() if from_environment else folder) / os.path.expanduser(expanded)
 
 
 def require_inside(folder: Path, text: str) -> Path:

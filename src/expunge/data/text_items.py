@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from expunge.data.items import BY_FORM, Item, ItemKeys, label_key, parse_item, to_scalar
+from expunge.data.items import (
+    BY_FORM,
+    Item,
+    ItemKeys,
+    label_key,
+    parse_item,
+    part_of,
+    to_scalar,
+)
 from expunge.data.labels import as_column
 from expunge.data.rows import Rows
 from expunge.data.texts import MASK, TextInputs, Texts, Tokenizer, text_inputs
@@ -22,7 +30,7 @@ TOKENS = "input_ids"
 class _TextItem(NamedTuple):
     """An item: its text (empty if it is not known), its token ids (none for raw texts), and more.
 
-    is_index: as in `Item`.
+    is_index: as in `Item`. second: the second text of a pair; empty if there is none.
     """
 
     text: str
@@ -30,6 +38,7 @@ class _TextItem(NamedTuple):
     label: object
     id: object = None
     is_index: bool = False
+    second: str = ""
 
 
 def is_tokenized(inputs: Mapping[str, Tensor]) -> bool:
@@ -80,7 +89,8 @@ def text_rows(
         inputs = token_inputs([i.tokens for i in items], tokenizer, ids, where, texts=texts)
     else:
         _check_texts(texts, ids, where)
-        inputs = Texts(texts)
+        second = [item.second for item in items]
+        inputs = Texts(texts, second if any(second) else None)
     return Rows(
         ids=ids,
         labels=as_column([item.label for item in items], ids, what="label", where=where),
@@ -94,16 +104,9 @@ def _parse(item: object, keys: ItemKeys, where: str) -> _TextItem:
     if isinstance(item, Mapping) and TOKENS in item:
         found: Item = parse_item(item, keys, where)
         return _TextItem(_text_of(item), found.inputs, found.label, found.id, found.is_index)
-    if isinstance(item, Mapping):
-        label = label_key(item, where) if keys.label is None else keys.label
-        id_key = "id" if keys.id is None else keys.id
-        text = item.get(keys.input, "") if keys.input is not None else _text_of(item)
-        return _TextItem(
-            text if isinstance(text, str) else "",
-            {},
-            to_scalar(item.get(label), "label", where),
-            to_scalar(item.get(id_key), "id", where),
-        )
+    is_tuple = isinstance(item, tuple | list)
+    if isinstance(item, Mapping) or (is_tuple and keys != BY_FORM):
+        return _by_keys(item, keys, where)
     if isinstance(item, tuple | list) and len(item) in (2, 3):
         is_last = len(item) == 3 and not isinstance(item[1], str)
         text, label = item[:2] if len(item) == 2 or is_last else item[1:]
@@ -118,6 +121,33 @@ def _parse(item: object, keys: ItemKeys, where: str) -> _TextItem:
     raise DataError(
         f"a {type(item).__name__}: expected (text, label), (id, text, label) or a dict",
         where=where,
+    )
+
+
+def _by_keys(item: Any, keys: ItemKeys, where: str) -> _TextItem:
+    """The parts under the keys that the caller named; the others by their usual names."""
+    is_named = isinstance(item, Mapping)
+    label = keys.label
+    if label is None:
+        label = label_key(item, where) if is_named else len(item) - 1
+    id_key = "id" if keys.id is None and is_named and "id" in item else keys.id
+    if keys.input is None:
+        texts = [_text_of(item) if is_named else part_of(item, int(label == 0), where)]
+    else:
+        named = keys.input if isinstance(keys.input, tuple) else (keys.input,)
+        texts = [part_of(item, key, where) for key in named]
+    if len(texts) > 2 or not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"input {keys.input!r} holds {format_ids(type(text).__name__ for text in texts)}: "
+            "expected a text, or two of a pair",
+            where=where,
+        )
+    return _TextItem(
+        texts[0],
+        {},
+        to_scalar(part_of(item, label, where), "label", where),
+        None if id_key is None else to_scalar(part_of(item, id_key, where), "id", where),
+        second=texts[1] if len(texts) == 2 else "",
     )
 
 

@@ -54,7 +54,8 @@ def read_table(path: Path, kind: str = "") -> Table:
     The fields of a CSV file are separated by commas, semicolons, tabs or bars; space around them is
     removed. Where the separator is no comma, the comma is a decimal mark in columns of numbers. A
     column of which all values are integers becomes integers; others are strings. JSON is one object
-    a line, or an array of objects.
+    a line, an array of objects, an object of columns (as pandas writes it), or an object of one
+    array of objects.
     """
     require_file(path)
     with reading(path, what="not a text table", fix="save it as CSV or JSONL in UTF-8"):
@@ -151,7 +152,12 @@ def _csv_columns(lines: list[list[str]], path: Path) -> Table:
 
 
 def _json_columns(text: str, path: Path) -> Table:
-    rows = _json_array(text) if text.lstrip()[:1] == "[" else _json_lines(text, path)
+    found = _json_value(text)
+    if isinstance(found, dict) and len(found) == 1 and _are_objects(*found.values()):
+        (found,) = found.values()  # {"data": [{…}, …]}
+    if isinstance(found, dict) and (columns := _columns_by_name(found)):
+        return columns
+    rows = found if isinstance(found, list) else _json_lines(text, path)
     if not rows:
         raise DataError("the file is empty", where=str(path), fix="expected one object a line")
     for number, row in enumerate(rows, 1):
@@ -164,8 +170,30 @@ def _json_columns(text: str, path: Path) -> Table:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _json_array(text: str) -> list[Any]:
-    return list(parse_json(text))
+def _json_value(text: str) -> Any:
+    """What the text is as a whole; None for objects in lines."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        if text.lstrip()[:1] == "[":
+            raise
+        return None
+
+
+def _are_objects(rows: object) -> bool:
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+
+
+def _columns_by_name(found: dict[str, Any]) -> Table:
+    """Columns of an object of lists, or of objects with the same keys, as pandas writes them.
+
+    Empty for anything else.
+    """
+    columns = [*found.values()]
+    if all(isinstance(c, dict) and {*c} == {*columns[0]} for c in columns):
+        return {name: [column[k] for k in columns[0]] for name, column in found.items()}
+    is_table = all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns)
+    return dict(found) if is_table else {}
 
 
 def _json_lines(text: str, path: Path) -> list[Any]:

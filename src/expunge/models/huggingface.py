@@ -20,12 +20,8 @@ from expunge.storage.json_files import read_json
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # Files of which one shows that a folder holds a tokenizer too.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
-# By the end of the architecture's name in config.json.
-_LOADERS = {
-    "SequenceClassification": "AutoModelForSequenceClassification",
-    "ImageClassification": "AutoModelForImageClassification",
-    "AudioClassification": "AutoModelForAudioClassification",
-}
+# What the names of classifiers in config.json hold.
+_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
 
 
 def is_pretrained(folder: Path) -> bool:
@@ -111,7 +107,14 @@ def _classifier(folder: Path, arguments: dict[str, Any], *, is_base: bool = Fals
         import transformers
     except ImportError as error:
         raise extra_required("transformers", "text") from error
-    loader = getattr(transformers, _loader_name(folder, is_base))
+    name = _class_name(folder, is_base)
+    loader = getattr(transformers, name, None)
+    if loader is None:
+        raise ModelError(
+            f"transformers {transformers.__version__} has no {name}",
+            where=str(folder / CONFIG),
+            fix="update transformers; code in the folder is not run",
+        )
     with _readable_errors(folder), _quiet():
         model, report = loader.from_pretrained(
             str(folder),
@@ -131,17 +134,17 @@ def _classifier(folder: Path, arguments: dict[str, Any], *, is_base: bool = Fals
     return classifier
 
 
-def _loader_name(folder: Path, is_base: bool) -> str:
+def _class_name(folder: Path, is_base: bool) -> str:
+    """The class of a classifier: that which wrote it, as one type of model may have several."""
     named = read_json(folder / CONFIG, error=ModelError).get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
-    for ending, loader in _LOADERS.items():
-        if architecture.endswith(ending):
-            return loader
+    if any(kind in architecture for kind in _CLASSIFIERS):
+        return architecture
     if is_base:
-        return _LOADERS["SequenceClassification"]
+        return "AutoModelForSequenceClassification"
     raise ModelError(
         f"holds {architecture or 'a model of unknown architecture'}, expected a classifier "
-        f"({', '.join(f'…For{ending}' for ending in _LOADERS)})",
+        f"({', '.join(f'…{kind}' for kind in _CLASSIFIERS)})",
         where=str(folder / CONFIG),
         fix="fine-tune it as a classifier first",
     )

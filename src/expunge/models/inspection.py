@@ -21,7 +21,10 @@ from expunge.models.copying import copy_model, unchanged_attributes
 from expunge.models.outputs import output_key, output_kind, output_tensor, to_logits
 
 # What a model's forward pass raises for an input that it does not take.
-FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+FORWARD_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError),
+    *(LookupError, AssertionError, ArithmeticError),
+)
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # Layers that act on each channel by itself, so that a unit keeps its index through them.
 _CHANNELWISE = (

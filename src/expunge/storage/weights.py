@@ -194,7 +194,18 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
         problems.append(f"wrong shape: {format_ids(shapes)}")
     raise_all(ModelError, problems, where=where)
     _require_finite(state, where)
-    model.load_state_dict(state, strict=True)
+    load_state(model, state)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict strictly; layers that ask for the version of its format get today's.
+
+    Files hold tensors alone, and some layers refuse a state dict without a version.
+    """
+    whole = model.state_dict()
+    whole.clear()
+    whole.update(state)
+    model.load_state_dict(whole, strict=True)
 
 
 def _without_wrappers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

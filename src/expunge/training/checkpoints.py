@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.distributed import broadcast_decision
+from expunge.storage.weights import load_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,7 +88,7 @@ def restore(
         value.copy_(tensors[f"extra.{name}"])
     for number, (model, optimizer) in enumerate(networks):
         suffix = str(number or "")
-        model.load_state_dict(_with_prefix(f"model{suffix}.", tensors))
+        load_state(model, _with_prefix(f"model{suffix}.", tensors))
         memory: dict[int, dict[str, Tensor]] = {}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for key, stored in _with_prefix(f"optimizer{suffix}.", tensors).items():
