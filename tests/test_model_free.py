@@ -166,6 +166,8 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(X, Y, np.ones((9, 3)) / 3), r"probs have shape \(9, 3\)"),
         (lambda: expunge.detect(X, NAMES[Y], classes=["ant", "bee"]), "no class: cat"),
         (lambda: expunge.detect(X, Y, ids=np.zeros(300, dtype=int)), "duplicate ids: 0"),
+        (lambda: expunge.detect(X, Y, ids=np.zeros((300, 2))), "ids must be one value a sample"),
+        (lambda: expunge.detect(X, Y.astype("M8[D]")), r"give texts: labels\.astype\(str\)"),
         (lambda: expunge.detect(X, Y, trusted=np.ones(3, dtype=bool)), "trusted must be 300"),
         (lambda: expunge.detect(FRAME, pd.Series(Y, index=range(1, 301))), "different indexes"),
         (lambda: expunge.detect(FRAME.assign(y=Y), pd.Series(Y, name="y")), "column 'y'"),

@@ -14,6 +14,7 @@ from expunge._core.arrays import Array, Bools, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
 from expunge.data.classes import as_class_names, suspicious_classes
+from expunge.data.conversion import one_each, to_column
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import as_column
 from expunge.detection.calibration import safe_log
@@ -168,7 +169,7 @@ class _LabelledRows:
     ) -> _LabelledRows:
         """Read labels and probabilities in any form."""
         names = table.index if ids is None else np.asarray(ids)
-        names = np.arange(len(table)) if names is None else names
+        names = np.arange(len(table)) if names is None else one_each(names, "ids", _WHERE)
         names = names.astype(str) if names.dtype.kind in "OU" else names
         values = _label_values(labels, names)
         if not len(table) == len(values) == len(names):
@@ -220,6 +221,8 @@ def _label_values(labels: Any, ids: Array) -> Array:
             where=_WHERE,
             fix="for one-hot labels: y.argmax(axis=1)",
         )
+    if values.dtype.kind == "S":
+        values = to_column(values, "labels", _WHERE)
     if values.dtype.kind == "b":
         return values.astype(str)
     if values.dtype.kind in "OT":
@@ -242,7 +245,11 @@ def _label_values(labels: Any, ids: Array) -> Array:
             )
         values = values.astype(np.int64)
     if values.dtype.kind not in "iuU":
-        raise DataError(f"labels have dtype {values.dtype}, expected integers or texts")
+        raise DataError(
+            f"labels have dtype {values.dtype}, expected integers or texts",
+            where=_WHERE,
+            fix="give texts: labels.astype(str)",
+        )
     return _stripped(values, ids) if values.dtype.kind == "U" else values
 
 

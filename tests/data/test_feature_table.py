@@ -73,6 +73,14 @@ def test_dates_become_days_that_keep_their_differences():
     np.testing.assert_allclose(np.diff(as_feature_table(dates).values[:, 0]), [1, 2])
 
 
+def test_intervals_and_sparse_columns_of_pandas_are_read():
+    frame = pd.DataFrame({"age": pd.cut(pd.Series([1, 5, 9]), [0, 3, 10])})
+    frame["hits"] = pd.arrays.SparseArray([0.0, 0.0, 2.0])
+    found = as_feature_table(frame)
+    assert found.names == ("age=(0, 3]", "age=(3, 10]", "hits")
+    assert found.values.tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 2.0]]
+
+
 def test_free_text_is_left_out_and_said():
     text = {"text": [f"document {k}" for k in range(200)], "x": np.arange(200)}
     table = as_feature_table(text)
@@ -103,6 +111,8 @@ def test_the_index_of_a_frame_names_its_rows():
         ({"emb": [["a"], ["b"]]}, "column 'emb' holds list"),
         (pa.table([[1], [2]], names=["a", "a"]), "columns of the same name"),
         (7, "got int, expected an array"),
+        (pd.DataFrame([[1, 2]] * 2, columns=["a", "a"]), "columns of the same name: a$"),
+        ({"a": [1.0, 1.0], "b": ["u", "u"]}, "no column differs between the rows: a, b=u"),
     ],
 )
 def test_what_is_no_table_is_refused(features, message):

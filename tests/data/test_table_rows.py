@@ -42,6 +42,17 @@ def test_what_is_no_number_is_named(tmp_path):
         table(tmp_path, TABLE.replace("0.25", ""), id="id")
 
 
+def test_truth_values_are_features_and_labels(tmp_path):
+    table = {"a": [True, False], "b": [1.5, 2.5], "k": [False, True]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("a,b,k\nTrue,1.5,False\nFalse,2.5,True\n")
+    for name in ("t.parquet", "t.csv"):
+        samples = read(DataConfig(name, source="table", label="k"), folder=tmp_path)
+        assert samples.inputs.batch(np.arange(2)).tolist() == [[1.0, 1.5], [0.0, 2.5]]
+        assert samples.labels.tolist() == [0, 1]
+        assert samples.classes == ("False", "True")
+
+
 def test_parquet_and_csv_give_the_same_samples(tmp_path):
     import pandas as pd
 

@@ -258,15 +258,16 @@ def to_labels(y: Any, where: str) -> LabelColumn:
             where=where,
             fix="remove these rows",
         )
-    return LabelColumn(_one_each(values, "labels", where), names)
+    return LabelColumn(one_each(values, "labels", where), names)
 
 
 def to_ids(ids: Any, where: str) -> np.ndarray:
     """Ids ``[n]`` of arrays, lists, tensors and columns of data frames; ``[n, 1]`` is as good."""
-    return _one_each(to_column(ids, "ids", where), "ids", where)
+    return one_each(to_column(ids, "ids", where), "ids", where)
 
 
-def _one_each(values: np.ndarray, what: str, where: str) -> np.ndarray:
+def one_each(values: np.ndarray, what: str, where: str) -> np.ndarray:
+    """Labels or ids ``[n]`` of ``[n]`` or ``[n, 1]``; DataError for any other shape."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:

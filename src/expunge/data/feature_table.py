@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -129,6 +130,12 @@ def as_feature_table(features: Table, *, where: str = "features") -> FeatureTabl
         table = filled[0].values if len(filled) == 1 else np.hstack([c.values for c in filled])
         values = np.ascontiguousarray(table, dtype=np.float32)
     _check_values(values, where)
+    if len(values) > 1 and (values == values[0]).all():
+        raise DataError(
+            "no column differs between the rows: " + format_ids(n for c in filled for n in c.names),
+            where=where,
+            fix="name the columns of the features",
+        )
     names = tuple(name for c in filled for name in c.names)
     return FeatureTable(values, names, rows, index, tuple(notes))
 
@@ -147,7 +154,8 @@ def as_arrow(table: Any, where: str) -> Any:
         elif hasattr(table, "iloc"):  # pandas: its index is no column
             frame = table.to_frame() if getattr(table, "ndim", 2) == 1 else table
             renamed = frame.set_axis([str(name) for name in frame.columns], axis=1)
-            found = pa.Table.from_pandas(renamed, preserve_index=False)
+            _check_names(list(renamed.columns), where)
+            found = pa.Table.from_pandas(_plain_columns(renamed), preserve_index=False)
         elif isinstance(table, Mapping):
             found = pa.table({str(name): _as_arrow_column(v) for name, v in table.items()})
         elif hasattr(table, "__arrow_c_stream__"):
@@ -164,10 +172,26 @@ def as_arrow(table: Any, where: str) -> Any:
             where=where,
             fix="write each column in one type, of one length",
         ) from error
-    names = found.column_names
-    if len(set(names)) < len(names):
-        raise DataError(f"columns of the same name: {format_ids(names)}", where=where)
+    _check_names(found.column_names, where)
     return found
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        raise DataError(f"columns of the same name: {format_ids(repeated)}", where=where)
+
+
+def _plain_columns(frame: Any) -> Any:
+    """A pandas frame without sparse columns and without categories that Arrow does not know."""
+    plain = {}
+    for name, column in frame.items():
+        if hasattr(column, "sparse"):
+            plain[name] = column.sparse.to_dense()
+        elif hasattr(column, "cat") and column.cat.categories.dtype.kind not in "biufmM":
+            names = column.cat.categories.astype(str)
+            plain[name] = column.cat.rename_categories(names)
+    return frame.assign(**plain) if plain else frame
 
 
 def _as_arrow_column(values: Any) -> Any:

@@ -63,8 +63,6 @@ def _table_rows(table: dict[str, Sequence[object]], path: Path, config: DataConf
     named += [config.label] if config.labels is None else []
     check_columns(table, [name for name in named if name is not None], path)
     n = len(table[config.input])
-    if n == 0:
-        raise DataError("no rows below the header", where=str(path))
     ids = np.arange(n)
     if config.id is not None:
         ids = table_column(table, config.id, np.arange(1, n + 1), path)

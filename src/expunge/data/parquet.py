@@ -23,7 +23,7 @@ from expunge.storage.reading import reading
 
 
 def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.ndarray:
-    """Read a column of integers, floats or strings; a DataError names the ids of nulls."""
+    """Read a column of numbers, truth values or strings; a DataError names the ids of nulls."""
     require_columns(read_schema(path)[0], [name], path)
     column = _read(path, [name]).column(0)
     if pa.types.is_dictionary(column.type):
@@ -39,9 +39,15 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.array(column.to_pylist(), dtype=str)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if pa.types.is_decimal(kind):
+        column, kind = column.cast(pa.float64()), pa.float64()
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return np.asarray(column.to_numpy())
-    raise DataError(f"column '{name}' holds {kind}, expected integers or strings", where=str(path))
+    raise DataError(
+        f"column '{name}' holds {kind}, expected numbers, truth values or strings",
+        where=str(path),
+        fix="write it as strings",
+    )
 
 
 def read_values(path: Path, name: str) -> np.ndarray:

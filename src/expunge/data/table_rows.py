@@ -109,6 +109,8 @@ def _matrix(features: dict[str, Array], path: Path) -> Array:
     """``float32[n, d]``; a DataError names the columns that hold no numbers."""
     columns, odd = [], []
     for name, values in features.items():
+        if values.dtype.kind == "U" and np.isin(np.char.lower(values), ("false", "true")).all():
+            values = np.char.lower(values) == "true"
         try:
             columns.append(values.astype(np.float32))
         except ValueError:

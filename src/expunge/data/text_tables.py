@@ -147,7 +147,9 @@ def _csv_columns(lines: list[list[str]], path: Path) -> Table:
             if is_title
             else "quote fields that hold the separator",
         )
-    columns = [list(c) for c in zip(*rows, strict=True)] or [[] for _ in header]
+    if not rows:
+        raise DataError("no rows below the header", where=str(path))
+    columns = [list(c) for c in zip(*rows, strict=True)]
     return {name: parse_integers(c) for name, c in zip(header, columns, strict=True)}
 
 
