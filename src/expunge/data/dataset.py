@@ -84,8 +84,7 @@ def from_dataset(
     input, label, id
         Where these are in an item: keys of a dict or positions in a tuple. Several inputs become a
         dict batch; several numbers, as the columns of a table hold them, one vector; two texts,
-        with a tokenizer, a pair. Without them
-        the usual names, or the form of the item.
+        with a tokenizer, a pair. Without them the usual names, or the form of the item.
     classes
         The class names, in the order of the indices. Without them those of ``dataset.classes`` or
         of the Hub's ``ClassLabel`` (a `Subset` has those of its data set), else the labels.
