@@ -21,10 +21,9 @@ README = Path(__file__).parents[2] / "README.md"
 # The columns of the README's table, and the recipe in each.
 README_COLUMNS = {
     "before": "no-op",
+    "instant": "instant",
     "default": "default",
-    "iterative": "iterative",
-    "retrained": "retrain-filtered-3x",
-    "oracle": "oracle-retrain",
+    "semi": "semi",
 }
 MAX_COLUMNS = 8
 # Head, format and factor of the columns; others keep their name and have three digits.
@@ -191,12 +190,10 @@ def readme_table(folder: Path = FOLDER) -> str:
     for given in tomllib.loads((folder / "pages.toml").read_text(encoding="utf-8"))["readme"]:
         rows = chosen(rows_of(given, folder), given["where"])
         names = README_COLUMNS | given.get("names", {})
-        column = given.get("column", "recipe")
-        parts = [({column: name}, "accuracy (%)") for name in names.values()]
-        parts.append(({column: names["default"]}, "training time (%)"))
-        cells = [cell(chosen(rows, where), name, spread=True) for where, name in parts]
+        column, value = given.get("column", "recipe"), given.get("value", "accuracy")
+        cells = [cell(chosen(rows, {column: name}), value, spread=True) for name in names.values()]
         lines.append((given["setting"], *cells))
-    head = ("data and noise", *README_COLUMNS, "time (%)")
+    head = ("data and noise", *README_COLUMNS)
     return Table(head, tuple(lines)).markdown()
 
 
