@@ -142,10 +142,12 @@ def semi(recipe: Recipe) -> Recipe:
 
     The longest repair and the best one: its last rounds learn from all samples, each by its given
     label as far as that is right, else by the running mean of the network's predictions for it.
-    Nothing is pruned.
+    Nothing is pruned. It is not skipped where little noise was found: held-out labels tell whether
+    it helped.
     """
     return replace(
         _without_pruning(recipe),
+        min_flagged_fraction=0.0,
         tune=replace(recipe.tune, targets="filter", epochs=2),
         rounds=RoundsConfig(epochs=(3, 18), targets="bootstrap"),
     )
