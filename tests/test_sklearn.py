@@ -14,7 +14,7 @@ from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
 import expunge
-from expunge.detection import probes
+from expunge.detection import gaussian_mixture, probes
 from expunge.sklearn import CleanedClassifier, NoiseFilter
 
 RNG = np.random.default_rng(0)
@@ -28,6 +28,7 @@ Y = np.where(BAD, (RIGHT + 1) % 3, RIGHT)
 def few_trees(monkeypatch):
     """The conventions do not depend on the number of trees."""
     monkeypatch.setattr(probes, "N_TREES", 20)
+    monkeypatch.setattr(gaussian_mixture, "_BOOTSTRAP_SAMPLES", 10)
 
 
 @pytest.mark.filterwarnings("ignore")
