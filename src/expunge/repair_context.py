@@ -24,7 +24,7 @@ from expunge.data.checks import require_two_labels
 from expunge.data.splits import by_split
 from expunge.editing.editors import EditedModel
 from expunge.editing.readout import build_classifier
-from expunge.models.adaptation import adapt_model
+from expunge.models.adaptation import adapt_model, stability_notes
 from expunge.models.checks import check_fit, check_model, check_training, tied_note
 from expunge.models.copying import copy_model
 from expunge.recipes import Recipe, recipes, resolve
@@ -135,6 +135,7 @@ def validate_inputs(
     train, validation, held_out = by_split(train, validation, held_out)
     samples = as_samples(train, name="training data")
     model, notes = adapt_model(model, samples)
+    notes = (*notes, *stability_notes(model, samples))
     check_model(model)
     check_fit(model, samples)
     require_two_labels(samples.labels, where=samples.name)

@@ -38,7 +38,7 @@ from expunge.errors import (
     raise_all,
 )
 from expunge.evaluation.familiarity import MAX_SAMPLES, why_unfamiliar
-from expunge.models.adaptation import adapt_model
+from expunge.models.adaptation import adapt_model, stability_notes
 from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.constructors import construct
 from expunge.models.huggingface import class_names, has_tokenizer, load_pretrained
@@ -452,8 +452,9 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
         attempt(lambda: check_model(model))
     if model is not None and train is not None:
         adapted = attempt(lambda: adapt_model(model, train))
-        for note in adapted.notes if adapted is not None else ():
-            on_note(note)
+        if adapted is not None:
+            for note in (*adapted.notes, *stability_notes(adapted.model, train)):
+                on_note(note)
         if adapted is not None and attempt(lambda: _check_layers(adapted.model, train, recipe)):
             attempt(lambda: check_training(adapted.model, train))
             if spec.model.has_weights:

@@ -677,22 +677,21 @@ def tune(
             what=stream,
         )
     targets = build_targets(samples, split, config)
-    aligned = None if split is None else split.take(align(split.ids, samples.ids))
-    if config.targets == "semi" and aligned is not None:
+    make_loss = None
+    if config.targets == "bootstrap" and split is not None:
+        make_loss = bootstrapped(split.take(align(split.ids, samples.ids)), len(samples.classes))
+    if config.targets == "semi" and split is not None:
         return tune_semi_supervised(
             model,
             samples,
             targets,
             config,
             seed=seed,
-            split=aligned,
+            split=split.take(align(split.ids, samples.ids)),
             checkpoint=checkpoint,
             progress=progress,
             what=stream,
         )
-    make_loss = None
-    if config.targets == "bootstrap" and aligned is not None:
-        make_loss = bootstrapped(aligned, len(samples.classes))
     return loop.tune(
         model,
         samples,

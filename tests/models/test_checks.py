@@ -10,7 +10,7 @@ from torch import nn
 import expunge
 from expunge import stages
 from expunge.errors import ExpungeError, ModelError
-from expunge.models.adaptation import adapt_model
+from expunge.models.adaptation import stability_notes
 from expunge.models.inspection import logits_of
 
 RNG = np.random.default_rng(0)
@@ -144,7 +144,7 @@ def test_a_forward_may_take_a_dictionary_or_change_its_input() -> None:
     ],
 )
 def test_an_output_that_depends_on_more_than_the_sample_is_noted(make, notes) -> None:
-    found = adapt_model(make(), expunge.from_arrays(X, Y)).notes
+    found = stability_notes(make(), expunge.from_arrays(X, Y))
     assert len(found) == len(notes)
     assert all(a.startswith(b) for a, b in zip(found, notes, strict=True))
 

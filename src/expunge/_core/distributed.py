@@ -28,6 +28,8 @@ T = TypeVar("T")
 _TIMEOUT = timedelta(hours=12)
 # The bytes of a block in which rows are sent.
 _BLOCK_BYTES = 1 << 24
+# Variables of a launcher that are numbers.
+_LAUNCHER_NUMBERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 # What messages of the back ends say if another process is gone.
 _GONE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
 
@@ -115,9 +117,6 @@ def _gather_part(
             for box, positions in zip(boxes, owned, strict=True):
                 at = positions[start : start + step]
                 out[at] = box[: len(at)].cpu().numpy()
-
-
-_LAUNCHER_NUMBERS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
 def this_process() -> Accelerator:

@@ -76,7 +76,7 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
 
     Notes
     -----
-    Cost: six samples through the model, up to 256 more if its output lies in [0, 1].
+    Cost: two samples through the model, up to 256 if its output lies in [0, 1].
     """
     model, notes = unwrap(model)
     if output_kind(model) != "logits" or output_key(model) is not None:
@@ -88,7 +88,6 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
         model = copy_model(model)
         mark_output(model, "logits", key)
         notes = (*notes, f"the logits are part '{key}' of the model's output")
-    notes = (*notes, *filter(None, [_instability(model, samples)]))
     kind = _kind_on(model, samples)
     if kind == "logits":
         return Adapted(model, notes)
@@ -108,8 +107,11 @@ def _key_on(model: nn.Module, samples: Samples) -> tuple[str | None, int]:
     return find_output_key(output, len(samples.classes))
 
 
-def _instability(model: nn.Module, samples: Samples) -> str:
-    """Say what else the output for a sample depends on; empty if on nothing."""
+def stability_notes(model: nn.Module, samples: Samples) -> tuple[str, ...]:
+    """Say what else the output for a sample depends on; empty if on nothing.
+
+    Cost: four samples through the model.
+    """
     try:
         with eval_mode(model), torch.no_grad(), temp_seed(0, "check"):
             both, first, again = (
@@ -117,12 +119,14 @@ def _instability(model: nn.Module, samples: Samples) -> str:
                 for n in (min(2, len(samples)), 1, 1)
             )
     except (*FORWARD_ERRORS, ModelError):
-        return ""  # what is wrong is said by `check_fit`
+        return ()  # what is wrong is said by `check_fit`
     if not torch.allclose(first, again, rtol=0.01, atol=1e-4, equal_nan=True):
-        return "the model's output is random in evaluation mode, too: scores are those of one draw"
+        return (
+            "the model's output is random in evaluation mode, too: scores are those of one draw",
+        )
     if not torch.allclose(first, both, rtol=0.01, atol=1e-4, equal_nan=True):
-        return "the model's output for a sample depends on the other samples of its batch"
-    return ""
+        return ("the model's output for a sample depends on the other samples of its batch",)
+    return ()
 
 
 def _kind_on(model: nn.Module, samples: Samples) -> OutputKind:

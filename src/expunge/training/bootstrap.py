@@ -84,7 +84,7 @@ def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
 
 
 def _most_doubtful(doubt: Floats, limit: int) -> Ints:
-    """Return the positions of at most so many samples whose label may be wrong."""
+    """Return the positions of the samples whose label may be wrong, at most ``limit`` of them."""
     found = np.flatnonzero(doubt > _MIN_DOUBT)
     if len(found) > limit:
         found = np.sort(found[np.argsort(-doubt[found], kind="stable")[:limit]])
