@@ -5,6 +5,7 @@ Everything goes through Accelerate, so that `accelerate launch` and `torchrun` n
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -133,6 +134,8 @@ def this_process() -> Accelerator:
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    dist = torch.distributed
+    was_started = dist.is_available() and dist.is_initialized()
     fix = "unset what a launcher left in the environment, or start the processes with torchrun"
     is_launched = "LOCAL_RANK" in os.environ
     for name in _LAUNCHER_NUMBERS if is_launched else ():
@@ -145,11 +148,16 @@ def this_process() -> Accelerator:
     try:
         if not is_launched:
             return Accelerator()
-        return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers
+        )
     except ValueError as error:
         raise ConfigError(
             f"the launcher's variables in the environment are not valid: {error}", fix=fix
         ) from error
+    if not was_started:
+        atexit.register(_leave_group)
+    return accelerator
 
 
 @contextmanager
@@ -199,8 +207,14 @@ def broadcast_decision(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 
 def shutdown() -> None:
-    """Leave the process group. A process that just ends can be aborted by its own threads."""
+    """Wait for the other processes, and leave their group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         with collective():
             torch.distributed.barrier()
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the group of processes. One that just ends can be aborted by its own threads."""
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
