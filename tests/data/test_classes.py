@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from expunge.data import DataConfig, LabelFile, Samples, as_samples, from_arrays, from_dataset, read
 from expunge.data.classes import encode_labels, fix_class_count, suspicious_classes
-from expunge.data.sources import correct_labels
+from expunge.data.label_files import correct_labels
 from expunge.errors import DataError
 
 TWELVE = [str(i) for i in range(12)]

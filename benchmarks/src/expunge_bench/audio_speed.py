@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from expunge.data.sources import DataConfig, read
+from expunge.data.data_config import DataConfig
+from expunge.data.sources import read
 from expunge.models.audio import LogMel
 
 

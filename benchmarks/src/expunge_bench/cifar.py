@@ -14,7 +14,9 @@ from torch import nn
 
 from expunge._core.rng import derive, temp_seed
 from expunge.data import Samples, TensorInputs
-from expunge.data.sources import DataConfig, LabelFile, read, replace_labels
+from expunge.data.data_config import DataConfig, LabelFile
+from expunge.data.label_files import replace_labels
+from expunge.data.sources import read
 from expunge.demo.noise import GroundTruth, NoisyDataset, gaussian_inputs, mild_inputs, wrong_labels
 from expunge.errors import ConfigError
 from expunge.models.zoo import resnet

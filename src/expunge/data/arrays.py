@@ -18,7 +18,7 @@ from expunge.errors import DataError
 from expunge.storage.array_files import npz_names, read_npz
 
 if TYPE_CHECKING:
-    from expunge.data.sources import DataConfig
+    from expunge.data.data_config import DataConfig
 
 # Class indices or class names, one a sample; columns of data frames are arrays too.
 Labels: TypeAlias = np.ndarray | Tensor | Sequence[int] | Sequence[str]

@@ -19,7 +19,7 @@ from expunge.errors import DataError, did_you_mean
 from expunge.storage.reading import READ_ERRORS
 
 if TYPE_CHECKING:
-    from expunge.data.sources import DataConfig
+    from expunge.data.data_config import DataConfig
 
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 CLASSES = (

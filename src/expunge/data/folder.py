@@ -16,7 +16,7 @@ from expunge.data.rows import Rows
 from expunge.errors import DataError, format_ids
 
 if TYPE_CHECKING:
-    from expunge.data.sources import DataConfig
+    from expunge.data.data_config import DataConfig
 
 
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)

@@ -19,7 +19,7 @@ from expunge.data.texts import Texts
 from expunge.errors import DataError, did_you_mean, format_ids
 
 if TYPE_CHECKING:
-    from expunge.data.sources import DataConfig
+    from expunge.data.data_config import DataConfig
 
 DEFAULT_INPUT = "image"
 

@@ -40,7 +40,7 @@ from expunge.storage.parquet_files import open_parquet
 from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
-    from expunge.data.sources import DataConfig
+    from expunge.data.data_config import DataConfig
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from expunge.data.text_tables import read_table
 from expunge.errors import DataError, format_ids
 
 if TYPE_CHECKING:
-    from expunge.data.sources import DataConfig
+    from expunge.data.data_config import DataConfig
 
 
 def table_rows(path: Path, config: DataConfig) -> Rows:

@@ -26,7 +26,7 @@ from expunge.storage.json_files import parse_json
 from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
-    from expunge.data.sources import DataConfig
+    from expunge.data.data_config import DataConfig
 
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
 # Labels and texts are read into memory; a larger member is none.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from expunge.data.data_config import DataConfig
 from expunge.data.paths import require_file
-from expunge.data.sources import DataConfig, read
+from expunge.data.sources import read
 from expunge.errors import DataError
 from expunge.nmtune.spectra import check_features
 from expunge.storage.array_files import read_npy, read_npz

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from expunge.data import Samples, read
+from expunge.data.data_config import DataConfig
 from expunge.data.encoded import Encoded
 from expunge.data.inputs import Inputs, require_tensor
 from expunge.data.pixels import DEEP_MODES
 from expunge.data.shards import files_of, split_of
-from expunge.data.sources import DataConfig, guess_source, is_data_file, sources
+from expunge.data.sources import guess_source, is_data_file, sources
 from expunge.data.texts import Texts
 from expunge.errors import DataError, extra_required
 from expunge.models.huggingface import class_names, has_tokenizer
