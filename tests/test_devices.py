@@ -25,7 +25,8 @@ from expunge.data import Samples, from_arrays
 from expunge.detection import signals
 from expunge.detection.detectors import needs_of
 from expunge.detection.needs import Need
-from expunge.models.inspection import inspect_layers, logits_of
+from expunge.models.calls import logits_of
+from expunge.models.inspection import inspect_layers
 from expunge.models.zoo import resnet
 from expunge.pruning import ranking, surgery
 from expunge.records import Partition

@@ -41,7 +41,7 @@ from expunge.data import Preparation, Samples, from_arrays, from_dataset
 from expunge.demo.noise import wrong_labels
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.models.zoo import mlp, resnet
 from expunge.pruning import surgery
 from expunge.recipes import Recipe, recipes, resolve

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from expunge import stages
 from expunge._core.progress import silent
 from expunge.errors import ConfigError
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.recipes import recipes, resolve
 from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, oracles, repair

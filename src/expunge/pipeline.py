@@ -33,7 +33,7 @@ from expunge.evaluation import decision as decisions
 from expunge.models.adaptation import adapt_model
 from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.copying import copy_model
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.pruning import surgery
 from expunge.pruning.dependencies import check_hooks
 from expunge.pruning.hidden_pairs import found_once

@@ -39,10 +39,11 @@ from expunge.errors import (
 )
 from expunge.evaluation.familiarity import MAX_SAMPLES, why_unfamiliar
 from expunge.models.adaptation import adapt_model, stability_notes
+from expunge.models.calls import module_named
 from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.constructors import construct
 from expunge.models.huggingface import class_names, has_tokenizer, load_pretrained
-from expunge.models.inspection import inspect_layers, module_named
+from expunge.models.inspection import inspect_layers
 from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners

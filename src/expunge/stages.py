@@ -49,7 +49,8 @@ from expunge.evaluation.diagnostics import memorised
 from expunge.models.adaptation import adapt_model
 from expunge.models.batches import n_bytes_of
 from expunge.models.copying import copy_model
-from expunge.models.inspection import inspect_layers, is_partly_frozen
+from expunge.models.initialisation import is_partly_frozen
+from expunge.models.inspection import inspect_layers
 from expunge.pruning import surgery
 from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.hidden_pairs import found_once

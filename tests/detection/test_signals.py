@@ -17,7 +17,8 @@ from expunge.detection.gradients import attribute, gradient_closed, label_direct
 from expunge.detection.pooling import default_feature_layers, pool
 from expunge.detection.signals import collect as collect_signals
 from expunge.errors import ModelError
-from expunge.models.inspection import capture_outputs, inspect_layers
+from expunge.models.calls import capture_outputs
+from expunge.models.inspection import inspect_layers
 from expunge.models.zoo import convnet, mlp, resnet
 from models.test_inspection import InPlaceFunctions, SharedRelu, hooks_of
 from oracles_models import Mlp, ResidualNet, SignalNet, build, inputs
@@ -413,7 +414,7 @@ def test_logits_that_are_not_finite_name_their_samples():
     x = inputs(Mlp)
     x[2, 0] = 0
     with pytest.raises(ModelError, match=r"logits are NaN or infinite for ids c\n.*float32"):
-        collect(Diverging(), samples(x, [0, 1, 2, 0], ids=["a", "b", "c", "d"]))
+        collect(build(Diverging), samples(x, [0, 1, 2, 0], ids=["a", "b", "c", "d"]))
 
 
 def test_the_number_of_classes_has_to_fit():

@@ -23,7 +23,7 @@ from expunge.export import onnx
 from expunge.export.exported_model import CARD, GRAPH, WEIGHTS, export_run
 from expunge.export.manifest import MANIFEST
 from expunge.models.audio import MFCC
-from expunge.models.inspection import logits_of
+from expunge.models.calls import logits_of
 from expunge.models.zoo import kws, resnet
 from expunge.pruning import surgery
 from expunge.records import PrunePlan

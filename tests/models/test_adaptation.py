@@ -15,9 +15,10 @@ from torch.testing import assert_close
 import expunge
 from expunge.errors import ConfigError, ModelError
 from expunge.models.adaptation import adapt_model, unwrap
+from expunge.models.calls import logits_of
 from expunge.models.checks import check_fit, check_training
 from expunge.models.constructors import construct
-from expunge.models.inspection import inspect_layers, logits_of
+from expunge.models.inspection import inspect_layers
 from expunge.specs import ModelConfig
 from oracles_models import ConvNet, Mlp, build, inputs
 

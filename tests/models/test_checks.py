@@ -11,7 +11,9 @@ import expunge
 from expunge import stages
 from expunge.errors import ExpungeError, ModelError
 from expunge.models.adaptation import stability_notes
-from expunge.models.inspection import logits_of
+from expunge.models.calls import logits_of
+from expunge.models.checks import check_model
+from oracles_models import ConvNet, build
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 6)).astype(np.float32)
@@ -216,3 +218,20 @@ def test_an_encoder_of_torch_with_padding_is_scored_and_cut() -> None:
     )
     assert {"encoder.layers.0.self_attn", "encoder.layers.1.linear1"} <= set(result.plan.units)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_sound_model_passes():
+    assert check_model(build(ConvNet)) is None
+
+
+def test_broken_weights_are_named_all_at_once_and_tied_ones_are_none():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model[1].weight = model[0].weight
+    with torch.no_grad():
+        model[3].bias[1] = torch.nan
+    model[2].running_var[0] = torch.inf
+    with pytest.raises(ModelError) as caught:
+        check_model(model)
+    text = str(caught.value)
+    assert "tied" not in text
+    assert "NaN or infinite: 3.bias, 2.running_var" in text

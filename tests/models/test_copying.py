@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.testing import assert_close
 
+from expunge.models.calls import eval_mode, logits_of
 from expunge.models.copying import copy_model, detach_attributes
-from expunge.models.inspection import eval_mode, logits_of
 from oracles_models import Mlp
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
 from expunge.errors import ModelError
-from expunge.models.checks import check_model
-from expunge.models.inspection import (
-    capture_outputs,
-    eval_mode,
-    inspect_layers,
-    logits_of,
-    module_named,
-    on_device,
-)
+from expunge.models.inspection import inspect_layers
 from expunge.models.zoo import convnet, mlp, resnet
 from oracles_models import (
     ConcatNet,
@@ -68,17 +57,6 @@ class InPlaceAddition(nn.Module):
         y = self.norm(self.conv(x))
         y += x
         return self.head(self.relu(y).mean((2, 3)))
-
-
-class Wrapped(nn.Module):
-    """Takes a dictionary, as keyword arguments, and returns an object or a mapping."""
-
-    def __init__(self, returns):
-        super().__init__()
-        self.net, self.returns = Mlp(), returns
-
-    def forward(self, values, scale):
-        return self.returns(self.net(values * scale))
 
 
 def sequential(*layers, seed=0):
@@ -217,164 +195,10 @@ def test_discovery_leaves_the_model_as_it_was(kind):
         assert torch.equal(value, before[name]), name
 
 
-def hooks_of(model):
-    return [h for m in model.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
-
-
-# ------------------------------------------------------------------------------- logits
-
-
-@pytest.mark.parametrize(
-    "returns", [lambda z: z, lambda z: {"logits": z}, lambda z: SimpleNamespace(logits=z)]
-)
-def test_dictionaries_go_in_and_logits_come_out(returns):
-    model, x = Wrapped(returns), torch.randn(4, 6)
-    batch = {"values": x, "scale": torch.full((4, 1), 2.0)}
-    assert_close(logits_of(model, batch), model.net(2 * x))
-    assert inspect_layers(model, batch).head == "net.head"
-
-
-@pytest.mark.parametrize(
-    ("returns", "got"),
-    [
-        (lambda z: (z[None], "text"), "tuple of Tensor, str"),
-        (lambda z: {"a": z, "b": z}, "dict with a, b"),
-        (lambda z: None, "NoneType"),
-        (lambda z: z[None], r"shape \(1, 4, 3\)"),
-        (lambda z: z.sum(), r"shape \(\)"),
-    ],
-)
-def test_what_is_not_logits_is_refused(returns, got):
-    batch = {"values": torch.randn(4, 6), "scale": torch.ones(4, 1)}
-    with pytest.raises(ModelError, match=rf"logits of shape \[batch, classes\], got .*({got})"):
-        logits_of(Wrapped(returns), batch)
-
-
-# ------------------------------------------------------------------------------- contexts
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_every_module_gets_its_own_mode_back(fails):
-    model = build(ConvNet).train()
-    model.bn1.eval()
-    modes = [m.training for m in model.modules()]
-    try:
-        with eval_mode(model):
-            assert not any(m.training for m in model.modules())
-            if fails:
-                raise KeyError
-    except KeyError:
-        assert fails
-    assert modes == [m.training for m in model.modules()]
-    assert len(set(modes)) == 2
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_model_that_is_placed_goes_home_again(monkeypatch, fails):
-    moves, model = [], mlp(inputs=4, classes=2)
-    monkeypatch.setattr(model, "to", moves.append)
-    with suppress(KeyboardInterrupt), on_device(model, torch.device("meta")):
-        assert moves == [torch.device("meta")]
-        if fails:
-            raise KeyboardInterrupt
-    assert moves == [torch.device("meta"), torch.device("cpu")]
-
-
 def test_discovery_takes_its_example_to_the_model():
     here = inspect_layers(build(ConvNet), inputs(ConvNet))
     assert inspect_layers(build(ConvNet).to("meta"), inputs(ConvNet)) == here
 
 
-def test_captured_outputs_are_what_the_layers_return():
-    model, x = build(Mlp), inputs(Mlp)
-    with capture_outputs(model, ("hidden1", "hidden2"), inputs_of="head") as found:
-        logits = model(x)
-    assert_close(found["hidden1"], model.hidden1(x))
-    assert_close(found["hidden2"], model.hidden2(model.hidden1(x).relu()))
-    assert_close(found["input"], found["hidden2"].tanh())
-    assert_close(logits, model(x))
-    assert not hooks_of(model)
-
-
-def test_differentiable_outputs_have_gradients_also_in_a_frozen_model():
-    model, x = build(Mlp).requires_grad_(False), inputs(Mlp)
-    with capture_outputs(model, ("hidden1", "hidden2"), differentiable=True) as found:
-        model(x)[:, 0].sum().backward()
-    assert found["hidden1"].grad is not None
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_an_operation_in_place_does_not_change_what_was_captured():
-    model, x = InPlaceFunctions(), torch.randn(20, 6)
-    with capture_outputs(model, ("fc1",), differentiable=True) as found:
-        logits = model(x)
-    assert_close(found["fc1"], model.fc1(x))
-    assert (found["fc1"] < 0).any()
-    assert_close(logits, model(x))
-
-
-def test_hooks_are_gone_after_an_error_and_after_an_unknown_name():
-    model = build(Mlp)
-    with pytest.raises(RuntimeError), capture_outputs(model, ("hidden1",)):
-        model(torch.randn(2, 5))
-    with (
-        pytest.raises(ModelError, match=r"no layer 'hidden3'\n.*did you mean 'hidden2'"),
-        capture_outputs(model, ("hidden1", "hidden3")),
-    ):
-        pass
-    assert not hooks_of(model)
-
-
-def test_a_layer_that_returns_no_tensor_cannot_be_captured():
-    class Wrapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.named = nn.ModuleDict({"a": nn.Linear(2, 2)})
-            self.named.forward = lambda x: {"out": self.named["a"](x)}
-
-        def forward(self, x):
-            return self.named(x)["out"]
-
-    model = Wrapped()
-    with (
-        pytest.raises(ModelError, match="layer 'named' returns dict, not a tensor"),
-        capture_outputs(model, ("named",)),
-    ):
-        model(torch.zeros(1, 2))
-
-
-@pytest.mark.parametrize("differentiable", [False, True])
-def test_of_a_tuple_the_first_tensor_is_captured(differentiable):
-    model = build(ConvGru)
-    with capture_outputs(model, ("gru",), differentiable=differentiable) as found:
-        logits = model(inputs(ConvGru))
-    assert found["gru"].dim() == 3
-    assert found["gru"].requires_grad == differentiable or not differentiable
-    assert_close(logits, model(inputs(ConvGru)))
-
-
-def test_the_model_itself_is_no_layer_of_it():
-    with pytest.raises(ModelError, match="no layer ''"):
-        module_named(Mlp(), "")
-    model = Mlp()
-    assert module_named(model, "head") is model.head
-
-
-# ------------------------------------------------------------------------------- check_model
-
-
-def test_a_sound_model_passes():
-    assert check_model(build(ConvNet)) is None
-
-
-def test_broken_weights_are_named_all_at_once_and_tied_ones_are_none():
-    model = sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    model[1].weight = model[0].weight
-    with torch.no_grad():
-        model[3].bias[1] = torch.nan
-    model[2].running_var[0] = torch.inf
-    with pytest.raises(ModelError) as caught:
-        check_model(model)
-    text = str(caught.value)
-    assert "tied" not in text
-    assert "NaN or infinite: 3.bias, 2.running_var" in text
+def hooks_of(model):
+    return [h for m in model.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]

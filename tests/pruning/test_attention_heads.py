@@ -13,7 +13,7 @@ import expunge
 from expunge import stages
 from expunge._core.rng import temp_seed
 from expunge.detection.gradients import label_direction, runner_up
-from expunge.models.inspection import logits_of
+from expunge.models.calls import logits_of
 from expunge.pruning import surgery
 from expunge.pruning.multihead import HeadwiseAttention
 from expunge.records import Partition, PrunePlan

@@ -12,7 +12,8 @@ import expunge
 from expunge import stages
 from expunge._core.rng import temp_seed
 from expunge.detection.gradients import attribute, label_direction
-from expunge.models.inspection import inspect_layers, logits_of
+from expunge.models.calls import logits_of
+from expunge.models.inspection import inspect_layers
 from expunge.pruning import hidden_pairs, surgery
 from expunge.pruning.dependencies import trace
 from expunge.records import Partition, PrunePlan

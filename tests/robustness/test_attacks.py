@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.data import Samples, from_arrays
 from expunge.errors import ConfigError, DataError
-from expunge.models.inspection import eval_mode
+from expunge.models.calls import eval_mode
 from expunge.models.zoo import convnet
 from expunge.robustness import attacks
 from expunge.robustness.attacks import (

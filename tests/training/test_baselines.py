@@ -17,7 +17,7 @@ from expunge._core.rng import derive, generator, temp_seed
 from expunge.data import LazyInputs, from_arrays
 from expunge.detection.signals import collect
 from expunge.errors import DataError
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.recipes import recipes, resolve
 from expunge.stages import evaluate
 from expunge.training import baselines

@@ -15,7 +15,7 @@ import expunge
 from expunge import stages
 from expunge._core.rng import temp_seed
 from expunge.models.architecture import is_transformer
-from expunge.models.inspection import frozen_modules, reinitialise
+from expunge.models.initialisation import frozen_modules, reinitialise
 from expunge.models.zoo import convnet, kws, mlp, resnet
 from expunge.training.optimisation import TuneConfig, adamw_learning_rate, with_learning_rate
 

@@ -15,7 +15,7 @@ from expunge._core.arrays import Bools
 from expunge._core.progress import Progress, silent
 from expunge.demo.noise import GroundTruth, NoisyDataset
 from expunge.errors import ConfigError, check_range
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.recipes import resolve
 from expunge.records import RepairResult
 from expunge_bench.corrective_data import (

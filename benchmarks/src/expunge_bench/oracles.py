@@ -12,7 +12,7 @@ from expunge import stages
 from expunge._core.arrays import Bools
 from expunge._core.registry import NoMetadata, Registry
 from expunge.demo.noise import NoisyDataset
-from expunge.models import inspection
+from expunge.models.initialisation import reinitialise
 from expunge.recipes import resolve
 from expunge.records import Partition, RepairResult
 from expunge_bench.peers import BenchmarkCase, peers
@@ -90,7 +90,7 @@ def retrain_filtered(case: BenchmarkCase, partition: Partition) -> nn.Module:
     """Train a new network on the samples that a partition does not flag."""
     config = replace(case.dataset.training["regularised"], targets="filter")
     return stages.tune(
-        inspection.reinitialise(case.model, case.setting.seed),
+        reinitialise(case.model, case.setting.seed),
         case.data.train,
         partition,
         config,

@@ -14,7 +14,7 @@ from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
 from expunge.demo.noise import NoisyDataset
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.models.zoo import resnet, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import Partition

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from expunge.data import Batch
 from expunge.errors import ModelError, format_ids
-from expunge.models.inspection import ModelLayout, capture_outputs, logits_of, module_named
+from expunge.models.calls import capture_outputs, logits_of, module_named
+from expunge.models.inspection import ModelLayout
 
 
 def attribute(

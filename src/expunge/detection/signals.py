@@ -38,18 +38,17 @@ from expunge.detection.pooling import (
 from expunge.detection.token_features import token_features, token_ids, token_mask
 from expunge.errors import ModelError, format_ids
 from expunge.models.batches import samples_per_pass
-from expunge.models.checks import check_fit
-from expunge.models.inspection import (
-    ModelLayout,
+from expunge.models.calls import (
     capture_outputs,
     eval_mode,
-    inspect_layers,
     logits_of,
     module_named,
     on_device,
     padding_id_of,
     to_channels_last,
 )
+from expunge.models.checks import check_fit
+from expunge.models.inspection import ModelLayout, inspect_layers
 from expunge.records import Signals, TopClasses
 from expunge.records.top_classes import MAX_DENSE_CLASSES
 from expunge.storage.mapped_arrays import new_array

@@ -13,7 +13,8 @@ from expunge._core.arrays import Ints
 from expunge.editing.editors import BLOCK_SIZE, EditedModel, EditTask, editors
 from expunge.errors import ConfigError, check_range
 from expunge.models.architecture import tied_weights
-from expunge.models.inspection import WEIGHT_LAYERS, eval_mode, logits_of, on_device
+from expunge.models.calls import eval_mode, logits_of, on_device
+from expunge.models.inspection import WEIGHT_LAYERS
 from expunge.pruning.dependencies import copy_without_hooks
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge._core.distributed import all_reduce_sum, this_process
 from expunge.editing.editors import EditTask
-from expunge.models.inspection import eval_mode, logits_of, on_device
+from expunge.models.calls import eval_mode, logits_of, on_device
 from expunge.training.optimisation import autocast
 
 

@@ -16,7 +16,7 @@ from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import torch_generator
 from expunge.config import Precision
 from expunge.data import Batch, Samples, View
-from expunge.models.inspection import to_channels_last
+from expunge.models.calls import to_channels_last
 from expunge.records import Partition
 from expunge.records.editing import HeadPlan
 

@@ -13,19 +13,19 @@ from expunge.config import PruneMode
 from expunge.data import Batch
 from expunge.detection.pooling import pool, unit_dimension
 from expunge.errors import ModelError
-from expunge.models.copying import copy_model
-from expunge.models.inspection import (
+from expunge.models.calls import (
     FORWARD_ERRORS,
     call_model,
     capture_outputs,
     device_of,
     eval_mode,
     first_tensor,
-    inspect_layers,
     logits_of,
     module_named,
     to_device,
 )
+from expunge.models.copying import copy_model
+from expunge.models.inspection import inspect_layers
 from expunge.pruning.dependencies import copy_without_hooks
 from expunge.pruning.surgery import apply_plan
 from expunge.records import PrunePlan

@@ -25,13 +25,8 @@ from expunge.editing.readout import (
 )
 from expunge.editing.statistics import LinearFit, RegressionStatistics, ridge_fits
 from expunge.errors import ConfigError, check_range
-from expunge.models.inspection import (
-    device_of,
-    eval_mode,
-    inspect_layers,
-    on_device,
-    to_channels_last,
-)
+from expunge.models.calls import device_of, eval_mode, on_device, to_channels_last
+from expunge.models.inspection import inspect_layers
 from expunge.pruning.dependencies import copy_without_hooks
 from expunge.pruning.surgery import size
 from expunge.records import Partition

@@ -10,7 +10,7 @@ from expunge._core.arrays import Ints
 from expunge._core.rng import subsample
 from expunge.editing.editors import EditedModel, EditTask, editors
 from expunge.errors import ConfigError, check_range
-from expunge.models.inspection import eval_mode, logits_of, on_device
+from expunge.models.calls import eval_mode, logits_of, on_device
 from expunge.pruning.dependencies import copy_without_hooks
 
 # Samples over which the Fisher information is averaged, at most, and the size of their batches.

@@ -50,9 +50,9 @@ from expunge.export.manifest import (
 from expunge.export.model_card import render_model_card
 from expunge.export.onnx import compare_graph, require_onnx, write_graph
 from expunge.models.adaptation import adapt_model
+from expunge.models.calls import eval_mode, logits_of
 from expunge.models.constructors import name_of
 from expunge.models.copying import copy_model
-from expunge.models.inspection import eval_mode, logits_of
 from expunge.models.outputs import mark_output, output_key, output_kind
 from expunge.records import HeadPlan, PrunePlan
 from expunge.storage import serialization

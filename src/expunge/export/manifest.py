@@ -23,7 +23,7 @@ from expunge.editing.earlier_cuts import EarlierCut
 from expunge.errors import DataError, ModelError, RunError, check_range, format_ids
 from expunge.export.files import StoredDecoding
 from expunge.export.onnx import Parity
-from expunge.models.inspection import FORWARD_ERRORS, raw_output
+from expunge.models.calls import FORWARD_ERRORS, raw_output
 from expunge.models.outputs import OutputKind
 from expunge.records import HeadPlan
 from expunge.storage.atomic_files import write_file

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from expunge.data import Batch, Preparation, Samples
 from expunge.data.inputs import is_ragged
 from expunge.errors import ModelError, extra_required
-from expunge.models.inspection import eval_mode, logits_of
+from expunge.models.calls import eval_mode, logits_of
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -18,9 +18,9 @@ from expunge.data.texts import Tokenizer, load_tokenizer
 from expunge.errors import ModelError, RunError
 from expunge.export.exported_model import GRAPH, TOLERANCE, finished_run
 from expunge.export.onnx import compare_graph, write_graph
+from expunge.models.calls import eval_mode, logits_of
 from expunge.models.copying import copy_model
 from expunge.models.huggingface import has_tokenizer
-from expunge.models.inspection import eval_mode, logits_of
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.storage.atomic_files import wrap_io_errors

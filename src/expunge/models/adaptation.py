@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from expunge._core.rng import temp_seed
 from expunge.data import Samples
 from expunge.errors import ModelError
-from expunge.models.checks import require_network
-from expunge.models.copying import copy_model
-from expunge.models.inspection import (
+from expunge.models.calls import (
     FORWARD_ERRORS,
     call_model,
     device_of,
@@ -21,6 +19,8 @@ from expunge.models.inspection import (
     raw_output,
     to_device,
 )
+from expunge.models.checks import require_network
+from expunge.models.copying import copy_model
 from expunge.models.outputs import (
     OutputKind,
     find_output_key,

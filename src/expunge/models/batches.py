@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Batch
-from expunge.models.inspection import call_model, eval_mode, to_device
+from expunge.models.calls import call_model, eval_mode, to_device
 
 # Bytes of the largest input and output of a layer, of all samples of a pass.
 MAX_BYTES = {"cpu": 1 << 29, "cuda": 1 << 32}

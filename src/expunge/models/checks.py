@@ -15,8 +15,8 @@ from expunge.data import Batch, Samples
 from expunge.data.classes import fix_class_count
 from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.architecture import tied_weights
+from expunge.models.calls import FORWARD_ERRORS, device_of, eval_mode, logits_of, to_device
 from expunge.models.copying import copy_model
-from expunge.models.inspection import FORWARD_ERRORS, device_of, eval_mode, logits_of, to_device
 
 
 def check_fit(model: nn.Module, samples: Samples) -> None:

@@ -13,15 +13,9 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, check_range
+from expunge.models.calls import call_model, device_of, eval_mode, to_channels_last
 from expunge.models.copying import copy_model
-from expunge.models.inspection import (
-    call_model,
-    device_of,
-    eval_mode,
-    find_head,
-    inspect_layers,
-    to_channels_last,
-)
+from expunge.models.inspection import find_head, inspect_layers
 from expunge.nmtune.heads import NMTune
 from expunge.nmtune.networks import Head, ViewHead, input_scale
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig

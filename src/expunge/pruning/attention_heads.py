@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Batch
-from expunge.models.inspection import FORWARD_ERRORS, logits_of, unfused_attention
+from expunge.models.calls import FORWARD_ERRORS, logits_of, unfused_attention
 from expunge.pruning.layer_units import n_inputs, n_units
 from expunge.pruning.multihead import HeadwiseAttention
 

@@ -22,17 +22,17 @@ from torch.nn.utils.weight_norm import WeightNorm
 from expunge.data import Batch
 from expunge.errors import ModelError, PruneError, format_ids
 from expunge.models.architecture import has_batch_norm, is_transformer, tied_weights
-from expunge.models.copying import copy_model
-from expunge.models.inspection import (
+from expunge.models.calls import (
     FORWARD_ERRORS,
     device_of,
     eval_mode,
-    is_partly_frozen,
-    is_weight_layer,
     logits_of,
     to_device,
     unfused_attention,
 )
+from expunge.models.copying import copy_model
+from expunge.models.initialisation import is_partly_frozen
+from expunge.models.inspection import is_weight_layer
 from expunge.pruning.attention_heads import Heads
 from expunge.pruning.hidden_pairs import NoReader, PairGraph, pair_graph
 from expunge.pruning.layer_units import Units, has_units, is_depthwise, n_units, sample_units

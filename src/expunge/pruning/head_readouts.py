@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from expunge._core.arrays import Array, Floats
 from expunge.data import Batch
 from expunge.models.architecture import is_transposed_linear
-from expunge.models.inspection import (
-    device_of,
-    eval_mode,
-    logits_of,
-    to_device,
-    unfused_attention,
-)
+from expunge.models.calls import device_of, eval_mode, logits_of, to_device, unfused_attention
 from expunge.pruning.attention_heads import Heads
 from expunge.pruning.dependencies import trace
 from expunge.pruning.multihead import use_headwise

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from expunge.data import Batch
 from expunge.models.architecture import is_transposed_linear
-from expunge.models.inspection import FORWARD_ERRORS, logits_of, unfused_attention
+from expunge.models.calls import FORWARD_ERRORS, logits_of, unfused_attention
 from expunge.pruning.attention_heads import Heads, cut_head_tensors, find_heads
 from expunge.pruning.layer_units import n_inputs, n_units, sample_units
 from expunge.pruning.masks import perturb_units

@@ -25,14 +25,8 @@ from expunge.detection.gradients import gradients_at, label_direction, runner_up
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.architecture import is_transposed_linear
 from expunge.models.batches import samples_per_pass
-from expunge.models.inspection import (
-    capture_outputs,
-    eval_mode,
-    inspect_layers,
-    logits_of,
-    module_named,
-    on_device,
-)
+from expunge.models.calls import capture_outputs, eval_mode, logits_of, module_named, on_device
+from expunge.models.inspection import inspect_layers
 from expunge.pruning.attention_heads import Heads
 from expunge.pruning.head_readouts import by_head, capture_heads, heads_norm, readable_heads
 from expunge.pruning.regression import (

@@ -24,7 +24,7 @@ from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data import Batch, Preparation, Samples
 from expunge.errors import ConfigError, DataError, format_ids
 from expunge.export.onnx import PreparedModel
-from expunge.models.inspection import eval_mode, logits_of, on_device
+from expunge.models.calls import eval_mode, logits_of, on_device
 from expunge.training.loop import Objective
 
 # The usual budgets for 8-bit images, and one that lets an image become any other.

@@ -13,14 +13,8 @@ from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
 from expunge.data import Batch, Samples, require_tensor
 from expunge.errors import DataError
-from expunge.models.inspection import (
-    capture_outputs,
-    eval_mode,
-    find_head,
-    logits_of,
-    module_named,
-    on_device,
-)
+from expunge.models.calls import capture_outputs, eval_mode, logits_of, module_named, on_device
+from expunge.models.inspection import find_head
 
 # Inputs to features ``float[b, d]``: a network without its head, or any function.
 Encoder = Callable[[Tensor], Tensor]

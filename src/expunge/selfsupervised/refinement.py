@@ -23,9 +23,10 @@ from expunge._core.rng import derive, temp_seed
 from expunge.data import Samples, View
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, check_range
+from expunge.models.calls import module_named
 from expunge.models.checks import check_model
 from expunge.models.copying import copy_model
-from expunge.models.inspection import find_head, module_named
+from expunge.models.inspection import find_head
 from expunge.selfsupervised.augmentation import SimCLRAugmentation
 from expunge.selfsupervised.labels import LabelUpdate, update_labels
 from expunge.selfsupervised.simclr import SETTINGS as SIMCLR_SETTINGS

@@ -21,14 +21,9 @@ from expunge._core.rng import temp_seed, torch_generator
 from expunge.config import Precision
 from expunge.data import Samples, require_tensor
 from expunge.errors import ConfigError, DataError, ModelError, check_range
+from expunge.models.calls import device_of, eval_mode, logits_of, to_channels_last
 from expunge.models.checks import check_model
 from expunge.models.copying import copy_model
-from expunge.models.inspection import (
-    device_of,
-    eval_mode,
-    logits_of,
-    to_channels_last,
-)
 from expunge.selfsupervised.augmentation import SimCLRAugmentation
 from expunge.selfsupervised.features import FeatureExtractor
 from expunge.storage.artefacts import Artefact

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ConfigError, DataError, ModelError, extra_required, format_ids
-from expunge.models.inspection import device_of
+from expunge.models.calls import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from expunge._core.registry import NoMetadata, Registry
 from expunge._core.rng import derive
 from expunge.data import Samples
 from expunge.models.copying import copy_model
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit
 from expunge.training.mixmatch import SampleBatches, clean_probability, mixmatch_loss

@@ -23,14 +23,10 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
 from expunge.errors import ConfigError, ModelError, format_ids
+from expunge.models.calls import device_of, logits_of, to_channels_last
 from expunge.models.checks import require_trainable
 from expunge.models.copying import copy_model, detach_attributes
-from expunge.models.inspection import (
-    device_of,
-    frozen_modules,
-    logits_of,
-    to_channels_last,
-)
+from expunge.models.initialisation import frozen_modules
 from expunge.training.attempts import MAX_ATTEMPTS, Attempt, saved_attempt
 from expunge.training.checkpoints import Checkpoint, restore, training_state
 from expunge.training.cuda_graphs import GraphedNetwork

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge._core.arrays import Floats, Ints
 from expunge._core.distributed import broadcast_decision, gather_rows, shard, this_process
 from expunge.data import Samples, require_tensor
-from expunge.models.inspection import eval_mode, logits_of, to_channels_last
+from expunge.models.calls import eval_mode, logits_of, to_channels_last
 from expunge.training.optimisation import TuneConfig, autocast
 from expunge.training.steps import Step
 

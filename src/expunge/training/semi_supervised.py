@@ -15,8 +15,8 @@ from expunge._core.rng import generator, torch_generator
 from expunge.config import SemiConfig
 from expunge.data import Batch, Samples, require_tensor
 from expunge.data.strong_views import strong_view
+from expunge.models.calls import logits_of, to_channels_last
 from expunge.models.copying import copy_model
-from expunge.models.inspection import logits_of, to_channels_last
 from expunge.records import Partition
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit, synchronise_buffers

@@ -15,7 +15,7 @@ from expunge._core.distributed import all_reduce_sum, shard
 from expunge._core.rng import generator, torch_generator
 from expunge.config import Precision
 from expunge.data import Batch, Samples
-from expunge.models.inspection import logits_of, to_channels_last
+from expunge.models.calls import logits_of, to_channels_last
 from expunge.training.optimisation import autocast
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge.config import DEFAULT_PRUNE_FRACTION
-from expunge.models.inspection import reinitialise
+from expunge.models.initialisation import reinitialise
 from expunge.recipes import Recipe, resolve
 from expunge.records import Partition
 from expunge.storage.json_files import read_json
