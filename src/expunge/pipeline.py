@@ -542,9 +542,12 @@ def _run_baseline(
 
     A baseline that scores or partitions in another way makes its own partition. One that differs
     only in pruning equals the repair if nothing was pruned, and is not run again. None if a class
-    would have no sample left to learn from.
+    would have no sample left to learn from, or if the baseline would do nothing: one that trains as
+    long as a repair that trains nothing.
     """
     recipe = recipes.get(name)(context.recipe)
+    if name != "no-op" and recipe == recipes.get("no-op")(recipe):
+        return None
     same = replace(recipe, rank=context.recipe.rank, prune=context.recipe.prune) == context.recipe
     if repaired is not None and repaired.plan is None and same:
         return repaired

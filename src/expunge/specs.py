@@ -184,6 +184,8 @@ def _values(file: Path) -> dict[str, Any]:
         named = own.get("input")  # the columns of a table
         if isinstance(named, list) and all(isinstance(n, str) and "," not in n for n in named):
             own["input"] = ",".join(named)
+        # One number stands for all channels.
+        own |= {k: [own[k]] for k in ("mean", "std") if type(own.get(k)) in (int, float)}
     if isinstance(values.get("train"), dict):
         values["train"] = {"targets": "all", **values["train"]}
     return values
@@ -506,7 +508,8 @@ def _check_familiarity(model: nn.Module, train: Samples) -> None:
         raise ModelError(
             message,
             where="model",
-            fix="compare mean, std, size, channels and class names with the model's training",
+            fix="compare mean, std, size, channels and class names with the model's training, or name "
+            "your own preprocessing: data.transform",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -127,7 +128,8 @@ def _show(target: Path, facts: list[str], problems: list[str]) -> None:
     echo(f"{target} is written; lines with CHANGE are guesses")
     for problem in problems:
         echo(f"✗ {problem}")
+    file = shlex.quote(str(target))
     if problems:
-        echo(f"{target}: {len(problems)} problem(s); correct them, then: expunge check")
+        echo(f"{target}: {len(problems)} problem(s); correct them, then: expunge check {file}")
     else:
-        echo(f"✓ no problems. Next: expunge repair {target}")
+        echo(f"✓ no problems. Next: expunge repair {file}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -125,7 +126,11 @@ def check(spec: SpecPath, as_json: Json = False) -> None:
             echo(f"· {line}")
         for problem in problems:
             echo(f"✗ {problem}")
-        echo(f"{spec}: {len(problems)} problem(s)" if problems else f"✓ {spec}: no problems")
+        echo(
+            f"{spec}: {len(problems)} problem(s)"
+            if problems
+            else f"✓ {spec}: no problems. Next: expunge repair {shlex.quote(str(spec))}"
+        )
     if problems:
         raise typer.Exit(1)
 
@@ -146,6 +151,7 @@ def repair(
     """Repair the model of a spec. An interrupted repair resumes where it stopped."""
     from expunge import pipeline, specs
     from expunge.reporting.summary import summarise
+    from expunge.reporting.tables import partition_line
 
     with progress() as show:
         loaded = specs.load_spec(
@@ -171,7 +177,25 @@ def repair(
         print_json(summarise(result))
     else:
         print_result(result)
+        echo(partition_line(result.partition))
+        _print_next(result, spec, is_default=out is None)
     _exit(result, strict)
+
+
+def _print_next(result: RepairResult, spec: Path, *, is_default: bool) -> None:
+    """Print commands that use a finished repair; they run as written."""
+    run = "" if is_default else f" --run {shlex.quote(str(result.run))}"
+    file = shlex.quote(str(spec))
+    steps = {
+        f"review {file if is_default else shlex.quote(str(result.run))}": "correct the flags",
+        f"clean {file} --out corrected.parquet{run}": "data with corrected labels",
+    }
+    if result.decision.kept:
+        steps[f"export {file}{run}"] = "the repaired model for use"
+    width = max(map(len, steps))
+    echo("next:")
+    for step, purpose in steps.items():
+        echo(f"  expunge {step:{width}}  # {purpose}")
 
 
 @app.command()

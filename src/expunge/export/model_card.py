@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from expunge.export.manifest import Manifest
+import numpy as np
+
+from expunge.data import Samples
+from expunge.export.manifest import InputFormat, Manifest, input_formats
 from expunge.reporting.formatting import percent
 from expunge.reporting.markdown import escape
 
@@ -18,6 +21,12 @@ names = model.predict(inputs)
 ```
 
 The manifest names the code that makes the network, which is imported: load what you trust."""
+
+_USE_PRETRAINED = """```python
+from transformers import pipeline
+
+classify = pipeline("TASK", "path/of/this/folder")
+```"""
 
 
 def render_model_card(manifest: Manifest, summary: Mapping[str, Any] | None = None) -> str:
@@ -35,12 +44,49 @@ def render_model_card(manifest: Manifest, summary: Mapping[str, Any] | None = No
     str
         Markdown with the metadata that the Hub reads. Text from the user is escaped.
     """
+    return _render(
+        manifest.classes,
+        summary,
+        library="expunge",
+        task=_task(manifest.inputs, manifest.sample_rate),
+        source=manifest.constructor,
+        use=_USE,
+    )
+
+
+def render_pretrained_card(
+    name: str, samples: Samples, summary: Mapping[str, Any] | None = None
+) -> str:
+    """Render the card of a folder that ``from_pretrained`` reads; name: of the model's class."""
+    formats = input_formats(samples.inputs.batch(np.arange(1)))
+    task = _task(formats, samples.sample_rate)
+    return _render(
+        samples.classes,
+        summary,
+        library="transformers",
+        task=task,
+        source=name,
+        use=_USE_PRETRAINED.replace("TASK", task),
+    )
+
+
+def _render(
+    classes: Sequence[str],
+    summary: Mapping[str, Any] | None,
+    *,
+    library: str,
+    task: str,
+    source: str,
+    use: str,
+) -> str:
+    is_unchanged = summary is not None and summary["decision"]["action"] in ("skip", "revert")
     parts = [
-        f"---\nlibrary_name: expunge\npipeline_tag: {_task(manifest)}\n"
+        f"---\nlibrary_name: {library}\npipeline_tag: {task}\n"
         "tags:\n- expunge\n- label-noise\n---",
-        "# A repaired classifier",
-        f"{len(manifest.classes)} classes, made by `{escape(manifest.constructor)}`. "
-        "[expunge](https://arxiv.org/abs/2506.11615) repaired it after a training on noisy data.",
+        "# An examined classifier" if is_unchanged else "# A repaired classifier",
+        f"{len(classes)} classes, made by `{escape(source)}` and trained on noisy data. "
+        "[expunge](https://arxiv.org/abs/2506.11615) "
+        + ("examined it and left it unchanged." if is_unchanged else "repaired it."),
     ]
     if summary is not None:
         parts += [
@@ -50,14 +96,14 @@ def render_model_card(manifest: Manifest, summary: Mapping[str, Any] | None = No
             _bullets(_done(summary)),
             _accuracy(summary),
         ]
-    parts += ["## Use", _USE, "## Classes", _class_names(manifest.classes)]
+    parts += ["## Use", use, "## Classes", _class_names(classes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _task(manifest: Manifest) -> str:
+def _task(inputs: Mapping[str, InputFormat], sample_rate: int | None) -> str:
     """The Hub's name for what the model does, by the shape of its inputs."""
-    shapes = [tuple(part.shape) for part in manifest.inputs.values()]
-    if manifest.sample_rate is not None:
+    shapes = [tuple(part.shape) for part in inputs.values()]
+    if sample_rate is not None:
         return "audio-classification"
     if len(shapes) == 1 and len(shapes[0]) == 3:
         return "image-classification"

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from expunge.data import Batch, DataLike, as_samples
 from expunge.data.paths import resolve_path
 from expunge.data.texts import Tokenizer, load_tokenizer
 from expunge.errors import ModelError, RunError
-from expunge.export.exported_model import GRAPH, TOLERANCE, finished_run
+from expunge.export.exported_model import CARD, GRAPH, TOLERANCE, finished_run
+from expunge.export.model_card import render_pretrained_card
 from expunge.export.onnx import compare_graph, write_graph
 from expunge.models.calls import eval_mode, logits_of
 from expunge.models.copying import copy_model
@@ -38,6 +40,7 @@ def save_pretrained(
     plan: PrunePlan | None = None,
     onnx: bool = False,
     tolerance: float = TOLERANCE,
+    summary: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a repaired Hugging Face model so that ``from_pretrained`` loads it.
 
@@ -63,6 +66,9 @@ def save_pretrained(
         Also write ``model.onnx``, of the pruned size (needs ``expunge[onnx]``).
     tolerance
         Largest absolute difference of an ONNX logit.
+    summary
+        What the model card states, as in `export_model`. A card that the model writes itself, as
+        peft does, stays.
 
     Returns
     -------
@@ -106,6 +112,9 @@ def save_pretrained(
             model.save_pretrained(str(temporary))  # type: ignore[operator]
             if tokenizer is not None:
                 tokenizer.save_pretrained(str(temporary))  # type: ignore[attr-defined]
+            if not (temporary / CARD).exists():
+                card = render_pretrained_card(type(model).__name__, samples, summary)
+                (temporary / CARD).write_text(card, encoding="utf-8")
             if smaller is not None:
                 write_graph(smaller, some, temporary / GRAPH)
                 compare_graph(smaller, some, temporary / GRAPH, tolerance=tolerance)
@@ -163,6 +172,7 @@ def export_pretrained_run(
         plan=finished.plan if finished.mode == "remove" else None,
         onnx=onnx,
         tolerance=tolerance,
+        summary=finished.summary,
     )
 
 

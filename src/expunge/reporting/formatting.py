@@ -38,6 +38,11 @@ def decimals(value: float) -> str:
     return "–" if not math.isfinite(value) else f"{value:.3g}".replace("-", "−")
 
 
+def fraction(value: float) -> str:
+    """Three decimals, or a dash for what is not known (NaN)."""
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
 def probability(value: float) -> str:
     """Two decimals, and never 1.00 for what is not certain."""
     if value > 0.995:

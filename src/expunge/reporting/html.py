@@ -30,6 +30,7 @@ from expunge.reporting.formatting import (
     change,
     decimals,
     duration,
+    fraction,
     percent,
     points,
     probability,
@@ -176,7 +177,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    formats = (percent, points, duration, decimals, probability, q_value)
+    formats = (percent, points, duration, decimals, fraction, probability, q_value)
     page.filters.update({f.__name__: f for f in formats})
     page.filters["gain"] = signed_gain
     return page

@@ -58,7 +58,9 @@ def _has_model(pooled: PooledEvidence) -> bool:
 def n_reviews_needed(partition: Partition) -> int:
     """How many reviewed samples, drawn at random, give the noise rate within 3 points (95 %)."""
     share = max(partition.noise_rate[0], 0.1)
-    return int(np.ceil(1.96**2 * share * (1 - share) / REVIEW_HALF_WIDTH**2))
+    of_many = 1.96**2 * share * (1 - share) / REVIEW_HALF_WIDTH**2
+    # Of few samples a review draws a large part, which tells more than its number does.
+    return int(np.ceil(of_many / (1 + of_many / len(partition.ids))))
 
 
 def _words(name: str) -> str:

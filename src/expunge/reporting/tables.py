@@ -112,6 +112,13 @@ def _describe_change(result: RepairResult) -> str:
     return f"No significant change: accuracy went {change}, {by}."
 
 
+def partition_line(partition: Partition) -> str:
+    """How many samples were flagged, and the noise rate."""
+    flagged, n = int(partition.flagged.sum()), len(partition.ids)
+    rate, low, high = map(percent, partition.noise_rate)
+    return f"Flagged: {flagged:,} of {n:,} training samples; noise rate {rate} ({low} to {high})."
+
+
 def outcomes(result: RepairResult) -> list[Outcome]:
     """The noisy model, the repaired one and every baseline; nothing without a validation set."""
     if result.before is None or result.after is None:
