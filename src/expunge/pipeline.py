@@ -124,7 +124,7 @@ def repair(
 
     Notes
     -----
-    Cost of the default recipe: four passes to score, six epochs on the kept samples, and the
+    Cost of the default recipe: four passes to score, six or twelve epochs, and the
     baselines, each for as many epochs. An interrupted run resumes from ``out``; on a CPU it ends
     with the same bits as an uninterrupted one.
 

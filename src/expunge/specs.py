@@ -508,8 +508,8 @@ def _check_familiarity(model: nn.Module, train: Samples) -> None:
         raise ModelError(
             message,
             where="model",
-            fix="compare mean, std, size, channels and class names with the model's training, or name "
-            "your own preprocessing: data.transform",
+            fix="compare mean, std, size, channels and class names with the model's training, or "
+            "name your own preprocessing with data.transform",
         )
 
 

@@ -145,6 +145,10 @@ def test_repair_prints_a_table_and_json_is_result_json(call, tmp_path):
     said = call("repair", spec)
     assert said.code == 0, said.err
     assert "report: runs/spec/report.html" in said.out
+    assert "of 200 training samples; noise rate" in said.out
+    kept = json.loads(Path("runs/spec/result.json").read_text())["decision"]["action"] == "keep"
+    assert (f"expunge export {spec} " in said.out) == kept
+    assert f"expunge clean {spec} --out corrected.parquet" in said.out
     said = call("repair", spec, "--json")
     assert json.loads(said.out) == json.loads(Path("runs/spec/result.json").read_text())
     assert said.code == 0
@@ -233,9 +237,11 @@ def test_report_and_compare_read_finished_runs(call, tmp_path):
     for recipe in ("default", "finetune-only"):
         folder = Path("runs") / recipe
         assert call("repair", write_spec(tmp_path), "--recipe", recipe, "--out", folder).code == 0
+    spec = write_spec(tmp_path, {"out": "runs/default"})
     before = contents(tmp_path)
     said = call("report", "runs/default")
     assert said.code == 0
+    assert call("report", spec).out == said.out
     assert Path("runs/default/report.md").read_text() in said.out
     assert "page: runs/default/report.html" in said.out
     result = json.loads(Path("runs/default/result.json").read_text())

@@ -64,6 +64,8 @@ def test_a_review_by_files_changes_the_repair_and_the_corrected_data(call, tmp_p
     found = json.loads(out)
     assert code == 0
     assert found["answered"] >= n - 5  # some samples are shown twice
+    code, out, _ = call("review", spec, "--export", "more.csv")  # the second batch
+    assert (code, "60 questions and answers" in out) == (0, n < 60)
     assert found["design_based"]
     code, out, _ = call("repair", spec, "--json")
     assert code == 0

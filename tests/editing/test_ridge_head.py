@@ -81,11 +81,16 @@ def test_half_depth_has_at_most_half_of_the_multiply_adds():
 
 def test_an_instant_repair_resumes_exports_and_loads(tmp_path):
     train, test = noisy(), clean()
-    settings = {"recipe": "instant", "baselines": ("sap", "ssd"), "out": tmp_path / "run"}
+    settings = {
+        "recipe": "instant",
+        "baselines": ("sap", "ssd", "retrain-filtered"),
+        "out": tmp_path / "run",
+    }
     first = expunge.repair(memorised(), train, test, **settings)
     again = expunge.repair(memorised(), train, test, **settings)
     assert first.decision.action == "keep"
     assert first.head == again.head
+    assert list(first.baselines) == ["sap", "ssd"]  # a network retrained for no epoch says nothing
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
     x = torch.as_tensor(test.batch(np.arange(5)))

@@ -38,6 +38,7 @@ def test_the_card_states_what_was_found_and_done_and_the_hub_reads_it(tmp_path):
     assert card.data.pipeline_tag == "tabular-classification"
     assert f"{int(result.partition.flagged.sum()):,} of 120 training samples" in card.text
     assert f"Decision: {result.decision.action}" in card.text
+    assert ("left it unchanged" in card.text) == (not result.decision.kept)
     assert f"| after | {100 * result.after.accuracy.value:.1f}%" in card.text
     assert "<b>" not in card.text
     assert len(expunge.load_exported_model(tmp_path / "m").predict(x[:4])) == 4
@@ -58,3 +59,4 @@ def test_the_task_follows_the_inputs(shapes, sample_rate, task):
     card = render_model_card(manifest)
     assert f"pipeline_tag: {task}\n" in card
     assert "What was found" not in card
+    assert "copy m.py into this folder" in card

@@ -7,7 +7,7 @@ from dataclasses import replace
 from expunge.records import PooledEvidence, SourceReport
 from expunge.reporting.html import render_html
 from expunge.reporting.markdown import render_markdown
-from expunge.reporting.sources import narrowing_lines
+from expunge.reporting.sources import n_reviews_needed, narrowing_lines
 from expunge.reporting.summary import summarise
 from oracles_results import make_partition, make_result
 
@@ -47,3 +47,4 @@ def test_a_narrow_interval_needs_no_review_and_held_out_labels_are_asked_for_onc
     assert narrowing_lines(replace(wide, noise_rate=(0.3, 0.28, 0.32)), pooled) == []
     held = replace(pooled, held_out_agreement=0.8)
     assert [line.split()[0] for line in narrowing_lines(wide, held)] == ["review"]
+    assert n_reviews_needed(wide) < len(wide.ids)  # no more reviews than there are samples

@@ -37,6 +37,14 @@ def accuracy(model):
     return stages.evaluate(model, clean()).accuracy.value
 
 
+def test_it_runs_where_the_caller_infers():
+    samples = noisy(40, rate=0.2)
+    split, config = split_of(samples, np.linspace(0, 1, 40)), replace(CONFIG, epochs=1)
+    with torch.inference_mode():
+        inferring = stages.tune(network(), samples, split, config)
+    assert equal(inferring, stages.tune(network(), samples, split, config))
+
+
 @pytest.mark.parametrize("limit", [bootstrap._MAX_PREDICTIONS, 300, 0])
 def test_labels_that_are_surely_wrong_are_not_read(limit, monkeypatch):
     monkeypatch.setattr(bootstrap, "_MAX_PREDICTIONS", limit)

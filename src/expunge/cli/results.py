@@ -36,9 +36,11 @@ REGISTRIES = {
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False
+    run: Annotated[Path, typer.Argument(help="A run folder, or a spec file (TOML).")],
+    as_json: Json = False,
 ) -> None:
     """Print the report of a finished run, and where its HTML page is."""
+    run = run_of(run)
     result = read_result(run)
     if as_json:
         print_json(result)
@@ -46,6 +48,15 @@ def report(
     read_record(run, "report.md")
     echo((run / "report.md").read_text(encoding="utf-8"))
     echo(f"page: {run / 'report.html'}")
+
+
+def run_of(path: Path) -> Path:
+    """A run folder, as it is named or as a spec names it."""
+    if path.suffix == ".toml" and path.is_file():
+        from expunge import specs
+
+        return specs.run_folder(specs.read_spec(path), path)
+    return path
 
 
 @app.command()
@@ -71,6 +82,7 @@ def export(
     from expunge import specs
     from expunge.export import exported_model as exports
     from expunge.export.manifest import MANIFEST
+    from expunge.export.model_card import needed_code
     from expunge.export.pretrained import export_pretrained_run
 
     read = specs.read_spec(spec)
@@ -81,14 +93,16 @@ def export(
         if as_json:
             print_json({"folder": str(folder), "files": written})
         else:
-            typer.echo(f"{folder}: {', '.join(written)}")
+            _print_export(folder, written)
         return
     found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
     manifest = asdict(found.manifest)
     if as_json:
         print_json({"folder": str(folder), **manifest})
         return
-    echo(f"{folder}: {', '.join((*found.manifest.sha256, MANIFEST))}")
+    _print_export(folder, [*found.manifest.sha256, MANIFEST, exports.CARD])
+    if code := needed_code(found.manifest):
+        echo(code)
     if found.manifest.onnx is not None:
         parity = found.manifest.onnx
         echo(
@@ -97,12 +111,18 @@ def export(
         )
 
 
+def _print_export(folder: Path, files: list[str]) -> None:
+    echo(f"{folder}: {', '.join(files)}")
+    echo(f"how to use it, and what was done: {folder / 'README.md'}")
+
+
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")], as_json: Json = False
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or spec files (TOML).")],
+    as_json: Json = False,
 ) -> None:
     """Compare finished runs in one table."""
-    results = {str(run): read_result(run) for run in runs}
+    results = {str(run): read_result(run_of(run)) for run in runs}
     if as_json:
         print_json(results)
         return

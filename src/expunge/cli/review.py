@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expunge.cli.results import run_of
 from expunge.cli.terminal import app, echo, print_json
 from expunge.errors import ConfigError, RunError
 
@@ -46,7 +49,10 @@ def review(
         Path | None,
         typer.Option(help="The spec of the run, to show its inputs. Default: the one it noted."),
     ] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 100,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of questions. Default: as many as so far, or 100."),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port. Default: a free one.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     suggestions: Annotated[
@@ -89,18 +95,36 @@ def review(
     folder, spec = _folder_and_spec(run, spec)
     with _session(folder, spec, budget=budget, seed=seed, mistakes=mistakes) as (session, samples):
         cards = _cards(session, samples, text)
+        say = partial(echo, err=as_json)
         if import_ is not None:
             n = exchange.import_answers(session, import_, format=format_.value)
-            echo(f"{n} answers read from {import_}", err=as_json)
+            say(f"{n} answers read from {import_}. {_progress_line(session)}")
+            if spec is not None:
+                say(f"next: expunge repair {shlex.quote(str(spec))}, or --export more questions")
         if export is not None:
             n = exchange.export_questions(
                 session, cards, export, format=format_.value, overwrite=export == import_
             )
-            echo(f"{n} questions and answers written to {export}", err=as_json)
+            say(f"{n} questions and answers written to {export}. {_progress_line(session)}")
+            form = "" if format_ is FileFormat.csv else f" --format {format_.value}"
+            again = f"{shlex.quote(str(run))} --import {shlex.quote(str(export))}{form}"
+            say(f"next: answer them, then: expunge review {again}")
         if as_json:
             print_json(session.progress().review.summary())
         if import_ is None and export is None and not as_json:
             _serve(session, cards, port=port, suggestions=suggestions)
+
+
+def _progress_line(session: ReviewSession) -> str:
+    """How many questions are answered; the others come in batches."""
+    from expunge.reporting.formatting import percent
+
+    found = session.progress()
+    rate, low, high = map(percent, found.review.noise_rate)
+    return (
+        f"{found.answered} of {found.budget} questions are answered, {len(session.queue.items)} "
+        f"drawn so far; noise rate {rate} ({low} to {high})"
+    )
 
 
 def _folder_and_spec(run: Path, spec: Path | None) -> tuple[Path, Path | None]:
@@ -110,7 +134,7 @@ def _folder_and_spec(run: Path, spec: Path | None) -> tuple[Path, Path | None]:
     if run.is_dir():
         return run, spec or specs.noted_spec(run)
     if run.suffix == ".toml":
-        return specs.run_folder(specs.read_spec(run), run), run
+        return run_of(run), run
     raise RunError(
         "is neither a run folder nor a spec file",
         where=str(run),
@@ -120,7 +144,7 @@ def _folder_and_spec(run: Path, spec: Path | None) -> tuple[Path, Path | None]:
 
 @contextmanager
 def _session(
-    folder: Path, spec: Path | None, *, budget: int, seed: int, mistakes: float | None
+    folder: Path, spec: Path | None, *, budget: int | None, seed: int, mistakes: float | None
 ) -> Iterator[tuple[ReviewSession, Samples | None]]:
     """A session in a run folder that no other server uses."""
     from expunge import specs

@@ -248,7 +248,7 @@ def _as_matrix(features: Any, where: str) -> Array | None:
         raise DataError(
             f"dtype {features.dtype}, expected numbers",
             where=where,
-            fix="give texts and categories as columns of a DataFrame",
+            fix="give expunge.detect texts and categories as columns of a DataFrame",
         )
     matrix: Array = features
     return matrix
@@ -261,7 +261,7 @@ def _numbers_of_objects(features: Array, where: str) -> Array:
         raise DataError(
             f"an array of objects that are not all numbers ({error})",
             where=where,
-            fix="give texts and categories as columns of a DataFrame",
+            fix="give expunge.detect texts and categories as columns of a DataFrame",
         ) from error
 
 

@@ -118,6 +118,13 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The packages and modules beside expunge that a use of the model imports."""
+        transform = self.decoding.transform if self.decoding else ""
+        names = (name.partition(":")[0] for name in (self.constructor, transform) if ":" in name)
+        return tuple(sorted({name.partition(".")[0] for name in names} - {"expunge"}))
+
 
 def input_formats(stored: Batch) -> dict[str, InputFormat]:
     """The formats of a batch of stored inputs."""

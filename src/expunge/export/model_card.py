@@ -19,8 +19,8 @@ import expunge
 model = expunge.load_exported_model("path/of/this/folder")
 names = model.predict(inputs)
 ```
-
-The manifest names the code that makes the network, which is imported: load what you trust."""
+IMPORTED
+The manifest names code that is imported: load what you trust."""
 
 _USE_PRETRAINED = """```python
 from transformers import pipeline
@@ -50,8 +50,16 @@ def render_model_card(manifest: Manifest, summary: Mapping[str, Any] | None = No
         library="expunge",
         task=_task(manifest.inputs, manifest.sample_rate),
         source=manifest.constructor,
-        use=_USE,
+        use=_USE.replace("IMPORTED", f"\n{code}\n" if (code := needed_code(manifest)) else ""),
     )
+
+
+def needed_code(manifest: Manifest) -> str:
+    """What must be importable where the model is used; empty if that is expunge alone."""
+    modules, files = manifest.modules, ", ".join(f"{name}.py" for name in manifest.modules)
+    if not modules:
+        return ""
+    return f"It imports {' and '.join(modules)}: install that, or copy {files} into this folder."
 
 
 def render_pretrained_card(
@@ -81,8 +89,7 @@ def _render(
 ) -> str:
     is_unchanged = summary is not None and summary["decision"]["action"] in ("skip", "revert")
     parts = [
-        f"---\nlibrary_name: {library}\npipeline_tag: {task}\n"
-        "tags:\n- expunge\n- label-noise\n---",
+        f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- expunge\n- label-noise\n---",
         "# An examined classifier" if is_unchanged else "# A repaired classifier",
         f"{len(classes)} classes, made by `{escape(source)}` and trained on noisy data. "
         "[expunge](https://arxiv.org/abs/2506.11615) "

@@ -63,7 +63,8 @@ class ReviewSession:
     classes
         The names of its classes.
     budget
-        The number of questions planned.
+        The number of questions planned. By default as many as the review in the run folder has,
+        or 100. A smaller number than that changes nothing.
     seed
         Seed of the draws.
     mistakes
@@ -80,7 +81,7 @@ class ReviewSession:
         run: ReviewedRun,
         classes: Sequence[str],
         *,
-        budget: int = DEFAULT_BUDGET,
+        budget: int | None = None,
         seed: int = 0,
         mistakes: float | None = None,
     ) -> None:
@@ -101,11 +102,12 @@ class ReviewSession:
         self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
 
-    def _read_queue(self, budget: int, seed: int) -> Queue:
+    def _read_queue(self, budget: int | None, seed: int) -> Queue:
         queue = read_queue(self.run.folder, self.partition)
         if queue is None:
-            queue = plan_queue(self.partition, budget=budget, seed=seed, answers=self._answers)
-        elif budget > queue.budget:
+            planned = budget or DEFAULT_BUDGET
+            queue = plan_queue(self.partition, budget=planned, seed=seed, answers=self._answers)
+        elif budget and budget > queue.budget:
             queue = replace(queue, budget=min(budget, len(self.partition.ids)))
         write_queue(self.run.folder, queue)
         return queue
@@ -256,7 +258,7 @@ class ReviewSession:
             self.log.append(answers)
             self._answers += answers
             self._version += len(answers)
-            self._progress = self._estimate()
+            self._update()
 
     def undo(self, reviewer: str) -> Question | None:
         """Withdraw the last answer of a reviewer; None if there is none."""
@@ -308,12 +310,16 @@ class ReviewSession:
             self._changed.clear()
             if self._closed:
                 return
-            found = self._progress = self._estimate()
-            with self._lock:
-                n_open = len(self._queue.items) - found.answered - found.skipped
-            if n_open <= _OPEN_BEFORE_NEXT_BATCH:
-                with suppress(RunError):  # the next question says what is wrong
-                    self._extend(found)
+            with suppress(RunError):  # the next question says what is wrong
+                self._update()
+
+    def _update(self) -> None:
+        """Estimate by the answers so far, and draw the next batch if few questions are open."""
+        found = self._progress = self._estimate()
+        with self._lock:
+            n_open = len(self._queue.items) - found.answered - found.skipped
+        if n_open <= _OPEN_BEFORE_NEXT_BATCH:
+            self._extend(found)
 
     @property
     def version(self) -> int:

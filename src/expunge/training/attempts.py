@@ -43,8 +43,7 @@ class Attempt:
     ) -> None:
         self.number, self._accelerator, self._inner = number, accelerator, checkpoint
         # Number; sum and count of the first losses; sum and count of the losses of an epoch.
-        with torch.inference_mode(False):  # it is changed in place
-            self._state = torch.zeros(5, device=accelerator.device)
+        self._state = torch.zeros(5, device=accelerator.device)
         self._state[0] = number
         self._kept: dict[str, Tensor] = {}
 

@@ -101,6 +101,7 @@ def complementary_cross_entropy(model: nn.Module, x: Batch, y: Tensor) -> Tensor
     return -torch.where(is_wrong, others, right)
 
 
+@torch.inference_mode(False)
 def fit(
     models: Sequence[nn.Module],
     n: int,
@@ -168,8 +169,7 @@ def fit(
         If batches are too small for batch norm.
     """
     accelerator, config = this_process(), with_optimizer(config, models[0])
-    with torch.inference_mode(False):  # its state is changed in place
-        budget = TimeBudget(config.max_minutes, accelerator)
+    budget = TimeBudget(config.max_minutes, accelerator)
     extra = {**(extra or {}), **budget.state}
     size, min_size = choose_batch_size(config, n), 2 * accelerator.num_processes
     boundaries = batch_boundaries(n, size, size if is_last_batch_whole else min_size)
@@ -234,7 +234,7 @@ def _prepare(
         networks.append(cast(nn.Module, torch.compile(network)) if config.compile else network)
         optimizers.append(build(model, config))
         _freeze_batch_norm(model)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         yield networks, optimizers
     for model, home in zip(models, homes, strict=True):
         detach_attributes(model)
@@ -296,6 +296,7 @@ def _freeze_batch_norm(model: nn.Module) -> None:
             module.eval()
 
 
+@torch.inference_mode(False)  # what is made for a training is changed in place
 def tune(
     model: nn.Module,
     samples: Samples,
