@@ -14,7 +14,7 @@ from expunge._core.distributed import this_process
 from expunge._core.rng import temp_seed
 from expunge.data import Samples, from_arrays
 from expunge.errors import ModelError
-from expunge.training.attempts import COLLAPSED_LOSS, Attempt
+from expunge.training.attempts import COLLAPSED_LOSS, Attempt, is_constant
 from expunge.training.loop import TuneConfig
 from expunge.training.targets import Targets
 from oracles_training import InterruptedError, MemoryCheckpoint, assert_same_weights, split_of
@@ -79,14 +79,15 @@ def test_an_interrupted_attempt_is_resumed(stop):
     assert_same_weights(tune(checkpoint, lambda *_: None), whole)
 
 
-def losses(*values: float, labels: tuple[int, ...] = (0, 1, 2, 3)) -> bool:
+def losses(*values: float, labels: tuple[int, ...] = (0, 1, 2, 3), is_dead: bool = False) -> bool:
     attempt = Attempt(0, this_process(), None)
     for step, value in enumerate(values):
         if step % 6 == 0:
             attempt.start_epoch(step // 6)
         attempt.add(step, torch.tensor(value))
     y = np.array(labels)
-    return attempt.has_collapsed(Targets(np.arange(len(y)), y, np.ones(len(y))))
+    targets = Targets(np.arange(len(y)), y, np.ones(len(y)))
+    return attempt.has_collapsed(targets, lambda: is_dead)
 
 
 def test_a_loss_that_rose_to_the_entropy_of_the_labels_has_collapsed():
@@ -95,6 +96,11 @@ def test_a_loss_that_rose_to_the_entropy_of_the_labels_has_collapsed():
     assert losses(*[0.1] * 6, *[bad] * 6)
     assert not losses(*[0.1] * 6, *[fine] * 6)
     assert not losses(*[chance + 0.1] * 6, *[bad] * 6)  # from scratch: it began at chance
+    assert losses(*[chance + 1] * 6, *[bad] * 6, is_dead=True)  # it had memorised wrong labels
+    assert not losses(*[chance + 1] * 6, *[fine] * 6, is_dead=True)
+    x = torch.eye(4)
+    assert is_constant(dead := nn.Linear(4, 3).requires_grad_(False), 0 * x)
+    assert not is_constant(dead, 9 * x)
     assert losses(*[0.1] * 6, *[fine] * 6, labels=(0, 0, 0, 0, 0, 0, 1))  # less to know
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge._core.distributed import all_reduce_sum, broadcast_decision
+from expunge.data import Batch
+from expunge.models.calls import logits_of
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.optimisation import MAX_GRADIENT_NORM, TuneConfig
 from expunge.training.targets import Targets
@@ -22,6 +25,8 @@ MAX_ATTEMPTS = 3
 COLLAPSED_LOSS = 0.9
 # The mean loss of this many steps is the loss at the start.
 N_FIRST_STEPS = 5
+# Class probabilities that differ less between samples are constant.
+CONSTANT_SPREAD = 1e-3
 _KEY = "losses"
 
 
@@ -91,16 +96,27 @@ class Attempt:
             [first * value, torch.full_like(value, first), value, torch.ones_like(value)]
         )
 
-    def has_collapsed(self, targets: Targets) -> bool:
-        """Whether the loss of the last epoch is above that at the start, and says that the network
-        knows no more than how frequent each label is.
+    def has_collapsed(self, targets: Targets, is_constant: Callable[[], bool]) -> bool:
+        """Whether the loss of the last epoch says that the network knows no more than how frequent
+        each label is, and it knew more before: the loss was lower at the start, or ``is_constant``.
+
+        The loss of a network that has memorised wrong labels may be high at the start.
         """
         sums = all_reduce_sum(self._state[1::2].clone(), self._accelerator)
         first, last = (sums / self._state[2::2].clamp_min(1)).tolist()
         _, classes = np.unique(targets.labels, return_inverse=True)
         shares = np.bincount(classes, weights=targets.weights) / targets.weights.sum()
         entropy = float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())
-        return bool(last > max(first, COLLAPSED_LOSS * entropy))
+        if not last > COLLAPSED_LOSS * entropy:
+            return False
+        return last > first or broadcast_decision(self._accelerator, is_constant)
+
+
+def is_constant(model: nn.Module, x: Batch) -> bool:
+    """Whether a network predicts the same for every input, as one whose units have all died."""
+    with torch.no_grad():
+        probs = logits_of(model, x).float().softmax(dim=1)
+    return bool(probs.std(dim=0).max() < CONSTANT_SPREAD)
 
 
 def saved_attempt(checkpoint: Checkpoint | None, accelerator: Accelerator) -> int:

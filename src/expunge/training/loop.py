@@ -27,7 +27,7 @@ from expunge.models.calls import device_of, logits_of, to_channels_last
 from expunge.models.checks import require_trainable
 from expunge.models.copying import copy_model, detach_attributes
 from expunge.models.initialisation import frozen_modules
-from expunge.training.attempts import MAX_ATTEMPTS, Attempt, saved_attempt
+from expunge.training.attempts import MAX_ATTEMPTS, Attempt, is_constant, saved_attempt
 from expunge.training.checkpoints import Checkpoint, restore, training_state
 from expunge.training.cuda_graphs import GraphedNetwork
 from expunge.training.optimisation import (
@@ -409,7 +409,8 @@ def tune(
                 raise
             continue
         is_judged = may_lower_lr and objective is cross_entropy
-        if is_last or not is_judged or not attempt.has_collapsed(targets):
+        is_dead = partial(_is_constant, tuned, resident, targets.positions)
+        if is_last or not is_judged or not attempt.has_collapsed(targets, is_dead):
             break
     for parameter, given in zip(tuned.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(given.requires_grad)
@@ -419,6 +420,12 @@ def tune(
             f"{attempt.settings(config).lr:g} was used"
         )
     return tuned
+
+
+def _is_constant(model: nn.Module, samples: Samples, positions: Ints) -> bool:
+    """Whether a network predicts the same for all samples, by at most 256 of them."""
+    some = positions[:: max(len(positions) // 256, 1)][:256]
+    return is_constant(model, samples.batch(some, device=device_of(model)))
 
 
 def _weighted_loss(objective: Objective, targets: Targets, attempt: Attempt) -> BatchLoss:
