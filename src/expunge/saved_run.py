@@ -90,7 +90,7 @@ def load_run(
     >>> load_run("no/such/folder")
     Traceback (most recent call last):
     expunge.errors.RunError: no/such/folder: holds no finished run
-      fix: let the repair end first
+      fix: let the repair end first, and start where it was started, or name its run folder
     """
     path = Path(folder)
     record = read_record(path, RESULT, _PARTITION, EVALUATIONS, _WEIGHTS)

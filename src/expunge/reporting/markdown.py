@@ -139,7 +139,7 @@ def _partition_lines(partition: Partition) -> str:
     value, low, high = partition.noise_rate
     lines = [
         f"- flagged: {flagged:,} of {n:,} samples ({percent(flagged / max(n, 1))}), "
-        f"p_noisy above {partition.threshold:g}",
+        f"p_noisy above {decimals(partition.threshold)}",
         f"- estimated noise rate: {percent(value)} ({percent(low)} to {percent(high)})",
     ]
     for fit in partition.fits:

@@ -21,7 +21,7 @@ from expunge.storage.finished_run import RECORD, read_record
 from expunge.storage.json_files import read_json
 from expunge.storage.reading import is_file
 
-_FIX = "let `expunge partition SPEC` or `expunge repair SPEC` run first"
+_FIX = "let `expunge partition SPEC` or `expunge repair SPEC` run first, in this working directory"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from expunge.storage.run_folder import Run
 
 RECORD, RESULT, EVALUATIONS = "record.json", "result.json", "evaluation.parquet"
+# The folder may be there, but looked for from another working directory.
+FINISH = "let the repair end first, and start where it was started, or name its run folder"
 FIX = "run the repair again: it resumes from its stages"
 
 
@@ -41,7 +43,7 @@ def read_record(folder: Path, *names: str) -> dict[str, Any]:
         If the folder holds no finished run, or one of the files is missing or has changed.
     """
     if not is_file(folder / RECORD):
-        raise RunError("holds no finished run", where=str(folder), fix="let the repair end first")
+        raise RunError("holds no finished run", where=str(folder), fix=FINISH)
     record = read_sealed(folder / RECORD, fix=FIX)
     with reading(folder, RunError, fix=FIX):
         files = {name: str(record["files"][name]) for name in names}
