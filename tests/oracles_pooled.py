@@ -18,7 +18,7 @@ def evidence(n=1500, c=4, rate=0.3, spread=8.0, seed=0):
     wrong = rng.random(n) < rate
     labels = np.where(wrong, (true + rng.integers(1, c, n)) % c, true)
     seen = (1 - rate) * right + rate * (1 - right) / (c - 1)
-    return PooledEvidence(seen, np.zeros(n)), labels, wrong
+    return PooledEvidence(seen, np.zeros(n), probe_weight=1.0), labels, wrong
 
 
 def everyone(labels):

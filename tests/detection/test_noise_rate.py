@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import softmax
 
 from expunge.detection.noise_rate import (
     estimate_noise_rate,
@@ -41,6 +42,27 @@ def test_a_weak_pool_counts_what_is_evident_and_says_how_little_it_knows(spread)
     assert found.estimates["disagreement"] > 0.35
     assert abs(found.value - wrong.mean()) < 0.08 < found.estimates["posterior"] - wrong.mean()
     assert found.low <= wrong.mean() <= found.high
+
+
+def test_a_model_that_outdoes_the_probes_is_no_weak_pool():
+    """An annotator errs where classes look alike."""
+    rng = np.random.default_rng(0)
+    seen = softmax(1.5 * rng.standard_normal((4000, 4)), axis=1)
+    labels = np.minimum((seen.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1), 3)
+    rate = np.mean(labels != seen.argmax(axis=1))
+    pooled = PooledEvidence(seen, np.zeros(4000))
+
+    def found(**changes):
+        return estimate_noise_rate(replace(pooled, **changes), labels, everyone(labels))
+
+    assert rate - found().value < 0.1 < 0.15 < rate - found(probe_weight=1.0).value
+    assert found(memorised_fraction=1.0).value == found(probe_weight=1.0).value
+    with_gap, without = (
+        found(held_out_agreement=1 - rate - 0.06),
+        found(held_out_agreement=1 - rate),
+    )
+    assert without.value - with_gap.value == pytest.approx(0.08, abs=0.01)
+    assert with_gap.high - without.high == pytest.approx(0.06)
 
 
 def test_a_pool_that_knows_the_frequencies_alone_flags_nothing_and_says_how_little_it_knows():
