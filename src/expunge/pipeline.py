@@ -21,6 +21,7 @@ from expunge import results, stages
 from expunge._core.arrays import Array, Bools, Ints
 from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
+from expunge._core.threads import one_at_a_time
 from expunge.config import DEFAULT_PRUNE_FRACTION, RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples, as_samples
 from expunge.data.checks import require_two_labels
@@ -82,6 +83,7 @@ class Detected(NamedTuple):
     chain: Chain
 
 
+@one_at_a_time
 def repair(
     model: nn.Module,
     train: DataLike,
@@ -145,6 +147,7 @@ def repair(
         return _repair_from_scores(context, scores, chain)
 
 
+@one_at_a_time
 def forget(
     model: nn.Module,
     train: DataLike,
@@ -237,6 +240,7 @@ class StageResults(NamedTuple):
     plan: PrunePlan | None = None
 
 
+@one_at_a_time
 def repair_until(
     model: nn.Module,
     train: DataLike,

@@ -342,18 +342,23 @@ def test_a_folder_of_files_or_of_folders_with_a_file_each_is_divided(tmp_path):
     assert find_splits(folders / "train") == find_splits(folders)
 
 
-def test_a_clone_of_the_hub_brings_its_test_set(tmp_path):
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_clone_of_the_hub_brings_its_other_sets(tmp_path, held_out):
     x, y = vectors()
-    for split in ("train", "test"):
+    for split in ("train", "test", *(("validation",) if held_out else ())):
         file = tmp_path / "clone" / "data" / f"{split}-00000-of-00001.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"emb": list(x), "label": y}), file)
     clone = tmp_path / "clone"
-    assert find_splits(clone) == {"train": clone, "validation": clone}
+    sets = ("train", "validation", *(("held_out",) if held_out else ()))
+    assert find_splits(clone) == dict.fromkeys(sets, clone)
     assert inspect_data(clone).config.input == "emb"
     assert init(clone, "--out", tmp_path / "spec.toml").exit_code == 0
     assert specs.check(tmp_path / "spec.toml") == []
-    assert len(specs.read_data(specs.read_spec(tmp_path / "spec.toml"), tmp_path)[1]) == N
+    spec = specs.read_spec(tmp_path / "spec.toml")
+    assert [len(made) for made in specs.read_data(spec, tmp_path) if made] == [N] * len(sets)
+    splits = [c.split for c in (spec.train_data, spec.validation_data, spec.held_out_data) if c]
+    assert splits == ["train", "test", "validation"][: len(sets)]
 
 
 def test_columns_that_are_not_clear_are_asked_for(tmp_path):

@@ -233,8 +233,8 @@ def find_splits(path: Path) -> dict[str, Path]:
 
     A folder with ``train``, ``val`` and ``test``, as folders or as files, is divided; beside
     ``train.csv``, ``test.csv`` is found, and beside ``wines.csv`` or ``wines_train.csv``,
-    ``wines_test.csv``. A clone from the Hub has its test set in itself. A folder with one file
-    alone stands for that file.
+    ``wines_test.csv``. A clone from the Hub has its other sets in itself, see `split_in_clone`. A
+    folder with one file alone stands for that file.
     """
     if path.is_dir():
         has_folders = any((path / name).is_dir() for name in _SPLITS["train"])
@@ -242,8 +242,9 @@ def find_splits(path: Path) -> dict[str, Path]:
         if len(files) == 1 and not has_folders:
             return find_splits(files[0])
         if _only_file(path) == path and guess_source(path) == "parquet":
-            splits = {split_of(file.relative_to(path)) for file in files_of(path, ".parquet")}
-            return {"train": path, **({"validation": path} if "test" in splits else {})}
+            splits = _clone_splits(path)
+            sets = ("validation", "held_out")[: len({"test", "validation"} & splits)]
+            return {"train": path, **dict.fromkeys(sets, path)}
         if has_folders:
             return _siblings(path, "")
     stem, train = (path.stem, path) if path.is_file() else (path.name, _only_file(path))
@@ -252,6 +253,15 @@ def find_splits(path: Path) -> dict[str, Path]:
         alike = _siblings(path.parent, path.suffix, (f"{base}_", f"{base}-")) if path.suffix else {}
         return {**alike, "train": train}
     return {**_siblings(path.parent, path.suffix if path.is_file() else ""), "train": train}
+
+
+def split_in_clone(path: Path, name: str) -> str:
+    """The split of a clone from the Hub that is the validation or the held-out set."""
+    return "test" if name == "validation" and "test" in _clone_splits(path) else "validation"
+
+
+def _clone_splits(path: Path) -> set[str]:
+    return {split_of(file.relative_to(path)) for file in files_of(path, ".parquet")}
 
 
 def _files(folder: Path) -> list[Path]:

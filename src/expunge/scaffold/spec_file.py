@@ -18,6 +18,7 @@ from expunge.scaffold.data import (
     inspect_data,
     measure_scale,
     settings,
+    split_in_clone,
 )
 from expunge.scaffold.model import GuessedModel, guess_model, noted_scale, pretrained_folder
 from expunge.scaffold.toml_text import toml_lines, toml_value
@@ -114,6 +115,9 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     is_trained = weights is not None or pretrained is not None
     data, scale = (data, "") if pretrained else _scaled(data, weights)
     sets: dict[str, dict[str, str]] = {k: {"path": _relative(v, folder)} for k, v in splits.items()}
+    for name, keys in sets.items():
+        if name != "train" and splits[name] == splits["train"] and splits[name].is_dir():
+            keys["split"] = split_in_clone(splits[name], name)
     if data.test and "validation" not in sets:
         sets["validation"] = {**sets["train"], **data.test}
     lines = [
@@ -241,8 +245,10 @@ def _facts(
         f"{len(samples.classes)} classes: {names}",
         f"model: {model.constructor}" + (f" ({_PLACEHOLDER})" if model.is_placeholder else ""),
     ]
-    further = {name.replace("_", "-"): given["path"] for name, given in sets.items()}
-    found += [f"{name} set: {path}" for name, path in further.items() if name != "train"]
+    for name, keys in sets.items():
+        if name != "train":
+            part = f", split {keys['split']}" if "split" in keys else ""
+            found.append(f"{name.replace('_', '-')} set: {keys['path']}{part}")
     if data.unused:
         found.insert(2, f"columns that are not used: {', '.join(data.unused)}")
     if model.unknown:
