@@ -410,6 +410,19 @@ def test_a_graph_that_does_not_give_the_model_s_logits_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_graph_that_the_runtime_refuses_is_an_error(tmp_path):
+    """As torch writes for ``x.squeeze(1)`` of a batch of vectors."""
+    require_onnx()
+    from onnx import TensorProto, helper, save
+
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 64]) for n in "xy")
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    node = helper.make_node("Squeeze", ["x", "axes"], ["y"])
+    save(helper.make_model(helper.make_graph([node], "g", [x], [y], [axes])), tmp_path / GRAPH)
+    with pytest.raises(ModelError, match=r"cannot run the graph.*Squeeze"):
+        onnx.compare_graph(pruned(), clean(), tmp_path / GRAPH, tolerance=1)
+
+
 def test_without_the_packages_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="'onnx' is not installed") as error:

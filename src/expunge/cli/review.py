@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -99,8 +99,6 @@ def review(
         if import_ is not None:
             n = exchange.import_answers(session, import_, format=format_.value)
             say(f"{n} answers read from {import_}. {_progress_line(session)}")
-            if spec is not None:
-                say(f"next: expunge repair {shlex.quote(str(spec))}, or --export more questions")
         if export is not None:
             n = exchange.export_questions(
                 session, cards, export, format=format_.value, overwrite=export == import_
@@ -113,6 +111,9 @@ def review(
             print_json(session.progress().review.summary())
         if import_ is None and export is None and not as_json:
             _serve(session, cards, port=port, suggestions=suggestions)
+            say(_progress_line(session))
+        if export is None and spec is not None:
+            say(f"next: expunge repair {shlex.quote(str(spec))}, which uses the answers")
 
 
 def _progress_line(session: ReviewSession) -> str:
@@ -193,4 +194,5 @@ def _serve(session: ReviewSession, cards: Cards, *, port: int, suggestions: Show
         echo("The inputs are not shown: name the spec with --spec.", err=True)
     echo(f"Review at {address(server, listening)}")
     echo("Ctrl-C ends it; every answer is saved at once.")
-    serve(server, listening)
+    with suppress(KeyboardInterrupt):
+        serve(server, listening)

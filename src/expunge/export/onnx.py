@@ -125,13 +125,16 @@ def compare_graph(model: nn.Module, samples: Samples, file: Path, *, tolerance: 
     Raises
     ------
     ModelError
-        If logits differ by more than ``tolerance``, or are not finite.
+        If ONNX Runtime cannot run the graph, or logits differ by more than ``tolerance`` or are
+        not finite.
     """
-    session, prepared = _session(file), PreparedModel(model, samples.prepare)
+    require_onnx()
+    prepared = PreparedModel(model, samples.prepare)
     ours, theirs = [], []
     first = np.arange(min(2, len(samples)))
     rest = samples.batches(64, positions=np.arange(len(first), len(samples)))
-    with torch.inference_mode(), eval_mode(prepared):
+    with torch.inference_mode(), eval_mode(prepared), _runtime_errors(file):
+        session = _session(file)
         for at in (*first[:, None], *rest):
             scaled = _scaled(samples, at)
             ours.append(prepared(scaled).numpy())
@@ -165,8 +168,23 @@ def _dynamic_sizes(batch: Batch, samples: Samples) -> Any:
     return dict.fromkeys(batch, sizes)
 
 
+@contextmanager
+def _runtime_errors(file: Path) -> Iterator[None]:
+    """Turn the errors of ONNX Runtime into ours: torch writes graphs that it cannot run."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    try:
+        yield
+    except (state.Fail, state.InvalidGraph, state.NotImplemented, state.RuntimeException) as error:
+        reason = str(error).rpartition("failed:")[2].strip().split("\n")[0]
+        raise ModelError(
+            f"ONNX Runtime cannot run the graph that torch made of the model: {reason}",
+            where=file.name,
+            fix="export without ONNX, or change this operation of the model",
+        ) from error
+
+
 def _session(file: Path) -> InferenceSession:
-    require_onnx()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
