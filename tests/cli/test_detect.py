@@ -31,3 +31,5 @@ def test_detect_prints_a_summary_and_writes_a_folder(tmp_path, monkeypatch):
     assert abs(found["flagged"] - 12) <= 2
     report = runner.invoke(app, ["report", "other"])
     assert "# expunge detect: data.npz" in report.stdout
+    refused = runner.invoke(app, ["review", "other"])
+    assert "expunge.review.plan_queue" in str(refused.exception)

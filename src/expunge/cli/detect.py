@@ -80,5 +80,6 @@ def detect(
     else:
         echo(result.summary())
         echo(f"report: {folder / 'report.html'}")
+        echo(f"all samples, with suggested labels: {folder / 'partition.parquet'}")
     if strict and result.flags:
         raise typer.Exit(3)
