@@ -17,6 +17,7 @@ from expunge import cli
 from expunge._core.distributed import this_process
 from expunge.cli import results, terminal
 from expunge.errors import ConfigError, DataError, did_you_mean, printable
+from expunge.reporting.html import installed_version
 
 ESCAPE = "\x1b[31m"
 
@@ -70,6 +71,11 @@ def test_an_encoding_without_some_characters_is_no_error(monkeypatch, tmp_path, 
     shown = "✗ kätzchen.toml: there is no such spec file"
     assert code == 1
     assert out.startswith(shown.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def test_the_version_is_printed(monkeypatch):
+    code, out, _ = run(monkeypatch, "--version")
+    assert (code, out) == (0, f"expunge {installed_version()}\n")
 
 
 def test_a_full_device_behind_stdout_is_our_error(monkeypatch, tmp_path):

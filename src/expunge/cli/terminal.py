@@ -80,6 +80,26 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1.")]
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from expunge.reporting.html import installed_version
+
+        echo(f"expunge {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before a command; ``version`` ends the program."""
+
+
 def command_line() -> str:
     """Return the command line, for tables that name the command that made them."""
     return shlex.join(["expunge", *sys.argv[1:]])

@@ -199,12 +199,12 @@ def _common(
         "suspects": suspects,
         "row_names": rows.names if rows else (),
         "matrix": _matrix(result),
-        "version": _installed_version(),
+        "version": installed_version(),
         "bar": charts.bar,
     }
 
 
-def _installed_version() -> str:
+def installed_version() -> str:
     """Return the installed version of expunge; a source tree that is only on the path has none."""
     try:
         return version("expunge")
