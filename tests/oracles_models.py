@@ -101,6 +101,22 @@ class DepthwiseNet(nn.Module):
         return self.head((x * gate[:, :, None, None]).mean((2, 3)))
 
 
+class InstanceNet(nn.Module):
+    """Instance norms in front of a flattening; input ``[n, 2, 8, 8]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 6, 3)
+        self.norm1 = nn.InstanceNorm2d(6, affine=True)
+        self.conv2 = nn.Conv2d(6, 5, 3)
+        self.norm2 = nn.InstanceNorm2d(5)
+        self.head = nn.Linear(5 * 4 * 4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        return self.head(torch.relu(self.norm2(self.conv2(x))).flatten(1))
+
+
 class SignalNet(nn.Module):
     """One-dimensional convolutions with PReLU and a parameter of its own; input ``[n, 2, 12]``."""
 
@@ -137,6 +153,7 @@ SHAPES: dict[type[nn.Module], tuple[int, ...]] = {
     ResidualNet: (2, 8, 8),
     ConcatNet: (2, 8, 8),
     DepthwiseNet: (2, 8, 8),
+    InstanceNet: (2, 8, 8),
     SignalNet: (2, 12),
     ConvGru: (2, 8),
 }

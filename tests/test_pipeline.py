@@ -339,6 +339,14 @@ def test_a_repair_that_does_harm_is_reverted(tmp_path):
     assert told["gain"]["value"] == result.decision.gain.value
 
 
+def test_without_held_out_labels_only_a_repair_that_destroys_the_model_is_reverted():
+    lr = {"epochs": 1, "lr": 1e3, "optimizer": "sgd", "max_gradient_norm": 1.0}
+    result = repaired(overrides={**FAST, "tune": lr, "prune": {"fraction": 0.0}})
+    assert (result.decision.action, result.decision.gain) == ("revert", None)
+    assert "of the labels of unflagged training samples" in result.decision.reason
+    assert_same_weights(result.model, memorised())
+
+
 def test_what_is_to_be_forgotten_is_not_rolled_back():
     overrides = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
     result = pipeline.forget(memorised(), noisy(), noisy().ids[:2], overrides=overrides)

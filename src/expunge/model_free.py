@@ -16,7 +16,7 @@ from expunge.data.checks import probability_problems, trusted_problems
 from expunge.data.classes import as_class_names, suspicious_classes
 from expunge.data.conversion import one_each, to_column
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
-from expunge.data.labels import as_column
+from expunge.data.labels import clean_names
 from expunge.detection.calibration import safe_log
 from expunge.detection.class_rows import by_chunks, compact, constant_rows
 from expunge.detection.detectors import detect as run_detectors
@@ -204,31 +204,17 @@ class _LabelledRows:
 
 def _label_values(labels: Any, ids: Array) -> Array:
     """Return labels as ``int64[n]`` or ``str[n]``."""
-    if isinstance(labels, Tensor):
-        labels = labels.detach().cpu().numpy()
     if isinstance(labels, str):
         raise DataError(
             f"labels are the text {labels!r}, expected one a sample",
             where=_WHERE,
             fix=f"detect(features.drop(columns={labels!r}), features[{labels!r}])",
         )
-    values = np.asarray(labels)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1:
-        raise DataError(
-            f"labels have shape {values.shape}, expected one a sample",
-            where=_WHERE,
-            fix="for one-hot labels: y.argmax(axis=1)",
-        )
-    if values.dtype.kind == "S":
-        values = to_column(values, "labels", _WHERE)
+    if not hasattr(labels, "to_numpy") and not isinstance(labels, list | tuple | Tensor):
+        labels = np.asarray(labels)
+    values = one_each(to_column(labels, "labels", _WHERE, ids=ids), "labels", _WHERE)
     if values.dtype.kind == "b":
         return values.astype(str)
-    if values.dtype.kind in "OT":
-        plain = [None if _is_missing(v) else v for v in values.tolist()]
-        plain = [str(v) if isinstance(v, bool) else v for v in plain]
-        values = as_column(plain, _names(ids, len(values)), what="label", where=_WHERE)
     if values.dtype.kind == "f":
         missing = ~np.isfinite(values)
         if missing.any():
@@ -255,7 +241,7 @@ def _label_values(labels: Any, ids: Array) -> Array:
 
 def _stripped(values: Array, ids: Array) -> Array:
     """Names of classes without the space around them."""
-    stripped: Array = np.char.strip(values)
+    stripped = clean_names(values)
     if (stripped == "").any():
         raise DataError(
             f"labels are missing: ids {format_ids(_names(ids, len(values))[stripped == ''])}",
@@ -267,10 +253,6 @@ def _stripped(values: Array, ids: Array) -> Array:
 
 def _names(ids: Array, n: int) -> Array:
     return ids if len(ids) == n else np.arange(n)
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _probability_columns(probs: Any, n: int) -> tuple[list[str], Floats32 | None]:

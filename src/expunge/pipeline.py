@@ -21,6 +21,7 @@ from expunge import results, stages
 from expunge._core.arrays import Array, Bools, Ints
 from expunge._core.distributed import this_process
 from expunge._core.progress import Progress, silent
+from expunge._core.rng import subsample
 from expunge._core.threads import one_at_a_time
 from expunge.config import DEFAULT_PRUNE_FRACTION, RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples, as_samples
@@ -581,7 +582,11 @@ def _decide(
     if not context.may_skip_or_revert:
         return Decision("keep", "the samples were to be unlearned, at whatever cost in accuracy")
     if held_out is None:
-        return Decision("keep", "no held-out labels were given that could contradict it")
+        why = _why_destroyed(context, repaired)
+        return Decision(
+            "revert" if why else "keep",
+            why or "no held-out labels were given that could contradict it",
+        )
 
     def candidate(outcome: RepairOutcome) -> decisions.Candidate:
         return decisions.Candidate(predict(outcome.model), outcome.chain.seconds)
@@ -602,6 +607,18 @@ def _decide(
         decisions.HeldOutLabels(held_out.labels, clean),
         decisions.transition(repaired.partition, len(context.train.classes)),
     )
+
+
+def _why_destroyed(context: RepairContext, repaired: RepairOutcome) -> str:
+    """Say that the repaired model no longer knows the unflagged samples; empty if it does."""
+    kept, most = np.flatnonzero(~repaired.partition.flagged), decisions.MAX_KNOWLEDGE_SAMPLES
+    if not len(kept):
+        return ""
+    if len(kept) > most:
+        kept = kept[subsample(len(kept), most, context.seed, "decide")]
+    samples = context.train.subset(kept)
+    before, after = (stages.predict(m, samples) for m in (context.model, repaired.model))
+    return decisions.why_destroyed(before, after, samples.labels)
 
 
 def _mask_of_ids(samples: Samples, ids: Collection[Any] | Array) -> Bools:

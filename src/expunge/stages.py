@@ -52,6 +52,7 @@ from expunge.models.copying import copy_model
 from expunge.models.initialisation import is_partly_frozen
 from expunge.models.inspection import inspect_layers
 from expunge.pruning import surgery
+from expunge.pruning.dependencies import is_cut_inside_blocks
 from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.hidden_pairs import found_once
 from expunge.pruning.layer_units import unit_layers
@@ -395,7 +396,8 @@ def rank(
         known = {*readouts, *readable_heads(model, samples.example())}
         prunable = [name for name in prunable if name in known]
     n_layers_of = Counter(surgery.groups(model, example, prunable).values())
-    unshared = [name for name in prunable if n_layers_of[name] == 1]
+    inside = is_cut_inside_blocks(model)
+    unshared = [name for name in prunable if inside or n_layers_of[name] == 1]
     # Where no unit can be removed, those of all hidden layers can still be masked.
     masked = [name for name in unit_layers(model) if name in readouts]
     prunable = prunable or ([] if is_partly_frozen(model) else masked)

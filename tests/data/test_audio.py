@@ -224,6 +224,7 @@ def broken() -> dict[str, bytes | None]:
         "have a sample rate of 500 Hz, expected 1000 to 384000": encoded(
             noise(800, seed=4), sample_rate=500
         ),
+        "divide them by their full scale": encoded(nan[4:] * 3000, subtype="FLOAT"),
         "are silent: all samples are equal": encoded(np.full(800, 7, dtype=np.int16)),
     }
 
@@ -253,12 +254,12 @@ def test_a_missing_file_of_a_manifest_is_left_out(tmp_path):
 def test_more_than_half_of_the_clips_unfit_is_an_error_with_all_reasons(tmp_path):
     files = [*broken().values(), *(encoded(c) for c in clips(4))]
     path = hub(tmp_path / "d.parquet", files)
-    with pytest.raises(DataError, match="9 of 13 clips cannot be used") as error:
+    with pytest.raises(DataError, match="10 of 14 clips cannot be used") as error:
         read_here(path, seconds=0.05)
     for words in (
         "hold no bytes: ids 0",
         "hold NaN or infinity: ids 5",
-        "are silent: all samples are equal: ids 8",
+        "are silent: all samples are equal: ids 9",
         "repair or",
     ):
         assert words in str(error.value)

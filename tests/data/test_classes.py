@@ -29,6 +29,14 @@ def named(samples: Samples) -> list[str]:
     return [samples.classes[i] for i in samples.labels]
 
 
+def test_accents_of_one_and_of_two_characters_are_one_class():
+    labels = np.array([" caf\u00e9", "cafe\u0301", "tea"])
+    found = encode_labels(labels, np.arange(3), where="x")
+    assert (found[0].tolist(), found[1]) == ([0, 0, 1], ("caf\u00e9", "tea"))
+    names = ["tea", "cafe\u0301"]
+    assert encode_labels(labels, np.arange(3), classes=names, where="x")[0].tolist() == [1, 1, 0]
+
+
 def folders(root: Path, names: list[str]) -> Path:
     """One image in each class folder."""
     for i, name in enumerate(names):

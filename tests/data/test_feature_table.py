@@ -81,6 +81,15 @@ def test_intervals_and_sparse_columns_of_pandas_are_read():
     assert found.values.tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 2.0]]
 
 
+def test_large_integers_and_categories_are_read():
+    codes, words = pa.array([0, 1, 0], pa.uint32()), pa.array(["a", "b"])
+    table = {"n": [2**53 + 1, 2**60, 0], "kind": pa.DictionaryArray.from_arrays(codes, words)}
+    found = as_feature_table(pa.table(table))
+    assert found.names == ("n", "kind=a", "kind=b")
+    np.testing.assert_allclose(np.diff(found.values[:, 0]), [2.0**60 - 2.0**53, -(2.0**60)], 1e-6)
+    assert found.values[:, 1].tolist() == [1, 0, 1]
+
+
 def test_free_text_is_left_out_and_said():
     text = {"text": [f"document {k}" for k in range(200)], "x": np.arange(200)}
     table = as_feature_table(text)
@@ -111,6 +120,7 @@ def test_the_index_of_a_frame_names_its_rows():
         ({"emb": [["a"], ["b"]]}, "column 'emb' holds list"),
         (pa.table([[1], [2]], names=["a", "a"]), "columns of the same name"),
         (7, "got int, expected an array"),
+        (pd.DataFrame({"a": [2**70, 1]}), "not a table of plain columns"),
         (pd.DataFrame([[1, 2]] * 2, columns=["a", "a"]), "columns of the same name: a$"),
         ({"a": [1.0, 1.0], "b": ["u", "u"]}, "no column differs between the rows: a, b=u"),
     ],

@@ -14,7 +14,7 @@ from expunge.data.encoded import LFS_POINTER
 from expunge.errors import DataError
 from expunge.storage import user_cache
 
-DAMAGED = "cannot be decoded (truncated, damaged or no image)"
+DAMAGED = "cannot be decoded (truncated, damaged, or no PNG, JPEG, GIF, BMP, PPM, TIFF or WebP)"
 
 
 def picture(path: Path, value: int = 0) -> None:

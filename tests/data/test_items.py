@@ -141,7 +141,7 @@ class Odd(Dataset[Any]):
         ((X[0], np.eye(3)[0]), r"y.argmax\(\) of a one-hot vector"),
         ((X[0].transpose(1, 2, 0), 1), r"looks like \[H, W, C\].*\n.*transpose\(2, 0, 1\)"),
         (({}, 1), "the input is an empty dictionary"),
-        ((X[0], {"a": 1}), "the label is a dict"),
+        ((X[0], {"a": 1}), r"the label is a dict.*\n.*give one of its values: a"),
         (None, "a NoneType: expected .x, y."),
     ],
 )

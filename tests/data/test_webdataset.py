@@ -83,7 +83,8 @@ def test_a_broken_or_missing_image_is_skipped_and_named(tmp_path: Path) -> None:
     samples = here(archive(tmp_path / "d.tar", members))
     assert samples.ids.tolist() == ["a/k0", "a/k1", "a/k3", "a/k5"]
     assert samples.skipped == {
-        "a/k2": "cannot be decoded (truncated, damaged or no image)",
+        "a/k2": "cannot be decoded (truncated, damaged, or no PNG, JPEG, GIF, BMP, PPM, TIFF or "
+        "WebP)",
         "a/k4": "hold no bytes",
     }
 

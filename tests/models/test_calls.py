@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from expunge._core.rng import temp_seed
 from expunge.errors import ModelError
 from expunge.models.calls import capture_outputs, eval_mode, logits_of, module_named, on_device
 from expunge.models.inspection import inspect_layers
@@ -164,3 +165,21 @@ def test_the_model_itself_is_no_layer_of_it():
         module_named(Mlp(), "")
     model = Mlp()
     assert module_named(model, "head") is model.head
+
+
+def test_a_model_that_fails_under_autocast_runs_without_it():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.dropout = nn.Linear(3, 2), nn.Dropout()
+
+        def forward(self, x):
+            z = self.layer(self.dropout(x))  # DeBERTa does this
+            return z.masked_fill(z > 9, torch.finfo(torch.float32).min)
+
+    model, x = Masked(), torch.ones(4, 3)
+    for _ in range(2):
+        with temp_seed(0, "x"):
+            expected = logits_of(model, x)
+        with temp_seed(0, "x"), torch.autocast("cpu", torch.bfloat16):
+            assert_close(logits_of(model, x), expected)

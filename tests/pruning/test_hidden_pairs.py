@@ -17,6 +17,7 @@ from expunge.models.inspection import inspect_layers
 from expunge.pruning import hidden_pairs, surgery
 from expunge.pruning.dependencies import trace
 from expunge.records import Partition, PrunePlan
+from oracles_training import split_of
 
 SMALL = {
     "hidden_size": 16,
@@ -127,11 +128,37 @@ def test_units_of_a_gated_mlp_are_shared():
     assert small.get_submodule("model.layers.0.mlp.down_proj").in_features == 22
 
 
+def test_units_of_a_gated_mlp_are_ranked():
+    model, x = hugging_face("Llama"), batch("Llama", 30)
+    samples = expunge.from_arrays({k: v.numpy() for k, v in x.items()}, np.arange(30) % 3)
+    ranked = stages.rank(model, samples, split_of(samples, np.linspace(0, 1, 30)))
+    assert set(ranked.units_by_layer()) == {*in_blocks(*HIDDEN["Llama"], HEADS["Llama"])}
+
+
+def test_layers_that_the_logits_do_not_depend_on_are_not_cut():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vit = hugging_face("ViT")
+            self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            z = self.vit(x).logits
+            self.second(torch.relu(self.first(z)))
+            return z
+
+    x = first(batch("ViT"))
+    assert not {"first", "second"} & {*surgery.prunable(Pooled().eval(), x)}
+
+
 def test_layers_of_an_attention_and_of_the_residual_stream_are_refused():
     model, x = hugging_face("ViT"), first(batch("ViT"))
     for layer in ("vit.layers.0.attention.v_proj", "vit.layers.0.mlp.fc2"):
         with pytest.raises(expunge.PruneError, match="no layer alone reads its units"):
             surgery.prune(model, PrunePlan({layer: (0,)}, 1), x)
+    layers = ["vit.layers.0.mlp.fc2", "vit.layers.1.mlp.fc2"]
+    with pytest.raises(expunge.PruneError, match=r"layers '.*0.mlp.fc2', '.*' cannot be cut: no"):
+        surgery.prune(model, PrunePlan(dict.fromkeys(layers, (0,)), 2), x)
 
 
 @pytest.mark.parametrize("name", ["GPT2", "Swin"])

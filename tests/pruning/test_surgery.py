@@ -27,6 +27,7 @@ from oracles_models import (
     ConvGru,
     ConvNet,
     DepthwiseNet,
+    InstanceNet,
     Mlp,
     ResidualNet,
     SignalNet,
@@ -41,6 +42,7 @@ CUT = {
     ConcatNet: {"left": (0, 2), "right": (1, 4), "joint": (5,)},
     DepthwiseNet: {"stem": (0, 4), "pointwise": (1, 7), "squeeze": (2,)},
     SignalNet: {"conv1": (0, 5), "conv2": (2,)},
+    InstanceNet: {"conv1": (0, 5), "conv2": (2,)},
 }
 
 
@@ -238,6 +240,7 @@ def test_prunable_are_the_layers_with_units_of_their_own_without_the_head():
         ConcatNet: ["left", "right", "joint"],
         DepthwiseNet: ["stem", "pointwise", "squeeze", "gate"],
         SignalNet: ["conv1", "conv2"],
+        InstanceNet: ["conv1", "conv2"],
     }
 
 

@@ -53,3 +53,27 @@ def test_checkpoints_of_old_batch_norm_have_no_counts():
     assert torch.equal(into.running_mean, given.running_mean)
     with pytest.raises(ModelError, match="missing: running_var"):
         fit_weights(into, {k: v for k, v in state.items() if k != "running_var"})
+
+
+def test_what_layers_made_of_former_weights_in_evaluation_mode_is_dropped():
+    class Caching(nn.Linear):
+        made = None
+
+        def train(self, mode=True):
+            self.made = None if mode else self.made
+            return super().train(mode)
+
+        def forward(self, x):
+            self.made = self.weight.exp() if self.made is None else self.made
+            return x @ self.made.T
+
+    x, parts = torch.ones(1, 2), [nn.Sequential(Caching(2, 2), nn.BatchNorm1d(2)) for _ in range(2)]
+    for model in parts:
+        model.eval()(x)
+    into = parts[1].train(False)
+    fit_weights(into, parts[0].state_dict())
+    torch.testing.assert_close(into(x), parts[0](x))
+    fit_weights(into.train(), parts[0].state_dict())
+    into[1].eval()
+    fit_weights(into, parts[0].state_dict())
+    assert (into.training, into[0].training, into[1].training) == (True, True, False)

@@ -37,6 +37,8 @@ FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")
 # Hz. The filter between rates outside of these would not fit into memory.
 SAMPLE_RATES = (1_000, 384_000)
 MAX_CHANNELS = 32
+# Floats beyond full scale are clipped up to this level; larger ones are in other units.
+MAX_LEVEL = 16.0
 # Values that are decoded of one clip: an hour at 16 kHz.
 MAX_VALUES = 1 << 26
 # A stream of unknown length states more samples than this.
@@ -126,8 +128,9 @@ def decode_clips(
     Notes
     -----
     A clip is skipped if it is missing, empty, truncated, not decodable, no WAV, FLAC or OGG, not of
-    1 to 384 kHz, of more than 32 channels, longer than 2²⁶ values, not finite, or digitally silent:
-    all its samples are equal. The recording of a silent room is not digitally silent: it has noise.
+    1 to 384 kHz, of more than 32 channels, longer than 2²⁶ values, not finite, of floats beyond
+    ±16, or digitally silent: all its samples are equal. The recording of a silent room is not
+    digitally silent: it has noise.
     Cost: 0.2 ms for each second of FLAC.
     """
     _require_soundfile()
@@ -227,6 +230,8 @@ def _decode_one(encoded: Encoded, i: int, rate: int, length: int) -> np.ndarray:
     mono = x[:, 0].astype(np.float32) / 32768 if exact else x.mean(axis=1)
     if not np.isfinite(mono).all():
         raise InvalidFile("hold NaN or infinity")
+    if np.abs(mono).max(initial=0) > MAX_LEVEL:
+        raise InvalidFile("hold floats far beyond [-1, 1]: divide them by their full scale")
     mono = mono.clip(-1, 1)
     if own != rate:
         from scipy.signal import resample_poly

@@ -23,7 +23,7 @@ def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[
         if (labels != np.round(labels)).any():
             return ["labels must be integers; got fractions"]
     elif labels.dtype.kind not in "iu":
-        return [f"labels must be integers, not {labels.dtype}"]
+        return [f"labels must be integers, not {labels.dtype}; names are text: y.astype(str)"]
     problems = []
     if n_classes < 2:
         problems.append(f"{n_classes} class(es): a classifier needs two or more")

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
+from expunge.data.labels import clean_names
 from expunge.errors import DataError, did_you_mean, format_ids
 
 # A larger index without class names is no class index.
@@ -71,7 +72,10 @@ def encode_labels(
     >>> encode_labels(np.array(["2", "10"]), np.arange(2), classes=["0", "1", "10", "2"], where="x")
     (array([3, 2]), ('0', '1', '10', '2'))
     """
-    names, classes = (tuple(str(n).strip() for n in given) for given in (names, classes))
+    names, classes = (
+        tuple(clean_names(np.array([*map(str, given)], dtype=str)).tolist())
+        for given in (names, classes)
+    )
     for given in (names, classes):
         repeated = [name for name, n in Counter(given).items() if n > 1]
         if repeated:
@@ -81,7 +85,7 @@ def encode_labels(
         values, known = _from_booleans(values, known), known or BOOLEANS
     is_text = values.dtype.kind == "U"
     if is_text:
-        values = np.char.strip(values)
+        values = clean_names(values)
         if (values == "").any():
             raise DataError(
                 f"label is missing (empty): ids {format_ids(ids[values == ''])}",

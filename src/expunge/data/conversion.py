@@ -191,7 +191,12 @@ def fix_item(item: object) -> str:
         return "open files, e.g. with PIL.Image.open; expunge.from_texts reads texts"
     if isinstance(item, Mapping) and "bytes" in item:
         return "decode it: dataset.cast_column(name of the column, datasets.Image())"
-    return "convert it to a tensor"
+    if hasattr(item, "convert") and getattr(item, "mode", "F") not in (
+        "F",
+        "I",
+    ):  # Pillow clips these
+        return 'image.convert("RGB") or image.convert("L"), as in training'
+    return "convert it to a tensor, as in training"
 
 
 def _check_inputs(tensor: Tensor, where: str) -> Tensor:
@@ -290,9 +295,12 @@ def _fix_shape(values: np.ndarray, what: str) -> str:
     return "give the label of one class for every sample; several labels are not supported"
 
 
-def to_column(values: Any, what: str, where: str) -> np.ndarray:
-    """One array of ids or labels; `Samples` checks the values. Bytes are text in UTF-8."""
-    column = _as_array(values, what, where)
+def to_column(values: Any, what: str, where: str, *, ids: np.ndarray | None = None) -> np.ndarray:
+    """One array of ids or labels; `Samples` checks the values. Bytes are text in UTF-8.
+
+    Messages name the rows by ids, if there are some.
+    """
+    column = _as_array(values, what, where, ids)
     if column.dtype.kind != "S":
         return column
     try:
@@ -301,7 +309,7 @@ def to_column(values: Any, what: str, where: str) -> np.ndarray:
         raise DataError(f"{what} are bytes that are no UTF-8 ({error})", where=where) from error
 
 
-def _as_array(values: Any, what: str, where: str) -> np.ndarray:
+def _as_array(values: Any, what: str, where: str, ids: np.ndarray | None) -> np.ndarray:
     if isinstance(values, Tensor):
         return values.detach().cpu().numpy()
     if not isinstance(values, np.ndarray | list | tuple | range):
@@ -316,26 +324,31 @@ def _as_array(values: Any, what: str, where: str) -> np.ndarray:
         if values.dtype.kind not in "OT" or values.ndim != 1:
             return values
         values = values.tolist()
-    return _from_list(list(values), what, where)
+    return _from_list(list(values), what, where, ids)
 
 
-def _from_list(values: list[Any], what: str, where: str) -> np.ndarray:
+def _from_list(values: list[Any], what: str, where: str, ids: np.ndarray | None) -> np.ndarray:
     if not values:
         return np.array([], dtype=np.int64)
     if isinstance(values[0], list | tuple | np.ndarray | Tensor) and np.ndim(values[0]):
         try:
             return np.stack([np.asarray(v) for v in values])
         except (TypeError, ValueError) as error:
-            raise DataError(f"{what} must be one value a sample ({error})", where=where) from error
+            raise DataError(
+                f"{what} must be one value a sample ({error})",
+                where=where,
+                fix=_fix_shape(np.empty(0), what),
+            ) from error
     scalars = [
         v.item() if isinstance(v, np.generic | Tensor) and np.ndim(v) == 0 else v for v in values
     ]
     if all(isinstance(v, bytes) for v in scalars):
         return np.array(scalars)
-    # pandas marks a gap among text by NaN.
-    is_text = any(isinstance(v, str) for v in scalars)
+    # pandas marks a gap among texts and truth values by NaN.
+    is_text = any(isinstance(v, str | bool) for v in scalars)
     scalars = [
         None if is_missing(v) or (is_text and isinstance(v, float) and v != v) else v
         for v in scalars
     ]
-    return as_column(scalars, np.arange(len(scalars)), what=what, where=where)
+    names = np.arange(len(scalars)) if ids is None or len(ids) != len(scalars) else ids
+    return as_column(scalars, names, what=what.removesuffix("s"), where=where)

@@ -192,7 +192,7 @@ def dataset_rows(
             f"inputs that differ from the first ({form}) in shape, dtype or "
             f"names: ids {format_ids(different)}",
             where=name,
-            fix="resize, crop or pad all inputs to one shape",
+            fix="resize, crop or pad all inputs to one shape; convert images to one mode",
         )
 
     lazy = partial(_read_inputs, dataset, keys, name)

@@ -164,9 +164,11 @@ def as_arrow(table: Any, where: str) -> Any:
             raise DataError(
                 f"got {type(table).__name__}, expected an array, a DataFrame or named columns",
                 where=where,
-                fix="convert it with numpy.asarray(…)",
+                fix="features.collect()"
+                if hasattr(table, "collect")
+                else "convert it with numpy.asarray(…)",
             )
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"not a table of plain columns ({error})",
             where=where,
@@ -270,11 +272,16 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
     column = rows.column(name).combine_chunks()
     kind = column.type
     if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
+        if kind.value_type == pa.string_view():  # of Polars; Arrow cannot take of it
+            column = pa.DictionaryArray.from_arrays(
+                column.indices, column.dictionary.cast("string")
+            )
+        column, kind = column.dictionary_decode(), column.type.value_type
     if column.null_count == len(column):
         yield _Column(np.empty((len(column), 0)), (), f"column '{name}' is empty and was left out")
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        # Integers beyond 2⁵³ are rounded.
+        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         yield _Column(_near_zero(values)[:, None], (name,))
     elif pa.types.is_decimal(kind):
         yield _Column(column.cast(pa.float64()).to_numpy(zero_copy_only=False)[:, None], (name,))

@@ -19,7 +19,7 @@ Mode = Literal["RGB", "L"]
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _UNFIT = (
-    "have mode {}, which does not fit into 16 bits: write them with 8 or 16 bits, or read them in "
+    "have mode {}, which is not read: write them as grey or RGB with 8 or 16 bits, or read them in "
     "a data set of your own"
 )
 _DAMAGE = (
@@ -118,7 +118,9 @@ def decode_one(encoded: Encoded, i: int, target: ImageFormat) -> np.ndarray:
             f"have more than {Image.MAX_IMAGE_PIXELS} pixels (Pillow's limit)"
         ) from error
     except _DAMAGE as error:
-        raise InvalidFile("cannot be decoded (truncated, damaged or no image)") from error
+        raise InvalidFile(
+            "cannot be decoded (truncated, damaged, or no PNG, JPEG, GIF, BMP, PPM, TIFF or WebP)"
+        ) from error
 
 
 def _convert(image: Image.Image, target: ImageFormat) -> Image.Image:

@@ -226,7 +226,9 @@ def to_scalar(value: object, what: str, where: str) -> object:
     if value is None or isinstance(value, str | int | float):
         return value
     shape = getattr(value, "shape", ())
-    fix = ""
+    fix = "convert it to one integer or string"
+    if isinstance(value, Mapping):
+        fix = f"give one of its values: {format_ids(value)}"
     if what == "label" and len(shape) == 1:
         fix = (
             "give one label a sample: y.argmax() of a one-hot vector; if these items are batches, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,8 +35,17 @@ def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: st
     raise DataError(
         f"{what} holds {' and '.join(found) or 'nothing'}, expected integers or strings",
         where=where,
-        fix="write all values in one type" if len(found) > 1 else "give texts: [str(v) for v in …]",
+        fix=_fix_types(found),
     )
+
+
+def _fix_types(found: list[str]) -> str:
+    """What to do about values of these types."""
+    if len(found) > 1:
+        return "write all values in one type"
+    if found in (["dict"], ["list"]):
+        return "give one of the values that each holds, in a column of its own"
+    return "give texts: [str(v) for v in …]"
 
 
 def is_missing(value: object) -> bool:
@@ -43,6 +53,24 @@ def is_missing(value: object) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def clean_names(names: np.ndarray) -> np.ndarray:
+    """Class names, ``str[n]``, without space around them and in one Unicode form (NFC).
+
+    An accent may be one character or two, which look the same. File systems and editors differ.
+
+    Examples
+    --------
+    >>> clean_names(np.array([" cat", "e\\u0301t\\u00e9 "])).tolist() == ["cat", "\\u00e9t\\u00e9"]
+    True
+    """
+    stripped: np.ndarray = np.char.strip(names)
+    if not stripped.size or np.ascontiguousarray(stripped).view(np.uint32).max() < 128:
+        return stripped
+    found, inverse = np.unique(stripped, return_inverse=True)
+    composed = [unicodedata.normalize("NFC", name) for name in found.tolist()]
+    return np.array(composed, dtype=str)[inverse]
 
 
 # Texts of a CSV file that stand for a missing number.

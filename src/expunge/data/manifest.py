@@ -129,7 +129,9 @@ def _inputs(
     files = table_column(table, name, ids, path)
     if files.dtype.kind not in "Ui":
         raise DataError(
-            f"column '{name}' must hold file paths or lists of numbers", where=str(path)
+            f"column '{name}' must hold file paths or lists of numbers",
+            where=str(path),
+            fix="name the column of the inputs: input = …",
         )
     _check_are_paths(files, name, path, root)
     return EncodedFiles(resolve_inside(root, files.astype(str).tolist(), ids, where=str(path)))
@@ -163,6 +165,7 @@ def _feature_tensor(values: Sequence[Any], ids: np.ndarray, name: str, path: Pat
             f"column '{name}' must hold {len(values[0])} numbers in every row: "
             f"ids {format_ids(ids[odd])}",
             where=str(path),
+            fix="write as many numbers in every row, or remove these rows",
         )
     try:
         return torch.from_numpy(np.array(values, dtype=np.float64).astype(np.float32))

@@ -170,12 +170,15 @@ def vectors_of(column: Any, name: str, ids: np.ndarray, path: Path) -> torch.Ten
             f"column '{name}' must hold {width or 'one or more'} numbers in every row: "
             f"ids {format_ids(ids[different] if different.any() else ids)}",
             where=str(path),
+            fix="write as many numbers in every row, or remove these rows",
         )
     flat = pc.list_flatten(column)
     if flat.null_count:
         at = np.flatnonzero(pc.is_null(flat).to_numpy(zero_copy_only=False)) // width
         raise DataError(
-            f"column '{name}' holds nulls: ids {format_ids(ids[np.unique(at)])}", where=str(path)
+            f"column '{name}' holds nulls: ids {format_ids(ids[np.unique(at)])}",
+            where=str(path),
+            fix="fill in or remove these rows",
         )
     values = flat.to_numpy().astype(np.float32)
     return torch.from_numpy(values.reshape(len(ids), width))

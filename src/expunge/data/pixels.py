@@ -17,7 +17,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     ValueError for other modes than L, RGB and grey of 16 bits.
     """
     if image.mode not in ("L", "RGB", *DEEP_MODES):
-        raise ValueError(f"an image of mode {image.mode}: expected L or RGB (use .convert)")
+        raise ValueError(f"an image of mode {image.mode}: expected L or RGB")
     return torch.from_numpy(channels_first(np.array(image)))
 
 

@@ -165,7 +165,9 @@ def _json_columns(text: str, path: Path) -> Table:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(
-                f"line {number} is a {type(row).__name__}, expected an object", where=str(path)
+                f"line {number} is a {type(row).__name__}, expected an object",
+                where=str(path),
+                fix='write every row with the names of its columns: {"text": …, "label": …}',
             )
     # A key that a row leaves out is a missing value of that row.
     names = dict.fromkeys(name for row in rows for name in row)
@@ -206,5 +208,11 @@ def _json_lines(text: str, path: Path) -> list[Any]:
         try:
             rows.append(parse_json(line))
         except ValueError as error:
-            raise DataError(f"line {number} is no JSON ({error})", where=str(path)) from error
+            raise DataError(
+                f"line {number} is no JSON ({error})",
+                where=str(path),
+                fix="remove the comma at the end of each line"
+                if line.rstrip().endswith(",")
+                else "write one JSON object a line",
+            ) from error
     return rows

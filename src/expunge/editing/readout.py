@@ -23,6 +23,7 @@ from expunge.models.calls import (
     logits_of,
     module_named,
     to_device,
+    used_parameters,
 )
 from expunge.models.copying import copy_model
 from expunge.models.inspection import inspect_layers
@@ -268,10 +269,7 @@ def _unused_modules(readout: FeatureReadout, example: Batch) -> list[str]:
         module.register_forward_pre_hook(lambda m, _: called.add(m))
     example = to_device(example, device_of(work))
     with torch.enable_grad():
-        features = call_model(work, example)
-        parameters = list(work.body.parameters())
-        gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
-    used = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        used = used_parameters(call_model(work, example), work.body.parameters())
 
     def is_unused(module: nn.Module) -> bool:
         own = list(module.parameters())

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from expunge._core.arrays import Array, Floats, Ints
+from expunge.detection.memorisation import gain_above_frequencies
+from expunge.evaluation.familiarity import MIN_KNOWN_FRACTION
 from expunge.recipes import Recipe
 from expunge.records import Decision, Metric, Partition
 from expunge.reporting.formatting import duration, percent, signed_gain
@@ -19,6 +21,9 @@ from expunge.training.targets import classes_without_samples
 # The inverse of a nearly singular transition only amplifies noise; labels are then used as given.
 MAX_CONDITION_NUMBER = 100.0
 NORMAL_QUANTILE = 1.96  # half the width of a 95 % interval, in standard errors
+# A repaired model that predicts less than this fraction of what the model given did is destroyed.
+MIN_KEPT_KNOWLEDGE = 0.25
+MAX_KNOWLEDGE_SAMPLES = 2_000
 
 
 class Candidate(NamedTuple):
@@ -74,6 +79,38 @@ def reason_to_skip(partition: Partition, recipe: Recipe, classes: tuple[str, ...
         names = ", ".join(classes[c] for c in lost[:5])
         return f"every sample of {names} was flagged ({percent(fraction)} of all samples)"
     return ""
+
+
+def why_destroyed(before: Ints, after: Ints, labels: Ints) -> str:
+    """Say that a repair destroyed the model; empty if it did not.
+
+    The labels are those of unflagged training samples: they cannot tell whether a repair helps, but
+    a model that knew them and knows them no more is of no use. Agreement counts above that of the
+    most frequent label, and the repaired model is to keep a quarter of it.
+
+    Parameters
+    ----------
+    before, after
+        Classes that the model predicts before and after the repair, ``int64[n]``.
+    labels
+        The given labels, ``int64[n]``.
+
+    Examples
+    --------
+    >>> y = np.arange(100) % 10
+    >>> why_destroyed(y, 0 * y, y)[:40]
+    'the repaired model predicts 10.0% of the'
+    >>> why_destroyed(y, np.where(y < 6, y, 0), y)
+    ''
+    """
+    shares = [float((predicted == labels).mean()) for predicted in (before, after)]
+    known, left = (gain_above_frequencies(share, labels) for share in shares)
+    if known < MIN_KNOWN_FRACTION or left >= MIN_KEPT_KNOWLEDGE * known:
+        return ""
+    return (
+        f"the repaired model predicts {percent(shares[1])} of the labels of unflagged training "
+        f"samples, the one given {percent(shares[0])}"
+    )
 
 
 def transition(partition: Partition, classes: int) -> Floats:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ FORWARD_ERRORS = (
     *(RuntimeError, ValueError, TypeError, AttributeError),
     *(LookupError, AssertionError, ArithmeticError),
 )
+# Whether models ran under autocast.
+_RUNS_UNDER_AUTOCAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -66,8 +69,30 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     """Run a model on a copy of a batch, which its forward may change; return what it returns.
 
     Parts by name are keyword arguments. A forward of one argument of another name gets them as one
-    dictionary.
+    dictionary. A model that fails under autocast (DeBERTa in bfloat16) runs without it.
     """
+    device = device_of(model).type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return _forward(model, batch)
+    if model not in _RUNS_UNDER_AUTOCAST:
+        state = torch.get_rng_state()
+        try:
+            output = _forward(model, batch)
+        except torch.OutOfMemoryError:
+            raise
+        except FORWARD_ERRORS:
+            torch.set_rng_state(state)
+            _RUNS_UNDER_AUTOCAST[model] = False
+        else:
+            _RUNS_UNDER_AUTOCAST[model] = True
+            return output
+    if _RUNS_UNDER_AUTOCAST[model]:
+        return _forward(model, batch)
+    with torch.autocast(device, enabled=False):
+        return _forward(model, batch)
+
+
+def _forward(model: nn.Module, batch: Batch) -> Any:
     if isinstance(batch, Tensor):
         return model(batch.clone())
     parts = {name: part.clone() for name, part in batch.items()}
@@ -83,6 +108,15 @@ def _takes_dictionary(model: nn.Module, parts: Mapping[str, Tensor]) -> bool:
         a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) and name not in parts
         for name, a in arguments.items()
     ] == [True]
+
+
+def used_parameters(output: Tensor, parameters: Iterable[nn.Parameter]) -> set[int]:
+    """The ``id`` of each parameter that an output depends on; of all if it keeps no gradients."""
+    known = list(parameters)
+    if not output.requires_grad:
+        return {id(p) for p in known}
+    gradients = torch.autograd.grad(output.sum(), known, allow_unused=True)
+    return {id(p) for p, g in zip(known, gradients, strict=True) if g is not None}
 
 
 def to_channels_last(batch: Batch) -> Batch:

@@ -8,7 +8,8 @@ the consumers masked, a perturbation of the cut units must not change the model'
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -98,13 +99,13 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
     example = to_device(example, device_of(work))
     run(work, example)  # the model's own errors first
     names = {id(p): n for n, p in work.named_parameters()}
-    if is_transformer(work) and not has_batch_norm(work):
+    if is_cut_inside_blocks(work):
         return TracedModel(work, pair_graph(work, example, model), example, names, frozen)
     import torch_pruning as tp
 
     graph = tp.DependencyGraph()
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad(), _plain_instance_norms(work):
             warnings.simplefilter("ignore")
             graph.build_dependency(work, example, forward_fn=logits_of, verbose=False)
     except FORWARD_ERRORS as error:
@@ -112,6 +113,29 @@ def trace(model: nn.Module, example: Batch) -> TracedModel:
             f"torch-pruning cannot trace the model: {type(error).__name__}: {error}", fix=MASK_HINT
         ) from error
     return TracedModel(work, graph, example, names, frozen)
+
+
+def is_cut_inside_blocks(model: nn.Module) -> bool:
+    """Whether only units inside residual blocks are cut: those that layers share are of one block,
+    as in a gated MLP.
+    """
+    return is_transformer(model) and not has_batch_norm(model)
+
+
+@contextmanager
+def _plain_instance_norms(model: nn.Module) -> Iterator[None]:
+    """In this block, instance norms are one element-wise operation.
+
+    They reshape their input, which torch-pruning takes for a flattening of channels.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
+    for norm in norms:
+        norm.forward = torch.neg  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
 
 
 def check_hooks(model: nn.Module, example: Batch) -> None:
@@ -213,6 +237,8 @@ def why_not_prunable(traced: TracedModel, name: str) -> str:
     layer = traced.model.get_submodule(name)
     width = traced.n_units(name)
     if layer not in traced.graph.module2node:
+        if isinstance(traced.graph, PairGraph) and isinstance(layer, _ConvNd):
+            return "of a network with layer norm, linear layers and attention heads are cut"
         return "it takes no part in the forward pass"
     if width < 2:
         return "it has a single unit"

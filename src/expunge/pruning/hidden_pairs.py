@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from expunge.data import Batch
 from expunge.models.architecture import is_transposed_linear
-from expunge.models.calls import FORWARD_ERRORS, logits_of, unfused_attention
+from expunge.models.calls import FORWARD_ERRORS, logits_of, unfused_attention, used_parameters
 from expunge.pruning.attention_heads import Heads, cut_head_tensors, find_heads
 from expunge.pruning.layer_units import n_inputs, n_units, sample_units
 from expunge.pruning.masks import perturb_units
@@ -167,8 +167,8 @@ def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
 
     Notes
     -----
-    Cost: a forward pass for each pair of linear layers that follow each other, and that of
-    `find_heads`.
+    Cost: a forward pass for each pair of linear layers that follow each other, a backward pass, and
+    that of `find_heads`.
     """
     known, handle = _FOUND.get(), use_headwise(model)
     if known is not None and id(key) in known:
@@ -178,6 +178,7 @@ def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
     graph = PairGraph(model, handle, {m: names[m] for m in called})
     if len(called) != len(set(called)):
         called = [m for m in called if called.count(m) == 1]
+    called = _reached(model, example, called)
     graph.heads.update(find_heads(model, example, called, inputs))
     graph.module2node.update({model.get_submodule(name): name for name in graph.heads})
     for position, reader in enumerate(called):
@@ -273,6 +274,13 @@ def _linear_calls(
         for handle in handles:
             handle.remove()
     return called, inputs
+
+
+def _reached(model: nn.Module, example: Batch, layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers on which the logits depend."""
+    with torch.enable_grad(), unfused_attention():
+        used = used_parameters(logits_of(model, example), model.parameters())
+    return [layer for layer in layers if any(id(p) in used for p in layer.parameters())]
 
 
 def _writes_alone(

@@ -235,10 +235,7 @@ def prune(model: nn.Module, plan: PrunePlan, example: Batch) -> nn.Module:
         return copy_without_hooks(model)
     traced = _trace_for(model, plan, example)
     units = planned_units(model, plan, traced.n_heads)
-    problems = [(name, why_not_prunable(traced, name)) for name in units]
-    if any(why for _, why in problems):
-        listed = "; ".join(f"layer '{name}' cannot be cut: {why}" for name, why in problems if why)
-        raise PruneError(listed, where="plan", fix=f"leave it out, or {MASK_HINT}")
+    _check_cuttable(traced, units)
     _cut_units(traced, units)
     for (_, new), (_, old) in zip(
         traced.model.named_parameters(), model.named_parameters(), strict=True
@@ -249,6 +246,20 @@ def prune(model: nn.Module, plan: PrunePlan, example: Batch) -> nn.Module:
     if isinstance(traced.graph, PairGraph):
         traced.graph.headwise.remove()
     return traced.model
+
+
+def _check_cuttable(traced: TracedModel, units: Units) -> None:
+    """Raise PruneError with the layers that cannot be cut, by reason."""
+    names: dict[str, list[str]] = {}
+    for name in units:
+        names.setdefault(why_not_prunable(traced, name), []).append(name)
+    names.pop("", None)
+    listed = [
+        f"layer{'s' if len(own) > 1 else ''} {format_ids(map(repr, own))} cannot be cut: {why}"
+        for why, own in names.items()
+    ]
+    if listed:
+        raise PruneError("; ".join(listed), where="plan", fix=f"leave it out, or {MASK_HINT}")
 
 
 def _trace_for(model: nn.Module, plan: PrunePlan, example: Batch) -> TracedModel:

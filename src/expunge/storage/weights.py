@@ -200,12 +200,18 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict strictly; layers that ask for the version of its format get today's.
 
-    Files hold tensors alone, and some layers refuse a state dict without a version.
+    Files hold tensors alone, and some layers refuse a state dict without a version. Some keep in
+    evaluation mode what they made of their former weights (LeViT), until they are trained.
     """
     whole = model.state_dict()
     whole.clear()
     whole.update(state)
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
     model.load_state_dict(whole, strict=True)
+    model.train(modes[0][1])
+    for module, mode in modes:
+        module.training = mode
 
 
 def _without_wrappers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
