@@ -158,7 +158,7 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(X, Y[:-1]), "300 rows of features, 299 labels and 300 ids"),
         (lambda: expunge.detect(X, np.zeros(300)), "all samples have the same label"),
         (lambda: expunge.detect(X, Y + 0.5), "labels are fractions, expected classes"),
-        (lambda: expunge.detect(X, [None, *Y[1:].tolist()]), "label is missing .*: ids 0"),
+        (lambda: expunge.detect(X, [None, *Y[1:].tolist()]), "labels is missing .*: ids 0"),
         (lambda: expunge.detect(X, [np.nan, *Y[1:].tolist()]), "ids 0"),
         (lambda: expunge.detect(X, np.eye(3)[Y]), r"y\.argmax\(1\)"),
         (lambda: expunge.detect(X, [[0], [0, 1]] * 150), "several labels are not supported"),
@@ -175,7 +175,7 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(FRAME.assign(y=Y), pd.Series(Y, name="y")), "column 'y'"),
         (lambda: expunge.detect(FRAME.assign(y=Y), Y), r"hold the label: column 'y'\n.*drop"),
         (lambda: expunge.detect(FRAME, "y"), r"the text 'y'.*\n.*features\['y'\]"),
-        (lambda: expunge.detect(X, ["", " ", *NAMES[Y[2:]]]), "label is missing .*: ids 0, 1"),
+        (lambda: expunge.detect(X, ["", " ", *NAMES[Y[2:]]]), "labels is missing .*: ids 0, 1"),
         (lambda: expunge.detect(X, Y, np.log(PROBS)), "do not sum to 1: .* give the softmax"),
     ],
 )

@@ -250,7 +250,11 @@ def cached_edit(
     def load(artefact: Artefact) -> EditedModel:
         head = serialization.load_head(artefact.metadata)
         example = stages.example_batch(context.train)
-        made = copy_model(model) if head is None else build_classifier(model, head, example)
+        made = (
+            copy_model(model)
+            if head is None
+            else build_classifier(model, head, example, names=artefact.tensors.keys())
+        )
         fit_weights(made, artefact.tensors, where=chain.folder("edit"))
         return EditedModel(made.eval(), head)
 

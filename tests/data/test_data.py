@@ -779,7 +779,7 @@ def test_ids_that_are_given_are_named() -> None:
         (np.zeros((3, 8, 8, 3), dtype=np.uint8), [0, 1, 0], "looks like .n, H, W, C."),
         (np.zeros((3, 2)), [0, 1], "3 inputs, 2 labels and 3 ids do not match"),
         (np.zeros((3, 2)), np.eye(3), "not an array of shape"),
-        (np.zeros((3, 2)), [0, None, 1], "label is missing .*: ids 1"),
+        (np.zeros((3, 2)), [0, None, 1], "labels is missing .*: ids 1"),
         (np.zeros((3, 2)), 3, "labels must be an array or a list, not int"),
     ],
 )

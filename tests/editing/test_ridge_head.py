@@ -107,3 +107,27 @@ def test_an_instant_repair_resumes_exports_and_loads(tmp_path):
     )
     torch.testing.assert_close(exported(x), first.model(x))
     assert isinstance(exported.model.head, nn.Linear)
+
+
+def test_experts_that_the_example_does_not_need_are_kept():
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+            self.last, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            z = torch.zeros_like(x)
+            for k, expert in enumerate(self.experts):
+                rows = (x[:, 0] > 0) == bool(k)
+                if rows.any():
+                    z[rows] = expert(x[rows])
+            return self.head(self.last(torch.relu(z)))
+
+    model, x = Mixture().eval(), torch.tensor([[1.0, 2, 3, 4], [-1.0, 2, 3, 4]])
+    plan = HeadPlan(("last",), 512, 4, 3)
+    made = build_classifier(model, plan, x[:1])
+    assert isinstance(made.readout.body.head, nn.Identity)
+    assert isinstance(made.readout.body.experts[0], nn.Linear)
+    again = build_classifier(model, plan, x[1:], names=made.state_dict().keys())
+    assert again.state_dict().keys() == made.state_dict().keys()

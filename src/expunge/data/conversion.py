@@ -351,4 +351,4 @@ def _from_list(values: list[Any], what: str, where: str, ids: np.ndarray | None)
         for v in scalars
     ]
     names = np.arange(len(scalars)) if ids is None or len(ids) != len(scalars) else ids
-    return as_column(scalars, names, what=what.removesuffix("s"), where=where)
+    return as_column(scalars, names, what=what, where=where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -149,7 +149,9 @@ def feature_readout(
     return FeatureReadout(model, layers, units, max_part_means)
 
 
-def build_classifier(model: nn.Module, plan: HeadPlan, example: Batch) -> ReadoutClassifier:
+def build_classifier(
+    model: nn.Module, plan: HeadPlan, example: Batch, *, names: Collection[str] | None = None
+) -> ReadoutClassifier:
     """Make the network of a plan: a copy without the layers behind the last one that is read.
 
     Parameters
@@ -160,6 +162,9 @@ def build_classifier(model: nn.Module, plan: HeadPlan, example: Batch) -> Readou
         Which layers are read.
     example
         A batch as the model takes it.
+    names
+        Of the tensors that the network has. By default it loses the modules that run for the
+        example behind the last layer that is read.
 
     Returns
     -------
@@ -180,7 +185,7 @@ def build_classifier(model: nn.Module, plan: HeadPlan, example: Batch) -> Readou
     """
     body = copy_without_hooks(model)
     readout = feature_readout(body, plan.layers, example, max_part_means=plan.max_part_means)
-    readout = _without_unused(readout, example)
+    readout = _without_unused(readout, example, names)
     features = _features(readout, example)
     if features.shape[1] != plan.columns:
         raise ModelError(
@@ -234,7 +239,7 @@ def rebuild(
         made = apply_plan(made, plan, example, mode=mode).eval()
     if head is not None:
         assert example is not None
-        made = build_classifier(made, head, example)
+        made = build_classifier(made, head, example, names=state.keys())
     fit_weights(made, state, where="repaired model")
     return made.eval()
 
@@ -246,9 +251,12 @@ def _features(readout: FeatureReadout, example: Batch) -> Tensor:
     return features
 
 
-def _without_unused(readout: FeatureReadout, example: Batch) -> FeatureReadout:
-    """Replace modules that the features do not depend on; none if the body then fails."""
-    unused = _unused_modules(readout, example)
+def _without_unused(
+    readout: FeatureReadout, example: Batch, names: Collection[str] | None
+) -> FeatureReadout:
+    """Replace modules behind the layers that are read; none if the body then fails."""
+    is_behind = _behind(readout, example) if names is None else _not_among(names)
+    unused = _outermost(readout.body, is_behind)
     expected = _features(readout, example)
     smaller = cast(FeatureReadout, copy_without_hooks(readout))
     for name in unused:
@@ -261,25 +269,49 @@ def _without_unused(readout: FeatureReadout, example: Batch) -> FeatureReadout:
     return smaller if torch.equal(found, expected) else readout
 
 
-def _unused_modules(readout: FeatureReadout, example: Batch) -> list[str]:
-    """The outermost modules with parameters that are neither called nor in the graph."""
+def _behind(readout: FeatureReadout, example: Batch) -> Callable[[str], bool]:
+    """Whether a module of the body runs only behind the last layer that is read.
+
+    What runs for other inputs alone, as an expert of a mixture does, may be needed.
+    """
     work = cast(FeatureReadout, copy_without_hooks(readout)).eval().requires_grad_(True)
-    called: set[nn.Module] = set()
-    for module in work.body.modules():
-        module.register_forward_pre_hook(lambda m, _: called.add(m))
-    example = to_device(example, device_of(work))
+    body, example = work.body, to_device(example, device_of(work))
+    read = _used_by(body, lambda: call_model(work, example))
+    whole = _used_by(body, lambda: logits_of(body, example))
+
+    def is_behind(name: str) -> bool:
+        module = body.get_submodule(name)
+        own = {id(m) for m in (*module.modules(), *module.parameters())}
+        return bool(own & whole) and not own & read
+
+    return is_behind
+
+
+def _used_by(body: nn.Module, run: Callable[[], Tensor]) -> set[int]:
+    """The ``id`` of the modules that a run calls, and of the parameters in its graph."""
+    called: set[int] = set()
+    handles = [
+        module.register_forward_pre_hook(lambda m, _: called.add(id(m)))
+        for module in body.modules()
+    ]
     with torch.enable_grad():
-        used = used_parameters(call_model(work, example), work.body.parameters())
+        used = used_parameters(run(), body.parameters())
+    for handle in handles:
+        handle.remove()
+    return called | used
 
-    def is_unused(module: nn.Module) -> bool:
-        own = list(module.parameters())
-        return bool(own) and not (
-            any(id(p) in used for p in own) or any(m in called for m in module.modules())
-        )
 
+def _not_among(names: Collection[str]) -> Callable[[str], bool]:
+    """Whether none of these tensors of a classifier is of a module of its body."""
+    return lambda module: not any(name.startswith(f"readout.body.{module}.") for name in names)
+
+
+def _outermost(body: nn.Module, holds: Callable[[str], bool]) -> list[str]:
+    """The names of the outermost modules with parameters of which that holds."""
     found: list[str] = []
-    for name, module in work.body.named_modules():
+    for name, module in body.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if name and not inside and is_unused(module):
+        has_parameters = any(True for _ in module.parameters())
+        if name and not inside and has_parameters and holds(name):
             found.append(name)
     return found

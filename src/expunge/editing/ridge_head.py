@@ -24,7 +24,7 @@ from expunge.editing.readout import (
     feature_readout,
 )
 from expunge.editing.statistics import LinearFit, RegressionStatistics, ridge_fits
-from expunge.errors import ConfigError, check_range
+from expunge.errors import ConfigError, ModelError, check_range
 from expunge.models.calls import device_of, eval_mode, on_device, to_channels_last
 from expunge.models.inspection import inspect_layers
 from expunge.pruning.dependencies import copy_without_hooks
@@ -211,6 +211,12 @@ def _readout(
     model: nn.Module, names: Sequence[str], example: Batch, *, n: int
 ) -> tuple[FeatureReadout, list[int]]:
     """Read at most `MAX_COLUMNS` features; returns the readout and the columns of each layer."""
+    if not names:
+        raise ModelError(
+            "no layer of the model has an output for each sample that a head could read",
+            where="edit",
+            fix="use a recipe without a new head: default, or semi",
+        )
     # Statistics of more columns than that would identify single samples.
     readout = feature_readout(model, names, example, max_part_means=min(MAX_PART_MEANS, n // 4))
     while True:

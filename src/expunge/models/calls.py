@@ -111,11 +111,12 @@ def _takes_dictionary(model: nn.Module, parts: Mapping[str, Tensor]) -> bool:
 
 
 def used_parameters(output: Tensor, parameters: Iterable[nn.Parameter]) -> set[int]:
-    """The ``id`` of each parameter that an output depends on; of all if it keeps no gradients."""
+    """The ``id`` of each parameter that an output depends on; of all if gradients do not tell."""
     known = list(parameters)
-    if not output.requires_grad:
+    try:
+        gradients = torch.autograd.grad(output.sum(), known, allow_unused=True)
+    except FORWARD_ERRORS:  # no graph, or a backward pass of its own in training mode alone
         return {id(p) for p in known}
-    gradients = torch.autograd.grad(output.sum(), known, allow_unused=True)
     return {id(p) for p, g in zip(known, gradients, strict=True) if g is not None}
 
 
