@@ -12,7 +12,14 @@ from torch.testing import assert_close
 
 from expunge._core.rng import temp_seed
 from expunge.errors import ModelError
-from expunge.models.calls import capture_outputs, eval_mode, logits_of, module_named, on_device
+from expunge.models.calls import (
+    capture_outputs,
+    eval_mode,
+    logits_of,
+    module_named,
+    on_device,
+    to_channels_last,
+)
 from expunge.models.inspection import inspect_layers
 from expunge.models.zoo import mlp
 from models.test_inspection import InPlaceFunctions, hooks_of
@@ -167,19 +174,57 @@ def test_the_model_itself_is_no_layer_of_it():
     assert module_named(model, "head") is model.head
 
 
-def test_a_model_that_fails_under_autocast_runs_without_it():
-    class Masked(nn.Module):
+class Masked(nn.Module):
+    """Fails in bfloat16, as DeBERTa does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout = nn.Conv2d(2, 3, 2), nn.Dropout()
+
+    def forward(self, x):
+        z = self.layer(self.dropout(x)).amax((2, 3))
+        return z.masked_fill(z > 9, torch.finfo(torch.float32).min)
+
+
+class Viewed(nn.Module):
+    """Fails on images with channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head, self.dropout = nn.Conv2d(2, 3, 2), nn.Linear(48, 3), nn.Dropout()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        x = self.norm(self.layer(self.dropout(x)))
+        return self.head(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("kind", [Masked, Viewed])
+def test_a_model_that_fails_in_the_fastest_way_runs_in_another(kind):
+    model, x = kind(), torch.ones(4, 2, 5, 5)
+    with temp_seed(0, "x"):
+        expected = logits_of(model, x)
+    for last in (False, True, True):
+        if last:
+            model.to(memory_format=torch.channels_last)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=kind is Masked)
+        with temp_seed(0, "x"), autocast:
+            assert_close(logits_of(model, to_channels_last(x) if last else x), expected)
+    counts = [m.num_batches_tracked.item() for m in model.modules() if hasattr(m, "running_var")]
+    assert counts in ([], [4])
+
+
+def test_a_buffer_that_a_forward_pass_makes_as_long_as_its_batch_is_given_back():
+    class Keeping(Mlp):
         def __init__(self):
             super().__init__()
-            self.layer, self.dropout = nn.Linear(3, 2), nn.Dropout()
+            self.register_buffer("seen", torch.zeros(1, 2))
 
         def forward(self, x):
-            z = self.layer(self.dropout(x))  # DeBERTa does this
-            return z.masked_fill(z > 9, torch.finfo(torch.float32).min)
+            self.seen = x[:, :2].detach()
+            return super().forward(x)
 
-    model, x = Masked(), torch.ones(4, 3)
-    for _ in range(2):
-        with temp_seed(0, "x"):
-            expected = logits_of(model, x)
-        with temp_seed(0, "x"), torch.autocast("cpu", torch.bfloat16):
-            assert_close(logits_of(model, x), expected)
+    model = Keeping()
+    with eval_mode(model):
+        logits_of(model, inputs(Mlp, n=3))
+    assert_close(model.seen, torch.zeros(1, 2))

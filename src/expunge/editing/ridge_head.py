@@ -25,7 +25,14 @@ from expunge.editing.readout import (
 )
 from expunge.editing.statistics import LinearFit, RegressionStatistics, ridge_fits
 from expunge.errors import ConfigError, ModelError, check_range
-from expunge.models.calls import device_of, eval_mode, on_device, to_channels_last
+from expunge.models.calls import (
+    call_model,
+    device_of,
+    eval_mode,
+    on_device,
+    to_channels_last,
+    to_device,
+)
 from expunge.models.inspection import inspect_layers
 from expunge.pruning.dependencies import copy_without_hooks
 from expunge.pruning.surgery import size
@@ -234,11 +241,7 @@ def _up_to(readout: FeatureReadout, n_layers: int) -> FeatureReadout:
 
 
 def _run(readout: nn.Module, batch: Batch) -> Tensor:
-    device = next(readout.parameters()).device
-    if isinstance(batch, dict):
-        features: Tensor = readout(**{k: v.to(device) for k, v in batch.items()})
-    else:
-        features = readout(batch.to(device))
+    features: Tensor = call_model(readout, to_device(batch, device_of(readout)))
     return features
 
 

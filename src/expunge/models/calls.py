@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,8 +22,11 @@ FORWARD_ERRORS = (
     *(RuntimeError, ValueError, TypeError, AttributeError),
     *(LookupError, AssertionError, ArithmeticError),
 )
-# Whether models ran under autocast.
-_RUNS_UNDER_AUTOCAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# Ways to run a model, the fastest first, and the one in which each ran, see `_form`.
+_Way = Literal["given", "contiguous", "plain"]
+_ORDER: tuple[_Way, ...] = ("given", "contiguous", "plain")
+_PLAIN_FORM = (False, False, False)
+_WAYS: WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], _Way]] = WeakKeyDictionary()
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -69,30 +72,52 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
     """Run a model on a copy of a batch, which its forward may change; return what it returns.
 
     Parts by name are keyword arguments. A forward of one argument of another name gets them as one
-    dictionary. A model that fails under autocast (DeBERTa in bfloat16) runs without it.
+    dictionary. Models that fail on images with channels last (a forward with ``view``) or under
+    autocast (DeBERTa in bfloat16) run without.
     """
-    device = device_of(model).type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return _forward(model, batch)
-    if model not in _RUNS_UNDER_AUTOCAST:
-        state = torch.get_rng_state()
+    form = _form(model, batch)
+    if form == _PLAIN_FORM:
+        return _forward(model, batch, "given")
+    known = _WAYS.setdefault(model, {})
+    if form in known:
+        return _forward(model, batch, known[form])
+    state = torch.get_rng_state()
+    buffers = [(b, b.clone()) for b in model.buffers()] if model.training else []
+    for way in _ORDER:
         try:
-            output = _forward(model, batch)
-        except torch.OutOfMemoryError:
-            raise
-        except FORWARD_ERRORS:
+            output = _forward(model, batch, way)
+        except FORWARD_ERRORS as error:
+            if way == _ORDER[-1] or isinstance(error, torch.OutOfMemoryError):
+                raise
             torch.set_rng_state(state)
-            _RUNS_UNDER_AUTOCAST[model] = False
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
         else:
-            _RUNS_UNDER_AUTOCAST[model] = True
-            return output
-    if _RUNS_UNDER_AUTOCAST[model]:
-        return _forward(model, batch)
-    with torch.autocast(device, enabled=False):
-        return _forward(model, batch)
+            break
+    known[form] = way
+    return output
 
 
-def _forward(model: nn.Module, batch: Batch) -> Any:
+def _form(model: nn.Module, batch: Batch) -> tuple[bool, bool, bool]:
+    """Whether autocast is on, a batch has channels last, and so have weights."""
+    device = device_of(model).type
+    return (
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device),
+        isinstance(batch, Tensor) and not batch.is_contiguous(),
+        not all(p.is_contiguous() for p in model.parameters()),
+    )
+
+
+def _forward(model: nn.Module, batch: Batch, way: _Way) -> Any:
+    """Run a model on a copy of a batch: both as they are, contiguous, or also without autocast."""
+    if way != "given":
+        if _form(model, batch)[2]:
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        batch = batch.contiguous() if isinstance(batch, Tensor) else batch
+    if way == "plain":
+        with torch.autocast(device_of(model).type, enabled=False):
+            return _forward(model, batch, "contiguous")
     if isinstance(batch, Tensor):
         return model(batch.clone())
     parts = {name: part.clone() for name, part in batch.items()}
@@ -197,7 +222,9 @@ def _unchanged_state(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, tensor, version, values in before:
                 now = getattr(module, name)
-                if now is not tensor or now._version != version:
+                if now.shape != values.shape:  # the forward pass keeps a batch in a buffer
+                    setattr(module, name, values.to(now.device))
+                elif now is not tensor or now._version != version:
                     now.copy_(values)
 
 

@@ -21,7 +21,7 @@ from expunge._core.rng import temp_seed, torch_generator
 from expunge.config import Precision
 from expunge.data import Samples, require_tensor
 from expunge.errors import ConfigError, DataError, ModelError, check_range
-from expunge.models.calls import device_of, eval_mode, logits_of, to_channels_last
+from expunge.models.calls import call_model, device_of, eval_mode, logits_of, to_channels_last
 from expunge.models.checks import check_model
 from expunge.models.copying import copy_model
 from expunge.selfsupervised.augmentation import SimCLRAugmentation
@@ -282,7 +282,7 @@ def _train_contrastive(
         x = require_tensor(resident.batch(step.rows, device=step.device), "simclr")
         both = torch.cat([view(x, draw), view(x, draw)])
         with step.autocast():
-            z = step.network(to_channels_last(both))
+            z = call_model(step.network, to_channels_last(both))
         first, second = step.gather(z.float().view(2, -1, z.shape[1]), dim=1)
         step.minimise(nt_xent(first, second, temperature=config.temperature))
 
