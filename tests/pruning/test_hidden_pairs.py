@@ -140,15 +140,17 @@ def test_layers_that_the_logits_do_not_depend_on_are_not_cut():
         def __init__(self):
             super().__init__()
             self.vit = hugging_face("ViT")
-            self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 3)
+            self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 4)
+            self.heads = nn.MultiheadAttention(4, 2, batch_first=True)
 
         def forward(self, x):
             z = self.vit(x).logits
-            self.second(torch.relu(self.first(z)))
+            y = self.second(torch.relu(self.first(z)))[:, None]
+            self.heads(y, y, y)
             return z
 
     x = first(batch("ViT"))
-    assert not {"first", "second"} & {*surgery.prunable(Pooled().eval(), x)}
+    assert not {"first", "second", "heads"} & {*surgery.prunable(Pooled().eval(), x)}
 
 
 def test_layers_of_an_attention_and_of_the_residual_stream_are_refused():

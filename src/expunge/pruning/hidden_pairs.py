@@ -178,8 +178,12 @@ def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
     graph = PairGraph(model, handle, {m: names[m] for m in called})
     if len(called) != len(set(called)):
         called = [m for m in called if called.count(m) == 1]
-    called = _reached(model, example, called)
-    graph.heads.update(find_heads(model, example, called, inputs))
+    is_reached = _reached(model, example)
+    called = [m for m in called if is_reached(m)]
+    heads = find_heads(model, example, called, inputs)
+    graph.heads.update(
+        {n: h for n, h in heads.items() if is_reached(model.get_submodule(h.reader))}
+    )
     graph.module2node.update({model.get_submodule(name): name for name in graph.heads})
     for position, reader in enumerate(called):
         before = called[max(0, position - _MAX_DISTANCE) : position]
@@ -276,11 +280,11 @@ def _linear_calls(
     return called, inputs
 
 
-def _reached(model: nn.Module, example: Batch, layers: list[nn.Module]) -> list[nn.Module]:
-    """The layers on which the logits depend."""
+def _reached(model: nn.Module, example: Batch) -> Callable[[nn.Module], bool]:
+    """Whether the logits depend on a layer."""
     with torch.enable_grad(), unfused_attention():
         used = used_parameters(logits_of(model, example), model.parameters())
-    return [layer for layer in layers if any(id(p) in used for p in layer.parameters())]
+    return lambda layer: any(id(p) in used for p in layer.parameters())
 
 
 def _writes_alone(
