@@ -610,9 +610,12 @@ def _decide(
 
 
 def _why_destroyed(context: RepairContext, repaired: RepairOutcome) -> str:
-    """Say that the repaired model no longer knows the unflagged samples; empty if it does."""
+    """Say that the repaired model no longer knows the unflagged samples; empty if it does.
+
+    A recipe that trains from scratch need not know them yet.
+    """
     kept, most = np.flatnonzero(~repaired.partition.flagged), decisions.MAX_KNOWLEDGE_SAMPLES
-    if not len(kept):
+    if not len(kept) or context.recipe.start == "scratch":
         return ""
     if len(kept) > most:
         kept = kept[subsample(len(kept), most, context.seed, "decide")]

@@ -50,9 +50,10 @@ def test_a_spec_names_model_weights_data_and_settings(tmp_path):
 
 
 def test_what_data_says_holds_for_both_sets_and_each_can_say_otherwise(tmp_path):
-    data = {"view": "crop", "mean": 0.5, "max_rows": 50, "validation": {"max_rows": 20}}
+    scale = {"mean": 0.5, "std": 0.2}
+    data = {"view": "crop", **scale, "max_rows": 50, "validation": {"max_rows": 20}}
     spec = specs.read_spec(write_spec(tmp_path, {"data": data}))
-    assert spec.train_data.mean == (0.5,)  # one number stands for all channels
+    assert (spec.train_data.mean, spec.train_data.std) == ((0.5,), (0.2,))  # of all channels
     assert spec.train_data.view == spec.validation_data.view == "crop"
     assert (spec.train_data.max_rows, spec.validation_data.max_rows) == (50, 20)
 
