@@ -134,8 +134,7 @@ def this_process() -> Accelerator:
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    dist = torch.distributed
-    was_started = dist.is_available() and dist.is_initialized()
+    was_started = _has_group()
     fix = "unset what a launcher left in the environment, or start the processes with torchrun"
     is_launched = "LOCAL_RANK" in os.environ
     for name in _LAUNCHER_NUMBERS if is_launched else ():
@@ -208,7 +207,7 @@ def broadcast_decision(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 def shutdown() -> None:
     """Wait for the other processes, and leave their group."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _has_group():
         with collective():
             torch.distributed.barrier()
         _leave_group()
@@ -216,5 +215,9 @@ def shutdown() -> None:
 
 def _leave_group() -> None:
     """Leave the group of processes. One that just ends can be aborted by its own threads."""
-    if torch.distributed.is_initialized():
+    if _has_group():
         torch.distributed.destroy_process_group()
+
+
+def _has_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

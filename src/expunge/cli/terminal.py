@@ -80,8 +80,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1.")]
 
 
-def _print_version(is_asked: bool) -> None:
-    if is_asked:
+def _print_version(value: bool) -> None:
+    if value:
         from expunge.reporting.html import installed_version
 
         echo(f"expunge {installed_version()}")

@@ -191,10 +191,8 @@ def fix_item(item: object) -> str:
         return "open files, e.g. with PIL.Image.open; expunge.from_texts reads texts"
     if isinstance(item, Mapping) and "bytes" in item:
         return "decode it: dataset.cast_column(name of the column, datasets.Image())"
-    if hasattr(item, "convert") and getattr(item, "mode", "F") not in (
-        "F",
-        "I",
-    ):  # Pillow clips these
+    # Pillow clips images of floats and of large integers.
+    if hasattr(item, "convert") and getattr(item, "mode", "F") not in ("F", "I"):
         return 'image.convert("RGB") or image.convert("L"), as in training'
     return "convert it to a tensor, as in training"
 
