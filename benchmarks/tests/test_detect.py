@@ -40,6 +40,7 @@ def test_every_measure_of_detection_equals_counting_by_hand():
         found["estimated_noise_rate"],
         found["flagged_rate"],
     ) == (0.6, 0.5, 0.4)
+    assert (found["low"], found["high"], found["holds"]) == (0.4, 0.6, 1.0)
 
 
 def test_without_noise_there_is_no_auroc_but_a_flagged_rate():

@@ -62,7 +62,9 @@ def test_a_model_that_outdoes_the_probes_is_no_weak_pool():
         found(held_out_agreement=1 - rate),
     )
     assert without.value - with_gap.value == pytest.approx(0.08, abs=0.01)
-    assert with_gap.high - without.high == pytest.approx(0.06)
+    assert with_gap.high - without.high == pytest.approx(2.5 * 0.06)
+    forgotten = found(held_out_agreement=0.0)
+    assert forgotten.high == pytest.approx(1.5 * without.high)
 
 
 def test_a_pool_that_knows_the_frequencies_alone_flags_nothing_and_says_how_little_it_knows():

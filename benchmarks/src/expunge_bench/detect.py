@@ -135,12 +135,13 @@ def measure_detection(output: DetectorOutput, truth: GroundTruth) -> dict[str, f
         fraction of the k noisy samples that are not among the k highest scores. ``ece``: expected
         calibration error of ``p_noisy``. ``fault_type_accuracy``: over flagged samples with one
         fault, whether it is taken for a wrong label or a corrupted input. ``flagged_rate``,
-        ``noise_rate``, ``estimated_noise_rate``. ``corrected_label_accuracy``: accuracy of the
-        suggested labels. ``given_label_accuracy``. None where a number is undefined.
+        ``noise_rate``, ``estimated_noise_rate`` and its interval, ``low`` to ``high``; whether it
+        ``holds`` the noise rate. ``corrected_label_accuracy``: accuracy of the suggested labels.
+        ``given_label_accuracy``. None where a number is undefined.
     """
     noisy = truth.noisy
     measured: dict[str, float | None] = dict.fromkeys(
-        ("auroc", "auprc", "f1", "max_f1", "miss_rate", "ece", "fault_type_accuracy")
+        "auroc auprc f1 max_f1 miss_rate ece fault_type_accuracy low high holds".split()
     )
     measured |= truth.detection_metrics(output.score, output.flagged)
     if noisy.any():
@@ -149,6 +150,8 @@ def measure_detection(output: DetectorOutput, truth: GroundTruth) -> dict[str, f
     partition = output.partition
     if partition is not None:
         measured["ece"] = metrics.calibration_error(partition.p_noisy, noisy)
+        _, low, high = partition.noise_rate
+        measured |= {"low": low, "high": high, "holds": float(low <= noisy.mean() <= high)}
         has_one_fault = output.flagged & (truth.label_fault ^ truth.input_fault)
         predicted = partition.p_input_fault > partition.p_label_fault
         if has_one_fault.any():

@@ -50,9 +50,11 @@ _RATE_EXPLAINED: Ramp = (0.88, 1.0)
 _BOUND_EXPLAINED: Ramp = (0.94, 1.0)
 # A pool of what a model has learned is weak from a larger disagreement on. It is wrong about at
 # least this many times as many labels as it predicts beyond held-out ones (1,500 to 25,000 images
-# of CIFAR-10: 1.6 to 3.2). Without held-out labels that gap is taken for 3 points.
+# of CIFAR-10: 1.6 to 3.2). Without held-out labels that gap is taken for 3 points. Of the wrong
+# labels it has learned at most 2.5 times the gap (25,000 images, three annotators: 1.7 to 2.1), and
+# at most a third: the upper bound grows by no more than half.
 _WEAK_LEARNED_POOL: Ramp = (0.35, 0.5)
-_ERRORS_BY_GAP, _USUAL_GAP = 1.5, 0.03
+_ERRORS_BY_GAP, _LEARNED_BY_GAP, _USUAL_GAP = 1.5, 2.5, 0.03
 # The share of the samples, those of which the pool is most confident, whose labels are evident.
 _TOP_SHARE = 0.1
 # If nearly all of the posterior is evident, noise hardly follows ambiguity.
@@ -131,8 +133,8 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     Where a model predicts far more labels than the probes, and has memorised none, the pool is weak
     from about twice that disagreement on. If noise follows ambiguity, 1.5 times the gap between the
     pool's agreement and the model's on held-out labels (3 points without any) is not counted: so
-    many errors are the pool's own. The upper bound grows by the gap, as the pool may have learned
-    some of the noise.
+    many errors are the pool's own. The upper bound grows by 2.5 times the gap, as the pool may have
+    learned some of the noise.
     The excess of disagreement among the least confident samples over ``1 − max p``: where classes
     overlap, a calibrated pool is right about at least as many labels as it says; an annotator who
     errs in a whole region near a boundary makes it wrong about more (`structured_fraction`).
@@ -219,7 +221,7 @@ def _estimate(
     gain = gain_above_frequencies(label_agreement(known, given), given)
     value = max(value * ramp(gain, _KNOWLEDGE), _MIN_RATE)
     low, high = _interval(estimates, value, len(given))
-    high = min(high + learned * gap, 1.0)
+    high = min(high + learned * min(_LEARNED_BY_GAP * gap, high / 2), 1.0)
     high += structured * max(0.0, _STRUCTURED_HIGH * estimates["disagreement"] - high)
     return RateEstimate(value, low, high, estimates, transition, right, log_odds + margin)
 
