@@ -141,7 +141,18 @@ def measure_detection(output: DetectorOutput, truth: GroundTruth) -> dict[str, f
     """
     noisy = truth.noisy
     measured: dict[str, float | None] = dict.fromkeys(
-        "auroc auprc f1 max_f1 miss_rate ece fault_type_accuracy low high holds".split()
+        [
+            "auroc",
+            "auprc",
+            "f1",
+            "max_f1",
+            "miss_rate",
+            "ece",
+            "fault_type_accuracy",
+            "low",
+            "high",
+            "holds",
+        ]
     )
     measured |= truth.detection_metrics(output.score, output.flagged)
     if noisy.any():
