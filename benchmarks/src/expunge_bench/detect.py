@@ -141,19 +141,9 @@ def measure_detection(output: DetectorOutput, truth: GroundTruth) -> dict[str, f
     """
     noisy = truth.noisy
     measured: dict[str, float | None] = dict.fromkeys(
-        [
-            "auroc",
-            "auprc",
-            "f1",
-            "max_f1",
-            "miss_rate",
-            "ece",
-            "fault_type_accuracy",
-            "low",
-            "high",
-            "holds",
-        ]
+        ("auroc", "auprc", "f1", "max_f1", "miss_rate", "ece", "fault_type_accuracy")
     )
+    measured |= dict.fromkeys(("low", "high", "holds"))
     measured |= truth.detection_metrics(output.score, output.flagged)
     if noisy.any():
         top_k = np.argsort(-output.score, kind="stable")[: noisy.sum()]
