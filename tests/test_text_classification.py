@@ -92,7 +92,7 @@ def folder(trained, tmp_path):
 def run(*arguments):
     result = CliRunner().invoke(cli.app, [*map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_a_trainer_folder_and_a_csv_file_go_through_the_command_line(folder):

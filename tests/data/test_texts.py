@@ -63,7 +63,15 @@ def test_a_function_is_a_tokenizer():
     [
         (["a", None, 3], {}, DataError, "expected texts, got NoneType: rows 1, 2"),
         ("abc", {}, DataError, "expected a list of texts, got str"),
-        (["a", " "], {}, DataError, "texts without a token: ids 1"),
+        (["a", " "], {}, DataError, r"texts that are empty: ids 1\n  fix: fill in or remove"),
+        (["a", "b"], {"pairs": ["c", "d\ud83d"]}, DataError, r"half a character .*: ids 1\n"),
+        (
+            ["a", "b"],
+            {"tokenizer": lambda t: {"x": [[1], []]}},
+            DataError,
+            "without a token: ids 1",
+        ),
+        ({"a": "b"}, {}, DataError, r"expected a list of texts, got dict\n.*texts.values"),
         (["a", "b"], {"labels": [0]}, DataError, "do not match"),
         (["a", "b"], {"pairs": ["c"]}, DataError, "2 texts and 1 pairs"),
         (["a", "b"], {"length": 0}, ConfigError, "length must be 1 or more"),
@@ -129,6 +137,28 @@ def test_two_named_texts_are_a_pair():
         from_dataset(pairs, tokenizer=t, input=("q", "label"))
 
 
+@pytest.mark.parametrize("kind", ["pandas", "arrow"])
+def test_the_rows_of_a_frame_are_items(kind):
+    pd, pa = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    names = ["yes", "no", "yes"]
+    topic = pd.Categorical(names, categories=["yes", "no"])
+    frame = pd.DataFrame({"body": TEXTS, "id": [5, 3, 4], "topic": topic}, index=[9, 9, 1])
+    frame = (
+        frame if kind == "pandas" else pa.table({"body": TEXTS, "id": [5, 3, 4], "topic": names})
+    )
+    samples = from_dataset(frame, tokenizer=words, input="body", label="topic", id="id")
+    assert [samples.inputs.text(i) for i in range(3)] == TEXTS
+    assert samples.ids.tolist() == [5, 3, 4]
+    assert [samples.classes[k] for k in samples.labels] == names
+    # The codes that the caller's model was trained on; other frames state none, and are sorted.
+    assert samples.classes == (("yes", "no") if kind == "pandas" else ("no", "yes"))
+    column = frame["body"]
+    assert from_texts(column, names, tokenizer=words).inputs.text(2) == TEXTS[2]
+    rows = {"a": [0.5, 1], "b": [2, 3], "y": [0, 1]}
+    numbers = from_dataset(pd.DataFrame(rows, index=[1, 1]), input=("a", "b"))
+    assert_close(numbers.batch(np.arange(2)), torch.tensor([[0.5, 2], [1, 3]]))
+
+
 def test_items_of_another_kind_are_named():
     one, two = torch.ones(1).long(), torch.ones(2).long()
     rows = [{"input_ids": one}, {"input_ids": one, "attention_mask": two}]
@@ -161,7 +191,9 @@ def test_columns_of_texts_are_read_with_a_tokenizer(tmp_path, source):
     rows = [{"text": t, "second": "w1", "label": c} for t, c in zip(TEXTS, "aba", strict=True)]
     path = tmp_path / "train.csv"
     if source == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pq.write_table(
+            pa.table({k: pa.array([r[k] for r in rows], pa.string_view()) for k in rows[0]}), path
+        )
     elif source == "jsonl":
         path.write_text("\n".join(map(json.dumps, rows)))
     else:

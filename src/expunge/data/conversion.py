@@ -73,7 +73,7 @@ def to_cpu_tensor(x: np.ndarray | Tensor) -> Tensor:
 
 
 def _to_tensor(x: Any, where: str) -> Tensor:
-    if _is_frame(x):
+    if is_frame(x):
         return _from_frame(x, where)
     if hasattr(x, "to_numpy"):  # a column of pandas, polars or Arrow
         x = np.asarray(x)
@@ -107,18 +107,37 @@ def _to_tensor(x: Any, where: str) -> Tensor:
         ) from error
 
 
-def _is_frame(x: object) -> bool:
+def is_frame(x: object) -> bool:
     """Whether x is a data frame of pandas or polars, or a table of Arrow."""
     is_arrow = type(x).__module__.startswith("pyarrow") and hasattr(x, "column_names")
     return is_arrow or (hasattr(x, "to_numpy") and hasattr(x, "columns"))
 
 
-def _from_frame(frame: Any, where: str) -> Tensor:
-    """``float32[n, columns]``; a missing number is NaN. One column of vectors is ``[n, d]``."""
+def names_of(frame: Any, where: str) -> list[str]:
+    """The names of the columns of a frame; DataError if two have the same name."""
     names = list(getattr(frame, "column_names", frame.columns))
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
         raise DataError(f"columns of the same name: {format_ids(repeated)}", where=where)
+    return names
+
+
+def categories_of(column: Any) -> Any:
+    """The categories of a categorical column of pandas; None for others."""
+    return getattr(getattr(column, "cat", column), "categories", None)
+
+
+def to_list(column: Any) -> list[Any]:
+    """The values of a column of Arrow, pandas or polars, or of another iterable."""
+    for name in ("to_pylist", "to_list"):
+        if hasattr(column, name):
+            return list(getattr(column, name)())
+    return list(column)
+
+
+def _from_frame(frame: Any, where: str) -> Tensor:
+    """``float32[n, columns]``; a missing number is NaN. One column of vectors is ``[n, d]``."""
+    names = names_of(frame, where)
     columns, unfit = [], []
     for name in names:
         values = np.asarray(frame[name])
@@ -242,9 +261,9 @@ def to_labels(y: Any, where: str) -> LabelColumn:
     A categorical column states its categories as class names.
     """
     names: tuple[str, ...] = ()
-    if _is_frame(y) and len(y.columns) == 1:
+    if is_frame(y) and len(y.columns) == 1:
         y = y[y.columns[0]]
-    categories = getattr(getattr(y, "cat", y), "categories", None)
+    categories = categories_of(y)
     if categories is not None:
         column = getattr(y, "cat", y)
         names, y = tuple(map(str, categories)), np.asarray(column.codes, dtype=np.int64)

@@ -80,7 +80,7 @@ def from_dataset(
         ``uint8[C, H, W]``), all of one shape and type. Token ids (``input_ids``) may differ in
         length. With a tokenizer an item has its text under ``text``, ``sentence``, ``document`` or
         ``content``, or is ``(text, label)``. A DataLoader counts as its data set with its
-        ``collate_fn``.
+        ``collate_fn``; the items of a data frame or an Arrow table are its rows.
     input, label, id
         Where these are in an item: keys of a dict or positions in a tuple. Several inputs become a
         dict batch; several numbers, as the columns of a table hold them, one vector; two texts,

@@ -15,6 +15,7 @@ from torch import Tensor
 from expunge._core.arrays import Array, Bools, Floats32
 from expunge.errors import DataError, format_ids
 from expunge.records.arrays import finite_rows
+from expunge.storage.parquet_files import holds_text
 
 # A column of texts becomes one column for each of its most frequent values.
 MAX_CATEGORIES = 32
@@ -292,7 +293,7 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
     elif pa.types.is_duration(kind):
         ticks = column.cast(pa.int64()).cast(pa.float64()).to_numpy(zero_copy_only=False)
         yield _Column((ticks / _TICKS_PER_SECOND[kind.unit])[:, None], (name,))
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+    elif holds_text(kind):
         yield _encode_texts(column, name)
     elif pa.types.is_nested(kind):
         yield _encode_vectors(column, name, where)

@@ -1,4 +1,4 @@
-"""DataLoaders and collate functions: the single samples behind them."""
+"""DataLoaders, collate functions and frames: the single samples behind them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from expunge.data.conversion import is_frame
+from expunge.data.frame_rows import FrameRows
 from expunge.errors import DataError
 
 # Makes a batch of a list of items, as a DataLoader's.
@@ -66,10 +68,12 @@ def _only(batch: Any) -> Any:
 
 
 def unwrap_loader(data: Any, name: str) -> Any:
-    """The data set of a DataLoader, with its collate function; other data as they are.
+    """The data set of a DataLoader, with its collate function; the rows of a frame; others as is.
 
     Of a sampler that always draws the same part of the data set, it is that part.
     """
+    if is_frame(data):
+        return FrameRows(data, name)
     if not isinstance(data, DataLoader):
         return data
     if isinstance(data.dataset, IterableDataset):

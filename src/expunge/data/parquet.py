@@ -18,7 +18,7 @@ from expunge.data.encoded import LFS_POINTER
 from expunge.data.paths import require_file
 from expunge.errors import DataError, did_you_mean, format_ids
 from expunge.storage.json_files import parse_json
-from expunge.storage.parquet_files import open_parquet
+from expunge.storage.parquet_files import holds_text, open_parquet
 from expunge.storage.reading import reading
 
 
@@ -37,7 +37,7 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
             fix="fill in or remove these rows",
         )
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if holds_text(kind):
         return np.array(column.to_pylist(), dtype=str)
     if pa.types.is_decimal(kind):
         column, kind = column.cast(pa.float64()), pa.float64()
@@ -94,8 +94,8 @@ def column_types(path: Path) -> dict[str, str]:
         elif is_vector(kind):
             found[field.name] = "vector"
         else:
-            tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
-            known = any(test(plain) for test in (*tests, pa.types.is_floating))
+            tests = (holds_text, pa.types.is_integer, pa.types.is_floating)
+            known = any(test(plain) for test in tests)
             found[field.name] = "plain" if known else "other"
     return found
 

@@ -36,7 +36,7 @@ from expunge.data.shards import find_shards
 from expunge.data.texts import Texts
 from expunge.errors import DataError
 from expunge.storage.digest_cache import file_digests
-from expunge.storage.parquet_files import open_parquet
+from expunge.storage.parquet_files import holds_text, open_parquet
 from expunge.storage.reading import reading
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _is_alike(first: Any, schema: Any, name: str) -> bool:
     a, b = (s.field(name).type for s in (first, schema))
     plain = [k.value_type if pa.types.is_dictionary(k) else k for k in (a, b)]
     tests = (pa.types.is_integer, pa.types.is_floating, is_vector, pa.types.is_struct)
-    texts = [pa.types.is_string(k) or pa.types.is_large_string(k) for k in plain]
+    texts = [holds_text(k) for k in plain]
     binary = [pa.types.is_binary(k) or pa.types.is_large_binary(k) for k in plain]
     return all(texts) or all(binary) or any(t(plain[0]) and t(plain[1]) for t in tests)
 
@@ -331,7 +331,7 @@ def _inputs(shards: Shards, name: str, ids: np.ndarray) -> tuple[Encoded | Input
         "audio (bytes, or a struct with bytes) or lists of numbers",
         where=str(shards.files[0]),
         fix="for texts, set tokenizer to the folder of the model's tokenizer"
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if holds_text(kind)
         else "name the input column",
     )
 

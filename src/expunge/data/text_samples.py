@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from expunge.data.arrays import Labels, from_arrays
+from expunge.data.conversion import to_list
 from expunge.data.inputs import Inputs
 from expunge.data.rows import check_view
 from expunge.data.samples import Samples, View
@@ -66,8 +67,8 @@ def from_texts(
     Raises
     ------
     DataError
-        If something other than a string is among the texts, lengths differ, or the tokenizer
-        returns something else or no token for a text.
+        If something other than a string or an empty one is among the texts, lengths differ, or the
+        tokenizer returns something else or no token for a text.
     ConfigError
         If the tokenizer has no padding token.
 
@@ -103,11 +104,13 @@ def with_inputs(samples: Samples, inputs: Inputs, view: str | View) -> Samples:
 
 
 def _strings(texts: Iterable[str], where: str) -> list[str]:
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if isinstance(texts, str | Mapping) or not isinstance(texts, Iterable):
         raise DataError(
-            f"expected a list of texts, got {type(texts).__name__}", where=where, fix="[text]"
+            f"expected a list of texts, got {type(texts).__name__}",
+            where=where,
+            fix="list(texts.values())" if isinstance(texts, Mapping) else "[text]",
         )
-    rows = list(texts)
+    rows = to_list(texts)
     odd = [i for i, text in enumerate(rows) if not isinstance(text, str)]
     if odd:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ Tokens = Mapping[str, Sequence[Any]]
 # A Hugging Face tokenizer, or any function from texts to tokens.
 Tokenizer = Callable[..., Tokens]
 MASK = "attention_mask"
+# Half of a character outside the basic plane, as a text that was cut within an emoji has it.
+_HALF = re.compile("[\ud800-\udfff]")
 # The number of texts that are tokenized at once.
 _CHUNK = 1024
 
@@ -134,7 +137,7 @@ def tokenize(
     Raises
     ------
     DataError
-        If the tokenizer returns anything else, or a text has no token.
+        If a text is empty or no Unicode, or the tokenizer returns anything else or no token for it.
     ConfigError
         If ``length`` is below 1, or the tokenizer has no padding token.
     """
@@ -145,6 +148,7 @@ def tokenize(
             where=where,
             fix="transformers.AutoTokenizer.from_pretrained(name or folder)",
         )
+    _check_texts(texts, ids, where)
     is_hugging_face = hasattr(tokenizer, "pad_token_id")
     settings: dict[str, Any] = {}
     if is_hugging_face:
@@ -162,6 +166,24 @@ def tokenize(
         for name, rows in _checked_tokens(tokens, len(part), where).items():
             found.setdefault(name, []).extend(rows)
     return text_inputs(found, tokenizer, ids=ids, where=where, texts=texts.shown())
+
+
+def _check_texts(texts: Texts, ids: np.ndarray, where: str) -> None:
+    """Raise DataError for empty texts, and for halves of characters, which no file can hold."""
+    empty = np.array([not text.strip() for text in texts.first])
+    if empty.any():
+        raise DataError(
+            f"texts that are empty: ids {format_ids(ids[empty])}",
+            where=where,
+            fix="fill in or remove these rows",
+        )
+    halved = np.array([_HALF.search(text) is not None for text in texts.shown()])
+    if halved.any():
+        raise DataError(
+            f"texts with half a character (a lone surrogate): ids {format_ids(ids[halved])}",
+            where=where,
+            fix="replace it: text.encode('utf-8', 'replace').decode()",
+        )
 
 
 def _call(

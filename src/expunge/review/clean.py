@@ -20,6 +20,7 @@ from expunge.records import Partition, align
 from expunge.review.original_rows import OriginalRows, check_target, read_original
 from expunge.storage.atomic_files import new_file
 from expunge.storage.json_files import parse_json
+from expunge.storage.parquet_files import holds_text
 
 NEW_COLUMNS = ("label_given", "p_noisy", "kind", "reviewed", "drop")
 SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -227,7 +228,7 @@ def _with_columns(table: pa.Table, columns: Mapping[str, pa.Array], label: str) 
         else:
             table = table.append_column(name, values)
     if _HUB in metadata:
-        is_text = pa.types.is_string(table.schema.field(label).type)
+        is_text = holds_text(table.schema.field(label).type)
         metadata[_HUB] = _described(metadata[_HUB], label, is_text=is_text)
     return table.replace_schema_metadata(metadata)
 
@@ -275,5 +276,5 @@ def _is_plain(kind: pa.DataType, *, lists: bool) -> bool:
         return lists and all(_is_plain(field.type, lists=True) for field in kind)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return lists and _is_plain(kind.value_type, lists=True)
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
-    return any(test(kind) for test in (*tests, types.is_large_string))
+    tests = (types.is_integer, types.is_floating, types.is_boolean, holds_text)
+    return any(test(kind) for test in tests)

@@ -1,4 +1,4 @@
-"""Reading Parquet files: whatever is wrong with one is our error."""
+"""Reading Parquet files: whatever is wrong with one is our error. What Arrow calls texts."""
 
 from __future__ import annotations
 
@@ -43,3 +43,9 @@ def open_parquet(
         pq.ParquetFile(path) as file,
     ):
         yield file
+
+
+def holds_text(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds texts."""
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
