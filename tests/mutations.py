@@ -268,19 +268,19 @@ OTHER_MUTATIONS = [
         "tests/test_records.py",
     ),
     Mutation(
-        CORE + "pipeline.py",
+        CORE + "pipeline/recipe_run.py",
         "return replace(outcome, chain=chain), True",
         "return replace(outcome, chain=chain), False",
         "tests/test_pipeline.py",
     ),
     Mutation(
-        CORE + "pipeline.py",
+        CORE + "pipeline/recipe_run.py",
         "epochs = sum(rounds.epochs[number:]) if is_last",
         "epochs = rounds.epochs[number] if is_last",
         "tests/test_pipeline.py",
     ),
     Mutation(
-        CORE + "pipeline.py",
+        CORE + "pipeline/recipe_run.py",
         "split = with_input_faults(found, before, fdr=recipe.partition.fdr)",
         "split = found",
         "tests/test_pipeline.py",

@@ -43,6 +43,7 @@ from expunge.detection.signals import collect
 from expunge.errors import ConfigError, DataError, ModelError, PruneError, RunError
 from expunge.models.initialisation import reinitialise
 from expunge.models.zoo import mlp, resnet
+from expunge.pipeline.forget_run import mask_of_ids
 from expunge.pruning import surgery
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import Flag, Partition, PrunePlan, RepairResult
@@ -239,7 +240,7 @@ def test_ids_of_every_kind_name_the_same_samples(kind):
         "text": ids.astype(str),
         "range": range(ids[0], ids[-1] + 1),
     }[kind]
-    assert np.array_equal(pipeline._mask_of_ids(samples, given), wanted)
+    assert np.array_equal(mask_of_ids(samples, given), wanted)
 
 
 def test_a_class_is_not_forgotten_whole_but_by_a_cut_alone(tmp_path):
