@@ -511,6 +511,16 @@ def test_a_disk_that_does_not_take_it_is_one_of_our_errors(tmp_path, monkeypatch
 
 COMMANDS = {
     "a missing spec": ({}, ["repair", "nowhere.toml"], "there is no such spec file"),
+    "a missing spec of a report": (
+        {},
+        ["report", "no.toml"],
+        "no.toml: there is no such spec file",
+    ),
+    "a missing spec of a review": (
+        {},
+        ["review", "no.toml"],
+        "no.toml: there is no such spec file",
+    ),
     "a missing file": (
         {"data": {"train": {"path": "missing.npz"}}},
         ["repair", "spec.toml"],

@@ -573,7 +573,7 @@ def edit(
     task = EditTask(
         model,
         samples,
-        split.take(align(split.ids, samples.ids)),
+        _rows_of(split, samples),
         None if held_out is None else as_samples(held_out),
         seed,
         config.precision,
@@ -682,7 +682,7 @@ def tune(
     targets = build_targets(samples, split, config)
     make_loss = None
     if config.targets == "bootstrap" and split is not None:
-        make_loss = bootstrapped(split.take(align(split.ids, samples.ids)), len(samples.classes))
+        make_loss = bootstrapped(_rows_of(split, samples), len(samples.classes))
     if config.targets == "semi" and split is not None:
         return tune_semi_supervised(
             model,
@@ -690,7 +690,7 @@ def tune(
             targets,
             config,
             seed=seed,
-            split=split.take(align(split.ids, samples.ids)),
+            split=_rows_of(split, samples),
             checkpoint=checkpoint,
             progress=progress,
             what=stream,
@@ -714,6 +714,11 @@ def tune(
         progress=progress,
         what=stream,
     )
+
+
+def _rows_of(split: Partition, samples: Samples) -> Partition:
+    """The partition in the order of the samples."""
+    return split.take(align(split.ids, samples.ids))
 
 
 def with_default_epochs(config: TuneConfig, model: nn.Module, split: Partition) -> TuneConfig:

@@ -96,6 +96,12 @@ def test_a_transition_that_cannot_be_inverted_is_not_used():
     assert found.value == 1.0
 
 
+def test_no_gain_is_beyond_100_points():
+    labels = np.array([0, 1, 2, 3])
+    found = decision.gain(labels, (labels + 1) % 4, held_out(labels), flips(0.4))
+    assert (found.value, found.high) == (1.0, 1.0)
+
+
 def test_the_transition_is_the_one_that_made_the_labels():
     truth = np.random.default_rng(0).integers(0, CLASSES, 20_000)
     labels = pair_flipped(truth, 0.3, 1)

@@ -98,9 +98,10 @@ def test_a_loss_that_rose_to_the_entropy_of_the_labels_has_collapsed():
     assert not losses(*[chance + 0.1] * 6, *[bad] * 6)  # from scratch: it began at chance
     assert losses(*[chance + 1] * 6, *[bad] * 6, is_dead=True)  # it had memorised wrong labels
     assert not losses(*[chance + 1] * 6, *[fine] * 6, is_dead=True)
-    x = torch.eye(4)
-    assert is_constant(dead := nn.Linear(4, 3).requires_grad_(False), 0 * x)
-    assert not is_constant(dead, 9 * x)
+    all_rows = np.arange(4)
+    dead, live = (from_arrays(k * torch.eye(4), [0, 1, 2, 2]) for k in (0, 9))
+    assert is_constant(network := nn.Linear(4, 3), dead, all_rows)
+    assert not is_constant(network, live, all_rows)
     assert losses(*[0.1] * 6, *[fine] * 6, labels=(0, 0, 0, 0, 0, 0, 1))  # less to know
 
 

@@ -51,8 +51,8 @@ def report(
 
 
 def run_of(path: Path) -> Path:
-    """A run folder, as it is named or as a spec names it."""
-    if path.suffix == ".toml" and path.is_file():
+    """A run folder, as it is named or as a spec names it; ConfigError if the spec is not there."""
+    if path.suffix == ".toml" and not path.is_dir():
         from expunge import specs
 
         return specs.run_folder(specs.read_spec(path), path)

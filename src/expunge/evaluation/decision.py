@@ -173,7 +173,8 @@ def gain(after: Ints, before: Ints, held_out: HeldOutLabels, noise: Floats) -> M
     Returns
     -------
     Metric
-        As a fraction, with a 95 % interval from the standard error of the paired differences.
+        As a fraction, with a 95 % interval from the standard error of the paired differences; all
+        three are cut to [-1, 1].
 
     References
     ----------
@@ -194,7 +195,9 @@ def gain(after: Ints, before: Ints, held_out: HeldOutLabels, noise: Floats) -> M
     value = float(np.average(difference, weights=w))
     stderr = float(np.sqrt(((w * (difference - value)) ** 2).sum()) / w.sum())
     half = NORMAL_QUANTILE * stderr
-    return Metric(value, value - half, value + half, len(labels))
+    # No gain in accuracy is beyond these bounds; its estimate can be, where samples are few.
+    value, low, high = np.clip([value, value - half, value + half], -1, 1).tolist()
+    return Metric(value, low, high, len(labels))
 
 
 def decide(

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge._core.arrays import Ints
 from expunge._core.distributed import all_reduce_sum, broadcast_decision
-from expunge.data import Batch
-from expunge.models.calls import logits_of
+from expunge.data import Samples
+from expunge.models.calls import device_of, logits_of
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.optimisation import MAX_GRADIENT_NORM, TuneConfig
 from expunge.training.targets import Targets
@@ -112,10 +113,16 @@ class Attempt:
         return last > first or broadcast_decision(self._accelerator, is_constant)
 
 
-def is_constant(model: nn.Module, x: Batch) -> bool:
-    """Whether a network predicts the same for every input, as one whose units have all died."""
+def is_constant(model: nn.Module, samples: Samples, positions: Ints) -> bool:
+    """Whether a network predicts the same for all samples, as one whose units have all died.
+
+    At most 256 of the positions are tried.
+    """
+    some = positions[:: max(len(positions) // 256, 1)][:256]
     with torch.no_grad():
-        probs = logits_of(model, x).float().softmax(dim=1)
+        probs = (
+            logits_of(model, samples.batch(some, device=device_of(model))).float().softmax(dim=1)
+        )
     return bool(probs.std(dim=0).max() < CONSTANT_SPREAD)
 
 

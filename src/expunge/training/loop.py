@@ -409,7 +409,7 @@ def tune(
                 raise
             continue
         is_judged = may_lower_lr and objective is cross_entropy
-        is_dead = partial(_is_constant, tuned, resident, targets.positions)
+        is_dead = partial(is_constant, tuned, resident, targets.positions)
         if is_last or not is_judged or not attempt.has_collapsed(targets, is_dead):
             break
     for parameter, given in zip(tuned.parameters(), model.parameters(), strict=True):
@@ -420,12 +420,6 @@ def tune(
             f"{attempt.settings(config).lr:g} was used"
         )
     return tuned
-
-
-def _is_constant(model: nn.Module, samples: Samples, positions: Ints) -> bool:
-    """Whether a network predicts the same for all samples, by at most 256 of them."""
-    some = positions[:: max(len(positions) // 256, 1)][:256]
-    return is_constant(model, samples.batch(some, device=device_of(model)))
 
 
 def _weighted_loss(objective: Objective, targets: Targets, attempt: Attempt) -> BatchLoss:
