@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,15 @@ from expunge.reporting.markdown import render_detection_markdown
 from expunge.reporting.media import MAX_COLUMNS, MAX_TABLE_COLUMNS, SuspectRows
 from expunge.reporting.summary import summarise_detection
 from expunge.reporting.tables import MAX_SHOWN, top_suspects
+from expunge.review import reviewed
+from expunge.review.answer_log import AnswerLog
+from expunge.review.answers import latest
+from expunge.storage.cached_stages import CACHE_VERSION, FOLDERS
 from expunge.storage.digests import file_digest
 from expunge.storage.finished_run import RESULT, write_record
 from expunge.storage.reading import reading
-from expunge.storage.run_folder import open_run
+from expunge.storage.run_folder import Run, open_run
+from expunge.storage.serialization import PARTITION, SCORES
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ def detect_file(
     seed: int = 0,
 ) -> DetectionResult:
     """Detect noise in a file; write ``partition.parquet``, ``result.json`` and the reports.
+
+    Answers of `expunge review` in the folder are taken into account.
 
     Parameters
     ----------
@@ -93,14 +100,29 @@ def detect_file(
             fdr=fdr,
             seed=seed,
         )
+        result = _reviewed(run, result, header)
         rows = suspect_rows(read, result, top_suspects(result, MAX_SHOWN))
         page = render_detection(result, name=path.name, rows=rows, config=config)
         run.write("partition.parquet", lambda p: pq.write_table(result.to_table(), p))
         run.write("report.html", page)
         run.write("report.md", render_detection_markdown(result, name=path.name))
         run.write(RESULT, json.dumps(summarise_detection(result), indent=2) + "\n")
-        write_record(run, {})
+        write_record(run, {"classes": list(result.classes)})
     return result
+
+
+def _reviewed(run: Run, result: DetectionResult, header: Mapping[str, Any]) -> DetectionResult:
+    """Keep what a review shows, and bring its answers into the result."""
+    assert run.folder is not None
+    assert result.scores is not None
+    key, scores = {"version": CACHE_VERSION, **header}, result.scores
+    run.stage(FOLDERS["score"], key, lambda: SCORES.store(scores))
+    run.stage(FOLDERS["partition"], key, lambda: PARTITION.store(result))
+    answers = latest(AnswerLog(run.folder, result.classes).read())
+    if not answers:
+        return result
+    found = reviewed(result, answers, n_classes=len(result.classes)).partition
+    return cast(DetectionResult, found)
 
 
 def suspect_rows(read: LabelledFeatures, result: DetectionResult, positions: Ints) -> SuspectRows:

@@ -401,7 +401,7 @@ def _result(
         **own,
         classes=given.classes,
         class_values=given.class_values,
-        pooled=scores.pooled,
+        scores=scores,
         probs=source,
         flags=flags,
         notes=notes,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -31,5 +34,19 @@ def test_detect_prints_a_summary_and_writes_a_folder(tmp_path, monkeypatch):
     assert abs(found["flagged"] - 12) <= 2
     report = runner.invoke(app, ["report", "other"])
     assert "# expunge detect: data.npz" in report.stdout
-    refused = runner.invoke(app, ["review", "other"])
-    assert "expunge.review.plan_queue" in str(refused.exception)
+    # Answers of a review are in the next result, in the folder, and under the ids of the file.
+    runner.invoke(app, ["review", "other", "--export", "q.csv", "--budget", "10"])
+    asked = pa_csv.read_csv("q.csv").to_pylist()
+    table = pa.Table.from_pylist([{**row, "verdict": "bad-input"} for row in asked])
+    pa_csv.write_csv(table, "q.csv")
+    said = runner.invoke(app, ["review", "other", "--import", "q.csv"]).output
+    assert "10 of 10 questions are answered" in said
+    assert "next: the same `expunge detect` again" in said
+    runner.invoke(app, ["detect", "data.npz", *options])
+    rows = pq.read_table("other/partition.parquet").to_pylist()
+    assert {r["id"] for r in rows if r["reviewed"]} == {row["id"] for row in asked}
+    assert all(
+        r["p_input_fault"] == 1 and r["label_name"] == str(given[r["id"]])
+        for r in rows
+        if r["reviewed"]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -81,5 +82,6 @@ def detect(
         echo(result.summary())
         echo(f"report: {folder / 'report.html'}")
         echo(f"all samples, with suggested labels: {folder / 'partition.parquet'}")
+        echo(f"to answer questions about the doubtful ones: expunge review {quote(str(folder))}")
     if strict and result.flags:
         raise typer.Exit(3)

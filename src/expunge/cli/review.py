@@ -44,7 +44,9 @@ class Shown(StrEnum):
 
 @app.command()
 def review(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a spec file (TOML).")],
+    run: Annotated[
+        Path, typer.Argument(help="A folder of `repair` or `detect`, or a spec file (TOML).")
+    ],
     spec: Annotated[
         Path | None,
         typer.Option(help="The spec of the run, to show its inputs. Default: the one it noted."),
@@ -88,9 +90,11 @@ def review(
 ) -> None:
     """Look at the samples that matter most, in a page on this machine.
 
-    Answers are kept in reviews.jsonl in the run folder. `expunge repair` takes them into account.
+    Answers are kept in reviews.jsonl in the run folder. `expunge repair`, or the same `expunge
+    detect` again, takes them into account.
     """
     from expunge.review import exchange
+    from expunge.storage.run_folder import read_header
 
     folder, spec = _folder_and_spec(run, spec)
     with _session(folder, spec, budget=budget, seed=seed, mistakes=mistakes) as (session, samples):
@@ -114,6 +118,8 @@ def review(
             say(_progress_line(session))
         if export is None and spec is not None:
             say(f"next: expunge repair {shlex.quote(str(spec))}, which uses the answers")
+        elif export is None and "detect" in read_header(folder):
+            say("next: the same `expunge detect` again, which uses the answers")
 
 
 def _progress_line(session: ReviewSession) -> str:
@@ -139,7 +145,7 @@ def _folder_and_spec(run: Path, spec: Path | None) -> tuple[Path, Path | None]:
     raise RunError(
         "is neither a run folder nor a spec file",
         where=str(run),
-        fix="name the folder that `expunge repair` wrote, or its spec",
+        fix="name the folder that `expunge repair` or `expunge detect` wrote, or the spec",
     )
 
 
@@ -191,7 +197,7 @@ def _serve(session: ReviewSession, cards: Cards, *, port: int, suggestions: Show
     server = ReviewServer(session, cards, suggestions=suggestions.value)
     listening = bind(port)
     if cards.kind == "none":
-        echo("The inputs are not shown: name the spec with --spec.", err=True)
+        echo("The inputs are not shown: name the spec with --spec, or texts with --text.", err=True)
     echo(f"Review at {address(server, listening)}")
     echo("Ctrl-C ends it; every answer is saved at once.")
     with suppress(KeyboardInterrupt):

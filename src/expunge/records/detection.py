@@ -13,7 +13,7 @@ from expunge._core.arrays import Array
 from expunge.records.arrays import freeze
 from expunge.records.partition import Partition, with_class_names
 from expunge.records.result import Flag
-from expunge.records.scores import PooledEvidence
+from expunge.records.scores import PooledEvidence, Scores
 
 ProbsKind = Literal["none", "out-of-sample", "in-sample"]
 # Samples and pairs of classes that a summary names.
@@ -33,8 +33,8 @@ class DetectionResult(Partition):
         The names of the classes.
     class_values
         ``[c]``: the classes as the labels gave them, integers or texts.
-    pooled
-        The pool of cross-fitted probes.
+    scores
+        The evidence of the cross-fitted probes, and of ``probs`` if given.
     probs
         What the given probabilities were taken for: ``"in-sample"`` ones have seen the labels that
         they predict, and count less; ``"none"`` if none were given.
@@ -57,7 +57,7 @@ class DetectionResult(Partition):
 
     classes: tuple[str, ...] = ()
     class_values: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    pooled: PooledEvidence | None = None
+    scores: Scores | None = None
     probs: ProbsKind = "none"
     flags: tuple[Flag, ...] = ()
     notes: tuple[str, ...] = ()
@@ -73,6 +73,11 @@ class DetectionResult(Partition):
     def partition(self) -> Partition:
         """The result itself, which is a partition."""
         return self
+
+    @property
+    def pooled(self) -> PooledEvidence | None:
+        """The pool of the evidence."""
+        return None if self.scores is None else self.scores.pooled
 
     @property
     def suggested(self) -> Array:

@@ -21,7 +21,10 @@ from expunge.storage.finished_run import RECORD, read_record
 from expunge.storage.json_files import read_json
 from expunge.storage.reading import is_file
 
-_FIX = "let `expunge partition SPEC` or `expunge repair SPEC` run first, in this working directory"
+_FIX = (
+    "let `expunge partition SPEC`, `expunge repair SPEC` or `expunge detect DATA` run first, in "
+    "this working directory"
+)
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,6 @@ def open_reviewed_run(folder: str | Path) -> ReviewedRun:
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise RunError("is no run folder: it has no run.json", where=str(path), fix=_FIX)
-    if "detect" in read_json(path / "run.json"):
-        raise RunError(
-            "holds what `expunge detect` found, without the evidence that a review shows",
-            where=str(path),
-            fix="review it in Python: expunge.review.plan_queue and expunge.reviewed take the "
-            "result of expunge.detect",
-        )
     stages: tuple[Stage, ...] = ("score", "partition")
     for stage in stages:
         if not (path / FOLDERS[stage] / "stage.json").is_file():
