@@ -14,7 +14,7 @@ from expunge._core.arrays import Array, Bools, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
 from expunge.data.classes import as_class_names, suspicious_classes
-from expunge.data.conversion import one_each, to_column
+from expunge.data.conversion import one_each, to_column, to_numpy
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import clean_names
 from expunge.detection.calibration import safe_log
@@ -261,7 +261,7 @@ def _probability_columns(probs: Any, n: int) -> tuple[list[str], Floats32 | None
         return [], None
     columns = [str(name) for name in probs.columns] if hasattr(probs, "columns") else []
     if isinstance(probs, Tensor):
-        probs = probs.detach().cpu().numpy()
+        probs = to_numpy(probs)
     try:
         matrix = np.asarray(probs, dtype=np.float32)
     except (TypeError, ValueError) as error:

@@ -99,6 +99,22 @@ def test_free_text_is_left_out_and_said():
         as_feature_table({"text": text["text"]})
 
 
+@pytest.mark.parametrize("form", [np.asarray, pd.DataFrame])
+def test_32_bits_hold_the_differences_of_numbers_that_are_large_or_tiny(form):
+    x = np.random.default_rng(0).random((50, 4))
+    table = as_feature_table(form(x * [1, 1e-20, 1, 1e6] + [0, 0, 1e9, -3e9]))
+    assert np.corrcoef(np.hstack([x, table.values]).T)[:4, 4:].diagonal().min() > 1 - 1e-6
+    assert np.array_equal(as_feature_table(form(x)).values, x.astype(np.float32))
+
+
+def test_bfloat16_and_masked_arrays_are_read_as_what_they_say():
+    x = np.arange(8).reshape(4, 2)
+    assert as_feature_table(torch.tensor(x).bfloat16()).values.tolist() == x.tolist()
+    table = as_feature_table(np.ma.masked_equal(x, 5))
+    assert table.names == ("0", "1", "1 is missing")
+    assert table.values[:, 1:].tolist() == [[1, 0], [3, 0], [3, 1], [7, 0]]
+
+
 def test_the_index_of_a_frame_names_its_rows():
     frame = pd.DataFrame({"x": [1.0, 2.0]}, index=["a", "b"])
     assert as_feature_table(frame).index.tolist() == ["a", "b"]
@@ -121,7 +137,7 @@ def test_the_index_of_a_frame_names_its_rows():
         (pa.table([[1], [2]], names=["a", "a"]), "columns of the same name"),
         (7, "got int, expected an array"),
         (pd.DataFrame({"a": [2**70, 1]}), "not a table of plain columns"),
-        (pd.DataFrame([[1, 2]] * 2, columns=["a", "a"]), "columns of the same name: a$"),
+        (pd.DataFrame([[1, 2]] * 2, columns=["a", "a"]), "columns of the same name: a\n"),
         ({"a": [1.0, 1.0], "b": ["u", "u"]}, "no column differs between the rows: a, b=u"),
     ],
 )

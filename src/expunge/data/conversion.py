@@ -116,10 +116,25 @@ def is_frame(x: object) -> bool:
 def names_of(frame: Any, where: str) -> list[str]:
     """The names of the columns of a frame; DataError if two have the same name."""
     names = list(getattr(frame, "column_names", frame.columns))
+    check_names(names, where)
+    return names
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Raise DataError if two columns have the same name."""
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
-        raise DataError(f"columns of the same name: {format_ids(repeated)}", where=where)
-    return names
+        raise DataError(
+            f"columns of the same name: {format_ids(repeated)}",
+            where=where,
+            fix="rename them, or leave all but one out",
+        )
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    """The values of a tensor; bfloat16, which NumPy does not know, becomes float32."""
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def categories_of(column: Any) -> Any:
@@ -328,7 +343,7 @@ def to_column(values: Any, what: str, where: str, *, ids: np.ndarray | None = No
 
 def _as_array(values: Any, what: str, where: str, ids: np.ndarray | None) -> np.ndarray:
     if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
+        return to_numpy(values)
     if not isinstance(values, np.ndarray | list | tuple | range):
         if not hasattr(values, "to_numpy"):
             raise DataError(

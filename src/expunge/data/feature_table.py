@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from expunge._core.arrays import Array, Bools, Floats32
+from expunge.data.conversion import check_names, to_numpy
 from expunge.errors import DataError, format_ids
 from expunge.records.arrays import finite_rows
 from expunge.storage.parquet_files import holds_text
@@ -23,6 +23,8 @@ MAX_CATEGORIES = 32
 MAX_TEXTS, MAX_TEXT_SHARE = 100, 0.2
 # A sparse matrix of more bytes is not made dense.
 MAX_DENSE_BYTES = 4 << 30
+# Numbers beyond this are moved to zero; the spread of numbers below this becomes 1.
+_LARGE, _TINY = 1e4, 1e-6
 _TICKS_PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -127,9 +129,8 @@ def as_feature_table(features: Table, *, where: str = "features") -> FeatureTabl
             where=where,
             fix="name columns of numbers, categories or vectors (embeddings of texts, for example)",
         )
-    with np.errstate(over="ignore"):  # what 32 bits do not hold is named below
-        table = filled[0].values if len(filled) == 1 else np.hstack([c.values for c in filled])
-        values = np.ascontiguousarray(table, dtype=np.float32)
+    table = filled[0].values if len(filled) == 1 else np.hstack([c.values for c in filled])
+    values = _to_32_bits(table)
     _check_values(values, where)
     if len(values) > 1 and (values == values[0]).all():
         raise DataError(
@@ -155,7 +156,7 @@ def as_arrow(table: Any, where: str) -> Any:
         elif hasattr(table, "iloc"):  # pandas: its index is no column
             frame = table.to_frame() if getattr(table, "ndim", 2) == 1 else table
             renamed = frame.set_axis([str(name) for name in frame.columns], axis=1)
-            _check_names(list(renamed.columns), where)
+            check_names(list(renamed.columns), where)
             found = pa.Table.from_pandas(_plain_columns(renamed), preserve_index=False)
         elif isinstance(table, Mapping):
             found = pa.table({str(name): _as_arrow_column(v) for name, v in table.items()})
@@ -175,14 +176,8 @@ def as_arrow(table: Any, where: str) -> Any:
             where=where,
             fix="write each column in one type, of one length",
         ) from error
-    _check_names(found.column_names, where)
+    check_names(found.column_names, where)
     return found
-
-
-def _check_names(names: Sequence[str], where: str) -> None:
-    repeated = [name for name, n in Counter(names).items() if n > 1]
-    if repeated:
-        raise DataError(f"columns of the same name: {format_ids(repeated)}", where=where)
 
 
 def _plain_columns(frame: Any) -> Any:
@@ -198,7 +193,7 @@ def _plain_columns(frame: Any) -> Any:
 
 
 def _as_arrow_column(values: Any) -> Any:
-    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    values = to_numpy(values) if isinstance(values, Tensor) else values
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).ravel())
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
@@ -221,7 +216,9 @@ def _index_of(features: Any) -> Array | None:
 def _as_matrix(features: Any, where: str) -> Array | None:
     """Return arrays, tensors, sparse matrices and lists as ``float[n, d]``; None for tables."""
     if isinstance(features, Tensor):
-        features = features.detach().cpu().numpy()
+        features = to_numpy(features)
+    if isinstance(features, np.ma.MaskedArray):
+        features = np.ma.filled(features.astype(np.float64), np.nan)
     if hasattr(features, "nnz") and hasattr(features, "toarray"):
         if 8 * features.shape[0] * features.shape[1] > MAX_DENSE_BYTES:
             raise DataError(
@@ -283,13 +280,13 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         # Integers beyond 2⁵³ are rounded.
         values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        yield _Column(_near_zero(values)[:, None], (name,))
+        yield _Column(values[:, None], (name,))
     elif pa.types.is_decimal(kind):
         yield _Column(column.cast(pa.float64()).to_numpy(zero_copy_only=False)[:, None], (name,))
     elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         seconds = column.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64())
         days = seconds.to_numpy(zero_copy_only=False) / (24 * 3600 * 1e6)
-        yield _Column(_near_zero(days)[:, None], (name,))
+        yield _Column(days[:, None], (name,))
     elif pa.types.is_duration(kind):
         ticks = column.cast(pa.int64()).cast(pa.float64()).to_numpy(zero_copy_only=False)
         yield _Column((ticks / _TICKS_PER_SECOND[kind.unit])[:, None], (name,))
@@ -303,12 +300,6 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
             where=where,
             fix="leave it out",
         )
-
-
-def _near_zero(values: Array) -> Array:
-    """Move large numbers (dates, identifiers) to zero, so that 32 bits keep their differences."""
-    median = np.nanmedian(values)
-    return values - median if abs(median) > 1e4 and np.isfinite(median) else values
 
 
 def _encode_texts(column: Any, name: str) -> _Column:
@@ -370,6 +361,31 @@ def _fill(column: _Column) -> _Column:
     share = float(missing.any(axis=1).mean())
     note = f"{format_ids(named)}: values are missing in {share:.1%} of the rows; medians were used"
     return _Column(np.hstack([values, patterns]), (*column.names, *flags), note)
+
+
+def _to_32_bits(table: Array) -> Floats32:
+    """The numbers in 32 bits, with their differences.
+
+    Columns of large numbers (dates, identifiers) are moved to zero. The spread of tiny numbers (SI
+    units), which would count as rounding, becomes 1.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what 32 bits do not hold is named later
+        low, high = (f(axis=0, initial=0).astype(np.float64) for f in (table.min, table.max))
+        reach = high - low  # with zero
+        moved = np.flatnonzero((reach > _LARGE) | ((reach > 0) & (reach < _TINY)))
+        if len(moved):
+            table = table.astype(np.float64)
+        for k in moved:
+            table[:, k] = _near_zero(table[:, k])
+        return np.ascontiguousarray(table, dtype=np.float32)
+
+
+def _near_zero(values: Array) -> Array:
+    """Numbers of a column of which 32 bits keep the differences."""
+    spread, median = float(np.ptp(values)), float(np.median(values))
+    if 1e-6 * abs(median) < spread < _TINY:
+        return (values - median) / spread
+    return values - median if abs(median) > _LARGE and np.isfinite(median) else values
 
 
 def _check_values(values: Floats32, where: str) -> None:

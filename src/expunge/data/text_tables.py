@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from expunge.data.conversion import check_names
 from expunge.data.labels import parse_integers
 from expunge.data.paths import require_file
 from expunge.errors import DataError, format_ids
@@ -135,8 +136,7 @@ def _csv_columns(lines: list[list[str]], path: Path) -> Table:
     if not lines:
         raise DataError("the file is empty", where=str(path), fix="expected a header and rows")
     header, rows = lines[0], [line for line in lines[1:] if line]
-    if len(set(header)) < len(header):
-        raise DataError(f"columns of the same name: {format_ids(header)}", where=str(path))
+    check_names(header, str(path))
     odd = [i for i, row in enumerate(rows, 1) if len(row) != len(header)]
     if odd:
         is_title = len(header) == 1 and len(odd) == len(rows)
