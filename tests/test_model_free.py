@@ -157,7 +157,12 @@ FRAME = pd.DataFrame(X)
     [
         (lambda: expunge.detect(X, Y[:-1]), "300 rows of features, 299 labels and 300 ids"),
         (lambda: expunge.detect(X, np.zeros(300)), "all samples have the same label"),
-        (lambda: expunge.detect(X, Y + 0.5), "labels are fractions, expected classes"),
+        (lambda: expunge.detect(X, Y + 0.5), "labels are fractions or .*, expected classes"),
+        (lambda: expunge.detect(X, Y * 1e19), "numbers of more than 64 bits, expected classes"),
+        (
+            lambda: expunge.detect(X, NAMES[Y], pd.DataFrame(PROBS, columns=["ant", "bee", "x"])),
+            "no column for the classes cat, only ant, bee, x",
+        ),
         (lambda: expunge.detect(X, [None, *Y[1:].tolist()]), "labels is missing .*: ids 0"),
         (lambda: expunge.detect(X, [np.nan, *Y[1:].tolist()]), "ids 0"),
         (lambda: expunge.detect(X, np.eye(3)[Y]), r"y\.argmax\(1\)"),

@@ -181,9 +181,10 @@ class _LabelledRows:
         columns, matrix = _probability_columns(probs, len(table))
         n_columns = None if matrix is None else matrix.shape[1]
         codes, found = _encode(values, names, classes, n_columns)
-        if matrix is not None and columns and set(columns) == set(map(str, found.tolist())):
-            matrix = matrix[:, [columns.index(str(v)) for v in found.tolist()]]
-        return cls(names, codes, tuple(map(str, found.tolist())), found, matrix)
+        known = tuple(map(str, found.tolist()))
+        if matrix is not None and _are_named(columns, known):
+            matrix = matrix[:, [columns.index(name) for name in known]]
+        return cls(names, codes, known, found, matrix)
 
     def problems(self, trusted: object) -> list[str]:
         """What is wrong with the values, in words."""
@@ -200,6 +201,23 @@ class _LabelledRows:
             shape = (n, len(self.classes))
             problems += probability_problems(self.probs, "probs", self.ids, shape)
         return problems
+
+
+def _are_named(columns: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether the columns of the probabilities are named by the classes; else their order counts.
+
+    DataError if some are and others are not.
+    """
+    missing = [name for name in classes if name not in columns]
+    is_numbered = [*columns] == [str(k) for k in range(len(columns))]
+    if missing and len(missing) < len(classes) and not is_numbered:
+        raise DataError(
+            f"probs have no column for the classes {format_ids(missing)}, only "
+            f"{format_ids(columns)}",
+            where=_WHERE,
+            fix="name the columns by the classes, or give an array in their sorted order",
+        )
+    return not missing
 
 
 def _label_values(labels: Any, ids: Array) -> Array:
@@ -223,9 +241,9 @@ def _label_values(labels: Any, ids: Array) -> Array:
                 where=_WHERE,
                 fix="leave these rows out",
             )
-        if (values != np.round(values)).any():
+        if (values != np.round(values)).any() or np.abs(values).max(initial=0) >= 2**63:
             raise DataError(
-                "labels are fractions, expected classes",
+                "labels are fractions or numbers of more than 64 bits, expected classes",
                 where=_WHERE,
                 fix="name the column of the classes, or divide the numbers into classes",
             )

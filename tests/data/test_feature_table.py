@@ -107,6 +107,15 @@ def test_32_bits_hold_the_differences_of_numbers_that_are_large_or_tiny(form):
     assert np.array_equal(as_feature_table(form(x)).values, x.astype(np.float32))
 
 
+def test_texts_of_polars_are_categories():
+    texts = pa.array(["u", None, "v", "u"], pa.string_view())
+    codes = pa.DictionaryArray.from_arrays([0, 1, None, 0], pa.array(["u", "v"], pa.string_view()))
+    table = as_feature_table(pa.table({"a": texts, "b": codes}))
+    assert table.names == ("a=u", "a=v", "a is missing", "b=u", "b=v", "b is missing")
+    assert table.values.tolist()[1] == [0, 0, 1, 0, 1, 0]
+    assert table.rows.take([1, 0]).column("a").to_pylist() == [None, "u"]
+
+
 def test_bfloat16_and_masked_arrays_are_read_as_what_they_say():
     x = np.arange(8).reshape(4, 2)
     assert as_feature_table(torch.tensor(x).bfloat16()).values.tolist() == x.tolist()

@@ -177,7 +177,22 @@ def as_arrow(table: Any, where: str) -> Any:
             fix="write each column in one type, of one length",
         ) from error
     check_names(found.column_names, where)
-    return found
+    return _without_views(found)
+
+
+def _without_views(table: Any) -> Any:
+    """The table without ``string_view``, which Polars makes and Arrow can do little with."""
+    for k, field in enumerate(table.schema):
+        column, is_category = table.column(k), pa.types.is_dictionary(field.type)
+        if is_category and field.type.value_type == pa.string_view():
+            chunks = [
+                pa.DictionaryArray.from_arrays(c.indices, c.dictionary.cast(pa.string()))
+                for c in column.chunks
+            ]
+            table = table.set_column(k, field.name, pa.chunked_array(chunks))
+        elif field.type == pa.string_view():
+            table = table.set_column(k, field.name, column.cast(pa.string()))
+    return table
 
 
 def _plain_columns(frame: Any) -> Any:
@@ -270,10 +285,6 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
     column = rows.column(name).combine_chunks()
     kind = column.type
     if pa.types.is_dictionary(kind):
-        if kind.value_type == pa.string_view():  # of Polars; Arrow cannot take of it
-            column = pa.DictionaryArray.from_arrays(
-                column.indices, column.dictionary.cast("string")
-            )
         column, kind = column.dictionary_decode(), column.type.value_type
     if column.null_count == len(column):
         yield _Column(np.empty((len(column), 0)), (), f"column '{name}' is empty and was left out")
