@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.compose import make_column_transformer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -49,6 +49,13 @@ def test_the_filter_is_detect():
     kept_x, kept_y = NoiseFilter().fit_resample(X, Y)
     np.testing.assert_array_equal(kept_x, X[result.kept])
     np.testing.assert_array_equal(kept_y, Y[result.kept])
+    pd = pytest.importorskip("pandas")
+    column = pd.Series(np.array(["u", "v", "w"])[Y], index=np.arange(len(Y)) + 7)
+    named = NoiseFilter()
+    assert named.fit_resample(X, column)[1].equals(column[result.kept])
+    assert named.result_.classes == ("u", "v", "w")  # as the labels call them
+    assert named.result_.suggested.tolist() == named.suggested_labels_.tolist()
+    assert named.suggested_labels_[0] in ("u", "v", "w")
 
 
 @pytest.mark.parametrize("targets", ["filter", "relabel", "reweight"])
@@ -93,6 +100,8 @@ def test_settings_that_do_not_fit_are_refused():
         CleanedClassifier(LogisticRegression(), targets="drop").fit(X, Y)
     with pytest.raises(ValueError, match="KNeighborsClassifier takes no sample_weight"):
         CleanedClassifier(KNeighborsClassifier(), targets="reweight").fit(X, Y)
+    with pytest.raises(ValueError, match="LinearRegression is no classifier"):
+        CleanedClassifier(LinearRegression()).fit(X, Y)
     with pytest.raises(ValueError, match="threshold must lie in"):
         NoiseFilter(threshold=3).fit(X, Y)
     with pytest.raises(AttributeError, match="decision_function"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -102,7 +103,7 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         self.classes_ = np.unique(y)
         self.p_noisy_: Floats = self.result_.p_noisy
         self.flagged_: Bools = self.result_.flagged
-        self.suggested_labels_ = self.classes_[self.result_.suggested_label]
+        self.suggested_labels_ = self.result_.suggested
         self.noise_rate_ = self.result_.noise_rate[0]
         kept = _kept(self.result_)
         votes = KNeighborsClassifier(n_neighbours(int(kept.sum())))
@@ -120,10 +121,10 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         labels: Array = self.classifier_.predict(X)
         return labels
 
-    def fit_resample(self, X: Any, y: Any) -> tuple[Any, Array]:
+    def fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:
         """Fit, and return the unflagged samples, as samplers of imbalanced-learn do."""
         kept = _kept(self.fit(X, y).result_)
-        return _rows(X, kept), np.asarray(y)[kept]
+        return _rows(X, kept), _rows(y, kept)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -222,6 +223,10 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         kept, y, weight = self._training_set(y, sample_weight)
         options = {} if weight is None else {"sample_weight": weight[kept]}
         self.estimator_ = clone(self.estimator).fit(_rows(X, kept), y[kept], **options)
+        if not hasattr(self.estimator_, "classes_"):
+            raise ValueError(
+                f"{type(self.estimator).__name__} is no classifier: it has no classes_"
+            )
         self.classes_ = self.estimator_.classes_
         return self
 
@@ -230,8 +235,7 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         result, kept = self.result_, _kept(self.result_)
         if self.targets == "relabel":
             sure = result.suggested_probability >= MIN_RELABEL_CONFIDENCE
-            labels = np.unique(y)[result.suggested_label]
-            y = np.where(result.flagged & sure, labels, y)
+            y = np.where(result.flagged & sure, result.suggested, y)
             kept = kept | (result.flagged & sure)
         if self.targets == "reweight":
             if not has_fit_parameter(self.estimator, "sample_weight"):
@@ -292,13 +296,14 @@ def _detect(
     """`expunge.detect` with the errors that scikit-learn expects."""
     if _num_samples(X) != len(y):
         raise ValueError(f"X has {_num_samples(X)} samples, y {len(y)}")
-    codes = np.unique(y, return_inverse=True)[1]
+    values, codes = np.unique(y, return_inverse=True)
     if len(y) and codes.max() == 0:
         raise ValueError("y has only one class; two or more are needed")
     try:
-        return detect(X, codes, threshold=threshold, fdr=fdr, seed=random_state)
+        found = detect(X, codes, threshold=threshold, fdr=fdr, seed=random_state)
     except ExpungeError as error:
         raise ValueError(str(error)) from error
+    return replace(found, classes=tuple(map(str, values.tolist())), class_values=values)
 
 
 def _kept(result: DetectionResult) -> Bools:
@@ -309,7 +314,7 @@ def _kept(result: DetectionResult) -> Bools:
 
 
 def _rows(X: Any, mask: Bools) -> Any:
-    """The rows of an array, a sparse matrix or a DataFrame."""
+    """The rows of an array, a list, a sparse matrix or a frame or column of pandas."""
     positions = np.flatnonzero(mask)
     if hasattr(X, "iloc"):
         return X.iloc[positions]
