@@ -248,6 +248,14 @@ def test_another_header_is_refused_and_every_differing_field_named(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_run_that_failed_before_its_first_result_leaves_the_folder_free(tmp_path):
+    with open_run(tmp_path, HEADER) as run:
+        run.log("start")
+    with open_run(tmp_path, {**HEADER, "seed": 3}):
+        assert {file.name for file in tmp_path.iterdir()} == {".lock", "run.json"}
+    assert json.loads((tmp_path / "run.json").read_text())["seed"] == 3
+
+
 def test_a_bit_that_flipped_where_nothing_was_set_is_put_right(tmp_path):
     """An option that is null is as good as one that is not there."""
     header = {**HEADER, "tune": {"max_minutes": None}}
@@ -288,8 +296,8 @@ def test_overwrite_discards_what_a_run_made_and_nothing_else(tmp_path):
     theirs = ["notes.md", "2024-results.csv", ".gitignore", "controls.txt", "model.py"]
     for name in [*ours, *theirs]:
         (folder / name).write_text(name)
-    (folder / "5-tune.partial").mkdir()
-    (folder / "baselines").mkdir()
+    for name in ("5-tune.partial", "baselines", "4-edit"):
+        (folder / name).mkdir()
     compute = Compute()
     with open_run(folder, {**HEADER, "seed": 9}, overwrite=True) as run:
         assert {p.name for p in folder.iterdir()} == {*theirs, "run.json", ".lock"}

@@ -34,7 +34,9 @@ from expunge.storage.reading import reading
 
 SCHEMA = 3
 HEADER = "run.json"
-_STAGES = ("1-score", "2-partition", "2-review", "3-rank", "4-prune", "5-tune", "model")
+_STAGES = ("1-score", "2-partition", "2-review", "3-rank", "4-prune", "4-edit", "5-tune", "model")
+# A training in the folder has a header of its own.
+_WITHOUT_RESULTS = {HEADER, ".lock", "log.jsonl", "0-train"}
 # What a run makes in its folder; nothing else is ever deleted.
 _MANAGED_FILES = frozenset(
     {*_STAGES, *(f"{name}.partial" for name in _STAGES)}
@@ -253,6 +255,9 @@ def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> Non
             )
         is_intact = found.pop(SEAL, None) == digest(found)
         found.pop("versions")
+        # A run that failed before its first result left nothing that could be taken for another's.
+        names = {file.name for file in path.iterdir()}
+        overwrite |= found != header and names <= _WITHOUT_RESULTS
         if not overwrite:
             _check_format(found, path)
             _require_same(found, header, str(path))
