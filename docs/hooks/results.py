@@ -49,6 +49,8 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
     "healed": ("healed (%)", ".1f", 100),
     "high - low": ("interval width", ".3f", 1),
     "holds": ("interval coverage", ".2f", 1),
+    "low": ("interval from", ".3f", 1),
+    "high": ("to", ".3f", 1),
     "max_f1": ("max F1", ".3f", 1),
     "max_f1 - f1": ("max F1 − F1", ".3f", 1),
     "miss_rate": ("miss rate @ true k", ".3f", 1),
