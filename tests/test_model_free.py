@@ -74,10 +74,10 @@ def test_space_around_labels_does_not_count_and_odd_classes_are_noted():
     assert odd.notes == ("the classes 'Ant' and 'ant' differ in case or invisible signs alone",)
 
 
-def test_a_class_of_minus_one_is_noted_where_it_may_mean_no_label():
-    unlabelled = expunge.detect(X[:60], [-1, -1, *Y[2:60]])
-    assert unlabelled.notes == ("the class '-1' may stand for missing labels",)
-    assert not expunge.detect(X[:60], 2 * (Y[:60] > 0) - 1).notes
+def test_minus_one_is_a_class_if_it_is_named_or_one_of_two():
+    names = ("-1", "0", "1")
+    assert expunge.detect(X[:60], Y[:60] - 1, classes=names).classes == names
+    assert expunge.detect(X[:60], 2 * (Y[:60] > 0) - 1).classes == ("-1", "1")
 
 
 def test_a_class_for_each_sample_is_too_few_samples():
@@ -172,6 +172,8 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(X, NAMES[Y], np.ones((300, 4)) / 4), "probs have 4 columns"),
         (lambda: expunge.detect(X, Y, np.ones((9, 3)) / 3), r"probs have shape \(9, 3\)"),
         (lambda: expunge.detect(X, NAMES[Y], classes=["ant", "bee"]), "no class: cat"),
+        (lambda: expunge.detect(X, Y, classes=["ant", "bee"]), "no class: 2"),
+        (lambda: expunge.detect(X, Y - 1), r"missing \(-1\): .*\n.*classes=\['-1', '0', '1'\]"),
         (lambda: expunge.detect(X, Y, ids=np.zeros(300, dtype=int)), "duplicate ids: 0"),
         (lambda: expunge.detect(X, Y, ids=np.zeros((300, 2))), "ids must be one value a sample"),
         (lambda: expunge.detect(X, Y.astype("M8[D]")), r"give texts: labels\.astype\(str\)"),

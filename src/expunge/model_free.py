@@ -13,7 +13,12 @@ from expunge import stages
 from expunge._core.arrays import Array, Bools, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
-from expunge.data.classes import as_class_names, suspicious_classes
+from expunge.data.classes import (
+    as_class_names,
+    encode_labels,
+    marks_unlabelled,
+    suspicious_classes,
+)
 from expunge.data.conversion import one_each, to_column, to_numpy
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import clean_names
@@ -69,7 +74,8 @@ def detect(
         ``[n]`` unique names of the samples. Without them the index of the features if it has one,
         else positions.
     classes
-        The class names in the order of ``probs``; integer labels are then indices.
+        The class names in the order of ``probs``; integer labels are then indices, or names if the
+        names are other numbers.
     trusted
         ``bool[n]``: samples whose label is known to be right.
     probs_source
@@ -298,12 +304,23 @@ def _encode(
     found, codes = np.unique(values, return_inverse=True)
     if classes is not None:
         named = np.array(as_class_names(classes, _WHERE))
-        if values.dtype.kind != "U":
-            _check_known(values, (values >= 0) & (values < len(named)), ids, named)
-            return values.astype(np.int64), named
-        order = {name: k for k, name in enumerate(named.tolist())}
-        _check_known(values, np.isin(values, named), ids, named)
-        return np.array([order[v] for v in found.tolist()], dtype=np.int64)[codes], named
+        indices, _ = encode_labels(values, ids, classes=named.tolist(), where=_WHERE)
+        is_known = (indices >= 0) & (indices < len(named))
+        if not is_known.all():
+            unknown = np.unique(values[~is_known])
+            raise DataError(
+                f"labels that are no class: {format_ids(unknown)} (ids {format_ids(ids[~is_known])})",
+                where=_WHERE,
+                fix=did_you_mean(str(unknown[0]), named.tolist()),
+            )
+        return indices, named
+    if marks_unlabelled([*map(str, found.tolist())]):
+        raise DataError(
+            f"labels are missing (-1): ids {format_ids(ids[values.astype(str) == '-1'])}",
+            where=_WHERE,
+            fix="leave these rows out; if -1 is a class, write its name, or set "
+            f"classes={[*map(str, found.tolist())]}",
+        )
     if n_columns is not None and n_columns != len(found):
         # A class that nobody has: integers can still be indices of the columns.
         if values.dtype.kind != "U" and found[0] >= 0 and found[-1] < n_columns:
@@ -315,16 +332,6 @@ def _encode(
             fix="name the class of each column: classes=[…]",
         )
     return codes.astype(np.int64).ravel(), found
-
-
-def _check_known(values: Array, is_known: Bools, ids: Array, named: Array) -> None:
-    if not is_known.all():
-        unknown = np.unique(values[~is_known])
-        raise DataError(
-            f"labels that are no class: {format_ids(unknown)} (ids {format_ids(ids[~is_known])})",
-            where=_WHERE,
-            fix=did_you_mean(str(unknown[0]), named.tolist()),
-        )
 
 
 def _check_index(features: Any, labels: Any) -> None:

@@ -95,7 +95,7 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         X
             ``float[n, d]``, NaN where a value is missing.
         y
-            ``[n]``, the given labels.
+            ``[n]``, the given labels; -1 is a class, as in scikit-learn's classifiers.
         """
         X, y = validate_data(self, X, y, ensure_all_finite="allow-nan")
         check_classification_targets(y)

@@ -200,7 +200,7 @@ class Viewed(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Masked, Viewed])
-def test_a_model_that_fails_in_the_fastest_way_runs_in_another(kind):
+def test_a_model_that_fails_in_the_fastest_way_runs_in_another(kind, caplog):
     model, x = kind(), torch.ones(4, 2, 5, 5)
     with temp_seed(0, "x"):
         expected = logits_of(model, x)
@@ -212,6 +212,8 @@ def test_a_model_that_fails_in_the_fastest_way_runs_in_another(kind):
             assert_close(logits_of(model, to_channels_last(x) if last else x), expected)
     counts = [m.num_batches_tracked.item() for m in model.modules() if hasattr(m, "running_var")]
     assert counts in ([], [4])
+    message = f"{kind.__name__} fails under autocast: it runs in float32, which is slower"
+    assert caplog.messages == [message] * (kind is Masked)
 
 
 def test_a_buffer_that_a_forward_pass_makes_as_long_as_its_batch_is_given_back():

@@ -95,8 +95,11 @@ def test_a_loss_that_rose_to_the_entropy_of_the_labels_has_collapsed():
     fine, bad = 0.5 * chance, (COLLAPSED_LOSS + 0.05) * chance
     assert losses(*[0.1] * 6, *[bad] * 6)
     assert not losses(*[0.1] * 6, *[fine] * 6)
-    assert not losses(*[chance + 0.1] * 6, *[bad] * 6)  # from scratch: it began at chance
+    for first in (chance - 0.1, chance + 0.1):  # from scratch: it began at chance
+        assert not losses(*[first] * 6, *[bad] * 6, is_dead=True)
+        assert losses(*[first] * 6, *[chance + 0.2] * 6)
     assert losses(*[chance + 1] * 6, *[bad] * 6, is_dead=True)  # it had memorised wrong labels
+    assert not losses(*[chance + 1] * 6, *[bad] * 6)
     assert not losses(*[chance + 1] * 6, *[fine] * 6, is_dead=True)
     all_rows = np.arange(4)
     dead, live = (from_arrays(k * torch.eye(4), [0, 1, 2, 2]) for k in (0, 9))

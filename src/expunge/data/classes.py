@@ -291,9 +291,19 @@ def suspicious_classes(classes: Sequence[str]) -> list[str]:
         if len(names) > 1
     ]
     gaps = [name for name in classes if name.lower() in _MISSING]
-    if len(classes) > 2 and all(name == "-1" or name.isdecimal() for name in classes):
-        gaps += [name for name in classes if name == "-1"]
     return found + [f"the class '{name}' may stand for missing labels" for name in gaps]
+
+
+def marks_unlabelled(classes: Sequence[str]) -> bool:
+    """Whether -1 stands for a missing label: beside two or more other numbers, none negative.
+
+    Examples
+    --------
+    >>> marks_unlabelled(["-1", "0", "1"]), marks_unlabelled(["-1", "1"])
+    (True, False)
+    """
+    others = [name for name in classes if name != "-1"]
+    return 1 < len(others) < len(classes) and all(map(str.isdecimal, others))
 
 
 def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) -> str:

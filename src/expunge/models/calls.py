@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -25,6 +27,7 @@ FORWARD_ERRORS = (
 # Ways to run a model, the fastest first, and the one in which each ran, see `_form`.
 _Way = Literal["given", "contiguous", "plain"]
 _ORDER: tuple[_Way, ...] = ("given", "contiguous", "plain")
+_LOGGER = logging.getLogger(__name__)
 _PLAIN_FORM = (False, False, False)
 _WAYS: WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], _Way]] = WeakKeyDictionary()
 
@@ -73,7 +76,7 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
 
     Parts by name are keyword arguments. A forward of one argument of another name gets them as one
     dictionary. Models that fail on images with channels last (a forward with ``view``) or under
-    autocast (DeBERTa in bfloat16) run without.
+    autocast (DeBERTa in bfloat16) run without; the latter is logged as a warning.
     """
     form = _form(model, batch)
     if form == _PLAIN_FORM:
@@ -96,7 +99,15 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
         else:
             break
     known[form] = way
+    if way == "plain":
+        _log_float32(type(model).__name__)
     return output
+
+
+@cache
+def _log_float32(kind: str) -> None:
+    """Log once for each class of models that autocast is off."""
+    _LOGGER.warning("%s fails under autocast: it runs in float32, which is slower", kind)
 
 
 def _form(model: nn.Module, batch: Batch) -> tuple[bool, bool, bool]:

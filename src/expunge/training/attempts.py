@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MAX_ATTEMPTS = 3
-# A loss above this fraction of the labels' entropy is that of a network that knows nothing.
+# The loss of a network that knows nothing is the labels' entropy, times at least this and divided by
+# at most this.
 COLLAPSED_LOSS = 0.9
 # The mean loss of this many steps is the loss at the start.
 N_FIRST_STEPS = 5
@@ -99,16 +100,18 @@ class Attempt:
 
     def has_collapsed(self, targets: Targets, is_constant: Callable[[], bool]) -> bool:
         """Whether the loss of the last epoch says that the network knows no more than how frequent
-        each label is, and it knew more before: the loss was lower at the start, or ``is_constant``.
+        each label is, although it knew more before or the loss is higher than that.
 
-        The loss of a network that has memorised wrong labels may be high at the start.
+        It knew more if the loss was lower at the start; or higher, as that of a network that has
+        memorised wrong labels may be: then it has collapsed if it ``is_constant`` now.
         """
         sums = all_reduce_sum(self._state[1::2].clone(), self._accelerator)
         first, last = (sums / self._state[2::2].clamp_min(1)).tolist()
         _, classes = np.unique(targets.labels, return_inverse=True)
         shares = np.bincount(classes, weights=targets.weights) / targets.weights.sum()
         entropy = float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())
-        if not last > COLLAPSED_LOSS * entropy:
+        least, most = COLLAPSED_LOSS * entropy, entropy / COLLAPSED_LOSS
+        if not last > least or (least <= first <= most and not last > most):
             return False
         return last > first or broadcast_decision(self._accelerator, is_constant)
 
