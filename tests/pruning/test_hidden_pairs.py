@@ -44,7 +44,22 @@ def hugging_face(name: str) -> nn.Module:
             "SequenceClassification",
             {**SMALL, **words, "num_attention_heads": 4, "num_key_value_heads": 2},
         ),
+        "ModernBert": (
+            "SequenceClassification",
+            {**SMALL, **words, "bos_token_id": 1, "eos_token_id": 1, "cls_token_id": 1}
+            | {"sep_token_id": 1},
+        ),
+        "OPT": (
+            "SequenceClassification",
+            {**SMALL, **words, "ffn_dim": 24, "word_embed_proj_dim": 16},
+        ),
         "ViT": ("ImageClassification", {**SMALL, **image}),
+        "Segformer": (
+            "ImageClassification",
+            {"hidden_sizes": [8, 16], "depths": [1, 1], "sr_ratios": [2, 1], "num_labels": 3}
+            | {"num_attention_heads": [2, 2], "num_encoder_blocks": 2, "patch_sizes": [3, 3]}
+            | {"strides": [4, 2], "mlp_ratios": [2, 2]},
+        ),
         "Swin": (
             "ImageClassification",
             {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 2, **image},
@@ -69,7 +84,7 @@ def vit() -> nn.Module:
 
 def batch(name: str, n: int = 3):
     draw = torch.Generator().manual_seed(1)
-    if name in ("Bert", "GPT2", "Llama"):
+    if name in ("Bert", "GPT2", "Llama", "ModernBert", "OPT"):
         words = torch.randint(1, 50, (n, 7), generator=draw)
         return {"input_ids": words, "attention_mask": torch.ones_like(words)}
     side = 32 if name == "ConvNext" else 16
@@ -84,7 +99,10 @@ HIDDEN = {
     "Bert": ["bert.encoder.layer.{}.intermediate.dense", "bert.pooler.dense"],
     "GPT2": ["transformer.h.{}.mlp.c_fc"],
     "Llama": ["model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"],
+    "ModernBert": ["model.layers.{}.mlp"],  # one layer writes gates and values
+    "OPT": ["model.decoder.layers.{}.fc1"],  # reads the tokens of all samples in one dimension
     "ViT": ["vit.layers.{}.mlp.fc1"],
+    "Segformer": ["segformer.stages.{}.blocks.0.mlp.fc1"],  # and a depthwise convolution
     "Swin": ["swin.encoder.layers.0.blocks.{}.mlp.fc1"],
     "ConvNext": [f"convnext.encoder.stages.{k}.layers.0.pwconv1" for k in range(4)],
 }
@@ -92,7 +110,10 @@ HEADS = {
     "Bert": "bert.encoder.layer.{}.attention",
     "GPT2": "transformer.h.{}.attn",
     "Llama": "model.layers.{}.self_attn",
+    "ModernBert": "model.layers.{}.attn",
+    "OPT": "model.decoder.layers.{}.self_attn",
     "ViT": "vit.layers.{}.attention",
+    "Segformer": "segformer.stages.{}.blocks.0.attention",
     "Swin": "swin.encoder.layers.0.blocks.{}.attention",
 }
 
@@ -128,11 +149,12 @@ def test_units_of_a_gated_mlp_are_shared():
     assert small.get_submodule("model.layers.0.mlp.down_proj").in_features == 22
 
 
-def test_units_of_a_gated_mlp_are_ranked():
-    model, x = hugging_face("Llama"), batch("Llama", 30)
+@pytest.mark.parametrize("name", ["Llama", "ModernBert", "OPT"])
+def test_what_can_be_cut_is_ranked(name):
+    model, x = hugging_face(name), batch(name, 30)
     samples = expunge.from_arrays({k: v.numpy() for k, v in x.items()}, np.arange(30) % 3)
     ranked = stages.rank(model, samples, split_of(samples, np.linspace(0, 1, 30)))
-    assert set(ranked.units_by_layer()) == {*in_blocks(*HIDDEN["Llama"], HEADS["Llama"])}
+    assert set(ranked.units_by_layer()) == {*in_blocks(*HIDDEN[name], HEADS[name])}
 
 
 def test_layers_that_the_logits_do_not_depend_on_are_not_cut():

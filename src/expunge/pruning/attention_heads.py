@@ -2,7 +2,8 @@
 
 The queries, keys and values of a head change the channels of that head, and no others, in front of
 the layer that reads the attention's output. Which rows of the layers that write them are theirs
-shows in the channels that change.
+shows in the channels that change. A gated MLP of which one layer writes gates and values is alike:
+each hidden unit is a head of one channel, with two rows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MAX_WRITERS = 4
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one attention.
+    """The heads of one attention, or the hidden units of one gated MLP.
 
     Parameters
     ----------
@@ -109,9 +110,9 @@ def _own_heads(name: str, module: HeadwiseAttention) -> Heads:
 def _may_be_attention(
     before: Sequence[nn.Module], reader: nn.Module, inputs: Mapping[nn.Module, Tensor]
 ) -> bool:
-    """Whether layers before the reader may write queries, keys and values: one layer all three, or
-    two layers with one input."""
-    if any(n_units(m) == 3 * n_inputs(reader) for m in before):
+    """Whether layers before the reader may write queries, keys and values, or gates and values: one
+    layer all of them, or two layers with one input."""
+    if any(n_units(m) in (2 * n_inputs(reader), 3 * n_inputs(reader)) for m in before):
         return True
     read = [inputs[m] for m in before]
     return any(
@@ -148,17 +149,18 @@ def _measure(model: nn.Module, example: Batch, path: Sequence[str]) -> _Structur
     probe = _Probe(model, example, tuple(before), reader)
     moved = {k: m for k in range(len(before)) if (m := probe.moved(k, [0])) is not None}
     moved = {k: m for k, m in moved.items() if 0 < len(m) < probe.width}
-    single = [len(m) for m in moved.values() if 1 < len(m) == m[-1] + 1]
+    width = max((m[-1] + 1 for m in moved.values()), default=0)
+    # A row of the values moves one channel.
+    single = [len(m) for m in moved.values() if min(width, 2) <= len(m) == m[-1] + 1]
     if not single:
         return None
-    width = max(m[-1] for m in moved.values()) + 1
     count = probe.width // width
     if width * count != probe.width:
         return None
     rows = {k: _rows(probe, k, count) for k in moved}
     found = {k: r for k, r in rows.items() if r is not None}
-    if len(found) < len(moved):
-        return None
+    if len(found) < len(moved) or (width == 1 and any(len(r[0]) == 1 for r in found.values())):
+        return None  # a unit of several layers, one row of each, is no head
     return _Structure(count, width, probe.width // min(single), found)
 
 

@@ -73,6 +73,11 @@ class TracedModel:
         return self.graph.heads if isinstance(self.graph, PairGraph) else {}
 
     @property
+    def read_units(self) -> dict[str, Heads]:
+        """The layers whose units one other layer alone reads, by name, with units as heads."""
+        return self.graph.units_as_heads() if isinstance(self.graph, PairGraph) else {}
+
+    @property
     def n_heads(self) -> dict[str, int]:
         """Their numbers of heads."""
         return {name: heads.count for name, heads in self.heads.items()}

@@ -20,6 +20,8 @@ from expunge.pruning.multihead import use_headwise
 def readable_heads(model: nn.Module, example: Batch) -> dict[str, Heads]:
     """The attentions of which the channels of each sample can be separated, by name.
 
+    Layers whose units one other layer alone reads are among them, with units as heads.
+
     Parameters
     ----------
     model
@@ -32,7 +34,8 @@ def readable_heads(model: nn.Module, example: Batch) -> dict[str, Heads]:
     ModelError, PruneError
         As `trace`.
     """
-    heads = trace(model, example).heads
+    traced = trace(model, example)
+    heads = {**traced.heads, **traced.read_units}
     n = len(next(iter(example.values()))) if isinstance(example, dict) else len(example)
     first = {k: v[:1] for k, v in example.items()} if isinstance(example, dict) else example[:1]
     found = []

@@ -3,7 +3,8 @@
 A transformer's blocks are residual, so that only units inside a block can be cut: the heads of an
 attention, and those of layers that alone write the input of the next one, as in an MLP. They are
 found without a graph of operations: unit j of a layer is changed, and no other channel of the
-reader's input may change. `PairGraph` answers as torch-pruning's dependency graph does.
+reader's input may change. Depthwise convolutions between the two are cut with them. `PairGraph`
+answers as torch-pruning's dependency graph does.
 """
 
 from __future__ import annotations
@@ -17,12 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from expunge.data import Batch
 from expunge.models.architecture import is_transposed_linear
 from expunge.models.calls import FORWARD_ERRORS, logits_of, unfused_attention, used_parameters
 from expunge.pruning.attention_heads import Heads, cut_head_tensors, find_heads
-from expunge.pruning.layer_units import n_inputs, n_units, sample_units
+from expunge.pruning.layer_units import (
+    has_units,
+    is_depthwise,
+    n_inputs,
+    n_units,
+    sample_units,
+)
 from expunge.pruning.masks import perturb_units
 from expunge.pruning.multihead import Headwise, cut_heads, use_headwise
 
@@ -31,12 +39,15 @@ _MAX_DISTANCE = 3
 
 
 def prune_out_channels(layer: nn.Module, idxs: list[int]) -> nn.Module:
-    """Remove output units of a linear layer, in place."""
+    """Remove output units of a linear layer, or channels of a depthwise convolution, in place."""
     kept = _kept(n_units(layer), idxs)
     _select(layer, "weight", kept, dim=1 if is_transposed_linear(layer) else 0)
     if getattr(layer, "bias", None) is not None:
         _select(layer, "bias", kept, dim=0)
-    _set_size(layer, "out_features", "nf", len(kept))
+    if is_depthwise(layer):
+        vars(layer).update(dict.fromkeys(("groups", "in_channels", "out_channels"), len(kept)))
+    else:
+        _set_size(layer, "out_features", "nf", len(kept))
     return layer
 
 
@@ -95,7 +106,7 @@ class PairGraph:
     headwise
         Makes its attentions torch's own again.
     module2node
-        The linear layers that run, and the attentions, with their names.
+        The linear layers and depthwise convolutions that run, and the attentions, with their names.
     readers
         For each layer whose units can be cut: the layers that hold the same units, and the one that
         reads them.
@@ -128,6 +139,15 @@ class PairGraph:
             target = _Target(writer, self.module2node[writer], (self.module2node[reader],))
             yield _Dependency(target, prune_out_channels), list(idxs)
         yield _Dependency(_Target(reader, self.module2node[reader], ()), prune_in_channels), idxs
+
+    def units_as_heads(self) -> dict[str, Heads]:
+        """The units of each layer that one other alone reads, as heads of one channel."""
+        found = {}
+        for layer, (_, reader) in self.readers.items():
+            name, n = self.module2node[layer], n_units(layer)
+            rows = {name: tuple((k,) for k in range(n))}
+            found[name] = Heads(name, n, 1, n, self.module2node[reader], rows)
+        return found
 
     def _group_of_heads(
         self, attention: nn.Module, heads: Heads, idxs: list[int]
@@ -174,19 +194,20 @@ def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
     if known is not None and id(key) in known:
         return known[id(key)].graph(model, handle)
     names = {m: n for n, m in model.named_modules()}
-    called, inputs = _linear_calls(model, example)
+    called, inputs = _calls(model, example)
     graph = PairGraph(model, handle, {m: names[m] for m in called})
     if len(called) != len(set(called)):
         called = [m for m in called if called.count(m) == 1]
     is_reached = _reached(model, example)
     called = [m for m in called if is_reached(m)]
-    heads = find_heads(model, example, called, inputs)
+    linear = [m for m in called if not is_depthwise(m)]
+    heads = find_heads(model, example, linear, inputs)
     graph.heads.update(
         {n: h for n, h in heads.items() if is_reached(model.get_submodule(h.reader))}
     )
     graph.module2node.update({model.get_submodule(name): name for name in graph.heads})
-    for position, reader in enumerate(called):
-        before = called[max(0, position - _MAX_DISTANCE) : position]
+    for position, reader in enumerate(linear):
+        before = linear[max(0, position - _MAX_DISTANCE) : position]
         writers = tuple(
             writer
             for writer in before
@@ -196,7 +217,9 @@ def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
             and _writes_alone(model, example, writer, reader, inputs)
         )
         for writer in writers:
-            graph.readers[writer] = writers, reader
+            between = called[called.index(writers[0]) : called.index(reader)]
+            same = (m for m in between if is_depthwise(m) and n_units(m) == n_units(writer))
+            graph.readers[writer] = (*writers, *same), reader
     if known is not None:
         known[id(key)] = _Found.of(key, graph)
     return graph
@@ -257,10 +280,10 @@ def _is_in_attention(model: nn.Module, name: str) -> bool:
     return "attention" in parent or "attn" in parent
 
 
-def _linear_calls(
+def _calls(
     model: nn.Module, example: Batch
 ) -> tuple[list[nn.Module], dict[nn.Module, Tensor]]:
-    """The linear layers in the order in which they are called, and their inputs."""
+    """The linear layers and depthwise convolutions in the order of their calls, and the inputs."""
     called: list[nn.Module] = []
     inputs: dict[nn.Module, Tensor] = {}
 
@@ -269,8 +292,9 @@ def _linear_calls(
             called.append(module)
             inputs[module] = args[0].detach().clone()
 
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) or is_transposed_linear(m)]
-    handles = [m.register_forward_pre_hook(record) for m in linear]
+    layers = [m for m in model.modules() if has_units(m)]
+    layers = [m for m in layers if is_depthwise(m) or not isinstance(m, _ConvNd)]
+    handles = [m.register_forward_pre_hook(record) for m in layers]
     try:
         with torch.no_grad(), unfused_attention():
             logits_of(model, example)

@@ -5,7 +5,9 @@ A cut is verified: the smaller model must give the output of the masked one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -461,20 +463,23 @@ def _cut_units(traced: TracedModel, units: Units) -> None:
     if not heads:
         _check_cut(traced, expected, widths)
         return
-    _resize_attentions(traced, heads, lambda: _check_cut(traced, expected, widths))
+    _resize_attentions(traced, heads, partial(_check_cut, traced, expected, widths))
 
 
 def _resize_attentions(
-    traced: TracedModel, heads: list[tuple[Heads, int]], check: Callable[[], None]
+    traced: TracedModel, heads: list[tuple[Heads, int]], check: Callable[[float], None]
 ) -> None:
-    """Tell the attentions how many heads are left, in the first way that gives the right output."""
+    """Tell the attentions how many heads are left, in the first way that gives the right output;
+    exactly, or else within the tolerance: other numbers in a module may be equal to that of heads.
+    """
     failure = PruneError("no way was tried")
-    for settings in head_settings(traced.model, heads):
+    ways = list(head_settings(traced.model, heads))
+    for precision, settings in itertools.product((0.01, 1.0), ways):
         before = [(module, name, vars(module)[name]) for module, name, _ in settings]
         for module, name, value in settings:
             setattr(module, name, value)
         try:
-            check()
+            check(precision)
         except PruneError as error:
             failure = error
             for module, name, value in before:
@@ -528,8 +533,13 @@ def _cut(traced: TracedModel, dep: Any, idxs: list[int]) -> None:
         setattr(traced.model.get_submodule(path), leaf, result)
 
 
-def _check_cut(traced: TracedModel, expected: Tensor, widths: dict[str, int]) -> None:
-    """Compare the request with the result: number of units, shapes and output."""
+def _check_cut(
+    traced: TracedModel, expected: Tensor, widths: dict[str, int], precision: float = 1.0
+) -> None:
+    """Compare the request with the result: number of units, shapes and output.
+
+    precision: factor of the tolerance.
+    """
     wrong = [n for n, w in widths.items() if n_units(traced.model.get_submodule(n)) != w]
     if wrong:
         raise PruneError(
@@ -540,7 +550,7 @@ def _check_cut(traced: TracedModel, expected: Tensor, widths: dict[str, int]) ->
     except ModelError as error:
         raise PruneError(f"the pruned model does not run: {error.what}", fix=MASK_HINT) from error
     # Leaves room for other summation order and for TF32; a wrong channel moves the output more.
-    limit = 0.01 if torch.finfo(got.dtype).bits >= 32 else 0.1
+    limit = precision * (0.01 if torch.finfo(got.dtype).bits >= 32 else 0.1)
     gap = (got - expected).abs().max()
     if gap > limit * expected.abs().max() + 1e-6:
         raise PruneError(
