@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from expunge import stages
-from expunge._core.arrays import Array, Bools, Floats32, Ints
+from expunge._core.arrays import Array, Floats32, Ints
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
 from expunge.data.classes import (
@@ -309,7 +309,8 @@ def _encode(
         if not is_known.all():
             unknown = np.unique(values[~is_known])
             raise DataError(
-                f"labels that are no class: {format_ids(unknown)} (ids {format_ids(ids[~is_known])})",
+                f"labels that are no class: {format_ids(unknown)} "
+                f"(ids {format_ids(ids[~is_known])})",
                 where=_WHERE,
                 fix=did_you_mean(str(unknown[0]), named.tolist()),
             )

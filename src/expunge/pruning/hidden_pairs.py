@@ -280,9 +280,7 @@ def _is_in_attention(model: nn.Module, name: str) -> bool:
     return "attention" in parent or "attn" in parent
 
 
-def _calls(
-    model: nn.Module, example: Batch
-) -> tuple[list[nn.Module], dict[nn.Module, Tensor]]:
+def _calls(model: nn.Module, example: Batch) -> tuple[list[nn.Module], dict[nn.Module, Tensor]]:
     """The linear layers and depthwise convolutions in the order of their calls, and the inputs."""
     called: list[nn.Module] = []
     inputs: dict[nn.Module, Tensor] = {}

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MAX_ATTEMPTS = 3
-# The loss of a network that knows nothing is the labels' entropy, times at least this and divided by
-# at most this.
+# The loss of a network that knows nothing: the labels' entropy, times this at least, and divided by
+# it at most.
 COLLAPSED_LOSS = 0.9
 # The mean loss of this many steps is the loss at the start.
 N_FIRST_STEPS = 5
