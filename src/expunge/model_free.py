@@ -314,7 +314,7 @@ def _encode(
                 where=_WHERE,
                 fix=did_you_mean(str(unknown[0]), named.tolist()),
             )
-        return indices, named
+        return indices.astype(np.int64), named
     if marks_unlabelled([*map(str, found.tolist())]):
         raise DataError(
             f"labels are missing (-1): ids {format_ids(ids[values.astype(str) == '-1'])}",
