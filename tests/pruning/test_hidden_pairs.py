@@ -140,6 +140,34 @@ def test_the_units_of_every_mlp_and_the_heads_of_every_attention_can_be_cut(name
     assert sizes[1].macs < sizes[0].macs
 
 
+class ConvolutionalMlp(nn.Module):
+    """An MLP of convolutions, one of them depthwise, in a residual block with layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.first, self.last = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+
+    def forward(self, x):
+        x = self.stem(x)
+        z = self.first(self.norm(x.movedim(1, -1)).movedim(-1, 1))
+        x = x + self.last(nn.functional.gelu(self.depthwise(z)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_units_of_convolutions_inside_a_block_are_cut():
+    with temp_seed(0, "network"):
+        model, x = ConvolutionalMlp().eval(), batch("ViT")
+    assert surgery.prunable(model, first(x)) == ["first"]
+    plan = PrunePlan({"first": (1, 5)}, 2)
+    small = surgery.prune(model, plan, first(x))
+    with torch.no_grad(), surgery.mask(model, plan, first(x)):
+        assert_close(small(x), model(x))
+    assert small.depthwise.weight.shape == (10, 1, 3, 3)
+    assert (small.depthwise.groups, small.last.in_channels) == (10, 10)
+
+
 def test_units_of_a_gated_mlp_are_shared():
     model, x = hugging_face("Llama"), batch("Llama")
     gate, up = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"

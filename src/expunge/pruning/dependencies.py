@@ -242,8 +242,6 @@ def why_not_prunable(traced: TracedModel, name: str) -> str:
     layer = traced.model.get_submodule(name)
     width = traced.n_units(name)
     if layer not in traced.graph.module2node:
-        if isinstance(traced.graph, PairGraph) and isinstance(layer, _ConvNd):
-            return "of a network with layer norm, linear layers and attention heads are cut"
         return "it takes no part in the forward pass"
     if width < 2:
         return "it has a single unit"

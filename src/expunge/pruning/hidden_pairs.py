@@ -25,7 +25,9 @@ from expunge.models.architecture import is_transposed_linear
 from expunge.models.calls import FORWARD_ERRORS, logits_of, unfused_attention, used_parameters
 from expunge.pruning.attention_heads import Heads, cut_head_tensors, find_heads
 from expunge.pruning.layer_units import (
+    channel_dim,
     has_units,
+    is_dense,
     is_depthwise,
     n_inputs,
     n_units,
@@ -36,26 +38,27 @@ from expunge.pruning.multihead import Headwise, cut_heads, use_headwise
 
 # A layer's units are read by one of the next few linear layers; a gated MLP has two before it.
 _MAX_DISTANCE = 3
+# Of the largest change: another memory layout rounds the same values in another way.
+_ROUNDING = 1e-5
 
 
 def prune_out_channels(layer: nn.Module, idxs: list[int]) -> nn.Module:
-    """Remove output units of a linear layer, or channels of a depthwise convolution, in place."""
-    kept = _kept(n_units(layer), idxs)
+    """Remove output units of a layer, or channels of a depthwise convolution, in place."""
+    kept, is_depthwise_before = _kept(n_units(layer), idxs), is_depthwise(layer)
     _select(layer, "weight", kept, dim=1 if is_transposed_linear(layer) else 0)
     if getattr(layer, "bias", None) is not None:
         _select(layer, "bias", kept, dim=0)
-    if is_depthwise(layer):
-        vars(layer).update(dict.fromkeys(("groups", "in_channels", "out_channels"), len(kept)))
-    else:
-        _set_size(layer, "out_features", "nf", len(kept))
+    _set_size(layer, ("out_features", "out_channels", "nf"), len(kept))
+    if is_depthwise_before:
+        _set_size(layer, ("in_channels", "groups"), len(kept))
     return layer
 
 
 def prune_in_channels(layer: nn.Module, idxs: list[int]) -> nn.Module:
-    """Remove inputs of a linear layer, in place."""
+    """Remove inputs of a layer, in place."""
     kept = _kept(n_inputs(layer), idxs)
     _select(layer, "weight", kept, dim=0 if is_transposed_linear(layer) else 1)
-    _set_size(layer, "in_features", "nx", len(kept))
+    _set_size(layer, ("in_features", "in_channels", "nx"), len(kept))
     return layer
 
 
@@ -71,8 +74,9 @@ def _select(layer: nn.Module, name: str, kept: list[int], *, dim: int) -> None:
     setattr(layer, name, nn.Parameter(new, requires_grad=old.requires_grad))
 
 
-def _set_size(layer: nn.Module, name: str, transposed_name: str, size: int) -> None:
-    setattr(layer, transposed_name if is_transposed_linear(layer) else name, size)
+def _set_size(layer: nn.Module, names: tuple[str, ...], size: int) -> None:
+    for name in vars(layer).keys() & {*names}:
+        setattr(layer, name, size)
 
 
 class NoReader(LookupError):
@@ -97,7 +101,7 @@ class _Dependency:
 
 @dataclass(frozen=True)
 class PairGraph:
-    """Linear layers of a model whose units one other layer alone reads, and attentions.
+    """Layers of a model whose units one other layer alone reads, and attentions.
 
     Parameters
     ----------
@@ -106,7 +110,7 @@ class PairGraph:
     headwise
         Makes its attentions torch's own again.
     module2node
-        The linear layers and depthwise convolutions that run, and the attentions, with their names.
+        The layers that run, and the attentions, with their names.
     readers
         For each layer whose units can be cut: the layers that hold the same units, and the one that
         reads them.
@@ -141,9 +145,11 @@ class PairGraph:
         yield _Dependency(_Target(reader, self.module2node[reader], ()), prune_in_channels), idxs
 
     def units_as_heads(self) -> dict[str, Heads]:
-        """The units of each layer that one other alone reads, as heads of one channel."""
+        """The units of each layer that one linear layer alone reads, as heads of one channel."""
         found = {}
         for layer, (_, reader) in self.readers.items():
+            if isinstance(reader, _ConvNd):
+                continue
             name, n = self.module2node[layer], n_units(layer)
             rows = {name: tuple((k,) for k in range(n))}
             found[name] = Heads(name, n, 1, n, self.module2node[reader], rows)
@@ -187,8 +193,8 @@ def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
 
     Notes
     -----
-    Cost: a forward pass for each pair of linear layers that follow each other, a backward pass, and
-    that of `find_heads`.
+    Cost: a forward pass for each pair of layers that follow each other, a backward pass, and that
+    of `find_heads`.
     """
     known, handle = _FOUND.get(), use_headwise(model)
     if known is not None and id(key) in known:
@@ -200,14 +206,15 @@ def pair_graph(model: nn.Module, example: Batch, key: nn.Module) -> PairGraph:
         called = [m for m in called if called.count(m) == 1]
     is_reached = _reached(model, example)
     called = [m for m in called if is_reached(m)]
-    linear = [m for m in called if not is_depthwise(m)]
+    dense = [m for m in called if is_dense(m)]
+    linear = [m for m in dense if not isinstance(m, _ConvNd)]
     heads = find_heads(model, example, linear, inputs)
     graph.heads.update(
         {n: h for n, h in heads.items() if is_reached(model.get_submodule(h.reader))}
     )
     graph.module2node.update({model.get_submodule(name): name for name in graph.heads})
-    for position, reader in enumerate(linear):
-        before = linear[max(0, position - _MAX_DISTANCE) : position]
+    for position, reader in enumerate(dense):
+        before = dense[max(0, position - _MAX_DISTANCE) : position]
         writers = tuple(
             writer
             for writer in before
@@ -281,7 +288,7 @@ def _is_in_attention(model: nn.Module, name: str) -> bool:
 
 
 def _calls(model: nn.Module, example: Batch) -> tuple[list[nn.Module], dict[nn.Module, Tensor]]:
-    """The linear layers and depthwise convolutions in the order of their calls, and the inputs."""
+    """The layers of units in the order in which they are called, and their inputs."""
     called: list[nn.Module] = []
     inputs: dict[nn.Module, Tensor] = {}
 
@@ -291,7 +298,6 @@ def _calls(model: nn.Module, example: Batch) -> tuple[list[nn.Module], dict[nn.M
             inputs[module] = args[0].detach().clone()
 
     layers = [m for m in model.modules() if has_units(m)]
-    layers = [m for m in layers if is_depthwise(m) or not isinstance(m, _ConvNd)]
     handles = [m.register_forward_pre_hook(record) for m in layers]
     try:
         with torch.no_grad(), unfused_attention():
@@ -332,7 +338,8 @@ def _writes_alone(
         handle.remove()
     if len(found) != 1 or found[0].shape != inputs[reader].shape:
         return False
-    moved = (found[0] - inputs[reader]).abs().flatten(0, -2).amax(dim=0) > 0
+    changes = (found[0] - inputs[reader]).abs().movedim(channel_dim(reader), -1)
+    moved = changes.flatten(0, -2).amax(dim=0) > _ROUNDING * changes.max()
     others = torch.ones_like(moved)
     others[units] = False
     return bool(moved[units].any()) and not bool(moved[others].any())

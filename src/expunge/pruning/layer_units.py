@@ -7,7 +7,7 @@ from math import isqrt
 from typing import TypeAlias
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from expunge.errors import PruneError, did_you_mean, format_ids, raise_all
 from expunge.models.architecture import is_transposed_linear
@@ -42,8 +42,22 @@ def n_units(layer: nn.Module) -> int:
 
 
 def n_inputs(layer: nn.Module) -> int:
-    """Number of inputs of a linear layer."""
-    return int(layer.nx if is_transposed_linear(layer) else layer.in_features)  # type: ignore[arg-type]
+    """Number of inputs of a linear or convolution layer."""
+    if is_transposed_linear(layer):
+        return int(layer.nx)  # type: ignore[arg-type]
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
+
+
+def is_dense(module: nn.Module) -> bool:
+    """Whether a module is a layer of units each of which reads all inputs."""
+    return has_units(module) and not (
+        isinstance(module, _ConvTransposeNd) or getattr(module, "groups", 1) > 1
+    )
+
+
+def channel_dim(layer: nn.Module) -> int:
+    """The dimension of the units in a layer's output, and of the channels in its input."""
+    return -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1  # type: ignore[arg-type]
 
 
 def has_units(module: nn.Module) -> bool:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from expunge.errors import PruneError
-from expunge.pruning.layer_units import Units
+from expunge.pruning.layer_units import Units, channel_dim
 from expunge.pruning.multihead import Headwise
 
 Edit = Callable[[Tensor], Tensor]
@@ -91,7 +90,7 @@ def _edit_outputs(model: nn.Module, units: Units, edit: Edit) -> MaskHandle:
 
 def _edit_channels(x: Tensor, layer: nn.Module, idxs: list[int], edit: Edit) -> Tensor:
     """x with some channels edited: of the last dimension, or of the one before space."""
-    dim = -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
+    dim = channel_dim(layer)
     if idxs[-1] >= x.shape[dim]:  # on a GPU this would be fatal
         raise PruneError(f"channel {idxs[-1]} of an input with {x.shape[dim]} channels")
     index = torch.tensor(idxs, device=x.device)
