@@ -57,7 +57,7 @@ def is_dense(module: nn.Module) -> bool:
 
 def channel_dim(layer: nn.Module) -> int:
     """The dimension of the units in a layer's output, and of the channels in its input."""
-    return -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1  # type: ignore[arg-type]
+    return -1 - len(layer.kernel_size) if isinstance(layer, _ConvNd) else -1
 
 
 def has_units(module: nn.Module) -> bool:
