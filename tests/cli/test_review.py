@@ -94,3 +94,6 @@ def test_two_servers_on_one_run_and_other_folders_are_refused(call, tmp_path):
     assert (code, "neither a run folder nor a spec" in err) == (1, True)
     code, _, err = call("review", spec, "--json", "--text", "x.csv")
     assert (code, "FILE:COLUMN" in err) == (1, True)
+    (tmp_path / "other.csv").write_text("id,text\nnone,a\n")
+    code, _, err = call("review", spec, "--json", "--text", f"{tmp_path / 'other.csv'}:text")
+    assert (code, "no id of it is one of the run's" in err) == (1, True)

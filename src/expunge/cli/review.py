@@ -14,7 +14,7 @@ import typer
 
 from expunge.cli.results import run_of
 from expunge.cli.terminal import app, echo, print_json
-from expunge.errors import ConfigError, RunError
+from expunge.errors import ConfigError, DataError, RunError, format_ids
 
 if TYPE_CHECKING:
     from expunge.data import Samples
@@ -180,13 +180,18 @@ def _cards(session: ReviewSession, samples: Samples | None, text: str) -> Cards:
     from expunge.review.cards import Cards
     from expunge.review.tables import read_texts
 
-    texts = None
+    run, texts = session.run, None
     if text:
         file, _, column = text.rpartition(":")
         if not file:
             raise ConfigError(f"--text expects FILE:COLUMN, got '{text}'")
         texts = read_texts(Path(file), column)
-    run = session.run
+        if texts.keys().isdisjoint(map(str, run.partition.ids.tolist())):
+            raise DataError(
+                "no id of it is one of the run's",
+                where=file,
+                fix=f"its column id must hold the run's ids: {format_ids(run.partition.ids)}",
+            )
     return Cards(run.partition, run.scores, session.classes, samples=samples, texts=texts)
 
 

@@ -107,12 +107,13 @@ class DetectionResult(Partition):
             yield f"Most frequent corrections: {named}."
         order = np.lexsort((self.ids, -self.p_noisy))[: min(_MAX_NAMED, n_flagged)]
         for i in order:
-            suggested = self.classes[self.suggested_label[i]]
-            same = self.suggested_label[i] == self.labels[i]
+            why = f"suggested {self.classes[self.suggested_label[i]]}"
+            if self.suggested_label[i] == self.labels[i]:
+                is_input = self.p_input_fault[i] > self.p_label_fault[i]
+                why = "unusual features" if is_input else "no better label"
             yield (
-                f"  id {self.ids[i]}: {self.classes[self.labels[i]]}, "
-                + ("no better label" if same else f"suggested {suggested}")
-                + f", p_noisy {self.p_noisy[i]:.2f}"
+                f"  id {self.ids[i]}: {self.classes[self.labels[i]]}, {why}, "
+                f"p_noisy {self.p_noisy[i]:.2f}"
             )
         yield from (f"Red flag {flag.code}: {flag.message}" for flag in self.flags)
         yield from (f"Note: {note}." for note in self.notes)
