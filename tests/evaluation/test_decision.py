@@ -231,9 +231,10 @@ def test_the_interval_is_the_normal_one_of_the_weighted_paired_differences():
 def test_a_transition_is_used_up_to_a_condition_number_of_100(condition, used):
     off = (1 - 1 / condition) / 2
     noise = np.array([[1 - off, off], [off, 1 - off]])
-    labels = np.array([0, 1, 0, 1])
-    found = decision.gain(labels, 1 - labels, held_out(labels), noise)
-    assert found.value == pytest.approx(condition if used else 1.0)
+    labels, is_wrong = np.tile([0, 1], 100), np.arange(200) < 2
+    found = decision.gain(labels, labels ^ is_wrong, held_out(labels), noise)
+    assert found.value == pytest.approx(0.01 * (condition if used else 1))
+    assert decision.gain(labels, 1 - labels, held_out(labels), noise).value == 1
 
 
 def test_a_repair_that_loses_anything_is_reverted_whatever_the_interval():
