@@ -155,8 +155,9 @@ def test_commands_in_the_docs_exist_with_their_options(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_recipes_detectors_and_states_in_commands_exist(page):
     options = pytest.importorskip("expunge_bench.options")
+    oracles_and_peers = pytest.importorskip("expunge_bench.oracles").oracles_and_peers
     known = {
-        "--recipe": recipes.names(),
+        "--recipe": [*recipes.names(), *oracles_and_peers.names()],
         "--detector": [*detectors.names(), *DETECTION_ROWS],
         "--ranking": ["default", *recipes.names()],
         "--state": [state.value for state in options.State],
