@@ -61,6 +61,45 @@ class EndOfText(nn.Module):
         return self.head(torch.relu(self.hidden(x)))
 
 
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.n_heads = 4
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            layer(x).unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        scores = q @ k.transpose(2, 3) + (mask[:, None, None] - 1) * 1e9
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Attentive(nn.Module):
+    """Without positions: its attention to equal tokens does not depend on queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(20, 8), nn.LayerNorm(8)
+        self.attention, self.head = Attention(), nn.Linear(8, 3)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.embedding(input_ids))
+        return self.head((x + self.attention(x, attention_mask))[:, -1])
+
+
+def test_a_cut_attention_is_exported(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 20, (12, 5))
+    inputs = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+    samples, model = from_arrays(inputs, np.arange(12) % 3), Attentive().eval()
+    (name,) = surgery.trace(model, samples.example()).n_heads
+    plan = PrunePlan({name: (1,)}, 1)
+    small = surgery.prune(model, plan, samples.example())
+    exported = expunge.export_model(small, samples, tmp_path, constructor=Attentive, plan=plan)
+    assert_allclose(exported(inputs), logits_of(small, samples.batch(np.arange(12))).detach())
+
+
 def test_a_cut_model_that_looks_for_a_token_is_exported(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(3, 20, (12, 5))
     tokens[:, 4] = 2

@@ -194,16 +194,17 @@ def _tensor(x: object, where: str) -> Tensor:
 
 
 def example_inputs(manifest: Manifest, model: nn.Module) -> Batch:
-    """Inputs in the manifest's format, to trace a network with: random numbers and, as indices, 0.
+    """Inputs in the manifest's format, to trace a network with: random numbers, and tokens 0, 1, 2, …
 
-    Where the model fails on these (it looks for the token that ends a text), tokens are 0, 1, 2, …
+    Attention to equal tokens would not depend on its queries and keys. Where the model fails on
+    these (it has fewer tokens), all are 0.
     """
-    example = _example(manifest, are_tokens_counted=False)
+    example = _example(manifest, are_tokens_counted=True)
     try:
         with torch.no_grad():
             raw_output(model, example)
     except (*FORWARD_ERRORS, ModelError):
-        return _example(manifest, are_tokens_counted=True)
+        return _example(manifest, are_tokens_counted=False)
     return example
 
 
@@ -213,10 +214,10 @@ def _example(manifest: Manifest, *, are_tokens_counted: bool) -> Batch:
         x = torch.randn((1, *form.shape), generator=draw)
         if form.scale == 1.0 and not form.dtype.startswith(("float", "bfloat")):
             x = torch.zeros_like(x, dtype=getattr(torch, form.dtype))
-            if are_tokens_counted and name == MASK:
+            if name == MASK:
                 x += 1
             elif are_tokens_counted and name in ("input", "input_ids"):
-                x += torch.arange(x.shape[-1], dtype=x.dtype)
+                x += torch.arange(x.shape[-1]).to(x.dtype)
         made[name] = x
     return made["input"] if list(made) == ["input"] else made
 
