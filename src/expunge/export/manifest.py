@@ -194,7 +194,7 @@ def _tensor(x: object, where: str) -> Tensor:
 
 
 def example_inputs(manifest: Manifest, model: nn.Module) -> Batch:
-    """Inputs in the manifest's format, to trace a network with: random numbers, and tokens 0, 1, 2, …
+    """Make inputs in the manifest's format to trace a network: random numbers, and tokens 0, 1, 2 …
 
     Attention to equal tokens would not depend on its queries and keys. Where the model fails on
     these (it has fewer tokens), all are 0.
