@@ -19,7 +19,7 @@ from expunge.data.classes import (
     marks_unlabelled,
     suspicious_classes,
 )
-from expunge.data.conversion import one_each, to_column, to_numpy
+from expunge.data.conversion import named_rows, one_each, to_column, to_numpy
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import clean_names
 from expunge.detection.calibration import safe_log
@@ -243,7 +243,7 @@ def _label_values(labels: Any, ids: Array) -> Array:
         missing = ~np.isfinite(values)
         if missing.any():
             raise DataError(
-                f"labels are missing: ids {format_ids(_names(ids, len(values))[missing])}",
+                f"labels are missing: ids {format_ids(named_rows(ids, len(values))[missing])}",
                 where=_WHERE,
                 fix="leave these rows out",
             )
@@ -268,15 +268,11 @@ def _stripped(values: Array, ids: Array) -> Array:
     stripped = clean_names(values)
     if (stripped == "").any():
         raise DataError(
-            f"labels are missing: ids {format_ids(_names(ids, len(values))[stripped == ''])}",
+            f"labels are missing: ids {format_ids(named_rows(ids, len(values))[stripped == ''])}",
             where=_WHERE,
             fix="leave these rows out",
         )
     return stripped
-
-
-def _names(ids: Array, n: int) -> Array:
-    return ids if len(ids) == n else np.arange(n)
 
 
 def _probability_columns(probs: Any, n: int) -> tuple[list[str], Floats32 | None]:

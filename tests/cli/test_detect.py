@@ -36,15 +36,15 @@ def test_detect_prints_a_summary_and_writes_a_folder(tmp_path, monkeypatch):
     assert "# expunge detect: data.npz" in report.stdout
     # Answers of a review are in the next result, in the folder, and under the ids of the file.
     runner.invoke(app, ["review", "other", "--export", "q.csv", "--budget", "10"])
-    asked = pa_csv.read_csv("q.csv").to_pylist()
-    table = pa.Table.from_pylist([{**row, "verdict": "bad-input"} for row in asked])
+    questions = pa_csv.read_csv("q.csv").to_pylist()
+    table = pa.Table.from_pylist([{**row, "verdict": "bad-input"} for row in questions])
     pa_csv.write_csv(table, "q.csv")
     said = runner.invoke(app, ["review", "other", "--import", "q.csv"]).output
     assert "10 of 10 questions are answered" in said
     assert "next: the same `expunge detect` again" in said
     runner.invoke(app, ["detect", "data.npz", *options])
     rows = pq.read_table("other/partition.parquet").to_pylist()
-    assert {r["id"] for r in rows if r["reviewed"]} == {row["id"] for row in asked}
+    assert {r["id"] for r in rows if r["reviewed"]} == {row["id"] for row in questions}
     assert all(
         r["p_input_fault"] == 1 and r["label_name"] == str(given[r["id"]])
         for r in rows

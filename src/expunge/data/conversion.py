@@ -382,5 +382,9 @@ def _from_list(values: list[Any], what: str, where: str, ids: np.ndarray | None)
         None if is_missing(v) or (is_text and isinstance(v, float) and v != v) else v
         for v in scalars
     ]
-    names = np.arange(len(scalars)) if ids is None or len(ids) != len(scalars) else ids
-    return as_column(scalars, names, what=what, where=where)
+    return as_column(scalars, named_rows(ids, len(scalars)), what=what, where=where)
+
+
+def named_rows(ids: np.ndarray | None, n: int) -> np.ndarray:
+    """The ids by which messages name n rows, whose number is checked later; else positions."""
+    return np.arange(n) if ids is None or len(ids) != n else ids

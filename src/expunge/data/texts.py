@@ -148,7 +148,8 @@ def tokenize(
             where=where,
             fix="transformers.AutoTokenizer.from_pretrained(name or folder)",
         )
-    _check_texts(texts, ids, where)
+    shown = texts.shown()
+    _check_texts(texts.first, shown, ids, where)
     is_hugging_face = hasattr(tokenizer, "pad_token_id")
     settings: dict[str, Any] = {}
     if is_hugging_face:
@@ -165,19 +166,19 @@ def tokenize(
             tokens = {name: [row[:length] for row in v] for name, v in dict(tokens).items()}
         for name, rows in _checked_tokens(tokens, len(part), where).items():
             found.setdefault(name, []).extend(rows)
-    return text_inputs(found, tokenizer, ids=ids, where=where, texts=texts.shown())
+    return text_inputs(found, tokenizer, ids=ids, where=where, texts=shown)
 
 
-def _check_texts(texts: Texts, ids: np.ndarray, where: str) -> None:
+def _check_texts(first: list[str], shown: list[str], ids: np.ndarray, where: str) -> None:
     """Raise DataError for empty texts, and for halves of characters, which no file can hold."""
-    empty = np.array([not text.strip() for text in texts.first])
+    empty = np.array([not text.strip() for text in first])
     if empty.any():
         raise DataError(
             f"texts that are empty: ids {format_ids(ids[empty])}",
             where=where,
             fix="fill in or remove these rows",
         )
-    halved = np.array([_HALF.search(text) is not None for text in texts.shown()])
+    halved = np.array([_HALF.search(text) is not None for text in shown])
     if halved.any():
         raise DataError(
             f"texts with half a character (a lone surrogate): ids {format_ids(ids[halved])}",

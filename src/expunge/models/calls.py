@@ -122,13 +122,13 @@ def _form(model: nn.Module, batch: Batch) -> tuple[bool, bool, bool]:
 
 def _forward(model: nn.Module, batch: Batch, way: _Way) -> Any:
     """Run a model on a copy of a batch: both as they are, contiguous, or also without autocast."""
-    if way != "given":
-        if _form(model, batch)[2]:
-            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        batch = batch.contiguous() if isinstance(batch, Tensor) else batch
     if way == "plain":
         with torch.autocast(device_of(model).type, enabled=False):
             return _forward(model, batch, "contiguous")
+    if way == "contiguous":
+        if _form(model, batch)[2]:
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        batch = batch.contiguous() if isinstance(batch, Tensor) else batch
     if isinstance(batch, Tensor):
         return model(batch.clone())
     parts = {name: part.clone() for name, part in batch.items()}

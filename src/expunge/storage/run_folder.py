@@ -256,8 +256,7 @@ def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> Non
         is_intact = found.pop(SEAL, None) == digest(found)
         found.pop("versions")
         # A run that failed before its first result left nothing that could be taken for another's.
-        names = {file.name for file in path.iterdir()}
-        overwrite |= found != header and names <= _WITHOUT_RESULTS
+        overwrite |= found != header and {f.name for f in path.iterdir()} <= _WITHOUT_RESULTS
         if not overwrite:
             _check_format(found, path)
             _require_same(found, header, str(path))
