@@ -11,6 +11,7 @@ from torch import Tensor
 
 from expunge import stages
 from expunge._core.arrays import Array, Floats32, Ints
+from expunge._core.isolation import isolated
 from expunge.config import PartitionConfig
 from expunge.data.checks import probability_problems, trusted_problems
 from expunge.data.classes import (
@@ -40,6 +41,7 @@ _MIN_SURELY_WRONG = 5
 _WHERE = "detect"
 
 
+@isolated
 def detect(
     features: Table,
     labels: np.ndarray | Tensor | Sequence[object],

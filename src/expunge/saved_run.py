@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from torch import Tensor, nn
 
+from expunge._core.isolation import isolated
 from expunge.config import PruneMode
 from expunge.data import DataLike, as_samples
 from expunge.editing.readout import rebuild
@@ -58,6 +59,7 @@ class StoredWeights(nn.Module):
         )
 
 
+@isolated
 def load_run(
     folder: str | Path, model: nn.Module | None = None, data: DataLike | None = None
 ) -> RepairResult:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from expunge._core.arrays import Floats, Floats32, Ints
 from expunge._core.distributed import broadcast_decision, this_process
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import subsample
 from expunge.config import (
@@ -110,6 +111,7 @@ _TUNE_STREAM = "5-tune"
 _POOLED_DETECTOR = "pooled_margin"
 
 
+@isolated
 def score(
     model: nn.Module,
     data: DataLike,
@@ -211,6 +213,7 @@ def score(
     return broadcast_decision(accelerator, lambda: detect(signals, names, options))
 
 
+@isolated
 def average_checkpoint_probs(
     model: nn.Module,
     data: DataLike,
@@ -274,6 +277,7 @@ def average_checkpoint_probs(
     return np.asarray(total / count, dtype=np.float32)
 
 
+@isolated
 def partition(
     scores: Scores,
     config: PartitionConfig | None = None,
@@ -331,6 +335,7 @@ def partition(
     return replace(split, threshold=fdr_threshold(split.p_noisy, config.fdr))
 
 
+@isolated
 @found_once()
 def rank(
     model: nn.Module,
@@ -422,6 +427,7 @@ def rank(
     )
 
 
+@isolated
 def plan(
     ranking: NeuronRanking,
     config: PruneConfig | None = None,
@@ -478,6 +484,7 @@ def plan(
     return made
 
 
+@isolated
 def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
     """Return a physically smaller model without the planned units.
 
@@ -509,6 +516,7 @@ def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
     return surgery.prune(model, plan, as_samples(data).example())
 
 
+@isolated
 def edit(
     model: nn.Module,
     data: DataLike,
@@ -582,6 +590,7 @@ def edit(
     return editors.get(config.method)(task, **config.options)
 
 
+@isolated
 def tune(
     model: nn.Module,
     data: DataLike,
@@ -763,6 +772,7 @@ class Comparison(NamedTuple):
         return f"accuracy {self.before.accuracy} → {self.after.accuracy}, gain {self.gain}"
 
 
+@isolated
 def compare(before: nn.Module, after: nn.Module, data: DataLike, *, seed: int = 0) -> Comparison:
     """Evaluate two models on the same held-out samples, with 95 % bootstrap intervals.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from expunge._core.threads import (
-    one_at_a_time,
     ordered_map,
     others_wait,
     processes_on_this_machine,
@@ -66,29 +64,3 @@ def test_probes_are_equal_to_the_last_bit_in_threads(two_processes):
     with others_wait():
         for a, b in zip(alone, found(), strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def test_functions_that_change_shared_state_exclude_each_other():
-    inside, most, others_begin = [], [], threading.Barrier(3)
-
-    @one_at_a_time
-    def inner():
-        inside.append(1)
-        most.append(len(inside))
-        time.sleep(0.01)
-        inside.pop()
-
-    @one_at_a_time
-    def outer():
-        inner()  # a thread does not wait for itself
-
-    def start():
-        others_begin.wait()
-        outer()
-
-    threads = [threading.Thread(target=start) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1, 1, 1]

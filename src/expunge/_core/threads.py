@@ -1,39 +1,19 @@
-"""Threads that use the cores of processes which wait for a decision of this one, and threads of
-the caller.
-"""
+"""Threads that use the cores of processes which wait for a decision of this one."""
 
 from __future__ import annotations
 
-import functools
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-P = ParamSpec("P")
 
-_ONE_AT_A_TIME = threading.RLock()
 _n_threads: ContextVar[int] = ContextVar("n_threads", default=1)
-
-
-def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """Let one thread at a time call this function and all others that are decorated so.
-
-    Threads share torch's random state and the modes of a model, which a repair changes for a while.
-    """
-
-    @functools.wraps(function)
-    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _ONE_AT_A_TIME:
-            return function(*args, **kwargs)
-
-    return alone
 
 
 def processes_on_this_machine() -> int:

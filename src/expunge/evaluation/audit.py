@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from expunge._core.arrays import Floats, Ints
+from expunge._core.isolation import isolated
 from expunge._core.rng import subsample
 from expunge.data import DataLike, Samples, as_samples
 from expunge.detection.class_rows import ClassRows
@@ -20,6 +21,7 @@ MAX_AUDIT_SAMPLES = 5_000  # of each sort: flagged, kept, unseen
 MAX_LABELS = 10
 
 
+@isolated
 def audit(
     before: nn.Module,
     after: nn.Module,

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from expunge import specs
+from expunge._core.isolation import isolated
 from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.data.decoding import Decoding
 from expunge.editing.earlier_cuts import EarlierCut, cut_again, earlier_cuts, earlier_from
@@ -117,6 +118,7 @@ class ExportedModel:
         return [self.manifest.classes[c] for c in self(stored).argmax(dim=1).tolist()]
 
 
+@isolated
 def export_model(
     model: nn.Module,
     data: DataLike,
@@ -239,6 +241,7 @@ def export_model(
     return found
 
 
+@isolated
 def load_exported_model(folder: str | Path) -> ExportedModel:
     """Read the model of a folder that `export_model` wrote.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge._core.isolation import isolated
 from expunge.data import Batch, DataLike, as_samples
 from expunge.data.paths import resolve_path
 from expunge.data.texts import Tokenizer, load_tokenizer
@@ -31,6 +32,7 @@ from expunge.storage.weights import fit_weights
 _CHECK_SAMPLES = 32
 
 
+@isolated
 def save_pretrained(
     model: nn.Module,
     folder: str | Path,

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from expunge._core.isolation import callers_device
 from expunge.data import Batch
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.copying import unchanged_attributes
@@ -130,9 +131,12 @@ def _forward(model: nn.Module, batch: Batch, way: _Way) -> Any:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         batch = batch.contiguous() if isinstance(batch, Tensor) else batch
     if isinstance(batch, Tensor):
-        return model(batch.clone())
+        inputs = batch.clone()
+        with callers_device():
+            return model(inputs)
     parts = {name: part.clone() for name, part in batch.items()}
-    return model(parts) if _takes_dictionary(model, parts) else model(**parts)
+    with callers_device():
+        return model(parts) if _takes_dictionary(model, parts) else model(**parts)
 
 
 def _takes_dictionary(model: nn.Module, parts: Mapping[str, Tensor]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.data import Batch, Samples
@@ -58,6 +59,7 @@ def without_head(model: nn.Module, samples: Samples) -> nn.Module:
     return _replace_module(encoder, name, nn.Identity())
 
 
+@isolated
 def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
     """Copy a classifier with a fitted head in place of its last linear layer.
 
@@ -88,6 +90,7 @@ def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
     return _replace_module(copy_model(model), name, copy_model(fitted.head)).eval()
 
 
+@isolated
 def embed(
     encoder: nn.Module,
     samples: Samples,
@@ -155,6 +158,7 @@ def embed(
     return found
 
 
+@isolated
 def adapt(
     encoder: nn.Module,
     samples: Samples,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
 from expunge.config import build
@@ -116,6 +117,7 @@ class NMTune:
     spectra: Mapping[str, np.ndarray]
 
     @classmethod
+    @isolated
     def fit(
         cls,
         features: np.ndarray,
@@ -198,6 +200,7 @@ class NMTune:
             spectra["transformed"] = singular_values(unseen.transform(rows).cpu().numpy())
         return cls(head, chosen, names, learning_rate, trials, spectra)
 
+    @isolated
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Class probabilities ``float32[n, c]`` of features ``float[n, d]``."""
         return np.concatenate([self.head(f).softmax(dim=1).cpu() for f in self._batches(features)])

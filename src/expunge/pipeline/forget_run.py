@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from expunge._core.arrays import Array, Bools
-from expunge._core.threads import one_at_a_time
+from expunge._core.isolation import isolated
 from expunge.config import RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples
 from expunge.data.conversion import to_column
@@ -23,7 +23,7 @@ from expunge.storage import serialization
 from expunge.storage.hashing import digest
 
 
-@one_at_a_time
+@isolated
 def forget(
     model: nn.Module,
     train: DataLike,

@@ -18,8 +18,8 @@ from torch import nn
 
 from expunge import results, stages
 from expunge._core.arrays import Ints
+from expunge._core.isolation import isolated
 from expunge._core.rng import subsample
-from expunge._core.threads import one_at_a_time
 from expunge.config import RepairKeywords, RepairOptions
 from expunge.data import DataLike
 from expunge.errors import ModelError, PruneError
@@ -41,7 +41,7 @@ from expunge.storage.run_folder import open_run
 from expunge.training.targets import classes_without_samples
 
 
-@one_at_a_time
+@isolated
 def repair(
     model: nn.Module,
     train: DataLike,
@@ -114,7 +114,7 @@ class StageResults(NamedTuple):
     plan: PrunePlan | None = None
 
 
-@one_at_a_time
+@isolated
 def repair_until(
     model: nn.Module,
     train: DataLike,

@@ -10,6 +10,7 @@ from torch import nn
 
 from expunge import stages
 from expunge._core.distributed import this_process
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge.data import DataLike, as_samples
 from expunge.data.checks import require_two_labels
@@ -28,6 +29,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
+@isolated
 def train(
     model: nn.Module,
     data: DataLike,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge._core.distributed import this_process
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data import Batch, Preparation, Samples
@@ -254,6 +255,7 @@ class Robustness:
         return "\n".join([table, "", *notes, ""])
 
 
+@isolated
 def robustness(
     model: nn.Module,
     samples: Samples,
@@ -369,6 +371,7 @@ class _Tries:
             return float(F.cross_entropy(logits_of(self.model, x).float(), self.y, reduction="sum"))
 
 
+@isolated
 def checks(
     accuracy: Mapping[str, Mapping[float, float]],
     clean: float,

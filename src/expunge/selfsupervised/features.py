@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from expunge._core.arrays import Floats32
 from expunge._core.distributed import this_process
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge.data import Batch, Samples, require_tensor
 from expunge.errors import DataError
@@ -54,6 +55,7 @@ class FeatureExtractor(nn.Module):
         return captured["input"].flatten(1)
 
 
+@isolated
 def extract_features(
     encoder: nn.Module | Encoder,
     samples: Samples,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.arrays import Floats, Ints
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
 from expunge.data import Samples, View
@@ -166,6 +167,7 @@ class Refined:
         return self.rounds[-1].update.labels
 
 
+@isolated
 def refine(
     model: nn.Module,
     samples: Samples,

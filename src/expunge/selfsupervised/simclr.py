@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.distributed import this_process
+from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.config import Precision
@@ -168,6 +169,7 @@ class Pretrained(NamedTuple):
     seconds: float
 
 
+@isolated
 def pretrain(
     model: nn.Module,
     samples: Samples,
