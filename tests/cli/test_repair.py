@@ -172,7 +172,7 @@ def test_the_json_has_the_keys_that_others_rely_on(call, tmp_path):
         "parameters_after",
     }
     assert found["seconds"].keys() >= {"score", "partition", "rank", "prune", "tune"}
-    assert all(flag.keys() == {"code", "sentence"} for flag in found["flags"])
+    assert all(flag.keys() == {"code", "message"} for flag in found["flags"])
     assert Path(found["run"]).is_dir()
 
 
