@@ -49,6 +49,7 @@ from expunge.evaluation.audit import audit
 from expunge.evaluation.diagnostics import memorised
 from expunge.models.adaptation import adapt_model
 from expunge.models.batches import n_bytes_of
+from expunge.models.checks import check_fit
 from expunge.models.copying import copy_model
 from expunge.models.initialisation import is_partly_frozen
 from expunge.models.inspection import inspect_layers
@@ -513,7 +514,8 @@ def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
     >>> prune(model, PrunePlan({"0": (1, 5)}, requested=2), data)[0].out_features
     6
     """
-    return surgery.prune(model, plan, as_samples(data).example())
+    samples = as_samples(data)
+    return surgery.prune(adapt_model(model, samples).model, plan, samples.example())
 
 
 @isolated
@@ -579,7 +581,7 @@ def edit(
         raise ConfigError("no editor is named", fix=f"give edit a method: {editors.names()}")
     editors.check_options(config.method, config.options)
     task = EditTask(
-        model,
+        adapt_model(model, samples).model,
         samples,
         _rows_of(split, samples),
         None if held_out is None else as_samples(held_out),
@@ -668,6 +670,7 @@ def tune(
         _require_kind(split, Partition, "the partition")
     samples, config = as_samples(data), merge(TuneConfig, config, settings)
     model = adapt_model(model, samples).model
+    check_fit(model, samples)
     config = with_fitting_batch_size(
         config,
         len(samples),

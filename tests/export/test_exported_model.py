@@ -299,6 +299,37 @@ def test_another_network_than_the_one_given_is_refused_and_nothing_is_written(tm
     assert list(tmp_path.iterdir()) == []
 
 
+class Drawing(nn.Module):
+    """Draws in evaluation mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.dropout(x.flatten(1), 0.5, training=True))
+
+
+def compiled() -> nn.Module:
+    return torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), backend="eager")
+
+
+@pytest.mark.parametrize("make", [Drawing, compiled])
+def test_the_constructor_s_network_may_draw_or_be_compiled(tmp_path, make):
+    expunge.export_model(make(), clean(), tmp_path / "out", constructor=make)
+    loaded = expunge.load_exported_model(tmp_path / "out").model
+    assert not [name for name in loaded.state_dict() if name.startswith("_orig_mod")]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(nn.Linear(64, 10), "fails on the first sample"), (memorised().half(), "not float32")],
+)
+def test_a_model_that_does_not_run_is_not_exported(tmp_path, model, message):
+    with pytest.raises(ModelError, match=message):
+        expunge.export_model(model, clean(), tmp_path / "out", **MLP)
+
+
 def test_a_folder_that_is_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(RunError, match="is not empty"):

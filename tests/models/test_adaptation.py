@@ -205,6 +205,25 @@ def test_several_parts_that_may_be_the_logits_are_noted():
     assert note.startswith("2 parts of the model's output have 3 columns; the first was taken")
 
 
+class TwoParts(nn.Module):
+    """Logits and features under names that say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        features = self.body(x).relu()
+        return {"a": features, "b": self.last(features)}
+
+
+@pytest.mark.parametrize("wrap", [nn.Identity(), nn.DataParallel, torch.compile])
+def test_units_are_cut_of_every_model_that_can_be_scored(wrap):
+    _, x, y = two_classes()
+    cut = expunge.prune(wrap(TwoParts()), expunge.PrunePlan({"body": (1,)}, 1), (x, y))
+    assert cut.body.weight.shape == (7, 6)
+
+
 # ------------------------------------------------------------------------------- refusals
 
 REFUSED = {

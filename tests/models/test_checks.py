@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import expunge
 from expunge import stages
@@ -96,6 +97,29 @@ class Counting(nn.Module):
         return self.head(x + self.embedding(torch.zeros(len(x), dtype=torch.int64)))
 
 
+class Checkpointed(nn.Module):
+    """The old form of checkpoints gives no gradient unless an input asks for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.head, x, use_reentrant=True)
+
+
+class Spectral(nn.Module):
+    """A layer with complex weights, as in Fourier neural operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=6))
+
+
 def convolution() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 3))
 
@@ -120,12 +144,31 @@ def convolution() -> nn.Module:
             r"batch norm without averages .*: keep averages, or use GroupNorm",
         ),
         (InPlace(), X, "take the operation in place out of the model's forward"),
+        (Checkpointed(), X, r"torch\.utils\.checkpoint needs use_reentrant=False"),
         (Centres(), X, "register what may change as torch.nn.Parameter"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_a_model_that_does_not_take_the_data_gets_a_way_out(model, x, fix: str) -> None:
     with pytest.raises(ModelError, match=f"fix: .*{fix}"):
         expunge.repair(model, (x, Y))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize(
+    ("model", "fix"),
+    [(nn.Linear(6, 3).half(), "torch.float16, not float32"), (Checkpointed(), "use_reentrant")],
+)
+def test_a_stage_says_the_same_as_a_repair(model, fix: str) -> None:
+    with pytest.raises(ModelError, match=f"fix: .*{fix}"):
+        expunge.tune(model, (X, Y), epochs=1)
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_complex_weights_are_tuned() -> None:
+    model = Spectral()
+    result = expunge.repair(model, (X, Y), baselines=(), overrides=QUICK)
+    assert not torch.equal(result.model.weight, model.weight)
 
 
 def test_a_forward_may_take_a_dictionary_or_change_its_input() -> None:

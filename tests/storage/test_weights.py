@@ -19,6 +19,14 @@ def test_weights_that_a_wrapper_saved_are_loaded(wrap):
         torch.testing.assert_close(into.state_dict(), given.state_dict())
 
 
+def test_lazy_layers_get_the_shapes_of_their_weights():
+    given = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(2)).eval()
+    fit_weights(lazy, given.state_dict())
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(lazy(x), given(x))
+
+
 def test_a_model_of_that_name_keeps_it():
     class Holds(nn.Module):
         def __init__(self):

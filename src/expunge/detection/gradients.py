@@ -61,7 +61,8 @@ def gradients_at(total: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tens
     if unreached:
         raise ModelError(
             f"no gradient reaches {format_ids(unreached)}",
-            fix="take torch.no_grad and detach out of the model's forward, or name other layers",
+            fix="take torch.no_grad and detach out of the model's forward (torch.utils.checkpoint "
+            "needs use_reentrant=False), or name other layers",
         )
     return gradients
 

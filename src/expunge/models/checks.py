@@ -52,6 +52,8 @@ def _fix_failure(model: nn.Module, example: Batch) -> str:
             "batch norm without averages (track_running_stats=False) makes an output depend on the "
             "other samples of the batch: keep averages, or use GroupNorm"
         )
+    if other := _other_types(model):
+        return f"weights are {format_ids(other)}, not float32; pass `model.float()`"
     if fix := _fix_arguments(model, example):
         return fix
     if isinstance(example, dict):
@@ -130,11 +132,17 @@ def check_training(model: nn.Module, samples: Samples) -> None:
             else "in training mode, too, take a batch of inputs and return the logits",
         ) from error
     if all(p.grad is None for p in work.parameters() if p.requires_grad):
-        raise ModelError(
-            "no gradient reaches a parameter that is not frozen",
-            where="model",
-            fix="take torch.no_grad, detach and argmax out of the model's forward",
-        )
+        raise no_gradient()
+
+
+def no_gradient() -> ModelError:
+    """The error for a model whose loss depends on no parameter that is trained."""
+    return ModelError(
+        "no gradient reaches a parameter that is not frozen",
+        where="model",
+        fix="take torch.no_grad, detach and argmax out of the model's forward; "
+        "torch.utils.checkpoint needs use_reentrant=False",
+    )
 
 
 def _check_logits(logits: torch.Tensor, samples: Samples, *, n: int) -> None:
@@ -183,7 +191,8 @@ def require_network(model: object) -> None:
         raise ModelError(
             f"layers have no weights before their first batch: {format_ids(lazy)}",
             where="model",
-            fix="run one batch of the data through the model first, and train it",
+            fix="run one batch of the data through the model first (a constructor returns it with "
+            "weights), and train it",
         )
     if unloaded := [n for n, t in _named_tensors(model) if t.is_meta]:
         raise ModelError(
@@ -218,7 +227,9 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def _is_quantised(module: nn.Module) -> bool:
     home = type(module).__module__
     is_torch = home.startswith("torch.") and ".quantized" in home
-    is_integer = any(not p.is_floating_point() for p in module.parameters(recurse=False))
+    is_integer = any(
+        not p.is_floating_point() and not p.is_complex() for p in module.parameters(recurse=False)
+    )
     return is_torch or home.startswith("bitsandbytes.") or is_integer
 
 
@@ -251,18 +262,21 @@ def check_model(model: nn.Module) -> None:
     require_network(model)
     tensors = _named_tensors(model)
     problems = []
-    other = {str(t.dtype) for _, t in tensors if t.is_floating_point()} - {"torch.float32"}
-    if other:
-        problems.append(
-            f"weights are {format_ids(sorted(other))}, not float32; pass `model.float()`"
-        )
+    if other := _other_types(model):
+        problems.append(f"weights are {format_ids(other)}, not float32; pass `model.float()`")
     with torch.no_grad():
-        bad = [n for n, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
+        bad = [n for n, t in tensors if not torch.isfinite(t).all()]
     if bad:
         problems.append(
             f"weights are NaN or infinite: {format_ids(bad)}; load an earlier checkpoint"
         )
     raise_all(ModelError, problems, where="model")
+
+
+def _other_types(model: nn.Module) -> list[str]:
+    """The types of floats other than float32 that a model has."""
+    found = {str(t.dtype) for _, t in _named_tensors(model) if t.is_floating_point()}
+    return sorted(found - {"torch.float32"})
 
 
 def tied_note(model: nn.Module) -> str:

@@ -161,7 +161,9 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     leaves = [c for c in calls if not any(True for _ in c.module.children())]
     if not any(is_weight_layer(c.module) for c in leaves):
         raise ModelError(
-            "no linear or convolution layer is called", fix="pass the network itself, not a wrapper"
+            "no linear or convolution layer is called",
+            fix="pass the network itself, not a wrapper; make layers of weights that the forward "
+            "multiplies by (nn.Linear)",
         )
     logits = _before_probabilities(scores, leaves)
     makers = (c.name for c in leaves if isinstance(c.module, nn.Linear) and c.output == logits)

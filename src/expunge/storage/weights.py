@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from expunge.errors import ModelError, format_ids, raise_all
 from expunge.storage.array_files import storable
@@ -160,7 +161,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     A tensor that the model ties to another may be absent; two different values for it are an error.
     Absent may be the counts of batches, which old checkpoints of batch norm lack. Names may hold
     the ``module`` and ``_orig_mod`` of DataParallel and torch.compile, or one prefix, as Lightning
-    writes them.
+    writes them. Lazy layers that never ran get their shapes from the weights.
 
     Raises
     ------
@@ -188,7 +189,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     shapes = [
         f"{n} is {list(state[n].shape)}, the model has {list(own[n].shape)}"
         for n in own
-        if n in state and state[n].shape != own[n].shape
+        if n in state and not is_lazy(own[n]) and state[n].shape != own[n].shape
     ]
     if shapes:
         problems.append(f"wrong shape: {format_ids(shapes)}")
@@ -243,7 +244,7 @@ def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[int, torch.Size], str] = {}
     ties = {}
     for name, tensor in state.items():
-        if tensor.numel():
+        if not is_lazy(tensor) and tensor.numel():
             earlier = first.setdefault((tensor.data_ptr(), tensor.shape), name)
             if earlier != name:
                 ties[name] = earlier

@@ -16,6 +16,7 @@ from expunge._core.rng import generator, torch_generator
 from expunge.config import Precision
 from expunge.data import Batch, Samples
 from expunge.models.calls import logits_of, to_channels_last
+from expunge.models.checks import no_gradient
 from expunge.training.optimisation import autocast
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ class Step:
         """Update a network by the gradient of a loss; the gradients of all processes are added."""
         accelerator, optimizer = self.training.accelerator, self.training.optimizers[network]
         optimizer.zero_grad(set_to_none=True)
+        if not loss.requires_grad:
+            raise no_gradient()
         # DDP averages over processes.
         (loss * accelerator.num_processes).backward()
         if self.training.max_gradient_norm is not None:
