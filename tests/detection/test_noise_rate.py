@@ -100,6 +100,25 @@ def test_probes_that_are_nearly_as_good_as_the_pool_set_the_rate():
         assert found.estimates["probes"] > alone.value
 
 
+def test_noise_that_is_evident_to_an_earlier_layer_is_not_explained_away():
+    pooled, labels, wrong = evidence(rate=0.2)
+    probs = pooled.probs.copy()
+    probs[np.arange(len(labels)), labels] *= 20
+    probs /= probs.sum(axis=1, keepdims=True)
+    leaky = replace(pooled, probs=probs, probe_weight=0.0, memorised_fraction=1.0)
+
+    def rate(**changes):
+        return estimate_noise_rate(replace(leaky, **changes), labels, everyone(labels))
+
+    assert rate().value < wrong.mean() - 0.05
+    drawn = rate(layer_rate=wrong.mean(), layer_weight=1.0)
+    assert drawn.value == drawn.estimates["layer"] == wrong.mean() <= drawn.high
+    half = rate(layer_rate=wrong.mean(), layer_weight=0.5).value
+    assert half == pytest.approx((rate().value + wrong.mean()) / 2)
+    assert rate(layer_rate=0.0005, layer_weight=1.0).value == rate().value
+    assert rate(layer_rate=0.9, layer_weight=1.0, probe_weight=1.0).value == rate().value
+
+
 def test_a_region_in_which_every_label_is_wrong_is_noise_and_overlap_is_not():
     rng = np.random.default_rng(0)
     position = rng.uniform(-3, 3, 2000)

@@ -68,10 +68,12 @@ _EARLY_POWER = 2.0
 # Probes decide the rate alone if the pool agrees with hardly more labels, and not at all if the
 # probes' agreement above chance is lower by this part.
 _PROBES_WEAKER: Ramp = (0.1, 0.2)
-# Probes show noise if their agreement above chance is in this range or higher, and if the evident
-# noise is such a part of their disagreement.
-_STRONG_PROBES: Ramp = (0.2, 0.4)
+# A source shows noise if its agreement above chance is in this range or higher, and if the evident
+# noise is such a part of its disagreement.
+_STRONG: Ramp = (0.2, 0.4)
 _EVIDENT_PART: Ramp = (0.5, 0.8)
+# Before the names of layers in those of sources.
+_LAYER = "linear:"
 # External probabilities by this name are those of the model's own checkpoints.
 _TRAJECTORY = "trajectory"
 _NOVELTY_NEIGHBOURS = 5
@@ -106,7 +108,8 @@ def pool_evidence(
 
     A source that has memorised a little favours the given labels. That hardly changes the order
     but lowers the noise rate. Where the probes alone are nearly as good, they decide the rate:
-    ``probe_probs`` and ``probe_weight``.
+    ``probe_probs`` and ``probe_weight``. Otherwise the rate is at least that which is evident to
+    the discriminant of a layer, as far as that is believed: ``layer_rate`` and ``layer_weight``.
 
     Parameters
     ----------
@@ -143,7 +146,7 @@ def pool_evidence(
     reference = expected_agreement(
         signals,
         label_agreement(unweighted, labels),
-        _evident_to_probes(LazyRows(unweighted, _as_probs), labels),
+        float(np.prod(_evident_rate(LazyRows(unweighted, _as_probs), labels))),
         held_out_agreement,
     )
     del unweighted
@@ -155,8 +158,13 @@ def pool_evidence(
     probes = pool.calibrated()
     probe_gain = gain_above_chance(label_agreement(probes, labels), c)
     probe_probs = _as_float32(probes)
+    evident = [(0.0, 0.0)]
     for name, probs in _trained_sources(signals):
-        pool.add_trained(name, TakenRows(probs, order), reference)
+        source = TakenRows(probs, order)
+        pool.add_trained(name, source, reference)
+        if name.startswith(_LAYER):
+            evident.append(_evident_rate(source, labels))
+    layer_rate, layer_weight = max(evident, key=np.prod)
     if signals.augmented_probs is not None and signals.views:
         views = TakenRows(signals.augmented_probs, order)
         pool.add("views", views, (1 - memorised) ** TRAINED_POWER)
@@ -180,6 +188,8 @@ def pool_evidence(
         probe_probs=in_order(probe_probs, back) if probe_weight > 0 else None,
         probe_weight=probe_weight,
         held_out_agreement=held_out_agreement,
+        layer_rate=layer_rate,
+        layer_weight=layer_weight,
     )
 
 
@@ -191,14 +201,17 @@ def in_order(rows: T, order: Ints) -> T:
     return rows if is_same else rows[order]  # type: ignore[return-value]
 
 
-def _evident_to_probes(probs: RowSource, labels: Ints) -> float:
-    """Return the noise rate that probes show, 0 if their disagreement may be weakness."""
+def _evident_rate(probs: RowSource, labels: Ints) -> tuple[float, float]:
+    """Return the noise rate that is evident to a source, and how far it is believed.
+
+    It is not believed if the source's disagreement may be weakness.
+    """
     exponent = fit_calibration(probs, labels)
     calibrated = LazyRows(probs, lambda p: tempered(p, exponent))
     agreement, evident = label_agreement(calibrated, labels), evident_rate(calibrated, labels)
     part = evident / max(1 - agreement, 1e-9)
-    strength = ramp(gain_above_chance(agreement, probs.shape[1]), _STRONG_PROBES)
-    return evident * ramp(part, _EVIDENT_PART) * strength
+    strength = ramp(gain_above_chance(agreement, probs.shape[1]), _STRONG)
+    return evident, ramp(part, _EVIDENT_PART) * strength
 
 
 def _probe(pool: WeightedPool, name: str, features: AnyFloats) -> tuple[ClassRows, Floats]:
@@ -228,7 +241,7 @@ def _trained_sources(signals: Signals) -> Iterator[tuple[str, RowSource]]:
     """Yield the sources that the training can have shaped, in the order of the samples."""
     names = list(signals.features)[N_EARLY_LAYERS:]
     for name, probs in zip(names, layer_posteriors(signals)[N_EARLY_LAYERS:], strict=True):
-        yield f"linear:{name}", probs
+        yield f"{_LAYER}{name}", probs
     if signals.has_model:
         yield "model", LazyRows(signals.logits, _as_probs)
     if _TRAJECTORY in signals.external_probs:

@@ -142,7 +142,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     A pool that hardly agrees with more labels than the most frequent label does cannot tell which
     are wrong: the rate and its lower bound fall to 0 there, and the upper bound stays.
 
-    Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``.
+    Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``. The
+    rest is drawn up to ``layer_rate``, by ``layer_weight``: a pool of layers that have memorised
+    explains away wrong labels which an earlier layer shows.
 
     Parameters
     ----------
@@ -170,6 +172,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     if evidence.probe_probs is not None:
         probes = _estimate(evidence.probe_probs, labels, usable)
         estimate = _mean_estimate(estimate, probes, evidence.probe_weight)
+    if evidence.layer_weight:
+        weight = (1 - evidence.probe_weight) * evidence.layer_weight
+        estimate = _drawn_up(estimate, evidence.layer_rate, weight)
     floor = min(evidence.contradicting_fraction, estimate.high)
     return replace(estimate, low=max(estimate.low, floor), value=max(estimate.value, floor))
 
@@ -182,6 +187,13 @@ def _mean_estimate(pool: RateEstimate, probes: RateEstimate, weight: float) -> R
     )
     estimates = {**pool.estimates, "probes": probes.value}
     return replace(pool, value=value, low=low, high=high, estimates=estimates)
+
+
+def _drawn_up(estimate: RateEstimate, rate: float, weight: float) -> RateEstimate:
+    """Return an estimate whose value is drawn up to a rate by this weight."""
+    value = estimate.value + weight * max(0.0, rate - estimate.value)
+    estimates = {**estimate.estimates, "layer": rate}
+    return replace(estimate, value=value, high=max(estimate.high, value), estimates=estimates)
 
 
 def _estimate(

@@ -167,6 +167,9 @@ class PooledEvidence:
         the first layer; and how far it decides the noise rate, in [0, 1]. None where it does not.
     held_out_agreement
         The share of held-out labels that the model predicts, in [0, 1]; None without any.
+    layer_rate, layer_weight
+        The noise rate that is evident to one of the model's layers, and how far it is believed;
+        both in [0, 1].
     """
 
     probs: np.ndarray | TopClasses
@@ -179,6 +182,8 @@ class PooledEvidence:
     probe_probs: np.ndarray | TopClasses | None = None
     probe_weight: float = 0.0
     held_out_agreement: float | None = None
+    layer_rate: float = 0.0
+    layer_weight: float = 0.0
 
     def __post_init__(self) -> None:
         freeze(self, probs=(self.probs, np.float32), novelty=(self.novelty, np.float64))

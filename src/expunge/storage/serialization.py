@@ -106,6 +106,8 @@ _POOLED_NUMBERS = (
     "log_likelihood_gain",
     "probe_weight",
     "held_out_agreement",
+    "layer_rate",
+    "layer_weight",
 )
 _POOLED_ARRAYS = ("probs", "novelty", "probe_probs")
 
