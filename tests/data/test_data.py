@@ -934,6 +934,12 @@ class Noisy(Items):
         return torch.full((2,), float(self.reads)), i % 2
 
 
+class Redrawn(Items):
+    def __getitem__(self, i: int) -> Any:
+        self.reads += 1
+        return torch.zeros(2), self.reads
+
+
 class Failing(Items):
     def __getitem__(self, i: int) -> Any:
         raise RuntimeError("disk on fire")
@@ -955,6 +961,7 @@ class Failing(Items):
         (Items([(np.zeros(2, dtype=object), 0)]), "item 0: .*object"),
         (Items([("a", np.zeros(2), 0), ("a", np.zeros(2), 1)]), "duplicate ids: a"),
         (Noisy([0, 1]), "item 0 differs between two readings"),
+        (Redrawn([0, 1]), r"the label of item 0 differs .*: \d, \d\n  fix: draw labels once"),
         (Failing([0, 1]), "data, item 0: RuntimeError: disk on fire"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum, StrEnum
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,14 @@ def items(make: Any) -> list[Any]:
     return [make(i) for i in range(6)]
 
 
+class Animal(IntEnum):
+    CAT, DOG, COW = 0, 1, 2
+
+
+class Digit(StrEnum):
+    ZERO, ONE, TWO = "0", "1", "2"
+
+
 def picture(i: int) -> Image.Image:
     return Image.fromarray(X[i].transpose(1, 2, 0))
 
@@ -47,6 +56,8 @@ def picture(i: int) -> Image.Image:
         lambda i: {"picture": torch.from_numpy(X[i]), "target": Y[i]},
         lambda i: {"x": X[i].tolist(), "y": float(Y[i])},
         lambda i: [picture(i), str(Y[i])],
+        lambda i: (X[i], Animal(Y[i])),
+        lambda i: (X[i], Digit(str(Y[i]))),
     ],
 )
 def test_inputs_and_labels_are_found_in_items_of_every_form(make: Any) -> None:

@@ -181,7 +181,7 @@ def dataset_rows(
             different.append(ids[-1])
             continue
         if i < N_REREAD:
-            _check_repeatable(item.inputs, _read_item(dataset, i, keys, name).inputs, i, name)
+            _check_repeatable(item, _read_item(dataset, i, keys, name), i, name)
         for k, v in sorted(item.inputs.items()):
             if keep:
                 kept[k][i] = v
@@ -351,12 +351,19 @@ def _describe_inputs(x: dict[str, Tensor]) -> str:
     return ", ".join(f"{k} {tuple(v.shape)} {v.dtype}".strip() for k, v in sorted(x.items()))
 
 
-def _check_repeatable(x: dict[str, Tensor], again: dict[str, Tensor], i: int, name: str) -> None:
-    same = _describe_inputs(x) == _describe_inputs(again) and all(
-        torch.equal(v.nan_to_num(), again[k].nan_to_num()) for k, v in x.items()
+def _check_repeatable(item: Item, again: Item, i: int, name: str) -> None:
+    x, other = item.inputs, again.inputs
+    same = _describe_inputs(x) == _describe_inputs(other) and all(
+        torch.equal(v.nan_to_num(), other[k].nan_to_num()) for k, v in x.items()
     )
     if not same:
         raise _differs(i, name)
+    if str(item.label) != str(again.label):
+        raise DataError(
+            f"the label of item {i} differs between two readings: {item.label}, {again.label}",
+            where=name,
+            fix="draw labels once, before the data set is read",
+        )
 
 
 def _differs(i: int, name: str) -> DataError:

@@ -20,6 +20,7 @@ def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: st
             where=where,
             fix="fill in or remove these rows",
         )
+    values = [_plain(v) for v in values]
     found = sorted({type(v).__name__ for v in values})
     try:
         if found == ["int"]:
@@ -39,13 +40,22 @@ def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: st
     )
 
 
+def _plain(value: object) -> object:
+    """The number or text that an object of a subclass is, such as a member of an IntEnum."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, float) else value
+
+
 def _fix_types(found: list[str]) -> str:
     """What to do about values of these types."""
     if len(found) > 1:
         return "write all values in one type"
     if found in (["dict"], ["list"]):
         return "give one of the values that each holds, in a column of its own"
-    return "give texts: [str(v) for v in …]"
+    return "give texts: [str(v) for v in …]; of an Enum its names: [v.name for v in …]"
 
 
 def is_missing(value: object) -> bool:
