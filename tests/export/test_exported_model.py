@@ -310,12 +310,26 @@ class Drawing(nn.Module):
         return self.head(nn.functional.dropout(x.flatten(1), 0.5, training=True))
 
 
+class Descending(nn.Module):
+    """Takes a step along its own gradient, as energy models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.head(x).logsumexp(dim=1).sum(), x)
+        return self.head(x - slope)
+
+
 def compiled() -> nn.Module:
     return torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), backend="eager")
 
 
-@pytest.mark.parametrize("make", [Drawing, compiled])
-def test_the_constructor_s_network_may_draw_or_be_compiled(tmp_path, make):
+@pytest.mark.parametrize("make", [Drawing, Descending, compiled])
+def test_the_constructor_s_network_may_draw_descend_or_be_compiled(tmp_path, make):
     expunge.export_model(make(), clean(), tmp_path / "out", constructor=make)
     loaded = expunge.load_exported_model(tmp_path / "out").model
     assert not [name for name in loaded.state_dict() if name.startswith("_orig_mod")]

@@ -90,7 +90,7 @@ class ExportedModel:
     manifest: Manifest
     decoding: Decoding | None = None
 
-    @torch.inference_mode()
+    @torch.no_grad()  # a forward may switch gradients on, which inference mode forbids
     def __call__(self, stored: StoredInputs | Files) -> Tensor:
         """Logits of inputs as they are stored: not scaled, not standardised.
 
@@ -456,7 +456,7 @@ def _read_finished_run(
 
 def _check_same_logits(exported: ExportedModel, model: nn.Module, samples: Samples) -> None:
     """Raise ModelError if the exported model does not give the model's own logits."""
-    with torch.inference_mode(), eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         for at in samples.batches(64):
             with temp_seed(0, "export"):  # a model may draw in evaluation mode
                 expected = logits_of(model, samples.batch(at)).float()
