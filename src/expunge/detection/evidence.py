@@ -9,6 +9,7 @@ little.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -109,7 +110,7 @@ def pool_evidence(
     A source that has memorised a little favours the given labels. That hardly changes the order
     but lowers the noise rate. Where the probes alone are nearly as good, they decide the rate:
     ``probe_probs`` and ``probe_weight``. Otherwise the rate is at least that which is evident to
-    the discriminant of a layer, as far as that is believed: ``layer_rate`` and ``layer_weight``.
+    the discriminant of the layer that is believed most: ``layer_rate`` and ``layer_weight``.
 
     Parameters
     ----------
@@ -164,7 +165,7 @@ def pool_evidence(
         pool.add_trained(name, source, reference)
         if name.startswith(_LAYER):
             evident.append(_evident_rate(source, labels))
-    layer_rate, layer_weight = max(evident, key=np.prod)
+    layer_rate, layer_weight = max(evident, key=itemgetter(1))
     if signals.augmented_probs is not None and signals.views:
         views = TakenRows(signals.augmented_probs, order)
         pool.add("views", views, (1 - memorised) ** TRAINED_POWER)
