@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from expunge import stages
-from expunge.errors import ConfigError
-from expunge.records import Partition
+from expunge.errors import ConfigError, PruneError
+from expunge.records import Partition, PrunePlan
 from expunge.training.optimisation import TuneConfig
 from oracles_digits import clean, memorised
 from oracles_training import split_of
@@ -65,3 +68,18 @@ def test_epochs_that_are_left_open_fit_the_model(optimizer, memorised_labels, ep
     assert stages.with_default_epochs(config, memorised(), split).epochs == epochs
     given = replace(config, epochs=1)
     assert stages.with_default_epochs(given, memorised(), split) is given
+
+
+def test_units_that_cannot_be_cut_are_masked_as_the_error_says():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(16, 2)
+    )
+    data, plan = (torch.rand(8, 1, 4, 4), np.arange(8) % 2), PrunePlan({"0": (1,)}, requested=1)
+    with pytest.raises(PruneError, match=r'fix: .*mode = "mask"'):
+        stages.prune(model, plan, data)
+    masked = stages.prune(model, plan, data, mode="mask")
+    silenced = copy.deepcopy(model)
+    with torch.no_grad():
+        silenced[0].weight[1], silenced[0].bias[1] = 0.0, 0.0
+    torch.testing.assert_close(masked(data[0]), silenced(data[0]))
+    assert not torch.allclose(model(data[0]), silenced(data[0]))

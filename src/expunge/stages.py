@@ -29,6 +29,7 @@ from expunge.config import (
     PartitionKeywords,
     PruneConfig,
     PruneKeywords,
+    PruneMode,
     RankConfig,
     RankKeywords,
     ScoreConfig,
@@ -486,8 +487,10 @@ def plan(
 
 
 @isolated
-def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
-    """Return a physically smaller model without the planned units.
+def prune(
+    model: nn.Module, plan: PrunePlan, data: DataLike, *, mode: PruneMode = "remove"
+) -> nn.Module:
+    """Return a copy of the model without the planned units.
 
     Parameters
     ----------
@@ -497,6 +500,9 @@ def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
         What `plan` returned.
     data
         Any data of the model, to trace it with.
+    mode
+        ``"remove"`` makes the copy smaller, ``"mask"`` silences the units, also of layers that
+        cannot be cut.
 
     Raises
     ------
@@ -515,7 +521,8 @@ def prune(model: nn.Module, plan: PrunePlan, data: DataLike) -> nn.Module:
     6
     """
     samples = as_samples(data)
-    return surgery.prune(adapt_model(model, samples).model, plan, samples.example())
+    found = adapt_model(model, samples).model
+    return surgery.apply_plan(found, plan, samples.example(), mode=mode)
 
 
 @isolated
