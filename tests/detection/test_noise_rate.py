@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
 
 from expunge.detection.noise_rate import (
     estimate_noise_rate,
@@ -98,6 +99,20 @@ def test_probes_that_are_nearly_as_good_as_the_pool_set_the_rate():
         assert abs(found.value - wrong.mean()) < tolerance
         assert found.low <= found.value <= found.high
         assert found.estimates["probes"] > alone.value
+
+
+def test_a_class_that_is_often_taken_for_another_is_told_from_it():
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 3, 3000)
+    wrong = rng.random(3000) < 0.4
+    labels = np.where(wrong, (right + 1) % 3, right)
+    transition = 0.6 * np.eye(3) + 0.4 * np.roll(np.eye(3), 1, axis=1)
+    seen = softmax(np.log(transition[right] + 0.05) + 0.4 * rng.standard_normal((3000, 3)), axis=1)
+    pooled = PooledEvidence(seen, np.zeros(3000))
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    margin = np.log(seen.max(axis=1)) - np.log(seen[np.arange(3000), labels])
+    assert roc_auc_score(wrong, found.log_odds) > roc_auc_score(wrong, margin) + 0.03
+    assert (np.asarray(found.right[:]).argmax(axis=1) == right).mean() > 0.9
 
 
 def test_noise_that_is_evident_to_an_earlier_layer_is_not_explained_away():

@@ -18,7 +18,9 @@ from expunge.detection.class_arithmetic import (
 )
 from expunge.detection.class_rows import (
     ClassRows,
+    LazyRows,
     RowSource,
+    TakenRows,
     apply,
     as_float64,
     by_chunks,
@@ -190,14 +192,41 @@ def sharpening_exponent(probs: RowSource, labels: Ints, transition: Floats) -> f
     logs, given = safe_log(probs[fitted]), labels[fitted]
 
     def loss(exponent: float) -> float:
-        def likelihood(rows: slice) -> Floats:
-            right = softmax(apply(lambda v: exponent * v, logs[rows]))
-            return row_sum(joint_with(right, given[rows], transition))
-
-        found = by_chunks(likelihood, len(given))
-        return -float(np.log(np.maximum(found, 1e-12)).mean())
+        right = LazyRows(logs, lambda rows: softmax(apply(lambda v: exponent * v, rows)))
+        return -_log_likelihood(right, given, transition)
 
     return _minimise(loss, _MIN_SHARPENING)
+
+
+def mean_log_likelihood(right: RowSource, labels: Ints, transition: Floats) -> float:
+    """Return the mean of ``log Σ_c π(c) T_cy``: given labels y, seen through a transition.
+
+    Of some of the samples, if there are many.
+
+    Parameters
+    ----------
+    right
+        ``[n, c]``, the distribution π of the right label.
+    labels
+        ``int[n]``, the given labels.
+    transition
+        ``float64[c, c]``, ``P(given | right)``.
+
+    Examples
+    --------
+    >>> transition = np.array([[0.75, 0.25], [0.25, 0.75]])
+    >>> round(mean_log_likelihood(np.eye(2), np.array([0, 1]), transition), 3)
+    -0.288
+    """
+    fitted = _fit_rows(right)
+    return _log_likelihood(TakenRows(right, fitted), labels[fitted], transition)
+
+
+def _log_likelihood(right: RowSource, labels: Ints, transition: Floats) -> float:
+    found = by_chunks(
+        lambda rows: row_sum(joint_with(right[rows], labels[rows], transition)), len(labels)
+    )
+    return float(np.log(np.maximum(found, 1e-12)).mean())
 
 
 def _fit_rows(probs: RowSource) -> Ints:

@@ -13,6 +13,7 @@ from expunge.detection.calibration import (
     Ramp,
     confident_joint,
     fit_calibration,
+    mean_log_likelihood,
     ramp,
     sharpening_exponent,
     tempered,
@@ -28,6 +29,7 @@ from expunge.detection.class_rows import (
 )
 from expunge.detection.memorisation import gain_above_frequencies, label_agreement
 from expunge.detection.noise_model import transition_rate
+from expunge.detection.transition import before_transition
 from expunge.records import PooledEvidence
 
 # All bounds were chosen on the development part of `expunge bench zoo`, on tables with overlapping
@@ -74,6 +76,10 @@ _KNOWLEDGE: Ramp = (0.08, 0.13)
 _LOWER_EXPLAINED: Ramp = (0.3, 0.8)
 _LOWER_SHARE = 0.9
 _INTERVAL_STDERRS = 1.96
+# Probabilities are taken back through the transition, and not sharpened, if that makes the given
+# labels more likely by this many nats a sample (settings of `bench zoo`: less where the order gets
+# worse, three times as much where one class is taken for another).
+_LIKELIER = 0.002
 # The transition of more classes has too many parameters to be fitted.
 _MAX_TRANSITION_CLASSES = 100
 # The least rate, and the largest one if no label counts as wrong.
@@ -141,6 +147,10 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
 
     A pool that hardly agrees with more labels than the most frequent label does cannot tell which
     are wrong: the rate and its lower bound fall to 0 there, and the upper bound stays.
+
+    The order of the samples comes from π and T, and from the pool's margin. Where the labels are
+    more likely by the π for which ``π T`` is the pool (`before_transition`), it comes from this
+    alone: a pool that predicts each class partly as one other is taken back through T.
 
     Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``. The
     rest is drawn up to ``layer_rate``, by ``layer_weight``: a pool of layers that have memorised
@@ -218,9 +228,18 @@ def _estimate(
     right = LazyRows(calibrated, lambda p: tempered(p, exponent))
     log_odds = wrong_log_odds(right, labels, transition)
     margin = log_margin(calibrated, labels)
+    posterior = float(expit(log_odds[usable]).mean())
+    log_odds += margin
+    if probs.shape[1] <= _MAX_TRANSITION_CLASSES:
+        unmixed = LazyRows(calibrated, lambda p: before_transition(p, transition))
+        likelihood, other = (
+            mean_log_likelihood(TakenRows(r, rows), given, transition) for r in (unmixed, right)
+        )
+        if likelihood > other + _LIKELIER:
+            right, log_odds = unmixed, wrong_log_odds(unmixed, labels, transition)
     estimates = {
         "confident_joint": joint_rate,
-        "posterior": float(expit(log_odds[usable]).mean()),
+        "posterior": posterior,
         "evident": evident_rate(known, given),
         "disagreement": float((margin[usable] > 0).mean()),
     }
@@ -235,7 +254,7 @@ def _estimate(
     low, high = _interval(estimates, value, len(given))
     high = min(high + learned * min(_LEARNED_BY_GAP * gap, high / 2), 1.0)
     high += structured * max(0.0, _STRUCTURED_HIGH * estimates["disagreement"] - high)
-    return RateEstimate(value, low, high, estimates, transition, right, log_odds + margin)
+    return RateEstimate(value, low, high, estimates, transition, right, log_odds)
 
 
 def _weigh(estimates: Mapping[str, float], exponent: float, *, learned: float, gap: float) -> float:

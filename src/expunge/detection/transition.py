@@ -72,9 +72,29 @@ def transition_corrected(probs: AnyFloats) -> Floats:
     (np.int64(0), True)
     """
     p = np.asarray(probs, dtype=np.float64)
-    transition = anchor_transition(p)
-    clean = np.full_like(p, 1 / p.shape[1])
+    return before_transition(p, anchor_transition(p))
+
+
+def before_transition(probs: Floats, transition: Floats) -> Floats:
+    """Return the distributions π for which ``π T`` is near to probabilities, by Richardson–Lucy.
+
+    ``π(c) ← π(c) Σ_k T_ck p_k / (πT)_k``, from uniform.
+
+    Parameters
+    ----------
+    probs
+        ``float64[n, c]``, p; rows sum to one.
+    transition
+        ``float64[c, c]``, T; rows sum to one.
+
+    Examples
+    --------
+    >>> transition = np.array([[0.6, 0.4], [0.0, 1.0]])
+    >>> bool(before_transition(np.array([[0.6, 0.4]]), transition)[0, 0] > 0.9)
+    True
+    """
+    right = np.full_like(probs, 1 / probs.shape[1])
     for _ in range(_RICHARDSON_LUCY_STEPS):
-        clean *= (p / np.maximum(clean @ transition, 1e-12)) @ transition.T
-        clean /= clean.sum(axis=1, keepdims=True)
-    return clean
+        right *= (probs / np.maximum(right @ transition, 1e-12)) @ transition.T
+        right /= right.sum(axis=1, keepdims=True)
+    return right
