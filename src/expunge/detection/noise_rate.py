@@ -148,9 +148,10 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     A pool that hardly agrees with more labels than the most frequent label does cannot tell which
     are wrong: the rate and its lower bound fall to 0 there, and the upper bound stays.
 
-    The order of the samples comes from π and T, and from the pool's margin. Where the labels are
-    more likely by the π for which ``π T`` is the pool (`before_transition`), it comes from this
-    alone: a pool that predicts each class partly as one other is taken back through T.
+    The order of the samples comes from π and T, and from the pool's margin. If labels count as
+    wrong, and are more likely by the π for which ``π T`` is the pool (`before_transition`), it
+    comes from that alone: a pool that predicts each class partly as one other is taken back
+    through T.
 
     Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``. The
     rest is drawn up to ``layer_rate``, by ``layer_weight``: a pool of layers that have memorised
@@ -228,18 +229,9 @@ def _estimate(
     right = LazyRows(calibrated, lambda p: tempered(p, exponent))
     log_odds = wrong_log_odds(right, labels, transition)
     margin = log_margin(calibrated, labels)
-    posterior = float(expit(log_odds[usable]).mean())
-    log_odds += margin
-    if probs.shape[1] <= _MAX_TRANSITION_CLASSES:
-        unmixed = LazyRows(calibrated, lambda p: before_transition(p, transition))
-        likelihood, other = (
-            mean_log_likelihood(TakenRows(r, rows), given, transition) for r in (unmixed, right)
-        )
-        if likelihood > other + _LIKELIER:
-            right, log_odds = unmixed, wrong_log_odds(unmixed, labels, transition)
     estimates = {
         "confident_joint": joint_rate,
-        "posterior": posterior,
+        "posterior": float(expit(log_odds[usable]).mean()),
         "evident": evident_rate(known, given),
         "disagreement": float((margin[usable] > 0).mean()),
     }
@@ -251,6 +243,14 @@ def _estimate(
     value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
     gain = gain_above_frequencies(label_agreement(known, given), given)
     value = max(value * ramp(gain, _KNOWLEDGE), _MIN_RATE)
+    log_odds += margin
+    if value > _MAX_CLEAN_RATE and probs.shape[1] <= _MAX_TRANSITION_CLASSES:
+        unmixed = LazyRows(calibrated, lambda p: before_transition(p, transition))
+        likelihood, other = (
+            mean_log_likelihood(TakenRows(r, rows), given, transition) for r in (unmixed, right)
+        )
+        if likelihood > other + _LIKELIER:
+            right, log_odds = unmixed, wrong_log_odds(unmixed, labels, transition)
     low, high = _interval(estimates, value, len(given))
     high = min(high + learned * min(_LEARNED_BY_GAP * gap, high / 2), 1.0)
     high += structured * max(0.0, _STRUCTURED_HIGH * estimates["disagreement"] - high)
