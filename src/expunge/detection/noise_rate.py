@@ -77,9 +77,10 @@ _LOWER_EXPLAINED: Ramp = (0.3, 0.8)
 _LOWER_SHARE = 0.9
 _INTERVAL_STDERRS = 1.96
 # Probabilities are taken back through the transition, and not sharpened, if that makes the given
-# labels more likely by this many nats a sample (settings of `bench zoo`: less where the order gets
-# worse, three times as much where one class is taken for another).
-_LIKELIER = 0.002
+# labels more likely by this many nats a sample and noise does not follow ambiguity: the sharpening
+# exponent is at least this (`bench zoo`: 1.0 to 1.3 where the order would get worse, 1.35 to 1.8
+# where one class is taken for another).
+_LIKELIER, _MIN_UNMIXED_EXPONENT = 0.002, 1.3
 # The transition of more classes has too many parameters to be fitted.
 _MAX_TRANSITION_CLASSES = 100
 # The least rate, and the largest one if no label counts as wrong.
@@ -149,9 +150,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     are wrong: the rate and its lower bound fall to 0 there, and the upper bound stays.
 
     The order of the samples comes from π and T, and from the pool's margin. If labels count as
-    wrong, and are more likely by the π for which ``π T`` is the pool (`before_transition`), it
-    comes from that alone: a pool that predicts each class partly as one other is taken back
-    through T.
+    wrong, not by ambiguity, and are more likely by the π for which ``π T`` is the pool
+    (`before_transition`), it comes from that alone: a pool that predicts each class partly as one
+    other is taken back through T.
 
     Where the evidence has ``probe_probs``, rate and interval are theirs by ``probe_weight``. The
     rest is drawn up to ``layer_rate``, by ``layer_weight``: a pool of layers that have memorised
@@ -244,7 +245,8 @@ def _estimate(
     gain = gain_above_frequencies(label_agreement(known, given), given)
     value = max(value * ramp(gain, _KNOWLEDGE), _MIN_RATE)
     log_odds += margin
-    if value > _MAX_CLEAN_RATE and probs.shape[1] <= _MAX_TRANSITION_CLASSES:
+    is_noisy = value > _MAX_CLEAN_RATE and exponent >= _MIN_UNMIXED_EXPONENT
+    if is_noisy and probs.shape[1] <= _MAX_TRANSITION_CLASSES:
         unmixed = LazyRows(calibrated, lambda p: before_transition(p, transition))
         likelihood, other = (
             mean_log_likelihood(TakenRows(r, rows), given, transition) for r in (unmixed, right)
