@@ -144,11 +144,9 @@ def pool_evidence(
         unweighted = add_scaled(unweighted, logs, labels, 1.0)
         pools.append(pool)
         novelties.append(log_mean_distance(distances))
+    rate, weight = _evident_rate(LazyRows(unweighted, _as_probs), labels)
     reference = expected_agreement(
-        signals,
-        label_agreement(unweighted, labels),
-        float(np.prod(_evident_rate(LazyRows(unweighted, _as_probs), labels))),
-        held_out_agreement,
+        signals, label_agreement(unweighted, labels), rate * weight, held_out_agreement
     )
     del unweighted
     agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
@@ -159,13 +157,12 @@ def pool_evidence(
     probes = pool.calibrated()
     probe_gain = gain_above_chance(label_agreement(probes, labels), c)
     probe_probs = _as_float32(probes)
-    evident = [(0.0, 0.0)]
+    layers = []
     for name, probs in _trained_sources(signals):
         source = TakenRows(probs, order)
         pool.add_trained(name, source, reference)
         if name.startswith(_LAYER):
-            evident.append(_evident_rate(source, labels))
-    layer_rate, layer_weight = max(evident, key=itemgetter(1))
+            layers.append(source)
     if signals.augmented_probs is not None and signals.views:
         views = TakenRows(signals.augmented_probs, order)
         pool.add("views", views, (1 - memorised) ** TRAINED_POWER)
@@ -175,6 +172,8 @@ def pool_evidence(
     pooled = pool.calibrated()
     gain = gain_above_chance(label_agreement(pooled, labels), c)
     probe_weight = 1 - ramp(1 - probe_gain / gain, _PROBES_WEAKER)
+    evident = [_evident_rate(layer, labels) for layer in layers if probe_weight < 1]
+    layer_rate, layer_weight = max(evident, key=itemgetter(1), default=(0.0, 0.0))
     best = predicted(pooled)
     novelty: Floats = np.min([robust_deviation(v, best) for v in novelties], axis=0)
     back = np.argsort(order, kind="stable")

@@ -175,7 +175,8 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     Notes
     -----
     Without held-out or reviewed labels, noise that follows ambiguity looks like hard
-    samples, so the interval is wide where classes overlap. Cost: O(n c) for some sixty evaluations.
+    samples, so the interval is wide where classes overlap. Cost: O(n c) for some sixty evaluations;
+    O(n c²) for each step that takes the pool back through T.
     """
     learned = (1 - evidence.probe_weight) * (1 - evidence.memorised_fraction)
     estimate = _estimate(
