@@ -50,8 +50,6 @@ EXECUTED = [
     *("README.md", "CONTRIBUTING.md"),
     *(p.relative_to(ROOT).as_posix() for p in TUTORIALS if "```python" in p.read_text("utf-8")),
 ]
-# Rows of `expunge bench detect` that are no detectors: all of expunge, and competitors.
-DETECTION_ROWS = ("expunge", "expunge-fast", "expunge-held-out")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -156,10 +154,10 @@ def test_commands_in_the_docs_exist_with_their_options(page):
 def test_recipes_detectors_and_states_in_commands_exist(page):
     options = pytest.importorskip("expunge_bench.options")
     oracles_and_peers = pytest.importorskip("expunge_bench.oracles").oracles_and_peers
-    peers = pytest.importorskip("expunge_bench.peers").peers
+    detect = pytest.importorskip("expunge_bench.detect")
     known = {
         "--recipe": [*recipes.names(), *oracles_and_peers.names()],
-        "--detector": [*detectors.names(), *DETECTION_ROWS, *peers.names()],
+        "--detector": detect.detection_names(),
         "--ranking": ["default", *recipes.names()],
         "--state": [state.value for state in options.State],
     }

@@ -31,10 +31,11 @@ def narrow_network(seed):
         return convnet(classes=10, channels=1, widths=(16, 32), hidden=8)
 
 
-def make_case(noise, rate, out):
+def make_case(noise, rate, out, model=None):
     dataset, setting = Digits(), Setting(noise, rate, n=300)
     data = dataset.noisy_dataset(setting)
-    model = cached_model(dataset, data, setting, out=out).model
+    if model is None:
+        model = cached_model(dataset, data, setting, out=out).model
     return BenchmarkCase(dataset, model, data, setting, out, silent)
 
 
@@ -48,9 +49,8 @@ def cases(tmp_path_factory):
         short = replace(Digits.training["regularised"], epochs=12)
         patch.setattr(Digits, "training", {"regularised": short})
         symmetric = make_case("symmetric", 0.2, tmp_path_factory.mktemp("symmetric"))
-        folder, setting = tmp_path_factory.mktemp("gaussian"), Setting("gaussian", 0.3, n=300)
-        data = Digits().noisy_dataset(setting)
-        gaussian = BenchmarkCase(Digits(), narrow_network(0), data, setting, folder, silent)
+        folder = tmp_path_factory.mktemp("gaussian")
+        gaussian = make_case("gaussian", 0.3, folder, narrow_network(0))
         yield {"symmetric": symmetric, "gaussian": gaussian}
 
 

@@ -101,7 +101,7 @@ def test_probes_that_are_nearly_as_good_as_the_pool_set_the_rate():
         assert found.estimates["probes"] > alone.value
 
 
-def test_a_class_that_is_often_taken_for_another_is_told_from_it():
+def test_labels_of_a_class_that_is_often_taken_for_another_are_found():
     rng = np.random.default_rng(0)
     right = rng.integers(0, 3, 3000)
     wrong = rng.random(3000) < 0.4

@@ -68,14 +68,7 @@ def bench(
     Seconds are those of `compute_seconds`; ``passes`` divides them by those of a plain pass in the
     same process.
     """
-    known = [
-        DEFAULT_DETECTION,
-        HELD_OUT_DETECTION,
-        FAST_DETECTION,
-        *detectors.names(),
-        *peers.names(),
-    ]
-    check_names("detector", names, known)
+    check_names("detector", names, detection_names())
 
     def rows_of(setting: Setting, missing: Sequence[Row]) -> Iterable[Row]:
         data = dataset.noisy_dataset(setting)
@@ -100,6 +93,12 @@ def bench(
         for setting in settings
     ]
     return SUITE.run(groups, out=out, command=command)
+
+
+def detection_names() -> list[str]:
+    """All names that a row can have: the defaults, detectors and peers."""
+    defaults = (DEFAULT_DETECTION, HELD_OUT_DETECTION, FAST_DETECTION)
+    return [*defaults, *detectors.names(), *peers.names()]
 
 
 def run_detector(name: str, case: BenchmarkCase) -> DetectorOutput:
