@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -56,19 +58,24 @@ def test_a_rate_has_an_interval_of_1_96_standard_errors_and_trusted_samples_are_
     assert made.flagged.tolist() == [False, True, False, False]
 
 
-def test_the_widths_of_two_intervals_add_in_quadrature():
+@pytest.mark.parametrize(
+    ("first", "later", "expected"),
+    [
+        ((0.5, 0.45, 0.62), (0.36, 0.2, 0.4), (0.6, 0.45, 0.62)),
+        ((0.5, 0.3, 0.9), (0.36, 0.31, 0.38), (0.6, 0.55, 0.62)),
+        ((0.5, 0.45, 0.55), (0.36, 0.35, 0.37), (0.6, 0.59, 0.6)),
+    ],
+)
+def test_the_rate_lies_in_both_intervals_of_the_same_samples(first, later, expected):
     s = scores([np.zeros(4)], ids=np.arange(4))
     zeros, some = np.zeros(4), np.array([0.2, 0.2, 0.2, 0.2])
-    labels = build_partition(
-        s, {"label": some, "input": some}, threshold=0.5, rate_stderr=0.03 / 1.96
-    )
-    inputs = build_partition(
-        s, {"label": zeros, "input": np.full(4, 0.5)}, threshold=0.9, rate_stderr=0.04 / 1.96
-    )
-    both = with_input_faults(labels, inputs)
+    labels = build_partition(s, {"label": some, "input": some}, threshold=0.5, rate_stderr=0.0)
+    half = {"label": zeros, "input": np.full(4, 0.5)}
+    inputs = build_partition(s, half, threshold=0.9, rate_stderr=0.0)
+    both = with_input_faults(replace(labels, noise_rate=later), replace(inputs, noise_rate=first))
     assert_allclose(both.p_noisy, 1 - 0.8 * 0.5)
     assert_allclose(both.p_label_fault, 0.2)
-    assert_allclose(both.noise_rate, (0.6, 0.55, 0.65))
+    assert_allclose(both.noise_rate, expected)
 
 
 def test_the_interval_of_external_posteriors_is_that_of_independent_samples():

@@ -130,13 +130,14 @@ def with_input_faults(
 ) -> Partition:
     """Return a partition's label faults together with another one's input faults.
 
-    ``p_noisy = 1 − (1 − p_label)(1 − p_input)``, and its mean is the noise rate; the half-widths of
-    the two rates' intervals add in quadrature.
+    ``p_noisy = 1 − (1 − p_label)(1 − p_input)``, and its mean is the noise rate. Both intervals are
+    of the rate of the same samples: what lies in both is left, and the rate itself.
 
     Parameters
     ----------
     partition
-        Gives the label faults, the suggested labels and, without ``fdr``, the threshold.
+        Gives the label faults, the suggested labels and, without ``fdr``, the threshold. Its
+        interval moves with its rate.
     other
         Gives the input faults. It holds the samples of ``partition``, in any order.
     fdr
@@ -150,7 +151,9 @@ def with_input_faults(
     at = align(other.ids, partition.ids)
     p_input = other.p_input_fault[at]
     p_noisy = np.clip(1.0 - (1.0 - partition.p_label_fault) * (1.0 - p_input), 0.0, 1.0)
-    width, other_width = (p.noise_rate[2] - p.noise_rate[1] for p in (partition, other))
+    rate, (own, low, high) = float(p_noisy.mean()), partition.noise_rate
+    low = max(low + rate - own, other.noise_rate[1])
+    high = min(high + rate - own, other.noise_rate[2])
     evidence = {k: e for k, e in partition.evidence.items() if k not in _INPUT_EVIDENCE}
     evidence |= {k: e[at] for k, e in other.evidence.items() if k in _INPUT_EVIDENCE}
     fits = [f for f in other.fits if f.kind == "input"]
@@ -159,7 +162,7 @@ def with_input_faults(
         p_input_fault=p_input,
         p_noisy=p_noisy,
         threshold=partition.threshold if fdr is None else fdr_threshold(p_noisy, fdr),
-        noise_rate=_rate_interval(float(p_noisy.mean()), float(np.hypot(width, other_width)) / 2),
+        noise_rate=(rate, min(low, rate), max(high, rate)),
         fits=(*fits, *(f for f in partition.fits if f.kind != "input")),
         evidence=evidence,
     )
