@@ -149,7 +149,7 @@ def semi(recipe: Recipe) -> Recipe:
         _without_pruning(recipe),
         min_flagged_fraction=0.0,
         tune=replace(recipe.tune, targets="filter", epochs=2),
-        rounds=RoundsConfig(epochs=(3, 18), targets="bootstrap"),
+        rounds=RoundsConfig(epochs=(3, 30), targets="bootstrap"),
     )
 
 
