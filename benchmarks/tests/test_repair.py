@@ -29,7 +29,8 @@ def repaired(data, tmp_path_factory):
     """Two seeds of a small suite, with short schedules."""
     out = tmp_path_factory.mktemp("repair")
     settings = [Setting("human_random1", state="overfit", n=100, seed=s) for s in (0, 1)]
-    names = ("no-op", "finetune-only", "oracle-finetune", "oracle-retrain", "cleanlab-retrain")
+    names = ("no-op", "finetune-only", "oracle-finetune", "oracle-retrain")
+    names += ("cleanlab-retrain", "cleanlab-folds-retrain")
     short = TuneConfig(targets="all", epochs=EPOCHS, lr=0.05, batch_size=10, augment=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar, "TRAINING", {"regularised": short, "overfit": short})
@@ -44,7 +45,7 @@ def repaired(data, tmp_path_factory):
 def test_every_recipe_has_a_row_with_its_cost(repaired):
     out, _, names, rows = repaired
     assert {r["recipe"] for r in rows} == {*names, "default"}
-    assert len(rows) == 2 * 6
+    assert len(rows) == 2 * 7
     fields = (
         "data n noise rate state recipe seed accuracy macro_f1 worst_class oracle_gap_recovered "
         "wrong_labels_reproduced seconds train_seconds epochs passes parameters macs"

@@ -61,8 +61,18 @@ def oracle_retrain(given: OracleInput) -> nn.Module:
 @oracles_and_peers.register("cleanlab-retrain")
 def cleanlab_retrain(given: OracleInput) -> nn.Module:
     """Peer: a new network, regularised training, the samples that cleanlab does not flag."""
-    flagged = peers.get("cleanlab")(given.case).flagged
-    return retrain_filtered(given.case, partition_of_mask(given.case.data, flagged))
+    return _retrain_unflagged(given.case, "cleanlab")
+
+
+@oracles_and_peers.register("cleanlab-folds-retrain")
+def cleanlab_folds_retrain(given: OracleInput) -> nn.Module:
+    """Do as `cleanlab_retrain` on out-of-sample probabilities: five more trainings."""
+    return _retrain_unflagged(given.case, "cleanlab-folds")
+
+
+def _retrain_unflagged(case: BenchmarkCase, peer: str) -> nn.Module:
+    flagged = peers.get(peer)(case).flagged
+    return retrain_filtered(case, partition_of_mask(case.data, flagged))
 
 
 def true_partition(data: NoisyDataset) -> Partition:
