@@ -47,7 +47,8 @@ from expunge.pipeline.forget_run import mask_of_ids
 from expunge.pruning import surgery
 from expunge.recipes import Recipe, recipes, resolve
 from expunge.records import Flag, Partition, PrunePlan, RepairResult
-from expunge.storage.weights import load_weights, model_fingerprint, read_weights
+from expunge.storage.weight_files import read_weights
+from expunge.storage.weights import load_weights, model_fingerprint
 from expunge.training import loop
 from expunge.training.loop import TuneConfig
 from expunge.training.targets import build_targets

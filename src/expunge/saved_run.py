@@ -34,7 +34,7 @@ from expunge.storage.finished_run import EVALUATIONS, FIX, RESULT, read_record
 from expunge.storage.json_files import read_json
 from expunge.storage.reading import reading
 from expunge.storage.serialization import Codec
-from expunge.storage.weights import read_weights
+from expunge.storage.weight_files import read_weights
 
 T = TypeVar("T")
 _PARTITION, _WEIGHTS = "partition.parquet", "model.safetensors"

@@ -65,7 +65,8 @@ from expunge.storage.finished_run import read_record, read_result
 from expunge.storage.json_files import parse_json
 from expunge.storage.reading import reading
 from expunge.storage.run_folder import read_header
-from expunge.storage.weights import read_weights, save_weights
+from expunge.storage.weight_files import read_weights
+from expunge.storage.weights import save_weights
 
 WEIGHTS, GRAPH, CARD = "model.safetensors", "model.onnx", "README.md"
 MAX_CHECK_SAMPLES = 256  # on which the export is compared with the model

@@ -1,17 +1,15 @@
-"""Reading and writing weights: safetensors, and pickles only with torch's safe loader."""
+"""Writing the weights of a model, and loading those of a file into it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import warnings
-from collections.abc import Mapping
+import logging
+from collections.abc import Container, Iterator, Mapping, Set
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -19,18 +17,9 @@ from expunge.errors import ModelError, format_ids, raise_all
 from expunge.storage.array_files import storable
 from expunge.storage.atomic_files import write_file
 from expunge.storage.hashing import content_of
-from expunge.storage.reading import is_file, reading
+from expunge.storage.weight_files import read_weights
 
-_DTYPES = frozenset(
-    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool}
-    | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-)
-# Suffixes of files that torch saves.
-PICKLED = (".pt", ".pth", ".ckpt", ".bin")
-RESAVE_HINT = (
-    "in a session where you trust the file, re-save it: "
-    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-)
+_LOGGER = logging.getLogger(__name__)
 
 
 def save_weights(
@@ -95,9 +84,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model
         Changed only if everything fits.
     path
-        ``.safetensors``; or one of `PICKLED` if torch's ``weights_only`` loader takes it: a state
-        dict, or a dict that holds one under ``state_dict``, ``model_state_dict`` or ``model``.
-        Nothing is executed.
+        See `read_weights`; names may have a prefix, see `fit_weights`.
 
     Raises
     ------
@@ -108,73 +95,28 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     fit_weights(model, read_weights(path), where=str(path))
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU; see `load_weights`."""
-    path = Path(path)
-    if not is_file(path):
-        raise ModelError("there is no such weights file", where=str(path), fix="check the path")
-    if path.suffix == ".safetensors":
-        with reading(path, ModelError, what="not a safetensors file", also=(SafetensorError,)):
-            state = load_file(path)
-    elif path.suffix in PICKLED:
-        state = _read_pickle(path)
-    else:
-        raise ModelError(
-            f"weights are read from .safetensors, {', '.join(PICKLED)}, not '{path.suffix}'",
-            where=str(path),
-            fix=RESAVE_HINT,
-        )
-    _require_plain(state, str(path))
-    return state
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    with reading(path, ModelError, what="not a torch file, or one that is cut off or damaged"):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about pickle protocols; errors are raised
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = str(error).replace("\n", " ").split("WeightsUnpickler error: ")[-1]
-            raise ModelError(
-                "the pickle is damaged or holds more than tensors, and opening it could run code: "
-                f"{reason.split('. ')[0]}",
-                where=str(path),
-                fix=RESAVE_HINT,
-            ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()
-    ):
-        held = sorted(map(str, loaded)) if isinstance(loaded, Mapping) else [type(loaded).__name__]
-        raise ModelError(
-            f"the file holds no state dict but {format_ids(held)}", where=str(path), fix=RESAVE_HINT
-        )
-    return dict(loaded)
-
-
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "weights") -> None:
     """Load a state dict strictly.
 
     A tensor that the model ties to another may be absent; two different values for it are an error.
     Absent may be the counts of batches, which old checkpoints of batch norm lack. Names may hold
     the ``module`` and ``_orig_mod`` of DataParallel and torch.compile, or one prefix, as Lightning
-    writes them. Lazy layers that never ran get their shapes from the weights.
+    writes them. If all names of the model have the prefix, those without it (of a loss, say) are
+    left out, with a warning. Lazy layers that never ran get their shapes from the weights.
 
     Raises
     ------
     ModelError
-        Naming all tensors that are missing, unexpected, of the wrong shape, or not finite. The
-        model is then unchanged.
+        Naming all tensors that are missing, unexpected, of the wrong shape, or not finite, or the
+        prefixes if several fit. The model is then unchanged.
     """
     own = model.state_dict()
-    state = _without_wrappers(state, own)
     counts = {k: v for k, v in own.items() if k.split(".")[-1] == "num_batches_tracked"}
-    state = {**counts, **state}
+    ties = _ties(own)
+    needed = own.keys() - counts.keys() - ties.keys()
+    state = {**counts, **_without_wrappers(state, own, needed, where)}
     problems = []
-    for name, first in _ties(own).items():
+    for name, first in ties.items():
         if name in state and first in state and not torch.equal(state[name], state[first]):
             problems.append(f"the model ties '{name}' to '{first}', their weights differ")
         present = state.get(name, state.get(first))
@@ -215,28 +157,52 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         module.training = mode
 
 
-def _without_wrappers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the names that they have without wrappers of the model or its parts.
-
-    A prefix of all names that is not the model's, as a Lightning module writes it, is one too.
-    """
-    prefix = "" if state.keys() <= own.keys() else _common_prefix(state, own)
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
+def _without_wrappers(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Set[str], where: str
+) -> dict[str, Tensor]:
+    """The weights under the names that they have without a prefix, and wrappers of parts."""
+    state = _without_prefix(state, own, needed, where)
     wrappers = {"module", "_orig_mod"} - {part for name in own for part in name.split(".")}
     renamed = {
         ".".join(part for part in name.split(".") if part not in wrappers): value
         for name, value in state.items()
     }
-    return renamed if len(renamed) == len(state) else dict(state)
+    if len(renamed) < len(state):
+        return dict(state)
+    return _without_prefix(renamed, own, needed, where)
 
 
-def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The prefix without which all names are the model's; empty without one."""
-    first = min(state, default="")
-    for prefix in (first.removesuffix(name) for name in own if first.endswith(f".{name}")):
-        if all(n.startswith(prefix) and n.removeprefix(prefix) in own for n in state):
-            return prefix
-    return ""
+def _without_prefix(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Set[str], where: str
+) -> dict[str, Tensor]:
+    """The weights below a prefix, if those are the model's; all weights if there is none."""
+    if state.keys() <= own.keys() or needed <= state.keys():
+        return dict(state)
+    found: dict[str, dict[str, Tensor]] = {}
+    for prefix in sorted({p for name in state for p in _prefixes(name, own)}):
+        below = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        if below.keys() <= own.keys() and (needed <= below.keys() or len(below) == len(state)):
+            found[prefix] = below
+    if len(found) > 1:
+        raise ModelError(
+            f"the weights of the model are there under several prefixes: {format_ids(found)}",
+            where=where,
+            fix="keep those of one: {n.removeprefix(prefix): t for n, t in state.items() "
+            "if n.startswith(prefix)}",
+        )
+    for prefix, below in found.items():
+        if rest := [name for name in state if not name.startswith(prefix)]:
+            _LOGGER.warning("%s: not of the model, left out: %s", where, format_ids(rest))
+        return below
+    return dict(state)
+
+
+def _prefixes(name: str, own: Container[str]) -> Iterator[str]:
+    """What stands before a name of the model in a name."""
+    parts = name.split(".")
+    for i in range(1, len(parts)):
+        if ".".join(parts[i:]) in own:
+            yield ".".join(parts[:i]) + "."
 
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -249,30 +215,6 @@ def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
             if earlier != name:
                 ties[name] = earlier
     return ties
-
-
-def _require_plain(state: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors without data, sparse and quantised ones, and types with few operations."""
-    odd = [f"{n} is {_kind_of(t)}" for n, t in state.items() if _kind_of(t)]
-    if odd:
-        raise ModelError(
-            f"expected dense tensors of a common type: {format_ids(odd)}",
-            where=where,
-            fix="save a state dictionary of dense tensors, e.g. `tensor.dequantize().float()`",
-        )
-
-
-def _kind_of(tensor: Tensor) -> str:
-    """What is uncommon about a tensor; empty if nothing is."""
-    if tensor.is_meta:
-        return "on the meta device, without data"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.layout != torch.strided or tensor.is_nested:
-        return "sparse or nested"
-    if tensor.dtype not in _DTYPES:
-        return str(tensor.dtype).removeprefix("torch.")
-    return ""
 
 
 def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
