@@ -43,7 +43,7 @@ from expunge.models.calls import module_named
 from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.constructors import construct
 from expunge.models.huggingface import class_names, has_tokenizer, load_pretrained
-from expunge.models.inspection import inspect_layers
+from expunge.models.inspection import inspect_model
 from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
@@ -517,7 +517,7 @@ def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> bo
     """The layers that the recipe names are in the model, which takes the samples."""
     check_fit(model, train)
     require_two_labels(train.labels, where=train.name)
-    layout = inspect_layers(model, stages.example_batch(train))
+    layout = inspect_model(model, train)
     if recipe is not None:
         for name in (*recipe.score.feature_layers, *filter(None, [recipe.score.attribution_layer])):
             module_named(model, name)

@@ -53,7 +53,7 @@ from expunge.models.batches import n_bytes_of
 from expunge.models.checks import check_fit
 from expunge.models.copying import copy_model
 from expunge.models.initialisation import is_partly_frozen
-from expunge.models.inspection import inspect_layers
+from expunge.models.inspection import inspect_layers, inspect_model
 from expunge.pruning import surgery
 from expunge.pruning.dependencies import is_cut_inside_blocks
 from expunge.pruning.head_readouts import readable_heads
@@ -397,7 +397,7 @@ def rank(
     # A copy: the pass with gradients must leave nothing in the caller's model.
     model = copy_model(adapt_model(model, samples).model)
     example = example_batch(samples)
-    readouts = inspect_layers(model, example).readouts
+    readouts = inspect_model(model, samples).readouts
     prunable = surgery.prunable(model, example)
     if any(name not in readouts for name in prunable):
         known = {*readouts, *readable_heads(model, samples.example())}

@@ -230,3 +230,23 @@ def test_a_buffer_that_a_forward_pass_makes_as_long_as_its_batch_is_given_back()
     with eval_mode(model):
         logits_of(model, inputs(Mlp, n=3))
     assert_close(model.seen, torch.zeros(1, 2))
+
+
+def test_buffers_that_a_forward_pass_fills_or_makes_are_taken_away():
+    class Filling(Mlp):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", None)
+            self.register_buffer("cache", None, persistent=False)
+
+        def forward(self, x):
+            self.mean = self.cache = x.mean(0)
+            self.register_buffer("made", x.mean(0), persistent=False)
+            return super().forward(x)
+
+    model = Filling()
+    before = (dict(model._buffers), set(model._non_persistent_buffers_set))
+    with eval_mode(model):
+        logits_of(model, inputs(Mlp))
+        assert model.mean is not None
+    assert (model._buffers, model._non_persistent_buffers_set) == before

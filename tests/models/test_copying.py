@@ -107,6 +107,23 @@ def test_evaluation_leaves_no_activation_in_the_model():
     assert model.features == "of the caller"
 
 
+@pytest.mark.parametrize("held", [[], {}, set()])
+def test_evaluation_leaves_nothing_in_a_container_of_the_model(held):
+    class Appends(Mlp):
+        def forward(self, x):
+            add = {list: "append", dict: "setdefault", set: "add"}[type(self.held)]
+            getattr(self.held, add)(len(x))
+            return super().forward(x)
+
+    model = Appends()
+    model.held = held
+    with eval_mode(model):
+        logits_of(model, X)
+        assert model.held
+    assert model.held is held
+    assert not held
+
+
 def test_a_detached_model_can_be_copied_by_anyone():
     model = Keeps()
     model.seen = ()  # type: ignore[assignment]

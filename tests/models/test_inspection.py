@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import expunge
+from expunge.data import from_arrays
 from expunge.errors import ModelError
-from expunge.models.inspection import inspect_layers
+from expunge.models.inspection import inspect_layers, inspect_model
 from expunge.models.zoo import convnet, mlp, resnet
 from oracles_models import (
     ConcatNet,
@@ -170,6 +173,44 @@ def test_a_layer_that_is_not_called_is_not_found():
     model = Mlp()
     model.spare = nn.Linear(3, 3)
     assert "spare" not in inspect_layers(model, torch.randn(2, 6)).readouts
+
+
+class Experts(nn.Module):
+    """The sign of the first input chooses the expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.head = nn.Linear(6, 2), nn.Linear(5, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU()) for _ in range(2)
+        )
+
+    def forward(self, x):
+        chosen = (x[:, 0] > 0).long()
+        out = self.gate(x).sum(1, keepdim=True).repeat(1, 5)
+        for i, expert in enumerate(self.experts):
+            rows = (chosen == i).nonzero()[:, 0]
+            if len(rows):
+                out[rows] = expert(x[rows])
+        return self.head(out)
+
+
+def test_layers_that_only_some_samples_reach_are_left_out():
+    torch.manual_seed(0)
+    model, x = Experts(), torch.randn(60, 6)
+    x[:2, 0], x[30:, 0] = 1.0, -1.0
+    samples = from_arrays(x, np.arange(60) % 3)
+    first = inspect_layers(model, x[:2])
+    assert "experts.1.0" in first.readouts
+    assert first.unused == ("experts.0.0", "experts.0.2")
+    layout = inspect_model(model, samples)
+    assert layout.head == "head"
+    assert not [n for n in (*layout.readouts, *layout.feature_layers) if "experts" in n]
+    split = expunge.partition(expunge.score(model, samples, detectors=("loss", "lda_margin")))
+    with pytest.raises(ModelError, match=r"'experts.1.0' is no .* units that every sample reaches"):
+        expunge.rank(model, samples, split, layers=("experts.1.0",))
+    everywhere = samples.subset(np.flatnonzero(samples.inputs.batch(np.arange(60))[:, 0] > 0))
+    assert "experts.1.0" in inspect_model(model, everywhere).readouts
 
 
 def test_a_model_without_layers_is_refused():

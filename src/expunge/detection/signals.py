@@ -48,7 +48,7 @@ from expunge.models.calls import (
     to_channels_last,
 )
 from expunge.models.checks import check_fit
-from expunge.models.inspection import ModelLayout, inspect_layers
+from expunge.models.inspection import ModelLayout, inspect_model
 from expunge.records import Signals, TopClasses
 from expunge.records.top_classes import MAX_DENSE_CLASSES
 from expunge.storage.mapped_arrays import new_array
@@ -182,7 +182,7 @@ def collect(
     accelerator = this_process()
     check_fit(model, samples)
     samples, example = samples.to_device(accelerator.device), samples.example()
-    layout = inspect_layers(model, example)
+    layout = inspect_model(model, samples)
     fitting = samples_per_pass(
         model, example, accelerator.device, keeps_outputs=bool(needs & _BY_GRADIENTS)
     )

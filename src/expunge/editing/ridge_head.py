@@ -33,7 +33,7 @@ from expunge.models.calls import (
     to_channels_last,
     to_device,
 )
-from expunge.models.inspection import inspect_layers
+from expunge.models.inspection import inspect_model
 from expunge.pruning.dependencies import copy_without_hooks
 from expunge.pruning.surgery import size
 from expunge.records import Partition
@@ -172,7 +172,7 @@ def ridge_head(
     if batch_norm:
         reestimate_batch_norm(model, task)
     with on_device(model, task.device), eval_mode(model), torch.no_grad():
-        names = tuple(layers) or default_feature_layers(inspect_layers(model, example))
+        names = tuple(layers) or default_feature_layers(inspect_model(model, task.samples))
         readout, widths = _readout(model, names, example, n=len(task.samples))
         depths = _depths(readout, size(model, example).macs, example, depth=depth)
         weights = _sample_weights(task.partition, len(task.samples.classes), class_weights)

@@ -226,6 +226,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _unchanged_state(model: nn.Module) -> Iterator[None]:
     """Give the tensors that a forward pass in evaluation mode may change their values back."""
+    buffers = [(m, dict(m._buffers)) for m in model.modules()]
     before = [
         (m, k, t, t._version, t.detach().clone())
         for m, k, t in _changeable(model)
@@ -234,6 +235,12 @@ def _unchanged_state(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for module, known in buffers:
+            for name in [k for k in module._buffers if known.get(k) is None]:
+                if name in known:  # it was declared, and the forward pass filled it
+                    module._buffers[name] = None
+                else:
+                    delattr(module, name)
         with torch.no_grad():
             for module, name, tensor, version, values in before:
                 now = getattr(module, name)

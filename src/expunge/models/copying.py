@@ -109,10 +109,16 @@ def _parts(value: Any) -> Iterator[Any]:
 def unchanged_attributes(model: nn.Module) -> Iterator[None]:
     """Give every module the plain attributes back that it had before the block.
 
-    A forward pass can leave an activation in an attribute. With gradients it would hold the graph,
-    and `copy.deepcopy` would refuse the model.
+    A forward pass can leave an activation in an attribute, or in a list in one. With gradients it
+    would hold the graph, and `copy.deepcopy` would refuse the model.
     """
     before = [(module, _plain_attributes(module)) for module in model.modules()]
+    held = [
+        (value, copy.copy(value))
+        for _, attributes in before
+        for value in attributes.values()
+        if type(value) in (list, dict, set)
+    ]
     try:
         yield
     finally:
@@ -121,6 +127,9 @@ def unchanged_attributes(model: nn.Module) -> Iterator[None]:
             for name in _plain_attributes(module).keys() - attributes.keys():
                 del own[name]
             own.update(attributes)
+        for value, values in held:
+            value.clear()
+            value.extend(values) if isinstance(value, list) else value.update(values)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.data import Batch
+from expunge.data import Batch, Samples
 from expunge.errors import ModelError
 from expunge.models.architecture import is_transposed_linear
 from expunge.models.calls import (
@@ -23,6 +24,9 @@ from expunge.models.calls import (
     unfused_attention,
 )
 
+# Samples that are to reach a layer, where the first ones leave layers unused, see `inspect_model`.
+_MAX_CHECKED = 256
+_CHECKED_AT_ONCE = 16
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # Layers that act on each channel by itself, so that a unit keeps its index through them.
 _CHANNELWISE = (
@@ -91,6 +95,8 @@ class ModelLayout:
     blocks
         The blocks of a transformer, among the feature layers: each turns tokens ``[b, t, d]`` into
         as many of the same width.
+    unused
+        Weight layers that the example does not reach.
     """
 
     head: str
@@ -98,6 +104,7 @@ class ModelLayout:
     feature_layers: tuple[str, ...]
     tail: tuple[str, ...]
     blocks: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def find_head(model: nn.Module, example: Batch, *, where: str = "", fix: str) -> str:
@@ -177,7 +184,40 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
         feature_layers,
         _tail(head, leaves),
         tuple(name for name in feature_layers if name in blocks),
+        _unused(model, calls),
     )
+
+
+def inspect_model(model: nn.Module, samples: Samples) -> ModelLayout:
+    """Find the layers of a model that give a row for each of some samples.
+
+    As `inspect_layers` with the first samples. If they leave layers unused, as a mixture of experts
+    does, layers that only some of more samples reach are no readouts and no feature layers.
+
+    Notes
+    -----
+    Cost: two forward passes of two samples; where layers are unused, up to 256 samples more.
+    """
+    layout = inspect_layers(model, samples.example())
+    if not layout.unused:
+        return layout
+    n = min(_MAX_CHECKED, len(samples))
+    rows = np.linspace(0, len(samples) - 1, n).round().astype(np.int64)
+    used = {*layout.feature_layers, *layout.readouts.values()}
+    for part in np.array_split(rows, -(-n // _CHECKED_AT_ONCE)):
+        calls = _record_calls(model, samples.batch(part))[0]
+        used &= {c.name for c in calls} - {c.name for c in calls if c.n_rows != len(part)}
+    return replace(
+        layout,
+        readouts={name: readout for name, readout in layout.readouts.items() if readout in used},
+        feature_layers=tuple(name for name in layout.feature_layers if name in used),
+        blocks=tuple(name for name in layout.blocks if name in used),
+    )
+
+
+def _unused(model: nn.Module, calls: list[_Call]) -> tuple[str, ...]:
+    called = {c.module for c in calls}
+    return tuple(n for n, m in model.named_modules() if is_weight_layer(m) and m not in called)
 
 
 def _before_probabilities(scores: Value, leaves: list[_Call]) -> Value:

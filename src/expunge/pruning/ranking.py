@@ -26,7 +26,7 @@ from expunge.errors import ModelError, did_you_mean
 from expunge.models.architecture import is_transposed_linear
 from expunge.models.batches import samples_per_pass
 from expunge.models.calls import capture_outputs, eval_mode, logits_of, module_named, on_device
-from expunge.models.inspection import inspect_layers
+from expunge.models.inspection import inspect_model
 from expunge.pruning.attention_heads import Heads
 from expunge.pruning.head_readouts import by_head, capture_heads, heads_norm, readable_heads
 from expunge.pruning.regression import (
@@ -402,14 +402,14 @@ class _ShownUnits(NamedTuple):
 
 def _shown_units(model: nn.Module, samples: Samples, layers: tuple[str, ...]) -> _ShownUnits:
     """Where the units of these layers, and the heads of these attentions, show."""
-    example = samples.example()
-    known = inspect_layers(model, example).readouts
+    known = inspect_model(model, samples).readouts
     others = [name for name in layers if name not in known]
-    heads = readable_heads(model, example) if others else {}
+    heads = readable_heads(model, samples.example()) if others else {}
     for name in others:
         if name not in heads:
             raise ModelError(
-                f"'{name}' is no hidden layer of units, and no attention whose heads can be cut",
+                f"'{name}' is no hidden layer of units that every sample reaches, and no attention "
+                "whose heads can be cut",
                 fix=did_you_mean(name, [*known, *heads]),
             )
     return _ShownUnits(
