@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from expunge import stages
 from expunge._core.distributed import broadcast_decision, this_process
@@ -36,7 +36,7 @@ from expunge.storage.cached_stages import Chain
 from expunge.storage.hashing import content_of, digest
 from expunge.storage.run_folder import Run
 from expunge.storage.serialization import Codec
-from expunge.storage.weights import fit_weights, model_fingerprint
+from expunge.storage.weights import fit_weights, model_fingerprint, state_of
 from expunge.tracking import check_trackers
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.optimisation import TuneConfig
@@ -259,9 +259,7 @@ def cached_edit(
         return EditedModel(made.eval(), head)
 
     def store(edited: EditedModel) -> Artefact:
-        return Artefact(
-            serialization.head_metadata(edited.head), {}, dict(edited.model.state_dict())
-        )
+        return Artefact(serialization.head_metadata(edited.head), {}, state_of(edited.model))
 
     return chain.stage(
         "edit",
@@ -367,7 +365,6 @@ def weights_codec(architecture: nn.Module, where: str) -> Codec[nn.Module]:
         return model
 
     def store(model: nn.Module) -> Artefact:
-        tensors: dict[str, Tensor] = dict(model.state_dict())
-        return Artefact(tensors=tensors)
+        return Artefact(tensors=state_of(model))
 
     return Codec(store, load)

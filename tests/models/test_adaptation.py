@@ -226,6 +226,20 @@ def test_units_are_cut_of_every_model_that_can_be_scored(wrap):
 
 # ------------------------------------------------------------------------------- refusals
 
+
+def with_qconfig(model: nn.Module) -> nn.Module:
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig()
+    return model
+
+
+class WithoutForward(nn.Module):
+    """As some Lightning modules, which call their network in the training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss, self.net = nn.CrossEntropyLoss(), build(Mlp)
+
+
 REFUSED = {
     "TorchScript": (lambda: torch.jit.trace(build(Mlp), inputs(Mlp)), "is TorchScript"),
     "a scripted part": (
@@ -236,6 +250,15 @@ REFUSED = {
         lambda: torch.ao.quantization.quantize_dynamic(build(Mlp), {nn.Linear}),
         "layers are quantised: ",
     ),
+    "quantisation-aware": (
+        lambda: torch.ao.quantization.prepare_qat(with_qconfig(build(Mlp).train())),
+        "layers are quantised: ",
+    ),
+    "exported": (
+        lambda: torch.export.export(build(Mlp), (inputs(Mlp),)).module(),
+        "an exported program of torch.export",
+    ),
+    "no forward": (WithoutForward, r"(?=.*that it holds: \.net)"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "before their first batch: 0.weight"),
     "meta": (lambda: build(Mlp).to("meta"), "weights are not loaded"),
     "a class": (lambda: Mlp, "got the class Mlp"),
@@ -249,7 +272,7 @@ REFUSED = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*quant:UserWarning")
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("verb", ["score", "repair"])
 def test_what_cannot_be_read_is_refused_with_a_way_out(name, verb):
@@ -283,6 +306,14 @@ def test_a_model_without_gradients_is_refused_before_any_work():
     x = inputs(Mlp)
     with pytest.raises(ModelError, match=r"no gradient reaches a parameter"):
         check_training(Detached(), expunge.from_arrays(x.numpy(), np.arange(len(x)) % 3))
+
+
+def test_a_model_that_does_not_load_its_own_state_is_refused_before_any_work():
+    model = build(Mlp)
+    model._register_state_dict_hook(lambda module, state, *_: state.__delitem__("head.bias"))
+    x = inputs(Mlp)
+    with pytest.raises(ModelError, match=r'own state dict: .*"head.bias".*\n  fix: its hooks'):
+        check_training(model, expunge.from_arrays(x.numpy(), np.arange(len(x)) % 3))
 
 
 def test_auxiliary_outputs_in_training_mode_are_left_aside():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from expunge.errors import ModelError
-from expunge.storage.weights import fit_weights
+from expunge.storage.weights import fit_weights, load_weights, save_weights, state_of
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
@@ -61,6 +61,42 @@ def test_checkpoints_of_old_batch_norm_have_no_counts():
     assert torch.equal(into.running_mean, given.running_mean)
     with pytest.raises(ModelError, match="missing: running_var"):
         fit_weights(into, {k: v for k, v in state.items() if k != "running_var"})
+
+
+class Filling(nn.Linear):
+    """It keeps the mean of its first batch, and a setting in its state dict."""
+
+    def __init__(self, *size):
+        super().__init__(*size)
+        self.register_buffer("mean", None)
+        self.setting = {"power": 2}
+
+    def forward(self, x):
+        self.mean = x.mean(0) if self.mean is None else self.mean
+        return super().forward(x - self.mean)
+
+    def get_extra_state(self):
+        return self.setting
+
+    def set_extra_state(self, state):
+        self.setting = state
+
+
+def test_buffers_that_the_training_filled_are_loaded_and_settings_stay(tmp_path):
+    given, into, empty = (nn.Sequential(Filling(2, 3), nn.Linear(3, 2)) for _ in range(3))
+    save_weights(given, tmp_path / "empty.safetensors")
+    x = torch.randn(4, 2)
+    given(x)
+    save_weights(given, tmp_path / "w.safetensors")
+    into[0].setting = {"power": 3}
+    load_weights(into, tmp_path / "w.safetensors")
+    torch.testing.assert_close(into(x + 1), given(x + 1))
+    assert into[0].setting == {"power": 3}
+    load_weights(empty, tmp_path / "empty.safetensors")
+    assert empty[0].mean is None
+    with pytest.raises(ModelError, match=r"unexpected: 0\.other"):
+        fit_weights(empty, {**state_of(given), "0.other": torch.zeros(1)})
+    assert empty[0].mean is None
 
 
 def test_what_layers_made_of_former_weights_in_evaluation_mode_is_dropped():

@@ -14,6 +14,7 @@ from expunge.data import DataLike, Samples, as_samples
 from expunge.errors import DataError
 from expunge.records import Partition
 from expunge.storage.atomic_files import wrap_io_errors, write_file
+from expunge.storage.weights import state_of
 
 
 class TrainingScorer:
@@ -51,9 +52,7 @@ class TrainingScorer:
     def end_epoch(self, model: nn.Module, dataset: object = None) -> None:
         """Add the probabilities of the network as it is now."""
         if self.keep_probs:
-            probs = stages.average_checkpoint_probs(
-                model, self._read(dataset), [dict(model.state_dict())]
-            )
+            probs = stages.average_checkpoint_probs(model, self._read(dataset), [state_of(model)])
             self._sum = probs if self._sum is None else self._sum + probs
             self._count += 1
 

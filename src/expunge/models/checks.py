@@ -17,6 +17,7 @@ from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.architecture import tied_weights
 from expunge.models.calls import FORWARD_ERRORS, device_of, eval_mode, logits_of, to_device
 from expunge.models.copying import copy_model
+from expunge.storage.weights import load_state, state_of
 
 
 def check_fit(model: nn.Module, samples: Samples) -> None:
@@ -54,6 +55,9 @@ def _fix_failure(model: nn.Module, example: Batch) -> str:
         )
     if other := _other_types(model):
         return f"weights are {format_ids(other)}, not float32; pass `model.float()`"
+    if type(model).forward is nn.Module.forward:
+        inner = [name for name, part in model.named_children() if _is_network(part)]
+        return f"pass the network that it holds: .{inner[0]}" if inner else "give it a forward"
     if fix := _fix_arguments(model, example):
         return fix
     if isinstance(example, dict):
@@ -106,7 +110,8 @@ def check_training(model: nn.Module, samples: Samples) -> None:
     Raises
     ------
     ModelError
-        If every parameter is frozen, the pass fails, or no gradient reaches a trainable parameter.
+        If every parameter is frozen, the pass fails, no gradient reaches a trainable parameter, or
+        the model does not load its own state dict.
 
     Notes
     -----
@@ -117,6 +122,14 @@ def check_training(model: nn.Module, samples: Samples) -> None:
     if len(rows) < 2:
         return
     work = copy_model(model).train()
+    try:
+        load_state(work, state_of(work))
+    except RuntimeError as error:
+        raise ModelError(
+            f"the model does not load its own state dict: {' '.join(str(error).split())}",
+            where="model",
+            fix="its hooks and methods of state_dict and load_state_dict must undo each other",
+        ) from error
     try:
         with torch.inference_mode(False), torch.enable_grad(), temp_seed(0, "check"):
             logits = logits_of(work, to_device(samples.batch(rows), device_of(work)))
@@ -180,6 +193,13 @@ def require_network(model: object) -> None:
             fix="pass the network that torch.jit.script or torch.jit.trace was given; its weights "
             "load by `network.load_state_dict(scripted.state_dict())`",
         )
+    if any(k.__module__ == "torch.export._unlift" for k in type(model).__mro__):
+        raise ModelError(
+            "the model is an exported program of torch.export, which cannot be trained",
+            where="model",
+            fix="pass the network that was exported; its weights load by "
+            "`network.load_state_dict(exported.state_dict())`",
+        )
     quantised = [n for n, m in model.named_modules() if _is_quantised(m)]
     if quantised:
         raise ModelError(
@@ -226,7 +246,8 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def _is_quantised(module: nn.Module) -> bool:
     home = type(module).__module__
-    is_torch = home.startswith("torch.") and ".quantized" in home
+    kinds = (".quantized", ".qat", ".fake_quantize")
+    is_torch = home.startswith("torch.") and any(kind in home for kind in kinds)
     is_integer = any(
         not p.is_floating_point() and not p.is_complex() for p in module.parameters(recurse=False)
     )

@@ -34,7 +34,7 @@ from expunge.selfsupervised.simclr import SETTINGS as SIMCLR_SETTINGS
 from expunge.selfsupervised.simclr import SimclrConfig, compatible_config, pretrain
 from expunge.storage.artefacts import Artefact
 from expunge.storage.run_folder import Run, open_run
-from expunge.storage.weights import fit_weights, model_fingerprint
+from expunge.storage.weights import fit_weights, model_fingerprint, state_of
 from expunge.training.baselines import trainers
 from expunge.training.loop import Checkpoint, TuneConfig, tune
 from expunge.training.targets import Targets
@@ -503,7 +503,7 @@ def _predict_probs(model: nn.Module, samples: Samples) -> Floats:
 
 
 def _with_prefix(model: nn.Module) -> dict[str, Tensor]:
-    return {f"model.{k}": v for k, v in model.state_dict().items()}
+    return {f"model.{k}": v for k, v in state_of(model).items()}
 
 
 def _with_weights(model: nn.Module, artefact: Artefact, where: str) -> nn.Module:

@@ -29,7 +29,7 @@ from expunge.selfsupervised.augmentation import SimCLRAugmentation
 from expunge.selfsupervised.features import FeatureExtractor
 from expunge.storage.artefacts import Artefact
 from expunge.storage.run_folder import open_run
-from expunge.storage.weights import fit_weights, model_fingerprint
+from expunge.storage.weights import fit_weights, model_fingerprint, state_of
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit
 from expunge.training.optimisation import TuneConfig
@@ -250,7 +250,7 @@ def pretrain(
             trained = _train_contrastive(
                 model, samples, config, seed=seed, checkpoint=checkpoint, progress=progress
             )
-            return Artefact(tensors=trained.state_dict())
+            return Artefact(tensors=state_of(trained))
 
         artefact = run.stage("model", header, compute)
         trained = copy_model(model)

@@ -22,6 +22,17 @@ from expunge.storage.weight_files import read_weights
 _LOGGER = logging.getLogger(__name__)
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state dict; what else modules add to it belongs to their settings.
+
+    Examples
+    --------
+    >>> list(state_of(nn.Linear(2, 2)))
+    ['weight', 'bias']
+    """
+    return {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
 def save_weights(
     model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -53,7 +64,7 @@ def save_weights(
         )
     if not path.parent.is_dir():
         raise ModelError("the folder does not exist", where=str(path.parent), fix="create it")
-    state = storable(model.state_dict())
+    state = storable(state_of(model))
     _require_finite(state, str(path))
 
     def write(file: Path) -> None:
@@ -102,7 +113,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
     Absent may be the counts of batches, which old checkpoints of batch norm lack. Names may hold
     the ``module`` and ``_orig_mod`` of DataParallel and torch.compile, or one prefix, as Lightning
     writes them. If all names of the model have the prefix, those without it (of a loss, say) are
-    left out, with a warning. Lazy layers that never ran get their shapes from the weights.
+    left out, with a warning. Lazy layers that never ran get their shapes from the weights, and so
+    do buffers that a forward pass is to fill.
 
     Raises
     ------
@@ -110,11 +122,11 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
         Naming all tensors that are missing, unexpected, of the wrong shape, or not finite, or the
         prefixes if several fit. The model is then unchanged.
     """
-    own = model.state_dict()
+    own, unfilled = state_of(model), _unfilled_buffers(model)
     counts = {k: v for k, v in own.items() if k.split(".")[-1] == "num_batches_tracked"}
     ties = _ties(own)
     needed = own.keys() - counts.keys() - ties.keys()
-    state = {**counts, **_without_wrappers(state, own, needed, where)}
+    state = {**counts, **_without_wrappers(state, own.keys() | unfilled.keys(), needed, where)}
     problems = []
     for name, first in ties.items():
         if name in state and first in state and not torch.equal(state[name], state[first]):
@@ -123,7 +135,8 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, where: str = "
         if present is not None:
             state.setdefault(name, present)
             state.setdefault(first, present)
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys() - unfilled.keys())
     if missing:
         problems.append(f"missing: {format_ids(missing)}")
     if unexpected:
@@ -147,8 +160,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     evaluation mode what they made of their former weights (LeViT), until they are trained.
     """
     whole = model.state_dict()
-    whole.clear()
+    for name in state_of(model):
+        del whole[name]
     whole.update(state)
+    for name, module in _unfilled_buffers(model).items():
+        if name in state:
+            like = next(model.parameters(), state[name])
+            buffer = torch.empty_like(state[name], device=like.device)
+            module._buffers[name.rpartition(".")[2]] = buffer
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     model.load_state_dict(whole, strict=True)
@@ -158,7 +177,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _without_wrappers(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Set[str], where: str
+    state: Mapping[str, Tensor], own: Set[str], needed: Set[str], where: str
 ) -> dict[str, Tensor]:
     """The weights under the names that they have without a prefix, and wrappers of parts."""
     state = _without_prefix(state, own, needed, where)
@@ -173,15 +192,15 @@ def _without_wrappers(
 
 
 def _without_prefix(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Set[str], where: str
+    state: Mapping[str, Tensor], own: Set[str], needed: Set[str], where: str
 ) -> dict[str, Tensor]:
     """The weights below a prefix, if those are the model's; all weights if there is none."""
-    if state.keys() <= own.keys() or needed <= state.keys():
+    if state.keys() <= own or needed <= state.keys():
         return dict(state)
     found: dict[str, dict[str, Tensor]] = {}
     for prefix in sorted({p for name in state for p in _prefixes(name, own)}):
         below = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        if below.keys() <= own.keys() and (needed <= below.keys() or len(below) == len(state)):
+        if below.keys() <= own and (needed <= below.keys() or len(below) == len(state)):
             found[prefix] = below
     if len(found) > 1:
         raise ModelError(
@@ -203,6 +222,16 @@ def _prefixes(name: str, own: Container[str]) -> Iterator[str]:
     for i in range(1, len(parts)):
         if ".".join(parts[i:]) in own:
             yield ".".join(parts[:i]) + "."
+
+
+def _unfilled_buffers(model: nn.Module) -> dict[str, nn.Module]:
+    """The module of each buffer that is None, by the name that it has in a state dict."""
+    return {
+        f"{path}.{name}".removeprefix("."): module
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is None and name not in module._non_persistent_buffers_set
+    }
 
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -256,7 +285,8 @@ def model_fingerprint(model: nn.Module) -> str:
         settings = {k: v for k, v in plain.items() if k[0] != "_" and k != "training"}
         forward = type(module).forward if type(module).__module__[:6] != "torch." else None
         hashed.update(content_of([settings, forward]).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_of(model).items():
         hashed.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        hashed.update(values.numpy().data)
     return hashed.hexdigest()

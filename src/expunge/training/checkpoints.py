@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.distributed import broadcast_decision
-from expunge.storage.weights import load_state
+from expunge.storage.weights import load_state, state_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,7 +50,7 @@ def training_state(networks: Networks, extra: Mapping[str, Tensor]) -> dict[str,
     tensors: dict[str, Tensor] = {f"extra.{name}": value for name, value in extra.items()}
     for number, (model, optimizer) in enumerate(networks):
         suffix = str(number or "")
-        tensors |= {f"model{suffix}.{name}": v for name, v in model.state_dict().items()}
+        tensors |= {f"model{suffix}.{name}": v for name, v in state_of(model).items()}
         for index, memory in optimizer.state_dict()["state"].items():
             for name, value in memory.items():
                 if isinstance(value, Tensor):

@@ -18,6 +18,7 @@ from expunge.data.strong_views import strong_view
 from expunge.models.calls import logits_of, to_channels_last
 from expunge.models.copying import copy_model
 from expunge.records import Partition
+from expunge.storage.weights import state_of
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.loop import fit, synchronise_buffers
 from expunge.training.optimisation import (
@@ -137,7 +138,7 @@ def tune_semi_supervised(
         seed=seed,
         what=what,
         reads=Reads(resident, targets.positions),
-        extra={**state, **{f"teacher.{k}": v for k, v in teacher.state_dict().items()}},
+        extra={**state, **{f"teacher.{k}": v for k, v in state_of(teacher).items()}},
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -222,7 +223,7 @@ def _average(
     size = config.batch_size or n
     steps = max(_MIN_AVERAGED_STEPS, _AVERAGED_FRACTION * config.n_epochs * n / size)
     keep = min(1 - 1 / steps, (1 + step.number) / (10 + step.number))
-    own, new = teacher.state_dict(), student.state_dict()
+    own, new = state_of(teacher), state_of(student)
     floats = [name for name, value in own.items() if value.is_floating_point()]
     torch._foreach_lerp_([own[k] for k in floats], [new[k] for k in floats], 1 - keep)
     for name, value in own.items():
