@@ -29,6 +29,17 @@ def made(n=300, rate=0.2, seed=0, spread=0.35):
     return x, np.where(bad, (right + 1 + rng.integers(0, 2, n)) % 3, right), bad
 
 
+class Stored:
+    """An array as h5py and Zarr have it: NumPy can read it, and it is no sequence."""
+
+    def __init__(self, values):
+        self.values = values
+        self.shape, self.dtype, self.ndim = values.shape, values.dtype, values.ndim
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
 X, Y, BAD = made()
 REFERENCE = expunge.detect(X, Y)
 PROBS = np.eye(3)[Y] * 0.7 + 0.1
@@ -48,6 +59,8 @@ def test_wrong_labels_are_found_and_corrected():
     [
         (pd.DataFrame(X), pd.Series(Y), [0, 1, 2]),
         (torch.from_numpy(X), torch.from_numpy(Y), [0, 1, 2]),
+        (torch.from_numpy(X).to_sparse(), Y, [0, 1, 2]),
+        (Stored(X), Stored(Y), [0, 1, 2]),
         (X.tolist(), Y.tolist(), [0, 1, 2]),
         (X, Y.astype(np.float64), [0, 1, 2]),
         (X, Y[:, None], [0, 1, 2]),
@@ -89,6 +102,10 @@ def test_a_class_for_each_sample_is_too_few_samples():
 def test_two_classes_may_be_truth_values():
     result = expunge.detect(X, Y > 0)
     assert result.classes == ("False", "True")
+    assert result.suggested.dtype == bool
+    assert ((Y > 0) == result.suggested).mean() > 0.7
+    with pytest.raises(DataError, match="probs have 3 columns, and the labels 2 classes"):
+        expunge.detect(X, Y > 0, PROBS)
 
 
 def test_the_order_of_the_samples_changes_nothing():
@@ -166,6 +183,8 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(X, [None, *Y[1:].tolist()]), "labels is missing .*: ids 0"),
         (lambda: expunge.detect(X, [np.nan, *Y[1:].tolist()]), "ids 0"),
         (lambda: expunge.detect(X, np.eye(3)[Y]), r"y\.argmax\(1\)"),
+        (lambda: expunge.detect(X, {*Y}), r"labels must be .* not set\n.*list\(labels\)"),
+        (lambda: expunge.detect(iter(X), Y), r"got .*iterator.*\n.*list\(features\)"),
         (lambda: expunge.detect(X, [[0], [0, 1]] * 150), "several labels are not supported"),
         (lambda: expunge.detect(X, ["0", 0, 1] * 100), "holds int and str, expected"),
         (lambda: expunge.detect(X, Y, np.ones((300, 3))), "do not sum to 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import cross_val_score
@@ -38,6 +39,14 @@ def test_estimators_follow_the_conventions_of_scikit_learn(estimator, monkeypatc
     found = check_estimator(estimator, on_fail=None, on_skip=None)
     assert [(c["check_name"], c["exception"]) for c in found if c["status"] == "failed"] == []
     assert len(found) > 50
+
+
+def test_the_filter_takes_sparse_matrices():
+    dense, sparse = NoiseFilter().fit(X, Y), NoiseFilter()
+    kept, _ = sparse.fit_resample(csr_array(X), Y)
+    np.testing.assert_array_equal(sparse.p_noisy_, dense.p_noisy_)
+    np.testing.assert_array_equal(kept.toarray(), X[~dense.flagged_])
+    np.testing.assert_array_equal(sparse.predict(csr_array(X)), dense.predict(X))
 
 
 def test_the_filter_is_detect():

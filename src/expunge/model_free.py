@@ -229,18 +229,14 @@ def _are_named(columns: Sequence[str], classes: Sequence[str]) -> bool:
 
 
 def _label_values(labels: Any, ids: Array) -> Array:
-    """Return labels as ``int64[n]`` or ``str[n]``."""
+    """Return labels as ``int64[n]``, ``bool[n]`` or ``str[n]``."""
     if isinstance(labels, str):
         raise DataError(
             f"labels are the text {labels!r}, expected one a sample",
             where=_WHERE,
             fix=f"detect(features.drop(columns={labels!r}), features[{labels!r}])",
         )
-    if not hasattr(labels, "to_numpy") and not isinstance(labels, list | tuple | Tensor):
-        labels = np.asarray(labels)
     values = one_each(to_column(labels, "labels", _WHERE, ids=ids), "labels", _WHERE)
-    if values.dtype.kind == "b":
-        return values.astype(str)
     if values.dtype.kind == "f":
         missing = ~np.isfinite(values)
         if missing.any():
@@ -256,7 +252,7 @@ def _label_values(labels: Any, ids: Array) -> Array:
                 fix="name the column of the classes, or divide the numbers into classes",
             )
         values = values.astype(np.int64)
-    if values.dtype.kind not in "iuU":
+    if values.dtype.kind not in "biuU":
         raise DataError(
             f"labels have dtype {values.dtype}, expected integers or texts",
             where=_WHERE,
@@ -322,7 +318,7 @@ def _encode(
         )
     if n_columns is not None and n_columns != len(found):
         # A class that nobody has: integers can still be indices of the columns.
-        if values.dtype.kind != "U" and found[0] >= 0 and found[-1] < n_columns:
+        if values.dtype.kind in "iu" and found[0] >= 0 and found[-1] < n_columns:
             return values.astype(np.int64), np.arange(n_columns)
         raise DataError(
             f"probs have {n_columns} columns, and the labels {len(found)} classes: "

@@ -93,12 +93,14 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X
-            ``float[n, d]``, NaN where a value is missing.
+            ``float[n, d]``, NaN where a value is missing; also a sparse matrix, of which a dense
+            copy is made.
         y
             ``[n]``, the given labels; -1 is a class, as in scikit-learn's classifiers.
         """
-        X, y = validate_data(self, X, y, ensure_all_finite="allow-nan")
+        X, y = validate_data(self, X, y, accept_sparse=True, ensure_all_finite="allow-nan")
         check_classification_targets(y)
+        X = _dense(X)
         self.result_ = _detect(X, y, self.threshold, self.fdr, self.random_state)
         self.classes_ = np.unique(y)
         self.p_noisy_: Floats = self.result_.p_noisy
@@ -117,8 +119,8 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         The vote of the 25 nearest.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, ensure_all_finite="allow-nan")
-        labels: Array = self.classifier_.predict(X)
+        X = validate_data(self, X, reset=False, accept_sparse=True, ensure_all_finite="allow-nan")
+        labels: Array = self.classifier_.predict(_dense(X))
         return labels
 
     def fit_resample(self, X: Any, y: Any) -> tuple[Any, Any]:
@@ -128,7 +130,7 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
+        tags.input_tags.allow_nan = tags.input_tags.sparse = True
         return tags
 
 
@@ -311,6 +313,10 @@ def _kept(result: DetectionResult) -> Bools:
     n_kept = np.bincount(result.labels[result.kept], minlength=len(result.classes))
     kept: Bools = result.kept | (n_kept == 0)[result.labels]
     return kept
+
+
+def _dense(X: Any) -> Any:
+    return X.toarray() if hasattr(X, "toarray") else X
 
 
 def _rows(X: Any, mask: Bools) -> Any:

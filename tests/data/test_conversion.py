@@ -25,9 +25,34 @@ EXPECTED = from_arrays(X, Y)
 NESTED = torch.nested.nested_tensor([torch.ones(2)] * 6, layout=torch.jagged)
 
 
+class Stored:
+    """An array as h5py and Zarr have it: NumPy can read it, and it is no sequence."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.shape, self.dtype, self.ndim = values.shape, values.dtype, values.ndim
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.values[at]
+
+
+class Module:
+    """As a data module of Lightning."""
+
+    def train_dataloader(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     "x",
     [
+        Stored(X),
         pd.DataFrame(X),
         pd.DataFrame(X.astype(np.float64), columns=list("abcd")),
         pd.DataFrame(X).astype("Float64"),
@@ -65,6 +90,9 @@ def test_inputs_of_every_kind_are_the_same(x: Any) -> None:
         [[int(k)] for k in Y],
         [torch.tensor(k) for k in Y],
         [str(k) for k in Y],
+        Stored(Y),
+        Stored(np.array([str(k).encode() for k in Y], dtype=object)),
+        Y.astype(np.float16),
         pd.Series(Y).astype("category"),
         pd.Categorical(Y),
         tuple(Y),
@@ -158,6 +186,13 @@ def test_pictures_in_a_list_are_images() -> None:
         ([b"GIF"] * 6, Y, "item 0: the input is a bytes.*\n.*PIL.Image.open"),
         ([{"bytes": b"", "path": None}] * 6, Y, r"item 0: .*\n.*cast_column\(.*Image\(\)\)"),
         ([X[0], X[1, :2]] * 3, Y, r"items 1, 3, 5\n.*one shape"),
+        (map(list, X), Y, r"not map\n.*list\(x\)"),
+        (scipy.sparse.csr_array(X), Y, r"not csr_array\n.*x\.toarray\(\)"),
+        (X, {*Y.tolist()}, r"labels must be .* not set\n.*list\(labels\)"),
+        (X, dict(enumerate(Y)), r"labels must be .* not dict\n.*list\(labels\.values\(\)\)"),
+        (X, [{0, 1}] * 6, "labels holds set, .*\n.*several labels are not supported"),
+        (X, Y + 0.5, "got fractions; divide numbers into classes"),
+        (X, Y * 0, r"1 class: a classifier needs two or more; .* name them all: classes="),
         ({}, Y, "a dictionary without arrays"),
         ({"a": X, "b": X[:3]}, Y, "different lengths"),
         ([], [], "no samples"),
@@ -179,6 +214,8 @@ def test_what_cannot_be_converted_is_named(x: Any, y: Any, message: str) -> None
         ((X, Y, Y), r"give a pair of inputs and labels, \(x, y\)"),
         (((X[0], 0),) * 8, r"list\(…\) makes a list of the items"),
         ({i: (X[i], 0) for i in range(6)}, r"list\(data.values\(\)\)"),
+        ({"x": Stored(X), "y": Stored(Y)}, r"a pair of its arrays \(x, y\): \(data\['x'\]"),
+        (Module(), r"data\.setup\('fit'\), then give data\.train_dataloader\(\)"),
         (None, "expunge.from_arrays"),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -154,6 +156,9 @@ class Odd(Dataset[Any]):
         (({}, 1), "the input is an empty dictionary"),
         ((X[0], {"a": 1}), r"the label is a dict.*\n.*give one of its values: a"),
         (None, "a NoneType: expected .x, y."),
+        (SimpleNamespace(x=X[0], y=1), "(?s)a SimpleNamespace: .*one of these forms$"),
+        ((X[0], 1, 0, "a.png"), "a tuple: expected .*\n.*name input=… and label=…"),
+        (pd.DataFrame({"x": [X[0]], "y": [1]}), r"a DataFrame .*\n.*with_format\(None\)"),
     ],
 )
 def test_items_that_do_not_fit_lead_to_ones_that_do(item: Any, message: str) -> None:

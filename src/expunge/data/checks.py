@@ -21,12 +21,15 @@ def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[
                 "; leave out samples without a label"
             ]
         if (labels != np.round(labels)).any():
-            return ["labels must be integers; got fractions"]
+            return ["labels must be integers; got fractions; divide numbers into classes"]
     elif labels.dtype.kind not in "iu":
         return [f"labels must be integers, not {labels.dtype}; names are text: y.astype(str)"]
     problems = []
     if n_classes < 2:
-        problems.append(f"{n_classes} class(es): a classifier needs two or more")
+        problems.append(
+            f"{n_classes} class: a classifier needs two or more; if others have no samples here, "
+            "name them all: classes=…"
+        )
     outside = (labels < 0) | (labels >= n_classes)
     if outside.any():
         problems.append(

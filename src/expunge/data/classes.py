@@ -182,6 +182,7 @@ def _whole(values: np.ndarray) -> np.ndarray:
     """Whole floats as integers; other values as they are."""
     if values.dtype.kind != "f" or not np.isfinite(values).all():
         return values
+    values = values.astype(np.float64)
     is_whole = (values == np.round(values)).all() and (np.abs(values) < 2**53).all()
     return values.astype(np.int64) if is_whole else values
 

@@ -75,7 +75,7 @@ def to_cpu_tensor(x: np.ndarray | Tensor) -> Tensor:
 def _to_tensor(x: Any, where: str) -> Tensor:
     if is_frame(x):
         return _from_frame(x, where)
-    if hasattr(x, "to_numpy"):  # a column of pandas, polars or Arrow
+    if hasattr(x, "to_numpy") or is_foreign_array(x):  # also a column of pandas, polars or Arrow
         x = np.asarray(x)
     if isinstance(x, np.ndarray) and x.dtype == object:
         x = x.tolist()
@@ -85,7 +85,7 @@ def _to_tensor(x: Any, where: str) -> Tensor:
         raise DataError(
             f"x must be an array, a tensor, a list or a data frame, not {type(x).__name__}",
             where=where,
-            fix="x.toarray()" if hasattr(x, "toarray") else "convert it with numpy.asarray(…)",
+            fix=fix_array(x, "x"),
         )
     if isinstance(x, np.ma.MaskedArray):
         raise DataError(
@@ -105,6 +105,23 @@ def _to_tensor(x: Any, where: str) -> Tensor:
             where=where,
             fix="convert it, e.g. x.astype('float32')",
         ) from error
+
+
+def is_foreign_array(x: object) -> bool:
+    """Whether x is an array of another library that NumPy can read: h5py, Zarr, xarray, JAX."""
+    return not isinstance(x, np.ndarray | Tensor) and all(
+        hasattr(x, name) for name in ("__array__", "shape", "dtype", "ndim")
+    )
+
+
+def fix_array(x: object, name: str) -> str:
+    """What to do about an object that is no array and no table."""
+    for method in ("toarray", "collect", "to_pandas"):  # of SciPy, Polars and Hugging Face
+        if hasattr(x, method):
+            return f"{name}.{method}()"
+    if hasattr(x, "__iter__") and not hasattr(x, "__array__"):
+        return f"list({name})"
+    return "convert it with numpy.asarray(…)"
 
 
 def is_frame(x: object) -> bool:
@@ -345,11 +362,13 @@ def _as_array(values: Any, what: str, where: str, ids: np.ndarray | None) -> np.
     if isinstance(values, Tensor):
         return to_numpy(values)
     if not isinstance(values, np.ndarray | list | tuple | range):
-        if not hasattr(values, "to_numpy"):
+        if not hasattr(values, "to_numpy") and not is_foreign_array(values):
             raise DataError(
                 f"{what} must be an array or a list, not {type(values).__name__}",
                 where=where,
-                fix="list(…)",
+                fix=f"list({what}.values())"
+                if isinstance(values, Mapping)
+                else f"give one value for every sample, in order: list({what})",
             )
         values = np.asarray(values)
     if isinstance(values, np.ndarray):

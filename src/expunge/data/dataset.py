@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from expunge.data.arrays import ArrayInputs, Labels, array_rows
 from expunge.data.classes import as_class_names
+from expunge.data.conversion import is_foreign_array
 from expunge.data.inputs import Batch, DictInputs, Inputs, TensorInputs
 from expunge.data.items import BY_FORM, LABEL_KEYS, Item, ItemKeys, parse_item
 from expunge.data.labels import as_column
@@ -268,6 +269,8 @@ def as_samples(
 
 def _are_arrays(x: object, y: object) -> bool:
     """Whether a pair is one of inputs and labels, and not two items."""
+    if isinstance(x, np.ndarray | Tensor) or is_foreign_array(x):
+        return is_foreign_array(y) or (hasattr(y, "__iter__") and not isinstance(y, str))
     is_column = isinstance(y, np.ndarray | Tensor | list | tuple | range) or hasattr(y, "to_numpy")
     return is_column and not isinstance(x, str | bytes | int | float)
 
@@ -283,10 +286,14 @@ def _fix_data(data: object) -> str:
         return "list(data.values()) makes a list of the items"
     if isinstance(data, tuple) and all(isinstance(v, tuple | Mapping) for v in data):
         return "list(…) makes a list of the items"
+    if isinstance(data, Mapping) and data and all(map(is_foreign_array, data.values())):
+        return f"give a pair of its arrays ({format_ids(data)}): (data['x'], data['y'])"
     if isinstance(data, Mapping) and all(isinstance(v, MapDataset) for v in data.values()):
         named = [k for k, v in data.items() if not isinstance(v, np.ndarray | Tensor | list)]
         if named:
             return f"give one of its splits: data[{named[0]!r}]"
+    if hasattr(data, "train_dataloader"):
+        return "of a data module: data.setup('fit'), then give data.train_dataloader()"
     if isinstance(data, str | Path):
         return "expunge.data.read(expunge.data.DataConfig(path), folder=…) reads files"
     if hasattr(data, "columns"):

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from torch import Tensor
 
 from expunge._core.arrays import Array, Bools, Floats32
-from expunge.data.conversion import check_names, to_numpy
+from expunge.data.conversion import check_names, fix_array, is_foreign_array, to_numpy
 from expunge.errors import DataError, format_ids
 from expunge.records.arrays import finite_rows
 from expunge.storage.parquet_files import holds_text
@@ -166,9 +167,7 @@ def as_arrow(table: Any, where: str) -> Any:
             raise DataError(
                 f"got {type(table).__name__}, expected an array, a DataFrame or named columns",
                 where=where,
-                fix="features.collect()"
-                if hasattr(table, "collect")
-                else "convert it with numpy.asarray(…)",
+                fix=fix_array(table, "features"),
             )
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(
@@ -231,7 +230,10 @@ def _index_of(features: Any) -> Array | None:
 def _as_matrix(features: Any, where: str) -> Array | None:
     """Return arrays, tensors, sparse matrices and lists as ``float[n, d]``; None for tables."""
     if isinstance(features, Tensor):
-        features = to_numpy(features)
+        is_sparse = features.layout != torch.strided
+        features = to_numpy(features.to_dense() if is_sparse else features)
+    if is_foreign_array(features) and not hasattr(features, "iloc"):
+        features = np.asarray(features)
     if isinstance(features, np.ma.MaskedArray):
         features = np.ma.filled(features.astype(np.float64), np.nan)
     if hasattr(features, "nnz") and hasattr(features, "toarray"):

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from expunge.data.conversion import fix_item, has_channels_last, item_tensor, require_numbers
+from expunge.data.conversion import (
+    fix_item,
+    has_channels_last,
+    is_frame,
+    item_tensor,
+    require_numbers,
+)
 from expunge.errors import DataError, did_you_mean, format_ids
 
 INPUT_KEYS = ("x", "input", "inputs", "image", "img", "pixel_values", "input_values", "audio")
@@ -64,9 +70,18 @@ def parse_item(item: object, keys: ItemKeys, where: str) -> Item:
     raise DataError(
         f"{_describe(item)}: expected (x, y), (id, x, y), (x, y, index) or a dict",
         where=where,
-        fix="wrap the data set so that its items have one of these forms, or name input=… and "
-        "label=… of expunge.from_dataset",
+        fix=_fix_form(item),
     )
+
+
+def _fix_form(item: object) -> str:
+    """What to do about an item of another form."""
+    if is_frame(item):
+        return "dataset.with_format(None) gives rows as dicts"
+    wrap = "wrap the data set so that its items have one of these forms"
+    if isinstance(item, tuple | list):
+        return f"{wrap}, or name input=… and label=… of expunge.from_dataset"
+    return wrap
 
 
 def _parse_triple(item: Sequence[Any], where: str) -> Item:
@@ -101,6 +116,7 @@ def _by_keys(item: object, keys: ItemKeys, where: str) -> Item:
         raise DataError(
             f"{_describe(item)}: expected a dict or a tuple, as input and label are named",
             where=where,
+            fix="wrap the data set so that its items are dicts or tuples",
         )
     label = keys.label
     if label is None:

@@ -53,6 +53,8 @@ def _fix_types(found: list[str]) -> str:
     """What to do about values of these types."""
     if len(found) > 1:
         return "write all values in one type"
+    if found in (["set"], ["frozenset"]):
+        return "give the label of one class for every sample; several labels are not supported"
     if found in (["dict"], ["list"]):
         return "give one of the values that each holds, in a column of its own"
     return "give texts: [str(v) for v in …]; of an Enum its names: [v.name for v in …]"

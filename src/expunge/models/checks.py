@@ -41,12 +41,12 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
         raise ModelError(
             f"the model fails on the first sample: {type(error).__name__}: {error}",
             where=samples.name,
-            fix=_fix_failure(model, example),
+            fix=_fix_failure(model, example, error),
         ) from error
     _check_logits(logits, samples, n=1)
 
 
-def _fix_failure(model: nn.Module, example: Batch) -> str:
+def _fix_failure(model: nn.Module, example: Batch, error: Exception) -> str:
     """What to do about a model that fails on an input, by the form of the input."""
     if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in model.modules()):
         return (
@@ -55,7 +55,7 @@ def _fix_failure(model: nn.Module, example: Batch) -> str:
         )
     if other := _other_types(model):
         return f"weights are {format_ids(other)}, not float32; pass `model.float()`"
-    if type(model).forward is nn.Module.forward:
+    if isinstance(error, NotImplementedError) and '"forward"' in str(error):
         inner = [name for name, part in model.named_children() if _is_network(part)]
         return f"pass the network that it holds: .{inner[0]}" if inner else "give it a forward"
     if fix := _fix_arguments(model, example):
