@@ -387,6 +387,11 @@ SETTINGS: dict[str, Case] = {
         ConfigError,
         "has no option 'sede'",
     ),
+    "an option of another name": (
+        lambda f: expunge.repair(memorised(), noisy(60), heldout=noisy(60)),
+        ConfigError,
+        "unknown option 'heldout': did you mean 'held_out'",
+    ),
     "an unknown key": (
         lambda f: fixing(overrides={"tune": {"epohcs": 1}}),
         ConfigError,

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from expunge import stages
-from expunge.errors import ConfigError, PruneError
+from expunge.data import from_arrays
+from expunge.errors import ConfigError, DataError, ModelError, PruneError
 from expunge.records import Partition, PrunePlan
 from expunge.training.optimisation import TuneConfig
 from oracles_digits import clean, memorised
@@ -50,11 +52,44 @@ def test_held_out_inputs_are_scored_from_one_bad_training_input_in_a_hundred(
         lambda m, data, split: stages.partition(split),
         lambda m, data, split: stages.rank(m, data, {"flagged": []}),
         lambda m, data, split: stages.tune(m, data, {"epochs": 1}),
+        lambda m, data, split: stages.plan(split, fraction=0.1),
+        lambda m, data, split: stages.prune(m, stages.rank(m, data, split), data),
     ],
 )
 def test_a_record_of_another_stage_is_refused(call):
+    data = clean(60)
+    split = split_of(data, np.linspace(0, 0.9, 60))
     with pytest.raises(ConfigError, match=r"must be a \w+, not \w+\n.*settings as keywords"):
-        call(memorised(), clean(60), with_bad_inputs(0, 60))
+        call(memorised(), data, split)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        stages.rank,
+        lambda m, data, split: stages.tune(m, data, split, epochs=1),
+        lambda m, data, split: stages.edit(m, data, split, method="ridge-head"),
+    ],
+)
+def test_a_partition_of_other_data_with_the_same_ids_is_refused(call):
+    data = clean(60)
+    split = split_of(data, np.linspace(0, 0.9, 60))
+    x, y = data.inputs.batch(np.arange(60)), (data.labels + 1) % 10
+    other = from_arrays(x, y, ids=data.ids)
+    with pytest.raises(DataError, match=r"other labels for 60 of 60 samples: ids 50.*\n.*fix: "):
+        call(memorised(), other, split)
+
+
+def test_layers_that_are_parametrised_are_ranked_as_the_error_says():
+    model, data = memorised(), clean(60)
+    for layer in (model[1], model[3]):
+        parametrizations.weight_norm(layer)
+    split = split_of(data, np.linspace(0, 0.9, 60))
+    with pytest.raises(ModelError, match=r"remove_parametrizations\(layer, 'weight'\)"):
+        stages.rank(model, data, split)
+    for layer in (model[1], model[3]):
+        parametrize.remove_parametrizations(layer, "weight")
+    assert "96 units of {'1': 48, '3': 48}, first 3[" in repr(stages.rank(model, data, split))
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,9 @@ class RepairOptions:
         """Make options from keyword arguments; an unknown one is an error with the closest name."""
         known = [f.name for f in fields(cls)]
         problems = [
-            f"unknown option '{k}': {did_you_mean(k, known)}" for k in keywords if k not in known
+            f"unknown option '{k}': {did_you_mean(k, [*known, 'validation', 'held_out'])}"
+            for k in keywords
+            if k not in known
         ]
         raise_all(ConfigError, problems, where="options of a repair")
         return cls(**keywords)

@@ -16,6 +16,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from scipy.special import softmax
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from expunge._core.arrays import Floats, Floats32, Ints
 from expunge._core.distributed import broadcast_decision, this_process
@@ -44,7 +45,7 @@ from expunge.detection.partitioners import partitioners
 from expunge.detection.signals import collect
 from expunge.detection.thresholds import fdr_threshold
 from expunge.editing.editors import EditedModel, EditTask, editors
-from expunge.errors import ConfigError, ModelError, PruneError
+from expunge.errors import ConfigError, DataError, ModelError, PruneError, format_ids
 from expunge.evaluation import metrics
 from expunge.evaluation.audit import audit
 from expunge.evaluation.diagnostics import memorised
@@ -392,8 +393,8 @@ def rank(
     >>> rank(model, data, split).units_by_layer()
     {'0': 8}
     """
-    _require_kind(split, Partition, "the partition")
     samples, config = as_samples(data), merge(RankConfig, config, settings)
+    _require_partition_of(samples, split)
     # A copy: the pass with gradients must leave nothing in the caller's model.
     model = copy_model(adapt_model(model, samples).model)
     example = example_batch(samples)
@@ -413,7 +414,11 @@ def rank(
     if not layers:
         raise ModelError(
             "the model has no hidden layer whose units could be ranked"
-            + (" and that is not frozen" if is_partly_frozen(model) else "")
+            + (" and that is not frozen" if is_partly_frozen(model) else ""),
+            fix="remove parametrisations first: "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+            if any(map(is_parametrized, model.modules()))
+            else "tune without a ranking: units of linear and convolution layers alone are ranked",
         )
     if len(samples) > config.max_samples:
         samples = samples.subset(subsample(len(samples), config.max_samples, seed, "rank"))
@@ -472,6 +477,7 @@ def plan(
     >>> plan(rank(model, data, split), fraction=0.25).granted
     2
     """
+    _require_kind(ranking, NeuronRanking, "the ranking")
     config = merge(PruneConfig, config, settings)
     if not config.is_enabled:
         raise ConfigError("nothing to prune", fix="give prune a fraction or a count above 0")
@@ -520,6 +526,7 @@ def prune(
     >>> prune(model, PrunePlan({"0": (1, 5)}, requested=2), data)[0].out_features
     6
     """
+    _require_kind(plan, PrunePlan, "the plan")
     samples = as_samples(data)
     found = adapt_model(model, samples).model
     return surgery.apply_plan(found, plan, samples.example(), mode=mode)
@@ -584,6 +591,7 @@ def edit(
     Linear(in_features=8, out_features=2, bias=True)
     """
     samples, config = as_samples(data), merge(EditConfig, config, settings)
+    _require_partition_of(samples, split)
     if not config.method:
         raise ConfigError("no editor is named", fix=f"give edit a method: {editors.names()}")
     editors.check_options(config.method, config.options)
@@ -673,9 +681,9 @@ def tune(
     >>> tuned.training, torch.equal(tuned[0].weight, model[0].weight)
     (False, False)
     """
-    if split is not None:
-        _require_kind(split, Partition, "the partition")
     samples, config = as_samples(data), merge(TuneConfig, config, settings)
+    if split is not None:
+        _require_partition_of(samples, split)
     model = adapt_model(model, samples).model
     check_fit(model, samples)
     config = with_fitting_batch_size(
@@ -868,6 +876,19 @@ def _tuned_layers(
     head = inspect_layers(model, example).head
     behind = surgery.norms(model, example, layers) if layers else []
     return tuple(dict.fromkeys((*layers, *behind, *([head] if head else []))))
+
+
+def _require_partition_of(samples: Samples, split: Partition) -> None:
+    """Raise an error for a partition of other samples, whose ids may be the same numbers."""
+    _require_kind(split, Partition, "the partition")
+    differ = split.labels[align(split.ids, samples.ids)] != samples.labels
+    if differ.any():
+        raise DataError(
+            f"the partition has other labels for {int(differ.sum())} of {len(samples)} samples: "
+            f"ids {format_ids(samples.ids[differ])}",
+            where=samples.name,
+            fix="give the data that were scored; score data with new labels again",
+        )
 
 
 def _require_kind(record: object, kind: type, what: str) -> None:

@@ -216,6 +216,7 @@ def test_what_cannot_be_converted_is_named(x: Any, y: Any, message: str) -> None
         ({i: (X[i], 0) for i in range(6)}, r"list\(data.values\(\)\)"),
         ({"x": Stored(X), "y": Stored(Y)}, r"a pair of its arrays \(x, y\): \(data\['x'\]"),
         (Module(), r"data\.setup\('fit'\), then give data\.train_dataloader\(\)"),
+        (torch.nn.Sequential(torch.nn.Linear(4, 3)), "a network: it comes first"),
         (None, "expunge.from_arrays"),
     ],
 )

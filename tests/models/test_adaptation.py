@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import expunge
 from expunge.errors import ConfigError, ModelError
+from expunge.models import adaptation
 from expunge.models.adaptation import adapt_model, unwrap
 from expunge.models.calls import logits_of
 from expunge.models.checks import check_fit, check_training
@@ -199,10 +200,13 @@ def test_logits_behind_features_are_found_and_exported(tmp_path):
     assert_close(exported(x), expected)
 
 
-def test_several_parts_that_may_be_the_logits_are_noted():
+def test_several_parts_that_may_be_the_logits_are_noted(caplog):
+    adaptation._log_once.cache_clear()
     x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
     (note,) = adapt_model(WithFeatures(3), expunge.from_arrays(x, np.arange(20) % 3)).notes
     assert note.startswith("2 parts of the model's output have 3 columns; the first was taken")
+    expunge.score(WithFeatures(3), (x, np.arange(20) % 3), detectors=("loss",))
+    assert caplog.messages == [f"WithFeatures: {note}"]
 
 
 class TwoParts(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from expunge.data.arrays import ArrayInputs, Labels, array_rows
@@ -253,7 +253,7 @@ def as_samples(
     classes = as_class_names(classes, name)
     if isinstance(data, tuple) and len(data) == 2 and _are_arrays(*data):
         return to_samples(array_rows(*data, where=name), classes=classes, name=name)
-    plain = isinstance(data, str | bytes | Mapping | tuple | np.ndarray | Tensor)
+    plain = isinstance(data, str | bytes | Mapping | tuple | np.ndarray | Tensor | nn.Module)
     is_set = isinstance(data, MapDataset | DataLoader) and not hasattr(data, "columns")
     if is_set and not plain:
         return to_samples(
@@ -292,6 +292,8 @@ def _fix_data(data: object) -> str:
         named = [k for k, v in data.items() if not isinstance(v, np.ndarray | Tensor | list)]
         if named:
             return f"give one of its splits: data[{named[0]!r}]"
+    if isinstance(data, nn.Module) and not hasattr(data, "train_dataloader"):
+        return "this is a network: it comes first, and the data after it"
     if hasattr(data, "train_dataloader"):
         return "of a data module: data.setup('fit'), then give data.train_dataloader()"
     if isinstance(data, str | Path):

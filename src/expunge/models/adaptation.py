@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ from expunge.models.outputs import (
     output_kind,
 )
 
+_LOGGER = logging.getLogger(__name__)
 # Samples whose outputs tell logits from probabilities.
 _MAX_SAMPLES = 256
 _SAID: dict[OutputKind, str] = {
@@ -84,6 +87,7 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
     key, n_fitting = _key_on(model, samples)
     if n_fitting > 1:
         notes = (*notes, _SEVERAL.format(n_fitting, len(samples.classes)))
+        _log_once(type(model).__name__, notes[-1])
     if key is not None:
         model = copy_model(model)
         mark_output(model, "logits", key)
@@ -94,6 +98,12 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
     model = copy_model(model)
     mark_output(model, kind, key)
     return Adapted(model, (*notes, _SAID[kind]))
+
+
+@cache
+def _log_once(name: str, note: str) -> None:
+    """Log a note also where a stage runs by itself, which returns no notes."""
+    _LOGGER.warning("%s: %s", name, note)
 
 
 def _key_on(model: nn.Module, samples: Samples) -> tuple[str | None, int]:

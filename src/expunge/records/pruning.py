@@ -114,6 +114,12 @@ class NeuronRanking:
             values = np.asarray(getattr(self, name))[order]
             object.__setattr__(self, name, frozen_array(values, dtype))
 
+    def __repr__(self) -> str:
+        first = ", ".join(
+            f"{layer}[{unit}]" for layer, unit in zip(self.layer[:5], self.unit[:5], strict=True)
+        )
+        return f"NeuronRanking({len(self.unit):,} units of {self.units_by_layer()}, first {first})"
+
     def units_by_layer(self) -> dict[str, int]:
         """Number of units of every layer."""
         names, counts = np.unique(self.layer, return_counts=True)
