@@ -415,7 +415,9 @@ def _result(
     extra = diagnostics.hopeless(scores)
     if source == "in-sample":
         extra = (_in_sample_flag(scores, split), *extra)
-    flags = diagnostics.find_flags(partition=split, baselines={}, extra=extra, **nothing)
+    flags = diagnostics.find_flags(
+        partition=split, baselines={}, classes=given.classes, extra=extra, **nothing
+    )
     own = {f.name: getattr(split, f.name) for f in fields(Partition)}
     return DetectionResult(
         **own,

@@ -104,6 +104,7 @@ def measure(
         gain=gain,
         shared_inputs=shared,
         shared_held_out=held,
+        classes=context.train.classes,
         extra=(
             *diagnostics.memorised(scores, split),
             *diagnostics.hopeless(scores),

@@ -124,6 +124,16 @@ def test_bfloat16_and_masked_arrays_are_read_as_what_they_say():
     assert table.values[:, 1:].tolist() == [[1, 0], [3, 0], [3, 1], [7, 0]]
 
 
+def test_a_column_of_row_numbers_is_left_out_and_said():
+    size = [3.0, 1.0, 2.0]
+    for numbers, name in (([0, 1, 2], "Unnamed: 0"), ([1.0, 2.0, 3.0], "id")):
+        table = as_feature_table({name: numbers, "size": size})
+        assert table.names == ("size",)
+        assert table.notes == (f"column '{name}' counts the rows and was left out",)
+    for name, numbers in (("id", [0, 1, 3]), ("year", [0, 1, 2])):
+        assert as_feature_table({name: numbers, "size": size}).names == (name, "size")
+
+
 def test_the_index_of_a_frame_names_its_rows():
     frame = pd.DataFrame({"x": [1.0, 2.0]}, index=["a", "b"])
     assert as_feature_table(frame).index.tolist() == ["a", "b"]

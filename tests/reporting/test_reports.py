@@ -634,8 +634,18 @@ def test_sentences_hold_the_numbers():
     assert "18 of 20 flagged samples (90.0%)" in found["flagged-set-is-one-class"]
     assert "label 2" in found["flagged-set-is-one-class"]
     assert found["class-mostly-flagged"].startswith(
-        "35 of 50 samples (70.0%) with the given label 3"
+        "35 of 50 samples (70.0%) with the given label 3 are"
     )
+
+
+def test_flags_call_classes_by_their_names():
+    names = ("ant", "bee", "cat", "dog")
+    for planted, expected in (
+        (one_class(0.9), "label 'cat':"),
+        (class_flagged(0.7), "label 'dog'"),
+    ):
+        (flag,) = diagnostics.find_flags(**NOTHING | planted, classes=names)
+        assert expected in flag.message
 
 
 def test_flags_from_elsewhere_come_first():

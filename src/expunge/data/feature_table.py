@@ -22,6 +22,8 @@ from expunge.storage.parquet_files import holds_text
 MAX_CATEGORIES = 32
 # With more distinct texts, in more than this share of the rows, it holds free text or names.
 MAX_TEXTS, MAX_TEXT_SHARE = 100, 0.2
+# What an index is called where it has become a column.
+_INDEX_NAMES = {"", "unnamed: 0", "index", "level_0", "__index_level_0__", "id"}
 # A sparse matrix of more bytes is not made dense.
 MAX_DENSE_BYTES = 4 << 30
 # Numbers beyond this are moved to zero; the spread of numbers below this becomes 1.
@@ -85,7 +87,8 @@ def as_feature_table(features: Table, *, where: str = "features") -> FeatureTabl
     Numbers and truth values stay as they are, dates become days and durations seconds. A column of
     lists of numbers becomes as many columns. Texts and categories become one column for each of the
     32 most frequent values; free text is left out. A missing number becomes the median of its
-    column, and one more column says where.
+    column, and one more column says where. A column of row numbers, as pandas writes its index, is
+    left out.
 
     Parameters
     ----------
@@ -177,6 +180,11 @@ def as_arrow(table: Any, where: str) -> Any:
         ) from error
     check_names(found.column_names, where)
     return _without_views(found)
+
+
+def _counts_rows(values: Array) -> bool:
+    """Whether a column is 0, 1, 2 … or 1, 2, 3 …; the order of rows would show their classes."""
+    return len(values) > 2 and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
 
 
 def _without_views(table: Any) -> Any:
@@ -293,7 +301,11 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         # Integers beyond 2⁵³ are rounded.
         values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        yield _Column(values[:, None], (name,))
+        if name.lower() in _INDEX_NAMES and _counts_rows(values):
+            note = f"column '{name}' counts the rows and was left out"
+            yield _Column(np.empty((len(values), 0)), (), note)
+        else:
+            yield _Column(values[:, None], (name,))
     elif pa.types.is_decimal(kind):
         yield _Column(column.cast(pa.float64()).to_numpy(zero_copy_only=False)[:, None], (name,))
     elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):

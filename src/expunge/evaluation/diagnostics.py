@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -37,6 +37,7 @@ def find_flags(
     gain: Metric | None = None,
     shared_inputs: int = 0,
     shared_held_out: int = 0,
+    classes: Sequence[str] = (),
     extra: tuple[Flag, ...] = (),
 ) -> tuple[Flag, ...]:
     """Find every reason to doubt the numbers of a repair.
@@ -57,6 +58,8 @@ def find_flags(
         Number of validation inputs that are also training inputs.
     shared_held_out
         The same of held-out inputs.
+    classes
+        The names of the classes; without them they are called by their indices.
     extra
         Flags raised elsewhere; they come first.
 
@@ -75,8 +78,8 @@ def find_flags(
         *extra,
         *(_mixture_not_separated(partition) if partition else ()),
         *(_one_component_fits_better(partition) if partition else ()),
-        *(_flagged_set_is_one_class(partition) if partition else ()),
-        *(_class_mostly_flagged(partition) if partition else ()),
+        *(_flagged_set_is_one_class(partition, classes) if partition else ()),
+        *(_class_mostly_flagged(partition, classes) if partition else ()),
         *(_noise_rate_not_identified(partition) if partition else ()),
         *_granted_less_than_requested(plan),
         *_validation_overlaps_training(shared_inputs),
@@ -228,7 +231,7 @@ def _one_component_fits_better(partition: Partition) -> Iterator[Flag]:
         )
 
 
-def _flagged_set_is_one_class(partition: Partition) -> Iterator[Flag]:
+def _flagged_set_is_one_class(partition: Partition, classes: Sequence[str]) -> Iterator[Flag]:
     labels = partition.labels[partition.flagged]
     if len(labels) < MIN_FLAGGED or len(np.unique(partition.labels)) < 3:
         return
@@ -237,12 +240,12 @@ def _flagged_set_is_one_class(partition: Partition) -> Iterator[Flag]:
         share = percent(count / len(labels))
         yield Flag(
             "flagged-set-is-one-class",
-            f"{count:,} of {len(labels):,} flagged samples ({share}) have the given label {label}: "
-            "this may be a rare or hard class instead of noise.",
+            f"{count:,} of {len(labels):,} flagged samples ({share}) have the given label "
+            f"{_name_of(label, classes)}: this may be a rare or hard class instead of noise.",
         )
 
 
-def _class_mostly_flagged(partition: Partition) -> Iterator[Flag]:
+def _class_mostly_flagged(partition: Partition, classes: Sequence[str]) -> Iterator[Flag]:
     counts = np.bincount(partition.labels)
     flagged = np.bincount(partition.labels[partition.flagged], minlength=len(counts))
     lost = np.flatnonzero((flagged >= MIN_FLAGGED) & (flagged > MAX_CLASS_FLAGGED * counts))
@@ -253,9 +256,15 @@ def _class_mostly_flagged(partition: Partition) -> Iterator[Flag]:
         yield Flag(
             "class-mostly-flagged",
             f"{flagged[label]:,} of {counts[label]:,} samples ({share}) with the given label "
-            f"{label} are flagged{others}: the inputs may not show these classes. Review some "
-            "before they are left out of training.",
+            f"{_name_of(label, classes)} are flagged{others}: the inputs may not show these "
+            "classes. Review some before they are left out of training.",
         )
+
+
+def _name_of(label: int, classes: Sequence[str]) -> str:
+    """What a message calls a class: its name, in quotation marks unless that is its index."""
+    name = classes[label] if classes else str(label)
+    return name if name == str(label) else f"'{name}'"
 
 
 def _granted_less_than_requested(plan: PrunePlan | None) -> Iterator[Flag]:
