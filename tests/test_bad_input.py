@@ -130,7 +130,7 @@ DATA: dict[str, Case] = {
     "pickled objects in an array": (
         lambda f: arrays(f, x=np.array([{}] * 20, dtype=object)),
         DataError,
-        "plain arrays",
+        r"plain arrays: an array of Python objects\n  fix: .* texts as y\.astype\(str\)",
     ),
     "unequal lengths": (lambda f: arrays(f, y=Y[:7]), DataError, "20 inputs, 7 labels"),
     "NaN inputs": (

@@ -88,5 +88,5 @@ def test_a_damaged_file_and_one_with_objects_are_refused(tmp_path, name):
         read_labelled_features(tmp_path / name, label=label)
     if name == "t.npy":
         np.save(tmp_path / name, np.array([{}], dtype=object), allow_pickle=True)
-        with pytest.raises(DataError, match="Object arrays cannot be loaded"):
+        with pytest.raises(DataError, match="an array of Python objects"):
             read_labelled_features(tmp_path / name, label=label)

@@ -26,7 +26,7 @@ from expunge.storage.reading import reading
 
 # No deflated stream becomes more than this many times as long.
 _MAX_RATIO = 1032
-_PLAIN_FIX = "write it with numpy.savez(path, x=…, y=…), without objects"
+_PLAIN_FIX = "write it with numpy.savez(path, x=…, y=…), texts as y.astype(str)"
 _METADATA, _DIGEST = "metadata", "sha256"
 
 
@@ -179,12 +179,14 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
 
 
 def _check_size(stream: IO[bytes], available: int) -> None:
-    """ValueError if the header asks for more bytes than there are."""
+    """ValueError for Python objects, and if the header asks for more bytes than there are."""
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > available:
         raise ValueError(f"shape {list(shape)} of {dtype} in {available:,} bytes")
 
