@@ -25,7 +25,7 @@ TRAINING = TuneConfig(targets="all", epochs=60, lr=0.05, batch_size=32, augment=
 CUT: dict[str, Any] = {"prune": {"fraction": 0.2}}
 QUICK: dict[str, Any] = {**CUT, "tune": {"epochs": 3, "batch_size": 32}}
 # One line of evidence that needs no views.
-FAST: dict[str, Any] = {**QUICK, "score": {"detectors": ["margin", "knn_disagreement"]}}
+FAST: dict[str, Any] = {**QUICK, "score": {"detectors": ["margin", "knn_disagreement"], "views": 0}}
 
 
 @cache

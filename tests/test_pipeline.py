@@ -592,7 +592,7 @@ def test_masks_silence_as_many_units_and_leave_the_size(tmp_path):
 def test_stage_by_stage_gives_the_partition_and_the_plan_of_a_repair():
     model, data = memorised(), noisy()
     result = repaired(overrides=QUICK)
-    scores = expunge.score(model, data)
+    scores = expunge.score(model, data, views=3)
     split = expunge.partition(scores)
     ranking = expunge.rank(model, data, split)
     plan = expunge.plan(ranking, fraction=result.config["prune"]["fraction"])

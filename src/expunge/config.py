@@ -58,7 +58,8 @@ class ScoreConfig:
     feature_layers
         The layers whose features are compared. Left out: the outputs of blocks.
     views
-        Number of random views, 0 or more. Each costs one pass.
+        Number of random views, 0 or more. Each costs one pass. Images and sound without a view of
+        their own have one here, see `expunge.data.views.scoring_view`.
     batch_size
         Samples in a batch, 1 or more. It does not change the scores beyond rounding.
     precision

@@ -331,7 +331,8 @@ def partition(
     partitioners.check_options(config.method, config.options)
     method = partitioners.get(config.method)
     split = method(scores, seed=seed, threshold=config.threshold, **config.options)
-    is_memorised = bool(memorised(scores)) or has_memorised_faults(scores, split.p_label_fault)
+    reproduces = has_memorised_faults(scores, split.p_label_fault)
+    is_memorised = bool(memorised(scores)) if reproduces is None else reproduces
     split = replace(split, memorised=is_memorised)
     if config.fdr is None:
         return split

@@ -111,6 +111,6 @@ def test_a_model_has_memorised_faults_if_it_fits_more_than_expected_and_most_wro
 ):
     p = np.where(np.arange(100) < 20, 0.9, 0.1)
     made = _fitted_scores(expected, n_wrong_fitted)
-    assert has_memorised_faults(made, p) == memorised
-    assert not has_memorised_faults(replace(made, pooled=None), p)
-    assert not has_memorised_faults(made, np.zeros(100))
+    assert has_memorised_faults(made, p) is memorised
+    assert has_memorised_faults(replace(made, pooled=None), p) is None
+    assert has_memorised_faults(made, np.zeros(100)) is None

@@ -12,7 +12,8 @@ from captum.attr import LayerGradientXActivation
 from numpy.testing import assert_allclose
 from torch import nn
 
-from expunge.data import LazyInputs, Samples, from_arrays
+from expunge.data import LazyInputs, Samples, audio_views, from_arrays
+from expunge.data.views import crop, flip, scoring_view
 from expunge.detection.gradients import attribute, gradient_closed, label_direction, runner_up
 from expunge.detection.pooling import default_feature_layers, pool
 from expunge.detection.signals import collect as collect_signals
@@ -309,6 +310,31 @@ def test_views_are_counted_only_if_they_were_made():
     for needs, views in ((frozenset(), 0), (frozenset({"features"}), 2), (frozenset({"views"}), 2)):
         assert collect(model, data, needs=needs, views=2).views == views
     assert collect(model, samples(x), needs=frozenset({"views"}), views=2).views == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        ((3, 8, 8), {}, crop),
+        ((1, 9, 8), {}, crop),
+        ((3, 8, 7), {}, None),
+        ((2, 8, 8), {}, None),
+        ((5,), {}, None),
+        ((160,), {"sample_rate": 16_000}, audio_views.speech),
+        ((3, 8, 8), {"view": "flip"}, flip),
+    ],
+)
+def test_images_and_sound_are_scored_under_small_changes_and_other_inputs_as_they_are(
+    shape, options, expected
+):
+    x = np.random.default_rng(0).standard_normal((12, *shape)).astype(np.float32)
+    data = from_arrays(x, np.arange(12) % 3, **options)
+    assert scoring_view(data, data.example()) is expected
+    model = mlp(inputs=int(np.prod(shape)), classes=3, hidden=4)
+    made = collect_signals(model, data, needs=frozenset({"views"}), views=2)
+    assert made.views == (0 if expected is None else 2)
+    plain = collect_signals(model, data, needs=frozenset({"views"}), views=0)
+    assert np.array_equal(plain.augmented_probs, made.augmented_probs) == (expected is None)
 
 
 def test_views_are_averaged_over_flipped_and_plain_images():

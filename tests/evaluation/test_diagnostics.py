@@ -68,3 +68,11 @@ def test_memorisation_without_views_is_flagged_if_the_partition_says_so():
     assert "99.0% of the given labels, where 70.0% are to be expected" in flag.message
     assert diagnostics.memorised(made, replace(partition, memorised=False)) == ()
     assert np.isfinite(made.class_probs).all()
+
+
+def test_a_model_that_does_not_tolerate_views_has_memorised_only_if_it_predicts_wrong_labels():
+    pooled, labels, _ = evidence(n=200)
+    made = pooled_scores(pooled, labels, agreement={"plain": 0.6, "augmented": 0.4})
+    for is_memorised in (True, False):
+        found = diagnostics.memorised(made, make_partition(memorised=is_memorised))
+        assert len(found) == is_memorised

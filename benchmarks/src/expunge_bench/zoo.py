@@ -313,7 +313,8 @@ def zoo_signals(
         case = make_case(setting, data)
         trained = time.process_time() - start
         needs = needs_of(ScoreConfig().detectors)
-        train = collect(case.model, case.train, needs=needs)
+        views = ScoreConfig().views if setting.views else 0
+        train = collect(case.model, case.train, needs=needs, views=views)
         scored = time.process_time() - start - trained
         held = None
         if case.held_out is not None:

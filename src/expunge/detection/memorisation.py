@@ -142,24 +142,30 @@ def memorised_fraction(agreement: float, expected: float) -> float:
     return float(np.clip(round((agreement - expected) / max(1 - expected, 1e-9), 12), 0.0, 1.0))
 
 
-def has_memorised_faults(scores: Scores, p_label_fault: Floats) -> bool:
+def has_memorised_faults(scores: Scores, p_label_fault: Floats) -> bool | None:
     """Return whether the model has memorised wrong labels, by its gap to the expected agreement.
 
     It has if it agrees with more given labels than expected, by more than `MEMORISATION_GAP`, and
-    predicts most of the labels that are probably wrong. The second condition matters without
-    views and held-out labels: a good model agrees with right labels more often than weak probes.
+    predicts most of the labels that are probably wrong. The second condition matters where the
+    model does not tolerate the views, or where there are none: a good model agrees with right
+    labels more often than weak probes.
 
     Parameters
     ----------
     scores
-        With ``pooled`` evidence and the model's plain predictions; otherwise the answer is no.
+        With ``pooled`` evidence and the model's plain predictions.
     p_label_fault
         ``float64[n]``, the probability that each label is wrong.
+
+    Returns
+    -------
+    bool or None
+        None if that is unknown: no label is probably wrong, or there is no such evidence.
     """
     is_wrong = p_label_fault > 0.5
     model_probs = scores.model_probs
     if scores.pooled is None or model_probs is None or not len(model_probs) or not is_wrong.any():
-        return False
+        return None
     gap = label_agreement(model_probs[0], scores.labels) - scores.pooled.expected_agreement
     reproduced = label_agreement(model_probs[0][is_wrong], scores.labels[is_wrong])
     return gap > MEMORISATION_GAP and reproduced > 0.5

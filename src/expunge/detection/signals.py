@@ -18,6 +18,8 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import torch_generator
 from expunge.config import Precision
 from expunge.data import Batch, Samples
+from expunge.data.samples import View
+from expunge.data.views import scoring_view
 from expunge.detection.class_rows import ClassRows, top_tensors
 from expunge.detection.gradients import (
     attribute,
@@ -73,6 +75,7 @@ class _PassConfig:
     layout: ModelLayout
     attribution_layer: str
     feature_layers: tuple[str, ...]
+    view: View | None
     n_views: int
     max_part_means: int
     precision: Precision
@@ -131,7 +134,8 @@ def collect(
     views
         Random views a sample, 0 or more; each costs a forward pass. Features and predictions are
         averaged over them: a network that has memorised a sample is less certain of it under other
-        views. With 0, or for samples without a view, the plain pass is used.
+        views. They are those of `expunge.data.views.scoring_view`. With 0, or without one, the
+        plain pass is used.
     batch_size
         Samples a pass, 1 or more; rounded up to a multiple of 64, and fewer if inputs or outputs of
         layers are large. It does not change the result.
@@ -186,14 +190,16 @@ def collect(
     fitting = samples_per_pass(
         model, example, accelerator.device, keeps_outputs=bool(needs & _BY_GRADIENTS)
     )
+    # Views of texts do not show memorisation: a network that fits 99 % of the labels fits 99 % of
+    # those of texts that lack 15 to 30 % of their tokens.
+    view = scoring_view(samples, example) if token_ids(example) is None else None
     config = _PassConfig(
         needs=needs,
         layout=layout,
         attribution_layer=attribution_layer or layout.head,
         feature_layers=feature_layers or default_feature_layers(layout),
-        # Views of texts do not show memorisation: a network that fits 99 % of the labels fits 99 %
-        # of those of texts that lack 15 to 30 % of their tokens.
-        n_views=views if samples.view is not None and token_ids(example) is None else 0,
+        view=view,
+        n_views=views if view is not None else 0,
         # Statistics of more columns than that would identify single samples.
         max_part_means=min(MAX_PART_MEANS, len(samples) // 4),
         precision=precision,
@@ -246,7 +252,7 @@ def _passes(
             outputs |= _layerwise_attributions(model, x, y, outputs["logits"], config)
         if config.has_views:
             first = [int(position) for position in batch[:: config.block_size]]
-            views = _augmented_batches(samples, x, first, config)
+            views = _augmented_batches(x, first, config)
             outputs |= _augmented_pass(model, views, y, config)
         yield batch, _with_top_classes(outputs, y) if config.keeps_top else outputs
 
@@ -412,14 +418,15 @@ def _layerwise_attributions(
 
 
 def _augmented_batches(
-    samples: Samples, x: Batch, first_positions: list[int], config: _PassConfig
+    x: Batch, first_positions: list[int], config: _PassConfig
 ) -> Iterator[Batch]:
     """Yield random views of a batch; each block of samples has its own generator."""
-    assert samples.view is not None
+    view = config.view
+    assert view is not None
     generators = [torch_generator(config.seed, "views", first) for first in first_positions]
     for _ in range(config.n_views):
         blocks = zip(_blocks(x, config.block_size), generators, strict=True)
-        yield to_channels_last(_join([samples.view(block, draw) for block, draw in blocks]))
+        yield to_channels_last(_join([view(block, draw) for block, draw in blocks]))
 
 
 def _blocks(x: Batch, size: int) -> list[Batch]:

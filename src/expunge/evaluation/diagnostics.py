@@ -97,7 +97,7 @@ def memorised(scores: Scores, partition: Partition | None = None) -> tuple[Flag,
     scores
         With ``agreement`` of the plain and of the augmented pass.
     partition
-        Says whether the model has memorised where there are no views.
+        Says whether the model has memorised wrong labels, where that is known.
 
     Returns
     -------
@@ -105,10 +105,10 @@ def memorised(scores: Scores, partition: Partition | None = None) -> tuple[Flag,
         One flag or none.
     """
     plain, augmented = scores.agreement.get("plain"), scores.agreement.get("augmented")
-    if plain is not None and augmented is None and partition is not None and partition.memorised:
-        return (_memorised_without_views(scores, plain),)
-    if plain is None or augmented is None or plain - augmented <= MEMORISATION_GAP:
+    if plain is None or (partition is not None and not partition.memorised):
         return ()
+    if augmented is None or plain - augmented <= MEMORISATION_GAP:
+        return () if partition is None else (_memorised_without_views(scores, plain),)
     message = (
         f"The model predicts {percent(plain)} of the given labels, but only {percent(augmented)} "
         "under augmentation: it has memorised its labels. Its confidence is not informative, and "
