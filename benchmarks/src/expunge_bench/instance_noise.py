@@ -214,7 +214,7 @@ class _SumOfPredictions:
             self.model,
             self.samples,
             needs=frozenset({"views"}),
-            views=1,
+            views=int(self.samples.view is not None),
             seed=self.seed + epoch,
         )
         assert signals.augmented_probs is not None
