@@ -1,18 +1,18 @@
 """Find the samples that resemble some named bad ones: learning from positive and unlabelled. Pure.
 
 Named samples are examples of what is bad. All others are unlabelled: good, or as bad. Regressions
-on the input, on every layer and on the class evidence learn what the named ones have in common.
-None of them is fitted on the sample that it scores.
+on the input, on every layer and on the class evidence learn what the named ones have in common;
+scores of the label are taken as they are. A named sample is only judged by what did not use it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge._core.intervals import wilson_interval
@@ -32,17 +32,21 @@ _RIDGES = (0.03, 0.3, 3.0, 30.0)
 _MIN_VARIANCE = 1e-3
 # A source weighs (2 AUROC − 1)^4.
 _WEIGHT_POWER = 4.0
-# A label with fewer good samples has the spread of all.
-_MIN_FOR_SPREAD = 20
-_N_FOLDS, _N_ROUNDS = 4, 2
-# Named samples that score as others do have nothing in common: the AUROC must be above one half by
-# this many standard errors, and at least this large.
-_MIN_STDERRS, _MIN_AUROC = 2.0, 0.55
+_MAX_FOLDS, _N_ROUNDS, _N_STEPS = 10, 3, 20
+# The mixture: rate at the start, least variance, and how many samples the pooled variance is worth
+# in that of a label and in that of bad samples, and the mean of all in that of a label.
+_FIRST_RATE, _LEAST_VARIANCE = 0.03, 1e-4
+_VARIANCE_SAMPLES, _BAD_VARIANCE_SAMPLES, _MEAN_SAMPLES = 60.0, 5.0, 5.0
+# Bad samples vary at least by this part of the variance of good ones.
+_MIN_BAD_VARIANCE = 0.25
+# The largest share of bad samples among the others of a label.
+_MAX_LABEL_RATE = 0.95
 _MAX_RATE = 0.5
-# Samples that deviate from good ones by more standard deviations are not good.
-_FAR = 4.0
 # The rate is not estimated from fewer of the named samples: the smallest ratio of a few is chance.
 _MIN_SHARE = 0.5
+# Named samples have something in common if the e-value of their probabilities is at least this, and
+# so is the geometric mean of its factors. Ones drawn at random reached 1.21, those of a kind 1.29.
+_MIN_E_VALUE, _MIN_FACTOR = 5.0, 1.25
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class SimilarSamples:
     rate
         The fraction of the other samples that is as bad, with the ends of a 95 % interval.
     sources
-        The AUROC with which each source tells named samples from good ones of their label.
+        The AUROC with which each source tells held-out named samples from good ones of their label.
     """
 
     p: Floats
@@ -69,21 +73,31 @@ def find_similar(
 ) -> SimilarSamples:
     """Estimate which of the other samples are bad in the way of the named ones.
 
-    Each source gives two scores, both by a ridge regression of "named" on its standardised columns,
-    left out in closed form: one over all samples, one within each given label. Both are compared
-    within labels, and their mean is weighted by how well each tells named samples from others of
-    their label. How often a label is named counts besides.
+    Named samples are held out in ten folds, or one by one if they are fewer; held-out ones count as
+    unlabelled. In each fold:
 
-    All that is done four times, each time with a quarter of the named samples among the others.
-    Where most held-out samples lie more than four standard deviations above good ones, the rate π
-    of bad samples is the ratio ``P_other(s > t) / P_held-out(s > t)`` there; else the smallest one
+    1. Each source gives scores. Features give two, by ridge regressions of "bad" on standardised
+       columns, left out in closed form: over all samples, and within each given label.
+    2. A score is measured from the median good sample of the label to the typical named one, and
+       ends there: 0 to 1. No scale of a heavy tail enters.
+    3. The mean of the scores is weighted by ``(2 AUROC − 1)⁴``: that of the named samples of other
+       folds, when they were held out, against good ones of their label.
+    4. A mixture of normal groups, the good ones of each label and the bad ones, gives each sample a
+       probability. A label has as large a part of the bad samples as of the named ones.
+
+    The rate of bad samples is at most the smallest ratio ``P_other(s > t) / P_held-out(s > t)``
     over thresholds t that half of the held-out samples pass, by its upper confidence limit. Then
-    the others count as bad with their probability, and all is repeated.
+    the others count as bad with their probability, and all is repeated, three rounds in all.
+
+    Held-out named samples, with probabilities p_i, resemble each other more than others of their
+    label do if ``Π (½ + ½ p_i / p̄_label)`` is at least 5, and the geometric mean of its factors at
+    least 1.25. By chance each is one on average.
 
     Parameters
     ----------
     sources
-        Features by name, ``float[n, d]`` each, finite.
+        Finite, by name: features, ``float[n, d]``, or scores, ``float[n]``, higher for samples that
+        are more likely bad.
     labels
         ``int64[n]``, the given labels.
     named
@@ -104,13 +118,15 @@ def find_similar(
     Notes
     -----
     It takes the named samples for a random part of the bad ones. If they were chosen by what they
-    look like, others that look different are missed. The rate is an upper estimate where good
-    samples score as high as bad ones. Cost: for each source ``n d² + d³``, twice.
+    look like, others that look different are missed. Good samples that look like bad ones, as in a
+    region in which half of the labels are wrong, are found with them. Cost: for each source
+    ``n d² + d³``, twice.
 
     References
     ----------
-    Garg et al., "Mixture Proportion Estimation and PU Learning: A Modern Approach", 2021,
-    arXiv:2111.00980: the rate. Elkan and Noto, 2008, doi 10.1145/1401890.1401920: the assumption.
+    Elkan and Noto, 2008, doi 10.1145/1401890.1401920: the assumption. Garg et al., "Mixture
+    Proportion Estimation and PU Learning: A Modern Approach", 2021, arXiv:2111.00980: the rate.
+    Vovk and Wang, "E-values: calibration, combination and applications", 2021, arXiv:1912.06116.
 
     Examples
     --------
@@ -128,18 +144,20 @@ def find_similar(
             where="find more",
             fix=f"name {MIN_NAMED} samples or more, and not all, or forget the named ones alone",
         )
-    spaces, fold = _spaces(sources, labels, named), _folds(labels, named, seed)
-    examples = named[:, None] & (fold[:, None] != np.arange(_N_FOLDS))
-    p, rate, found = examples.astype(np.float64), (0.0, 0.0, 0.0), None
+    scorers, fold = _scorers(sources, labels, named), _folds(labels, named, seed)
+    examples = named[:, None] & (fold[:, None] != np.arange(fold.max() + 1))
+    p, aurocs, rate = examples.astype(np.float64), dict.fromkeys(scorers, 0.5), (0.0, 0.0, 0.0)
     for _ in range(_N_ROUNDS):
-        found = _scores(spaces, labels, examples, p)
-        rate = _estimate_rate(found, fold)
-        columns = zip(found.log_odds.T, examples.T, strict=True)
-        p = np.stack([_probabilities(s, e, rate[0]) for s, e in columns], axis=1)
-    assert found is not None
-    if not _is_distinct(found.deviations, labels, named, fold):
-        return SimilarSamples(named.astype(np.float64), (0.0, 0.0, 0.0), found.aurocs)
-    return SimilarSamples(np.where(named, 1.0, p.mean(axis=1)), rate, found.aurocs)
+        scores, aurocs = _combined_scores(scorers, labels, fold, p)
+        columns = zip(scores.T, examples.T, p.T, strict=True)
+        log_odds = np.stack([_log_odds(s, labels, e, own) for s, e, own in columns], axis=1)
+        rate = similar_rate(_shares_above(log_odds, fold), int((~named).sum()))
+        p = _probabilities(log_odds, examples, ~named, rate[2])
+    if not _is_distinct(p, labels, fold):
+        return SimilarSamples(named.astype(np.float64), (0.0, 0.0, 0.0), aurocs)
+    found = np.where(named, 1.0, p.mean(axis=1))
+    value = float(found[~named].mean())
+    return SimilarSamples(found, (value, min(rate[1], value), max(rate[2], value)), aurocs)
 
 
 def similar_rate(shares: Floats, n: int) -> tuple[float, float, float]:
@@ -240,19 +258,38 @@ class _SpaceByLabel:
         return found
 
 
-def _spaces(
-    sources: Mapping[str, AnyFloats], labels: Ints, named: Bools
-) -> dict[str, _Space | _SpaceByLabel]:
-    """Return two spaces of each source: of all samples, and of those of each label."""
+class _Scorer(Protocol):
+    """What scores every sample without its own target."""
+
+    def left_out(self, targets: Floats) -> Floats:
+        """Return scores for each column of targets, ``[n, k]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _FixedScore:
+    """A score that depends on no target, ``float[n]``."""
+
+    values: AnyFloats
+
+    def left_out(self, targets: Floats) -> Floats:
+        """Return the score for each column of targets."""
+        return np.broadcast_to(self.values[:, None].astype(np.float64), targets.shape)
+
+
+def _scorers(sources: Mapping[str, AnyFloats], labels: Ints, named: Bools) -> dict[str, _Scorer]:
+    """Return what scores by each source: of features, all samples and those of each label."""
     counts = np.bincount(labels[named], minlength=int(labels.max()) + 1)
     enough = np.flatnonzero(counts >= _MIN_NAMED_OF_LABEL)
-    found: dict[str, _Space | _SpaceByLabel] = {}
+    rows = tuple(np.flatnonzero(labels == label) for label in enough)
+    found: dict[str, _Scorer] = {}
     for name, x in sources.items():
+        if x.ndim == 1:
+            found[name] = _FixedScore(x)
+            continue
         found[name] = _Space.of(x)
-        if len(enough):
-            rows = tuple(np.flatnonzero(labels == label) for label in enough)
-            spaces = tuple(_Space.of(x[at]) for at in rows)
-            found[f"{name}, by label"] = _SpaceByLabel(rows, spaces)
+        if rows:
+            found[f"{name}, by label"] = _SpaceByLabel(rows, tuple(_Space.of(x[at]) for at in rows))
     return found
 
 
@@ -261,55 +298,150 @@ def _folds(labels: Ints, named: Bools, seed: int) -> Ints:
     rows = generator(seed, "similar").permutation(np.flatnonzero(named))
     rows = rows[np.argsort(labels[rows], kind="stable")]
     fold = np.full(len(named), -1)
-    fold[rows] = np.arange(len(rows)) % _N_FOLDS
+    fold[rows] = np.arange(len(rows)) % _MAX_FOLDS
     return fold
 
 
-class _Scores(NamedTuple):
-    """The scores of every sample in every fold, ``[n, k]``, and the AUROC of each source.
+def _combined_scores(
+    scorers: Mapping[str, _Scorer], labels: Ints, fold: Ints, p: Floats
+) -> tuple[Floats, dict[str, float]]:
+    """Return the weighted mean of the scores of all sources, ``[n, k]``, and their AUROCs.
 
-    deviations: from the good samples of the same label, in their standard deviations. log_odds: of
-    being named.
+    p: what all samples count as in each fold, ``float64[n, k]``. A regression on the scores would
+    find each example's own target in them: leaving a sample out moves its prediction away from it.
     """
+    named, folds = fold >= 0, range(p.shape[1])
+    scores = {name: np.empty(p.shape, dtype=np.float32) for name in scorers}
+    ranks = {name: np.full(len(fold), 0.5) for name in scorers}
+    for name, scorer in scorers.items():
+        for k, left_out in enumerate(scorer.left_out(p).T):
+            good = np.where(named, 0.0, 1 - p[:, k])
+            centred, rank = _against_label(left_out, labels, good)
+            ranks[name][fold == k] = rank[fold == k]
+            level = float(np.median(centred[named & (fold != k)]))
+            scores[name][:, k] = np.clip(centred / level, -1, 1) if level > 0 else 0.0
+    combined = np.zeros(p.shape)
+    for k in folds:
+        judges = named & (fold != k)
+        weights = {name: _weight(float(rank[judges].mean())) for name, rank in ranks.items()}
+        for name, weight in weights.items():
+            combined[:, k] += weight / sum(weights.values()) * scores[name][:, k]
+    return combined, {name: float(rank[named].mean()) for name, rank in ranks.items()}
 
-    deviations: Floats
-    log_odds: Floats
-    aurocs: Mapping[str, float]
+
+def _weight(auroc: float) -> float:
+    """Return the weight of a source."""
+    return float(max(2 * auroc - 1, 1e-3) ** _WEIGHT_POWER)
 
 
-def _scores(
-    spaces: Mapping[str, _Space | _SpaceByLabel], labels: Ints, examples: Bools, p: Floats
-) -> _Scores:
-    """Score every sample without itself.
+def _against_label(score: Floats, labels: Ints, good: Floats) -> tuple[Floats, Floats]:
+    """Return scores from the median good one of their label, and the share of good ones below.
 
-    examples: ``bool[n, k]``, the named samples of a fold that are not held out. p: what all samples
-    count as, ``float64[n, k]``.
+    good: the weight of each sample, ``float64[n]``; all count in a label without good samples.
     """
-    left_out = {name: space.left_out(p) for name, space in spaces.items()}
-    deviations, log_odds = np.empty(p.shape), np.empty(p.shape)
-    aurocs = dict.fromkeys(spaces, 0.0)
-    for k, (is_example, own) in enumerate(zip(examples.T, p.T, strict=True)):
-        good = own <= 0.5
-        within = {name: _within_labels(s[:, k], labels, good) for name, s in left_out.items()}
-        found = {name: _auroc(s, labels, is_example, good) for name, s in within.items()}
-        combined = _combine(within, found)
-        deviations[:, k] = _within_labels(combined, labels, good)
-        log_odds[:, k] = _with_label_odds(combined, labels, is_example, good)
-        aurocs = {name: aurocs[name] + auroc / p.shape[1] for name, auroc in found.items()}
-    return _Scores(deviations, log_odds, aurocs)
+    n_good = np.bincount(labels, good)
+    order = np.lexsort((score, labels))
+    s, y = score[order], labels[order]
+    weight = np.where(n_good[y] > 0, good[order], 1.0)
+    total = np.bincount(y, weight)
+    is_first = np.append(True, (y[1:] != y[:-1]) | (s[1:] != s[:-1]))
+    tied = np.cumsum(is_first) - 1
+    mass = np.add.reduceat(weight, np.flatnonzero(is_first))
+    upto = np.cumsum(mass)[tied] - (np.cumsum(total) - total)[y]
+    label, first = np.unique(y[upto >= total[y] / 2 - 1e-9], return_index=True)
+    median = np.zeros(len(total))
+    median[label] = s[upto >= total[y] / 2 - 1e-9][first]
+    rank = np.empty(len(s))
+    rank[order] = (upto - mass[tied] / 2) / total[y]
+    return score - median[labels], rank
 
 
-def _estimate_rate(scores: _Scores, fold: Ints) -> tuple[float, float, float]:
-    """Estimate the rate from samples far from good ones, if most of the held-out ones are."""
-    named, n = np.flatnonzero(fold >= 0), int((fold < 0).sum())
-    share = float((scores.deviations[named, fold[named]] > _FAR).mean())
-    if share < _MIN_SHARE:
-        return similar_rate(_shares_above(scores.log_odds, fold), n)
-    above = float((scores.deviations[fold < 0] > _FAR).mean())
-    low, high = wilson_interval(share, len(named))
-    low_above, high_above = wilson_interval(above, n)
-    value = min(above / share, _MAX_RATE)
-    return value, min(low_above / high, value), min(max(high_above / low, value), 1.0)
+class _Mixture(NamedTuple):
+    """Normal groups of a score: good samples, ``[c]`` each, and bad ones."""
+
+    good_mean: Floats
+    good_variance: Floats
+    bad_mean: float
+    bad_variance: float
+
+    @classmethod
+    def first(cls, score: Floats, good: Floats, examples: Bools, c: int) -> _Mixture:
+        """Return the groups to start from: good ones at 0, with the spread of most samples."""
+        spread = MAD_SCALE * float(np.median(np.abs(score[good > 0.5]))) if good.any() else 0.0
+        variance = max(spread**2, _LEAST_VARIANCE)
+        mean, n = float(score[examples].mean()), examples.sum()
+        squares = float(((score[examples] - mean) ** 2).sum())
+        return cls(
+            np.zeros(c),
+            np.full(c, variance),
+            mean,
+            (squares + _BAD_VARIANCE_SAMPLES * variance) / (n + _BAD_VARIANCE_SAMPLES),
+        )
+
+    @classmethod
+    def of(cls, score: Floats, labels: Ints, examples: Bools, p: Floats, c: int) -> _Mixture:
+        """Return the groups of samples that are bad with probability p.
+
+        The others count for the bad ones as much as the examples at most.
+        """
+        good = 1 - p
+        n = np.bincount(labels, good, c)
+        mean = np.bincount(labels, good * score, c) / (n + _MEAN_SAMPLES)
+        squares = good * (score - mean[labels]) ** 2
+        pooled = max(float(squares.sum()) / max(float(n.sum()), 1e-9), _LEAST_VARIANCE)
+        variance = (np.bincount(labels, squares, c) + _VARIANCE_SAMPLES * pooled) / (
+            n + _VARIANCE_SAMPLES
+        )
+        others = max(float(p[~examples].sum()), 1e-9)
+        weight = np.where(examples, 1.0, p * min(1.0, examples.sum() / others))
+        bad_mean = float((weight * score).sum() / weight.sum())
+        bad_squares = float((weight * (score - bad_mean) ** 2).sum())
+        bad_variance = (bad_squares + _BAD_VARIANCE_SAMPLES * pooled) / (
+            weight.sum() + _BAD_VARIANCE_SAMPLES
+        )
+        return cls(mean, variance, bad_mean, max(bad_variance, _MIN_BAD_VARIANCE * pooled))
+
+    def log_likelihood_ratio(self, score: Floats, labels: Ints) -> Floats:
+        """Return that of bad to good; below the mean good sample it stays as it is there."""
+        mean, variance = self.good_mean[labels], self.good_variance[labels]
+        s = np.maximum(score, mean)
+        ratio: Floats = 0.5 * (
+            (s - mean) ** 2 / variance
+            - (s - self.bad_mean) ** 2 / self.bad_variance
+            + np.log(variance / self.bad_variance)
+        )
+        return ratio
+
+
+def _log_odds(score: Floats, labels: Ints, examples: Bools, p: Floats) -> Floats:
+    """Return the log-odds of being bad, by expectation maximisation; examples are bad.
+
+    p: what samples count as at the start.
+    """
+    c, others = int(labels.max()) + 1, ~examples
+    n_all, n_named = np.bincount(labels), np.bincount(labels[examples], minlength=c)
+    # One more named sample counts, of any label.
+    share = (n_named + n_all / len(labels)) / (examples.sum() + 1)
+    by_label = others.sum() * share / np.maximum(n_all - n_named, 1)
+    rate = max(float(p[others].mean()), _FIRST_RATE)
+    groups, log_odds = _Mixture.first(score, np.where(examples, 0, 1 - p), examples, c), score
+    for _ in range(_N_STEPS):
+        prior = logit(np.clip(rate * by_label, 1e-9, _MAX_LABEL_RATE))
+        log_odds = groups.log_likelihood_ratio(score, labels) + prior[labels]
+        p = np.where(examples, 1.0, expit(log_odds))
+        rate = float(p[others].mean())
+        groups = _Mixture.of(score, labels, examples, p, c)
+    return log_odds
+
+
+def _probabilities(log_odds: Floats, examples: Bools, others: Bools, max_rate: float) -> Floats:
+    """Return the probabilities of being bad, with a mean of at most this over the others."""
+    p = np.where(examples, 1.0, expit(log_odds))
+    for k, column in enumerate(log_odds.T):
+        if p[others, k].mean() > max_rate:
+            shifted = shift_to_rate(np.clip(column, -30, 30), others, max(max_rate, 1e-6))
+            p[:, k] = np.where(examples[:, k], 1.0, expit(shifted))
+    return p
 
 
 def _shares_above(scores: Floats, fold: Ints) -> Floats:
@@ -322,89 +454,19 @@ def _shares_above(scores: Floats, fold: Ints) -> Floats:
     return np.concatenate(shares)
 
 
-def _within_labels(score: Floats, labels: Ints, good: Bools) -> Floats:
-    """Return a score in deviations of the good samples of the same label from their median."""
-    centred = score.copy()
-    for label in np.unique(labels):
-        own = labels == label
-        usual = own & good
-        centred[own] -= np.median(score[usual if usual.any() else own])
-    spread = _robust_spread(centred[good])
-    for label in np.unique(labels):
-        own = labels == label
-        usual = own & good
-        deviation = _robust_spread(centred[usual]) if usual.sum() >= _MIN_FOR_SPREAD else spread
-        centred[own] = centred[own] / deviation if deviation > 1e-9 else 0.0
-    return centred
+def _is_distinct(p: Floats, labels: Ints, fold: Ints) -> bool:
+    """Return whether held-out named samples are more likely bad than others of their label.
 
-
-def _robust_spread(centred: Floats) -> float:
-    """Return the standard deviation by the median absolute one: hidden bad samples count little.
-
-    The plain one if most values are equal.
+    By the product of ``½ + ½ p_i / p̄``, p̄ the mean of their label, an e-value: if they are as any
+    others of their label, each factor is one on average.
     """
-    robust = MAD_SCALE * float(np.median(np.abs(centred)))
-    return robust if robust > 1e-9 else float(centred.std())
-
-
-def _combine(scores: Mapping[str, Floats], aurocs: Mapping[str, float]) -> Floats:
-    """Return the mean of scores, weighted by the fourth power of 2 AUROC − 1.
-
-    A regression on the scores would find each sample's own target in them: leaving a sample out
-    moves its prediction away from it.
-    """
-    weights = {name: max(2 * aurocs[name] - 1, 1e-3) ** _WEIGHT_POWER for name in scores}
-    total = sum(weights.values())
-    combined: Floats = sum(weights[name] / total * s for name, s in scores.items())
-    return combined
-
-
-def _with_label_odds(score: Floats, labels: Ints, named: Bools, good: Bools) -> Floats:
-    """Return log-odds of being named: of the score, by two normal groups, and of the label."""
-    groups = score[named], score[good]
-    variance = max(float(np.mean([group.var() for group in groups])), 1e-12)
-    middle = float(np.mean([group.mean() for group in groups]))
-    slope = float(groups[0].mean() - groups[1].mean()) / variance
-    size = int(labels.max()) + 1
-    counts, n_named = (np.bincount(labels[rows], minlength=size) for rows in (labels >= 0, named))
-    by_label = np.log((n_named + 0.5) / (counts - n_named + 0.5))
-    return slope * (score - middle) + by_label[labels]
-
-
-def _probabilities(score: Floats, examples: Bools, rate: float) -> Floats:
-    """Return the probability of being bad: a logistic regression whose mean is the rate."""
-    from sklearn.linear_model import LogisticRegression
-
-    others = np.flatnonzero(~examples)
-    n_bad = max(1, round(rate * len(others)))
-    good = others[np.argsort(-score[others], kind="stable")[n_bad:]]
-    rows = np.concatenate([np.flatnonzero(examples), good])
-    x = (score / max(float(score[rows].std()), 1e-12))[:, None]
-    weight = np.where(examples[rows], n_bad / examples.sum(), 1.0)
-    model = LogisticRegression(C=100.0).fit(x[rows], examples[rows], sample_weight=weight)
-    log_odds = model.decision_function(x)
-    shifted = shift_to_rate(log_odds, ~examples, float(np.clip(rate, 1e-6, _MAX_RATE)))
-    return np.where(examples, 1.0, expit(shifted))
-
-
-def _auroc(score: Floats, labels: Ints, named: Bools, good: Bools) -> float:
-    """Return the probability that a named sample scores above a good one of the same label."""
-    from scipy.stats import rankdata
-
-    wins, pairs = 0.0, 0
-    for label in np.unique(labels[named]):
-        own = (labels == label) & (named | good)
-        n, m = int((named & own).sum()), int((good & own).sum())
-        wins += float(rankdata(score[own])[named[own]].sum() - n * (n + 1) / 2)
-        pairs += n * m
-    return wins / pairs if pairs else 0.5
-
-
-def _is_distinct(scores: Floats, labels: Ints, named: Bools, fold: Ints) -> bool:
-    """Return whether held-out named samples score above others of their label, beyond chance."""
-    n, m = int(named.sum()), int((~named).sum())
-    sizes = np.bincount(fold[named], minlength=scores.shape[1])
-    aurocs = [_auroc(s, labels, fold == k, ~named) for k, s in enumerate(scores.T)]
-    auroc = float(np.average(aurocs, weights=sizes))
-    stderr = np.sqrt((n + m + 1) / (12 * n * m))
-    return bool(auroc > max(_MIN_AUROC, 0.5 + _MIN_STDERRS * stderr))
+    factors = np.ones(len(labels))
+    for k, column in enumerate(p.T):
+        held_out = fold == k
+        counted = (fold < 0) | held_out
+        n = np.bincount(labels[counted], minlength=int(labels.max()) + 1)
+        mean = np.bincount(labels[counted], column[counted], len(n)) / np.maximum(n, 1)
+        factors[held_out] = 0.5 + 0.5 * column[held_out] / np.maximum(mean[labels[held_out]], 1e-12)
+    total = float(np.log(factors).sum())
+    n_named = int((fold >= 0).sum())
+    return bool(total >= max(np.log(_MIN_E_VALUE), n_named * np.log(_MIN_FACTOR)))

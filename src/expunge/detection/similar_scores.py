@@ -115,7 +115,7 @@ def similar_note(scores: Scores) -> str:
 
 
 def _sources(signals: Signals, plain: Signals, scores: Scores) -> dict[str, AnyFloats]:
-    """Return what named samples are compared in, by name.
+    """Return what named samples are compared in, by name: features, and scores of the label.
 
     signals: averaged over views. plain: of the plain inputs.
     """
@@ -126,10 +126,10 @@ def _sources(signals: Signals, plain: Signals, scores: Scores) -> dict[str, AnyF
     probs = scores.class_probs if scores.pooled is None else scores.pooled.probs
     evidence = np.log(np.maximum(np.asarray(probs), 1e-4)).astype(np.float32)
     sources["class evidence"] = evidence
-    columns = [label_margin(evidence, signals.labels), label_margin(logits, signals.labels)]
+    sources["label evidence"] = label_margin(evidence, signals.labels)
+    sources["model margin"] = label_margin(logits, signals.labels)
     if signals.augmented_loss is not None:
-        columns.append(signals.augmented_loss)
+        sources["augmented loss"] = signals.augmented_loss
     if scores.pooled is not None:
-        columns.append(scores.pooled.novelty)
-    sources["label evidence"] = np.stack(columns, axis=1).astype(np.float32)
+        sources["novelty"] = scores.pooled.novelty
     return sources
