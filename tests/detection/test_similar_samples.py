@@ -1,4 +1,4 @@
-"""Samples like some named bad ones, on planted groups, and the left-out regression by refitting."""
+"""Samples like some named bad ones, on planted groups; regression and ranks by slow loops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from expunge.detection import similar_samples
+from expunge.detection import similar_regression, similar_samples
 from expunge.detection.similar_samples import find_similar, similar_rate
 from expunge.errors import DataError
 
@@ -36,6 +36,45 @@ def test_hidden_samples_of_a_poison_are_found_and_their_number_is_estimated(know
     assert found.sources["x"] > 0.9 > found.sources["noise"]
 
 
+def test_a_trigger_is_found_if_half_of_its_label_have_it_and_few_are_named():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        labels, bad = np.arange(1000) % 10, np.zeros(1000, dtype=bool)
+        bad[rng.choice(np.flatnonzero(labels > 0), 100, replace=False)] = True
+        x = 4 * rng.standard_normal((10, 30))[labels] + rng.standard_normal((1000, 30))
+        labels[bad], x[bad, :4] = 0, 12.0
+        deep = x + 6 * rng.standard_normal((1000, 30))
+        named = np.isin(np.arange(1000), rng.choice(np.flatnonzero(bad), 10, replace=False))
+        found = find_similar({"deep": deep, "x": x}, labels, named)
+        assert (found.p > 0.3)[bad].mean() > 0.95
+        assert (found.p > 0.3)[~bad].mean() < 0.01
+
+
+def planted_scores(*, known, bad=60, shift=3.0, seed=0):
+    """A score that is higher for the bad samples of two labels, and has a heavy tail elsewhere."""
+    rng = np.random.default_rng(seed)
+    labels, score = np.arange(1000) % 10, rng.standard_normal(1000)
+    score[labels > 7] *= np.exp(rng.standard_normal(200))
+    is_bad = np.zeros(1000, dtype=bool)
+    is_bad[rng.choice(np.flatnonzero(labels < 2), bad, replace=False)] = True
+    score[is_bad] += shift
+    named = np.isin(np.arange(1000), rng.choice(np.flatnonzero(is_bad), known, replace=False))
+    sources = {"score": score, "noise": rng.standard_normal((1000, 40))}
+    return sources, labels, is_bad, named
+
+
+@pytest.mark.parametrize("known", [30, 60])
+def test_a_score_is_taken_as_it_is_and_labels_without_named_samples_are_left_alone(known):
+    for seed in range(3):
+        sources, labels, bad, named = planted_scores(known=known, seed=seed)
+        found = find_similar(sources, labels, named)
+        flagged, hidden = (found.p > 0.3) & ~named, bad & ~named
+        assert flagged[labels > 1].mean() < 0.005
+        assert (flagged & hidden).sum() >= 0.7 * hidden.sum()
+        assert (flagged & ~hidden).sum() <= 12
+        assert found.rate[1] - 0.001 <= hidden.sum() / (~named).sum() <= found.rate[2]
+
+
 def test_a_confusion_of_two_classes_is_found_within_each_label():
     rng = np.random.default_rng(3)
     classes = rng.integers(0, 4, 1600)
@@ -51,14 +90,30 @@ def test_a_confusion_of_two_classes_is_found_within_each_label():
     assert not flagged[labels > 1].any()
 
 
-def test_named_samples_with_nothing_in_common_find_no_others():
-    sources, labels, _, _ = planted(shift=0.0)
-    rng = np.random.default_rng(5)
-    named = np.zeros(len(labels), dtype=bool)
-    named[rng.choice(len(labels), 40, replace=False)] = True
-    found = find_similar(sources, labels, named)
-    assert np.array_equal(found.p, named.astype(float))
-    assert found.rate == (0.0, 0.0, 0.0)
+@pytest.mark.parametrize("count", [5, 10, 40])
+def test_named_samples_with_nothing_in_common_find_no_others(count):
+    for seed in range(4):
+        sources, labels, _, _ = planted(shift=0.0, n=600, bad=60)
+        rng = np.random.default_rng(seed)
+        named = np.isin(np.arange(600), rng.choice(600, count, replace=False))
+        found = find_similar(sources, labels, named)
+        assert np.array_equal(found.p, named.astype(float))
+        assert found.rate == (0.0, 0.0, 0.0)
+
+
+def test_ranks_and_medians_within_labels_are_those_of_a_slow_loop():
+    rng = np.random.default_rng(0)
+    score, labels = rng.integers(0, 6, 60).astype(float), rng.integers(0, 4, 60)
+    good = np.where(labels == 3, 0.0, rng.random(60))
+    centred, rank = similar_samples._against_label(score, labels, good)
+    for i in range(60):
+        own = np.flatnonzero(labels == labels[i])
+        weight = good[own] if good[own].sum() else np.ones(len(own))
+        below, tied = score[own] < score[i], score[own] == score[i]
+        assert_allclose(rank[i], (weight * (below + tied / 2)).sum() / weight.sum())
+        median = score[i] - centred[i]
+        assert (weight * (score[own] < median)).sum() < weight.sum() / 2 + 1e-9
+        assert (weight * (score[own] <= median)).sum() >= weight.sum() / 2 - 1e-9
 
 
 def test_if_all_bad_samples_are_named_hardly_any_other_is_found():
@@ -77,10 +132,10 @@ def test_too_few_named_samples_or_all_are_an_error(count):
 
 @pytest.mark.parametrize("shape", [(30, 6), (12, 20)])
 def test_left_out_predictions_are_those_of_a_regression_without_the_sample(shape, monkeypatch):
-    monkeypatch.setattr(similar_samples, "_RIDGES", (0.3,))
+    monkeypatch.setattr(similar_regression, "_RIDGES", (0.3,))
     rng = np.random.default_rng(0)
     x, targets = rng.standard_normal(shape), rng.random((shape[0], 2))
-    found = similar_samples._Space.of(x).left_out(targets)
+    found = similar_regression._Space.of(x).left_out(targets)
     z, n = (x - x.mean(0)) / x.std(0), len(x)
     centred = targets - targets.mean(0)
     for i in range(n):
