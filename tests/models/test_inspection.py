@@ -213,6 +213,22 @@ def test_layers_that_only_some_samples_reach_are_left_out():
     assert "experts.1.0" in inspect_model(model, everywhere).readouts
 
 
+def test_a_network_for_one_size_of_batches_is_inspected_by_the_first_samples():
+    class Fixed(Mlp):
+        def __init__(self):
+            super().__init__()
+            self.spare = nn.Linear(3, 3)
+
+        def forward(self, x):
+            if len(x) not in (2, 4):
+                raise ValueError("batches of two or four")
+            return super().forward(x)
+
+    samples = from_arrays(torch.randn(20, 6), np.arange(20) % 3)
+    model = Fixed()
+    assert inspect_model(model, samples) == inspect_layers(model, samples.example())
+
+
 def test_a_model_without_layers_is_refused():
     class Nothing(nn.Module):
         def forward(self, x):

@@ -205,7 +205,10 @@ def inspect_model(model: nn.Module, samples: Samples) -> ModelLayout:
     rows = np.linspace(0, len(samples) - 1, n).round().astype(np.int64)
     used = {*layout.feature_layers, *layout.readouts.values()}
     for part in np.array_split(rows, -(-n // _CHECKED_AT_ONCE)):
-        calls = _record_calls(model, samples.batch(part))[0]
+        try:
+            calls = _record_calls(model, samples.batch(part))[0]
+        except FORWARD_ERRORS:  # a network for batches of one size
+            return layout
         used &= {c.name for c in calls} - {c.name for c in calls if c.n_rows != len(part)}
     return replace(
         layout,
