@@ -102,8 +102,8 @@ def find_similar(
     It takes the named samples for a random part of the bad ones. If they were chosen by what they
     look like, others that look different are missed. Good samples that look like bad ones, as in a
     region in which half of the labels are wrong, are found with them. Where two thirds of a label
-    are bad, ten named samples are often too few to exclude chance, and none is found. Cost: for each source
-    ``n d² + d³``, twice.
+    are bad, ten named samples are often too few to exclude chance, and none is found. Cost: for
+    each source ``n d² + d³``, twice.
 
     References
     ----------
