@@ -15,7 +15,7 @@ from expunge.data.inputs import Batch
 from expunge.data.samples import Samples, View
 from expunge.errors import DataError
 
-# Inputs with so many channels, and sides of at least so many pixels, are images.
+# Inputs with one of these numbers of channels, and sides of this many pixels or more, are images.
 _IMAGE_CHANNELS, _MIN_IMAGE_SIDE = (1, 3, 4), 8
 
 views: Registry[View, NoMetadata] = Registry("view", NoMetadata)
