@@ -8,10 +8,11 @@ from torch import nn
 
 import expunge
 from expunge import stages
-from expunge.editing.readout import build_classifier
+from expunge.editing.readout import build_classifier, rebuild
 from expunge.editing.statistics import RegressionStatistics, ridge_fits
 from expunge.models.zoo import resnet
 from expunge.records import HeadPlan
+from expunge.storage.weights import state_of
 from oracles_digits import clean, memorised, noisy
 
 
@@ -131,3 +132,21 @@ def test_experts_that_the_example_does_not_need_are_kept():
     assert isinstance(made.readout.body.experts[0], nn.Linear)
     again = build_classifier(model, plan, x[1:], names=made.state_dict().keys())
     assert again.state_dict().keys() == made.state_dict().keys()
+
+
+def test_layers_whose_hooks_rename_their_tensors_are_rebuilt():
+    def rename(module, state, prefix, _):
+        for name in [name for name in state if name.startswith(prefix)]:
+            state[f"{prefix}old_{name.removeprefix(prefix)}"] = state.pop(name)
+
+    def rename_back(module, state, prefix, *_):
+        for name in [name for name in state if name.startswith(prefix)]:
+            state[prefix + name.removeprefix(f"{prefix}old_")] = state.pop(name)
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    model.register_state_dict_post_hook(rename)
+    model.register_load_state_dict_pre_hook(rename_back)
+    x, plan = torch.randn(2, 4), HeadPlan(("0",), 512, 8, 3)
+    made = build_classifier(model.eval(), plan, x)
+    again = rebuild(model, None, plan, state_of(made), example=x, mode="remove")
+    torch.testing.assert_close(again(x), made(x))

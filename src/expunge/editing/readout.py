@@ -255,7 +255,7 @@ def _without_unused(
     readout: FeatureReadout, example: Batch, names: Collection[str] | None
 ) -> FeatureReadout:
     """Replace modules behind the layers that are read; none if the body then fails."""
-    is_behind = _behind(readout, example) if names is None else _not_among(names)
+    is_behind = _behind(readout, example) if names is None else _not_among(readout, names)
     unused = _outermost(readout.body, is_behind)
     expected = _features(readout, example)
     smaller = cast(FeatureReadout, copy_without_hooks(readout))
@@ -301,9 +301,19 @@ def _used_by(body: nn.Module, run: Callable[[], Tensor]) -> set[int]:
     return called | used
 
 
-def _not_among(names: Collection[str]) -> Callable[[str], bool]:
-    """Whether none of these tensors of a classifier is of a module of its body."""
-    return lambda module: not any(name.startswith(f"readout.body.{module}.") for name in names)
+def _not_among(readout: FeatureReadout, names: Collection[str]) -> Callable[[str], bool]:
+    """Whether none of these tensors of a classifier is of a module of its body.
+
+    A hook may give tensors other names in a state dict than they have in the module.
+    """
+    state = readout.state_dict(prefix="readout.", keep_vars=True)
+    held = {id(tensor) for name, tensor in state.items() if name in names}
+
+    def is_absent(name: str) -> bool:
+        module = readout.body.get_submodule(name)
+        return held.isdisjoint(map(id, (*module.parameters(), *module.buffers())))
+
+    return is_absent
 
 
 def _outermost(body: nn.Module, holds: Callable[[str], bool]) -> list[str]:

@@ -158,6 +158,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Files hold tensors alone, and some layers refuse a state dict without a version. Some keep in
     evaluation mode what they made of their former weights (LeViT), until they are trained.
+
+    Raises
+    ------
+    ModelError
+        If hooks or methods of the model refuse the names that its own state dict has.
     """
     whole = model.state_dict()
     for name in state_of(model):
@@ -170,7 +175,15 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             module._buffers[name.rpartition(".")[2]] = buffer
     modes = [(module, module.training) for module in model.modules()]
     model.train()
-    model.load_state_dict(whole, strict=True)
+    try:
+        model.load_state_dict(whole, strict=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the model does not load its own state dict: {' '.join(str(error).split())}",
+            where="model",
+            fix="its hooks and methods of state_dict and load_state_dict must undo each other, also "
+            "where it is part of another module and names have a prefix",
+        ) from error
     model.train(modes[0][1])
     for module, mode in modes:
         module.training = mode
