@@ -192,7 +192,8 @@ def inspect_model(model: nn.Module, samples: Samples) -> ModelLayout:
     """Find the layers of a model that give a row for each of some samples.
 
     As `inspect_layers` with the first samples. If they leave layers unused, as a mixture of experts
-    does, layers that only some of more samples reach are no readouts and no feature layers.
+    does, experts, and layers that only some of more samples reach, are no readouts and no feature
+    layers.
 
     Notes
     -----
@@ -203,7 +204,9 @@ def inspect_model(model: nn.Module, samples: Samples) -> ModelLayout:
         return layout
     n = min(_MAX_CHECKED, len(samples))
     rows = np.linspace(0, len(samples) - 1, n).round().astype(np.int64)
+    experts = _experts(model, samples.example(), layout)
     used = {*layout.feature_layers, *layout.readouts.values()}
+    used = {name for name in used if not f"{name}.".startswith(experts)}
     for part in np.array_split(rows, -(-n // _CHECKED_AT_ONCE)):
         try:
             calls = _record_calls(model, samples.batch(part))[0]
@@ -216,6 +219,24 @@ def inspect_model(model: nn.Module, samples: Samples) -> ModelLayout:
         feature_layers=tuple(name for name in layout.feature_layers if name in used),
         blocks=tuple(name for name in layout.blocks if name in used),
     )
+
+
+def _experts(model: nn.Module, example: Batch, layout: ModelLayout) -> tuple[str, ...]:
+    """Prefixes of the modules in lists of which a batch reaches some: others may reach the rest.
+
+    Modules of which one reads another are no experts but a stack.
+    """
+    calls = _record_calls(model, example)[0]
+    found: tuple[str, ...] = ()
+    for path, entries in model.named_modules():
+        if isinstance(entries, nn.ModuleList | nn.ModuleDict):
+            names = [f"{path}.{key}".removeprefix(".") for key, _ in entries.named_children()]
+            prefixes = tuple(f"{name}." for name in names)
+            own = [c for c in calls if c.name in names]
+            is_stack = not {c.source for c in own}.isdisjoint(c.output for c in own)
+            if not is_stack and any(f"{n}.".startswith(prefixes) for n in layout.unused):
+                found += prefixes
+    return found
 
 
 def _unused(model: nn.Module, calls: list[_Call]) -> tuple[str, ...]:
