@@ -200,6 +200,8 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(FRAME, pd.Series(Y, index=range(1, 301))), "different indexes"),
         (lambda: expunge.detect(FRAME.assign(y=Y), pd.Series(Y, name="y")), "column 'y'"),
         (lambda: expunge.detect(FRAME.assign(y=Y), Y), r"hold the label: column 'y'\n.*drop"),
+        (lambda: expunge.detect({"x": X, "y": Y}, Y), r"column 'y'\n.*if k != 'y'}"),
+        (lambda: expunge.detect({"x": X[None]}, Y), r"its arrays \(x\): features\['x'\]"),
         (lambda: expunge.detect(FRAME, "y"), r"the text 'y'.*\n.*features\['y'\]"),
         (lambda: expunge.detect(X, ["", " ", *NAMES[Y[2:]]]), "labels is missing .*: ids 0, 1"),
         (lambda: expunge.detect(X, Y, np.log(PROBS)), "do not sum to 1: .* give the softmax"),

@@ -20,7 +20,7 @@ from expunge.data.classes import (
     marks_unlabelled,
     suspicious_classes,
 )
-from expunge.data.conversion import named_rows, one_each, to_column, to_numpy
+from expunge.data.conversion import arrays_of, fix_array, named_rows, one_each, to_column, to_numpy
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
 from expunge.data.labels import clean_names
 from expunge.detection.calibration import safe_log
@@ -133,7 +133,7 @@ def detect(
     table = as_feature_table(features)
     _check_index(features, labels)
     given = _LabelledRows.of(table, labels, probs, ids=ids, classes=classes)
-    _check_leak(table, given)
+    _check_leak(features, table, given)
     raise_all(DataError, given.problems(trusted), where=_WHERE)
     signals = Signals(
         ids=given.ids,
@@ -283,7 +283,11 @@ def _probability_columns(probs: Any, n: int) -> tuple[list[str], Floats32 | None
     try:
         matrix = np.asarray(probs, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise DataError(f"probs are no numbers ({error})", where=_WHERE) from error
+        raise DataError(
+            f"probs are no numbers ({error})",
+            where=_WHERE,
+            fix=fix_array(probs, "probs") if arrays_of(probs) else "",
+        ) from error
     if matrix.ndim == 1:
         matrix = np.stack([1 - matrix, matrix], axis=1)
     if matrix.ndim != 2 or len(matrix) != n:
@@ -347,7 +351,7 @@ def _check_index(features: Any, labels: Any) -> None:
             )
 
 
-def _check_leak(table: FeatureTable, given: _LabelledRows) -> None:
+def _check_leak(features: Any, table: FeatureTable, given: _LabelledRows) -> None:
     """Refuse a table that holds the labels, which would then seem to be right."""
     if table.rows is None:
         return
@@ -358,7 +362,9 @@ def _check_leak(table: FeatureTable, given: _LabelledRows) -> None:
             raise DataError(
                 f"the features hold the label: column '{name}'",
                 where=_WHERE,
-                fix=f"features.drop(columns={name!r})",
+                fix=f"features.drop(columns={name!r})"
+                if hasattr(features, "drop")
+                else f"leave it out: {{k: v for k, v in features.items() if k != {name!r}}}",
             )
 
 

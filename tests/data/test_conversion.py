@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,23 @@ class Stored:
 
     def __getitem__(self, at: Any) -> Any:
         return self.values[at]
+
+
+class Group:
+    """A group of arrays as Zarr has it."""
+
+    arrays: ClassVar = {"x": Stored(X), "y": Stored(Y)}
+
+    def array_keys(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    __iter__ = array_keys
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, name: str) -> Stored:
+        return self.arrays[name]
 
 
 class Module:
@@ -171,6 +189,8 @@ def test_pictures_in_a_list_are_images() -> None:
         (X, Y[None], r"fix: y\[0\]"),
         (X, [[0, 1], [0]] * 3, "labels must be one value a sample"),
         (X, 5, "got a tuple of ndarray, int"),
+        (X, Group(), r"labels must be .* not Group\n.*its arrays \(x, y\): labels\['x'\]"),
+        (Group(), Y, r"x must be .* not Group\n.*its arrays \(x, y\): x\['x'\]"),
         (X, ["a", "b", " "] * 2, r"labels? is missing .*: ids 2, 5"),
         (X, np.array(["a", "b", ""] * 2), r"label is missing .*: ids 2, 5"),
         (X, [-1, 1] * 3, r"name the classes: classes=\['-1', '1'\]"),
@@ -208,13 +228,14 @@ def test_what_cannot_be_converted_is_named(x: Any, y: Any, message: str) -> None
     [
         ("path.csv", r"expunge\.data\.read"),
         (pd.DataFrame(X), r"\(data\[columns of the inputs\], data\[column of the labels\]\)"),
-        ({"x": X, "y": Y}, "x may be a dictionary of arrays"),
+        ({"x": X, "mask": X}, "x may be a dictionary of arrays"),
         (X, r"give the labels too: \(x, y\)"),
         (iter([(X[0], 0)]), r"list\(…\) makes items of an iterable"),
         ((X, Y, Y), r"give a pair of inputs and labels, \(x, y\)"),
         (((X[0], 0),) * 8, r"list\(…\) makes a list of the items"),
         ({i: (X[i], 0) for i in range(6)}, r"list\(data.values\(\)\)"),
         ({"x": Stored(X), "y": Stored(Y)}, r"a pair of its arrays \(x, y\): \(data\['x'\]"),
+        (Group(), r"a pair of its arrays \(x, y\): \(data\['x'\], data\['y'\]\)"),
         (Module(), r"data\.setup\('fit'\), then give data\.train_dataloader\(\)"),
         (torch.nn.Sequential(torch.nn.Linear(4, 3)), "a network: it comes first"),
         (None, "expunge.from_arrays"),

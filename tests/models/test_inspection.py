@@ -218,7 +218,10 @@ def test_layers_of_a_stack_whose_end_is_unused_are_no_experts():
     class Stack(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers, self.head = nn.ModuleList(nn.Linear(6, 6) for _ in range(3)), nn.Linear(6, 3)
+            self.layers, self.head = (
+                nn.ModuleList(nn.Linear(6, 6) for _ in range(3)),
+                nn.Linear(6, 3),
+            )
 
         def forward(self, x):
             for layer in self.layers[:2]:

@@ -114,8 +114,22 @@ def is_foreign_array(x: object) -> bool:
     )
 
 
+def arrays_of(x: Any) -> list[str]:
+    """The names of the arrays in a dictionary, a group of h5py or Zarr, or a data set of xarray."""
+    if hasattr(x, "array_keys"):  # of Zarr
+        return sorted(map(str, x.array_keys()))
+    return [
+        str(name)
+        for name, value in (x.items() if isinstance(x, Mapping) else ())
+        if getattr(value, "ndim", 0)
+        and (isinstance(value, np.ndarray | Tensor) or is_foreign_array(value))
+    ]
+
+
 def fix_array(x: object, name: str) -> str:
     """What to do about an object that is no array and no table."""
+    if names := arrays_of(x):
+        return f"choose one of its arrays ({format_ids(names)}): {name}[{names[0]!r}]"
     for method in ("toarray", "collect", "to_pandas"):  # of SciPy, Polars and Hugging Face
         if hasattr(x, method):
             return f"{name}.{method}()"
@@ -366,7 +380,9 @@ def _as_array(values: Any, what: str, where: str, ids: np.ndarray | None) -> np.
             raise DataError(
                 f"{what} must be an array or a list, not {type(values).__name__}",
                 where=where,
-                fix=f"list({what}.values())"
+                fix=fix_array(values, what)
+                if arrays_of(values)
+                else f"list({what}.values())"
                 if isinstance(values, Mapping)
                 else f"give one value for every sample, in order: list({what})",
             )

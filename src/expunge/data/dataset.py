@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from expunge.data.arrays import ArrayInputs, Labels, array_rows
 from expunge.data.classes import as_class_names
-from expunge.data.conversion import is_foreign_array
+from expunge.data.conversion import arrays_of, is_foreign_array
 from expunge.data.inputs import Batch, DictInputs, Inputs, TensorInputs
 from expunge.data.items import BY_FORM, LABEL_KEYS, Item, ItemKeys, parse_item
 from expunge.data.labels import as_column
@@ -254,8 +254,8 @@ def as_samples(
     if isinstance(data, tuple) and len(data) == 2 and _are_arrays(*data):
         return to_samples(array_rows(*data, where=name), classes=classes, name=name)
     plain = isinstance(data, str | bytes | Mapping | tuple | np.ndarray | Tensor | nn.Module)
-    is_set = isinstance(data, MapDataset | DataLoader) and not hasattr(data, "columns")
-    if is_set and not plain:
+    plain = plain or hasattr(data, "array_keys") or hasattr(data, "columns")  # Zarr; data frames
+    if isinstance(data, MapDataset | DataLoader) and not plain:
         return to_samples(
             dataset_rows(cast(MapDataset, data), name=name), classes=classes, name=name
         )
@@ -286,8 +286,14 @@ def _fix_data(data: object) -> str:
         return "list(data.values()) makes a list of the items"
     if isinstance(data, tuple) and all(isinstance(v, tuple | Mapping) for v in data):
         return "list(…) makes a list of the items"
-    if isinstance(data, Mapping) and data and all(map(is_foreign_array, data.values())):
-        return f"give a pair of its arrays ({format_ids(data)}): (data['x'], data['y'])"
+    names = arrays_of(data)
+    if label := next((name for name in names if name in LABEL_KEYS), ""):
+        first = next((name for name in names if name != label), label)
+        return (
+            f"give a pair of its arrays ({format_ids(names)}): (data[{first!r}], data[{label!r}])"
+        )
+    if names and not isinstance(data, dict):
+        return f"give a pair of its arrays ({format_ids(names)}): (data[inputs], data[labels])"
     if isinstance(data, Mapping) and all(isinstance(v, MapDataset) for v in data.values()):
         named = [k for k, v in data.items() if not isinstance(v, np.ndarray | Tensor | list)]
         if named:
@@ -337,7 +343,13 @@ def _raw_item(dataset: MapDataset, i: int, name: str) -> object:
     try:
         return dataset[i]
     except Exception as error:  # the data set is not ours: say which item it failed at
-        raise DataError(f"{type(error).__name__}: {error}", where=f"{name}, item {i}") from error
+        raise DataError(
+            f"{type(error).__name__}: {error}",
+            where=f"{name}, item {i}",
+            fix=_fix_data(dataset)
+            if isinstance(dataset, Mapping) or hasattr(dataset, "array_keys")
+            else "",
+        ) from error
 
 
 def _read_inputs(dataset: MapDataset, keys: ItemKeys, name: str, i: int) -> Batch:

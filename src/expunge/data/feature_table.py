@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from expunge._core.arrays import Array, Bools, Floats32
-from expunge.data.conversion import check_names, fix_array, is_foreign_array, to_numpy
+from expunge.data.conversion import (
+    arrays_of,
+    check_names,
+    fix_array,
+    is_foreign_array,
+    to_numpy,
+)
 from expunge.errors import DataError, format_ids
 from expunge.records.arrays import finite_rows
 from expunge.storage.parquet_files import holds_text
@@ -176,7 +182,9 @@ def as_arrow(table: Any, where: str) -> Any:
         raise DataError(
             f"not a table of plain columns ({error})",
             where=where,
-            fix="write each column in one type, of one length",
+            fix=fix_array(table, "features")
+            if arrays_of(table)
+            else "write each column in one type, of one length",
         ) from error
     check_names(found.column_names, where)
     return _without_views(found)
@@ -215,7 +223,10 @@ def _plain_columns(frame: Any) -> Any:
 
 
 def _as_arrow_column(values: Any) -> Any:
-    values = to_numpy(values) if isinstance(values, Tensor) else values
+    if isinstance(values, Tensor):
+        values = to_numpy(values)
+    elif is_foreign_array(values) and not hasattr(values, "iloc"):
+        values = np.asarray(values)
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).ravel())
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

@@ -91,7 +91,8 @@ def _fix_arguments(model: nn.Module, example: Batch) -> str:
     if isinstance(example, dict):
         return (
             f"the arrays {format_ids(example)} are passed as keyword arguments: name them as the "
-            f"arguments of the model's forward ({format_ids(signature.parameters)})"
+            f"arguments of the model's forward ({format_ids(signature.parameters)}), or give "
+            "one of them alone"
         )
     needed = ", ".join(
         f"'{name}': …"

@@ -181,8 +181,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise ModelError(
             f"the model does not load its own state dict: {' '.join(str(error).split())}",
             where="model",
-            fix="its hooks and methods of state_dict and load_state_dict must undo each other, also "
-            "where it is part of another module and names have a prefix",
+            fix="its hooks and methods of state_dict and load_state_dict must undo each other, "
+            "also where it is part of another module and names have a prefix",
         ) from error
     model.train(modes[0][1])
     for module, mode in modes:
