@@ -84,6 +84,8 @@ def test_pipelines_cross_validation_and_frames_with_categories():
     assert (model.fit(frame, Y).predict(frame) == RIGHT).mean() > 0.97
     scores = cross_val_score(make_pipeline(StandardScaler(), NoiseFilter()), X, Y, cv=2)
     assert scores.min() > 0.6
+    with pytest.raises(ValueError, match="hold no numbers: kind; encode them"):
+        NoiseFilter().fit(frame, Y)
 
 
 def test_weights_are_handed_on_and_samples_without_weight_take_no_part():

@@ -28,7 +28,7 @@ from sklearn.utils.validation import (
 
 from expunge._core.arrays import Array, Bools, Floats
 from expunge.detection.probes import n_neighbours
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, format_ids
 from expunge.model_free import detect
 from expunge.records import DetectionResult
 
@@ -98,7 +98,16 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         y
             ``[n]``, the given labels; -1 is a class, as in scikit-learn's classifiers.
         """
-        X, y = validate_data(self, X, y, accept_sparse=True, ensure_all_finite="allow-nan")
+        try:
+            X, y = validate_data(self, X, y, accept_sparse=True, ensure_all_finite="allow-nan")
+        except ValueError as error:
+            texts = _columns_without_numbers(X)
+            if not texts:
+                raise
+            raise ValueError(
+                f"columns that hold no numbers: {format_ids(texts)}; encode them, e.g. with "
+                "OneHotEncoder, or use CleanedClassifier or expunge.detect, which take them"
+            ) from error
         check_classification_targets(y)
         X = _dense(X)
         self.result_ = _detect(X, y, self.threshold, self.fdr, self.random_state)
@@ -313,6 +322,11 @@ def _kept(result: DetectionResult) -> Bools:
     n_kept = np.bincount(result.labels[result.kept], minlength=len(result.classes))
     kept: Bools = result.kept | (n_kept == 0)[result.labels]
     return kept
+
+
+def _columns_without_numbers(X: Any) -> list[str]:
+    """The names of such columns of a data frame of pandas."""
+    return list(X.select_dtypes(exclude=["number", "bool"])) if hasattr(X, "select_dtypes") else []
 
 
 def _dense(X: Any) -> Any:
