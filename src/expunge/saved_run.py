@@ -14,6 +14,7 @@ from expunge.config import PruneMode
 from expunge.data import DataLike, as_samples
 from expunge.editing.readout import rebuild
 from expunge.errors import ModelError, RunError
+from expunge.models.adaptation import unwrap
 from expunge.records import (
     Baseline,
     Decision,
@@ -186,7 +187,7 @@ def _model_of(
             fix="expunge.load_run(folder, model=network, data=samples)",
         )
     example = None if data is None else as_samples(data).example()
-    return rebuild(model, *plans, state, example=example, mode=mode)
+    return rebuild(unwrap(model).model, *plans, state, example=example, mode=mode)
 
 
 def _metric(found: Mapping[str, Any] | None) -> Metric | None:

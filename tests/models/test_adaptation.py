@@ -244,7 +244,29 @@ class WithoutForward(nn.Module):
         self.loss, self.net = nn.CrossEntropyLoss(), build(Mlp)
 
 
+class Int8Tensor(torch.Tensor):
+    """A tensor that is made of others, as torchao and DTensor make them."""
+
+    def __tensor_flatten__(self):
+        raise NotImplementedError
+
+
+class DTensor(Int8Tensor):
+    pass
+
+
+def with_weight(kind: type[torch.Tensor]) -> nn.Module:
+    model = build(Mlp)
+    model.head.weight = nn.Parameter(model.head.weight.detach().as_subclass(kind))
+    return model
+
+
 REFUSED = {
+    "of torchao": (lambda: with_weight(Int8Tensor), r"quantised: head.weight \(Int8Tensor\)"),
+    "sharded": (
+        lambda: with_weight(DTensor),
+        r"distributed over processes .*: head.weight(?=.*full state dict)",
+    ),
     "TorchScript": (lambda: torch.jit.trace(build(Mlp), inputs(Mlp)), "is TorchScript"),
     "a scripted part": (
         lambda: Holds(torch.jit.trace(build(Mlp), inputs(Mlp))),

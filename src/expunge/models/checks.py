@@ -17,6 +17,7 @@ from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.architecture import tied_weights
 from expunge.models.calls import FORWARD_ERRORS, device_of, eval_mode, logits_of, to_device
 from expunge.models.copying import copy_model
+from expunge.storage.weight_files import tensor_subclass
 from expunge.storage.weights import load_state, state_of
 
 
@@ -194,21 +195,31 @@ def require_network(model: object) -> None:
             fix="pass the network that was exported; its weights load by "
             "`network.load_state_dict(exported.state_dict())`",
         )
+    tensors = _named_tensors(model)
+    if sharded := [n for n, t in tensors if tensor_subclass(t) == "DTensor"]:
+        raise ModelError(
+            f"weights are distributed over processes (DTensor): {format_ids(sharded)}",
+            where="model",
+            fix="load the full state dict into the network itself: "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True))",
+        )
     quantised = [n for n, m in model.named_modules() if _is_quantised(m)]
+    quantised += [f"{n} ({tensor_subclass(t)})" for n, t in tensors if tensor_subclass(t)]
     if quantised:
         raise ModelError(
             f"layers are quantised: {format_ids(quantised)}",
             where="model",
             fix="pass the model in float32, and quantise the repaired one",
         )
-    if lazy := [n for n, t in _named_tensors(model) if is_lazy(t)]:
+    if lazy := [n for n, t in tensors if is_lazy(t)]:
         raise ModelError(
             f"layers have no weights before their first batch: {format_ids(lazy)}",
             where="model",
             fix="run one batch of the data through the model first (a constructor returns it with "
             "weights), and train it",
         )
-    if unloaded := [n for n, t in _named_tensors(model) if t.is_meta]:
+    if unloaded := [n for n, t in tensors if t.is_meta]:
         raise ModelError(
             f"weights are not loaded, they are on the device 'meta': {format_ids(unloaded)}",
             where="model",
@@ -245,7 +256,7 @@ def _is_quantised(module: nn.Module) -> bool:
     is_integer = any(
         not p.is_floating_point() and not p.is_complex() for p in module.parameters(recurse=False)
     )
-    return is_torch or home.startswith("bitsandbytes.") or is_integer
+    return is_torch or home.startswith(("bitsandbytes.", "torchao.")) or is_integer
 
 
 def require_trainable(model: nn.Module) -> None:

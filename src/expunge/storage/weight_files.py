@@ -218,8 +218,15 @@ def _require_plain(state: Mapping[str, Tensor], where: str) -> None:
         )
 
 
+def tensor_subclass(tensor: Tensor) -> str:
+    """The class of a tensor that is made of others (of torchao, DTensor); empty for any other."""
+    return type(tensor).__name__ if hasattr(tensor, "__tensor_flatten__") else ""
+
+
 def _kind_of(tensor: Tensor) -> str:
     """What is uncommon about a tensor; empty if nothing is."""
+    if kind := tensor_subclass(tensor):
+        return kind
     if tensor.is_meta:
         return "on the meta device, without data"
     if tensor.is_quantized:
