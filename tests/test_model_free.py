@@ -94,7 +94,7 @@ def test_minus_one_is_a_class_if_it_is_named_or_one_of_two():
 
 
 def test_a_class_for_each_sample_is_too_few_samples():
-    assert [flag.code for flag in expunge.detect(X[:40], np.arange(40)).flags] == [
+    assert [flag.code for flag in expunge.detect(X[:20], np.arange(20)).flags] == [
         "too-few-samples"
     ]
 
@@ -199,8 +199,12 @@ FRAME = pd.DataFrame(X)
         (lambda: expunge.detect(X, Y, trusted=np.ones(3, dtype=bool)), "trusted must be 300"),
         (lambda: expunge.detect(FRAME, pd.Series(Y, index=range(1, 301))), "different indexes"),
         (lambda: expunge.detect(FRAME.assign(y=Y), pd.Series(Y, name="y")), "column 'y'"),
-        (lambda: expunge.detect(FRAME.assign(y=Y), Y), r"hold the label: column 'y'\n.*drop"),
-        (lambda: expunge.detect({"x": X, "y": Y}, Y), r"column 'y'\n.*if k != 'y'}"),
+        (lambda: expunge.detect(FRAME.assign(y=Y), Y), r"hold the label: column 'y' .*\n.*drop"),
+        (lambda: expunge.detect(FRAME.assign(code=9.0 - Y), NAMES[Y]), "label: column 'code'"),
+        (lambda: expunge.detect(FRAME.assign(kind=np.char.upper(NAMES[Y])), Y), "column 'kind'"),
+        (lambda: expunge.detect(np.column_stack([X, 2 * Y]), NAMES[Y]), "label: column '6'"),
+        (lambda: expunge.detect(X, np.arange(300) // 1.5 // 1), "200 values, so most stand once"),
+        (lambda: expunge.detect({"x": X, "y": Y}, Y), r"column 'y' has another.*\n.*--features"),
         (lambda: expunge.detect({"x": X[None]}, Y), r"its arrays \(x\): features\['x'\]"),
         (lambda: expunge.detect(FRAME, "y"), r"the text 'y'.*\n.*features\['y'\]"),
         (lambda: expunge.detect(X, ["", " ", *NAMES[Y[2:]]]), "labels is missing .*: ids 0, 1"),
@@ -210,6 +214,11 @@ FRAME = pd.DataFrame(X)
 def test_what_cannot_be_used_is_refused(call, message):
     with pytest.raises(DataError, match=message):
         call()
+
+
+def test_columns_that_tell_one_class_from_the_rest_are_noted():
+    (note,) = expunge.detect(FRAME.assign(is_bee=Y == 1), Y).notes
+    assert note.startswith("columns with one value in each class: is_bee; leave them out")
 
 
 def test_settings_out_of_range_are_refused():

@@ -22,6 +22,7 @@ from expunge.data.classes import (
 )
 from expunge.data.conversion import arrays_of, fix_array, named_rows, one_each, to_column, to_numpy
 from expunge.data.feature_table import DataFrame, FeatureTable, Table, as_feature_table
+from expunge.data.label_columns import columns_of_classes
 from expunge.data.labels import clean_names
 from expunge.detection.calibration import safe_log
 from expunge.detection.class_rows import by_chunks, compact, constant_rows
@@ -38,6 +39,8 @@ _MIN_REPRODUCED = 0.5
 _SURELY_WRONG = 0.9
 # Fewer surely wrong labels do not tell.
 _MIN_SURELY_WRONG = 5
+# More classes than half of the samples are numbers to predict, ids or texts, unless they are few.
+_MAX_CLASSES_OF_FEW = 20
 _WHERE = "detect"
 
 
@@ -133,7 +136,7 @@ def detect(
     table = as_feature_table(features)
     _check_index(features, labels)
     given = _LabelledRows.of(table, labels, probs, ids=ids, classes=classes)
-    _check_leak(features, table, given)
+    leaks = _leak_notes(features, table, given)
     raise_all(DataError, given.problems(trusted), where=_WHERE)
     signals = Signals(
         ids=given.ids,
@@ -144,7 +147,7 @@ def detect(
         has_model=False,
     )
     scores, split, source = _decide(signals, given.probs, probs_source, config, seed)
-    notes = (*table.notes, *suspicious_classes(given.classes))
+    notes = (*table.notes, *leaks, *suspicious_classes(given.classes))
     return _result(given, scores, split, source, notes)
 
 
@@ -203,8 +206,14 @@ class _LabelledRows:
         unique, counts = np.unique(self.ids, return_counts=True)
         if (counts > 1).any():
             problems.append(f"duplicate ids: {format_ids(unique[counts > 1])}")
-        if len(np.unique(self.labels)) < 2:
+        n_found = len(np.unique(self.labels))
+        if n_found < 2:
             problems.append("all samples have the same label: two classes or more are needed")
+        if n_found > max(_MAX_CLASSES_OF_FEW, n / 2):
+            problems.append(
+                f"{n:,} labels have {n_found:,} values, so most stand once: name a column of "
+                "classes, and divide numbers into classes"
+            )
         if self.probs is not None:
             shape = (n, len(self.classes))
             problems += probability_problems(self.probs, "probs", self.ids, shape)
@@ -351,21 +360,27 @@ def _check_index(features: Any, labels: Any) -> None:
             )
 
 
-def _check_leak(features: Any, table: FeatureTable, given: _LabelledRows) -> None:
-    """Refuse a table that holds the labels, which would then seem to be right."""
-    if table.rows is None:
-        return
-    labels = given.class_values[given.labels].astype(str).tolist()
-    for name in table.rows.column_names:
-        column = table.rows.column(name)
-        if str(column[0]) == labels[0] and [str(v) for v in column.to_pylist()] == labels:
-            raise DataError(
-                f"the features hold the label: column '{name}'",
-                where=_WHERE,
-                fix=f"features.drop(columns={name!r})"
-                if hasattr(features, "drop")
-                else f"leave it out: {{k: v for k, v in features.items() if k != {name!r}}}",
-            )
+def _leak_notes(features: Any, table: FeatureTable, given: _LabelledRows) -> list[str]:
+    """What to say of columns with one value in each class; DataError if one holds the labels.
+
+    Labels that are also features would seem to be right.
+    """
+    found = columns_of_classes(table, given.labels)
+    name = next((name for name, is_label in found.items() if is_label), None)
+    if name is not None:
+        raise DataError(
+            f"the features hold the label: column '{name}' has another value for each class",
+            where=_WHERE,
+            fix=f"features.drop(columns={name!r})"
+            if hasattr(features, "iloc")
+            else "leave it out: name the columns of the features (on the command line, --features)",
+        )
+    if not found:
+        return []
+    return [
+        f"columns with one value in each class: {format_ids(found)}; leave them out if they were "
+        "made from the labels"
+    ]
 
 
 def _decide(

@@ -256,6 +256,11 @@ def test_classes_that_look_alike_are_named(other: str) -> None:
     assert not suspicious_classes(["café", "cafes", "tea"])
 
 
+def test_classes_that_join_others_are_named() -> None:
+    (found,) = suspicious_classes(["cat", "dog", "cat; dog", "bed, bath"])
+    assert found.startswith("classes that join others: cat; dog; several labels")
+
+
 @pytest.mark.parametrize("gap", [-1, -100])
 def test_negative_labels_are_left_out(gap: int) -> None:
     with pytest.raises(DataError, match=rf"{gap} \(ids 1\); leave out samples without a label"):

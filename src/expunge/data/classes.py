@@ -25,6 +25,7 @@ from expunge.errors import DataError, did_you_mean, format_ids
 MAX_CLASSES = 100_000
 _NUMBER = re.compile(r"-?\d{1,18}(\.0*)?")
 _DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_SEPARATORS = re.compile(r"\s*[,;|]\s*")
 _MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
 BOOLEANS = ("False", "True")
 
@@ -274,7 +275,7 @@ def _check_indices(values: np.ndarray, ids: np.ndarray, classes: int, where: str
 
 
 def suspicious_classes(classes: Sequence[str]) -> list[str]:
-    """Say which class names may be one class, or stand for missing labels.
+    """Say which class names may be one class, stand for missing labels, or join several.
 
     Examples
     --------
@@ -292,7 +293,14 @@ def suspicious_classes(classes: Sequence[str]) -> list[str]:
         if len(names) > 1
     ]
     gaps = [name for name in classes if name.lower() in _MISSING]
-    return found + [f"the class '{name}' may stand for missing labels" for name in gaps]
+    found += [f"the class '{name}' may stand for missing labels" for name in gaps]
+    parts = {name: _SEPARATORS.split(name) for name in classes}
+    if joined := [n for n, p in parts.items() if len(p) > 1 and parts.keys() >= {*p}]:
+        found.append(
+            f"classes that join others: {format_ids(joined)}; several labels for one sample are "
+            "not supported"
+        )
+    return found
 
 
 def marks_unlabelled(classes: Sequence[str]) -> bool:
