@@ -361,6 +361,15 @@ def test_a_clone_of_the_hub_brings_its_other_sets(tmp_path, held_out):
     assert splits == ["train", "test", "validation"][: len(sets)]
 
 
+def test_a_column_with_the_number_of_the_class_is_no_input(tmp_path):
+    frame = pd.read_csv(table_in_csv(tmp_path)[0])
+    codes = frame.assign(code=9 - frame["kind"].astype("category").cat.codes)
+    codes.to_csv(tmp_path / "codes.csv", index=False)
+    found = inspect_data(tmp_path / "codes.csv")
+    assert "code" not in found.config.input
+    assert "code" in found.unused
+
+
 def test_columns_that_are_not_clear_are_asked_for(tmp_path):
     frame = pd.DataFrame({"a": ["x", "y"] * 20, "b": ["u", "v", "v", "u"] * 10, "z": range(40)})
     frame.to_csv(tmp_path / "t.csv", index=False)

@@ -46,7 +46,7 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
     raise DataError(
         f"column '{name}' holds {kind}, expected numbers, truth values or strings",
         where=str(path),
-        fix="write it as strings",
+        fix="give one value for each sample" if pa.types.is_nested(kind) else "write it as strings",
     )
 
 

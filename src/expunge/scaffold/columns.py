@@ -33,7 +33,8 @@ _MAX_VALUES = 2000
 class Column:
     """What a column holds. n_distinct: among the values that were looked at; 0 if not counted.
 
-    n_words: of a value, on average.
+    n_words: of a value, on average. codes: for each value the number of distinct ones before its
+    first, so that columns of the same codes hold the same in other values.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class Column:
     n_values: int = 0
     n_words: float = 0.0
     is_class_label: bool = False
+    codes: tuple[int, ...] = ()
 
     @property
     def is_categorical(self) -> bool:
@@ -96,7 +98,7 @@ def choose_roles(
         free = [name for name in columns if name != label and name not in inputs]
         id = next((name for name in free if _is_id(name, columns[name])), None)
     rest = {k: c for k, c in columns.items() if k not in (label, id)}
-    names = tuple(inputs) or _guess_inputs(rest, where)
+    names = tuple(inputs) or _guess_inputs(_without_label(rest, columns[label]), where)
     unused = tuple(name for name in rest if name not in names)
     return Roles(names, label, id, columns[names[0]].kind, unused)
 
@@ -146,6 +148,12 @@ def _guess_inputs(columns: Mapping[str, Column], where: str) -> tuple[str, ...]:
     return numbers
 
 
+def _without_label(columns: Mapping[str, Column], label: Column) -> dict[str, Column]:
+    """The columns that do not hold the label in other values, as its number beside its name."""
+    codes = label.codes if label.is_categorical else ()
+    return {name: c for name, c in columns.items() if not codes or c.codes != codes}
+
+
 def _parquet_columns(path: Path) -> dict[str, Column]:
     from expunge.data.parquet import class_names, column_types, read_columns
 
@@ -165,13 +173,16 @@ def _describe(values: Sequence[Any], folder: Path) -> Column:
     seen = [v for v in values[::step] if v is not None and v != ""]
     if seen and all(isinstance(v, list) for v in seen):
         return Column("vector")
+    order: dict[str, int] = {}
+    codes = tuple(order.setdefault(str(v), len(order)) for v in values[::step])
     counts = len({str(v) for v in seen}), len(seen)
     if all(_is_number(v) for v in seen):
-        return Column("number", *counts)
+        return Column("number", *counts, codes=codes)
     texts = [str(v) for v in seen]
     words = sum(len(text.split()) for text in texts) / len(texts)
     if words < _MIN_WORDS:
-        return Column("path" if is_file(folder / texts[0]) else "category", *counts)
+        kind: Kind = "path" if is_file(folder / texts[0]) else "category"
+        return Column(kind, *counts, codes=codes)
     return Column("path" if is_file(folder / texts[0]) else "text", *counts, words)
 
 
