@@ -13,7 +13,7 @@ import pytest
 
 from expunge.errors import DataError, RunError
 from expunge.review import Answer, Draw
-from expunge.review.answer_log import AnswerLog
+from expunge.review.answer_log import AnswerLog, from_row
 from expunge.review.cards import Cards
 from expunge.review.exchange import export_questions, import_answers
 from oracles_review import open_session, planted, write_run
@@ -66,6 +66,27 @@ def test_a_line_that_is_no_answer_is_named(tmp_path, line, message):
     with pytest.raises(RunError, match="line 2") as error:
         AnswerLog(tmp_path, CLASSES).read()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "written", "label"),
+    [
+        (("1.0", "2.0"), "2", 1),
+        (("1", "2"), "2.0", 1),
+        (("False", "True"), "TRUE", 1),
+        (("big  cat", "dog"), "big cat ", 0),
+        (("Cat", "cat"), "cat", 1),
+    ],
+)
+def test_a_class_is_known_as_a_spreadsheet_writes_it(classes, written, label):
+    indices = {name: k for k, name in enumerate(classes)}
+    row = {"id": "7", "verdict": "Wrong ", "label": written}
+    assert from_row(row, indices) == Answer("7", "wrong", label)
+
+
+def test_a_class_that_may_be_two_is_not_guessed():
+    with pytest.raises(DataError, match="there is no class 'CAT': did you mean"):
+        from_row({"id": 7, "verdict": "wrong", "label": "CAT"}, {"Cat": 0, "cat": 1})
 
 
 def test_a_killed_writer_loses_no_answer_that_it_acknowledged(tmp_path):

@@ -59,7 +59,7 @@ def from_row(row: Mapping[str, Any], indices: Mapping[str, int]) -> Answer:
     label = None if name in (None, "") else _class_index(name, indices)
     return Answer(
         identity,
-        str(row["verdict"]),  # type: ignore[arg-type]  # checked there
+        str(row["verdict"]).strip().lower(),  # type: ignore[arg-type]  # checked there
         label,
         str(row.get("reviewer") or ""),
         str(row.get("time") or ""),
@@ -69,13 +69,20 @@ def from_row(row: Mapping[str, Any], indices: Mapping[str, int]) -> Answer:
 
 
 def _class_index(name: object, indices: Mapping[str, int]) -> int:
-    """The class of this name; of a number that a spreadsheet wrote as 3.0 it is "3"."""
+    """The class of this name, also as a spreadsheet writes it: 3.0 for 3, 3 for 3.0, TRUE."""
     text = str(name)
-    index = indices.get(text, indices.get(text.removesuffix(".0")))
-    if index is None:
+    if text in indices:
+        return indices[text]
+    alike = [index for known, index in indices.items() if _plain(known) == _plain(text)]
+    if len(alike) != 1:
         hint = did_you_mean(text, list(indices)[:1000])
         raise DataError(f"there is no class '{text}': {hint}")
-    return index
+    return alike[0]
+
+
+def _plain(name: str) -> str:
+    """A name without what a spreadsheet may change: case, space, and the zero of 3.0."""
+    return " ".join(name.split()).casefold().removesuffix(".0")
 
 
 def _integer(value: Any) -> int:
