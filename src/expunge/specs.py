@@ -347,7 +347,7 @@ def load_spec(
             check_alike(train, other)
     notes: tuple[str, ...] = ()
     if spec.holds_out:
-        train, held_out, notes = _hold_out(spec, train, seed)
+        train, held_out, notes = hold_out_some(spec, train, seed)
     model, seconds = build_model(spec.model, folder, seed, train), None
     if not spec.model.has_weights and spec.train is not None:
         check_run_folder(target, overwrite=overwrite or trained is not None)
@@ -381,10 +381,13 @@ def load_spec(
     return LoadedSpec(model, train, validation, held_out, options)
 
 
-def _hold_out(
+def hold_out_some(
     spec: Spec, train: Samples, seed: int
 ) -> tuple[Samples, Samples | None, tuple[str, ...]]:
-    """What is trained on, what is held out of it, and what the report says about that."""
+    """What is trained on, what is held out of it, and what the report says about that.
+
+    seed: that of the repair.
+    """
     rest, held_out = hold_out(train, fraction=spec.hold_out, seed=seed)
     if held_out is None:
         return rest, None, ()

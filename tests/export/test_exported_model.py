@@ -411,6 +411,19 @@ def test_the_command_writes_the_model_of_a_finished_run(finished, tmp_path):
     assert json.loads(again.stdout)["folder"] == str(tmp_path / "other")
 
 
+def test_a_run_that_held_some_training_samples_out_is_exported(tmp_path):
+    trained = {"model": {"weights": None}, "train": {"epochs": 1}, "recipe": "instant"}
+    spec = write_spec(tmp_path / "job", {**trained, "hold_out": 0.2})
+    job = specs.load_spec(spec, seed=3, out=tmp_path / "run")
+    result = pipeline.repair(
+        job.model, job.train, job.validation, held_out=job.held_out, **job.options
+    )
+    exported = export_run(spec, tmp_path / "out", run=tmp_path / "run")
+    x = clean().batch(np.arange(9))
+    with torch.inference_mode():
+        assert_allclose(exported(x), result.model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_runs_that_are_not_finished_or_of_other_data_are_refused(finished, tmp_path):
     spec, run, _ = finished
     with pytest.raises(RunError, match="holds no finished run"):

@@ -389,6 +389,8 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
     run = specs.run_folder(loaded, spec) if run is None else Path(run)
     header, state, plan, head, earlier = _read_finished_run(run)
     train, validation, _ = specs.read_data(loaded, base)
+    if loaded.holds_out:
+        train = specs.hold_out_some(loaded, train, header["seed"])[0]
     differing = [k for k, v in train.fingerprint().items() if header["train"].get(k) != v]
     if differing:
         raise RunError(
