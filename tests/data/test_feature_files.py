@@ -70,6 +70,7 @@ def test_texts_for_missing_numbers_are_missing(tmp_path):
         ("t.npy", {"label": "why"}, "--label labels.npy"),
         ("t.txt", {"label": "y"}, "the suffix '.txt' is not known"),
         ("none.npz", {"label": "y"}, "none.npz"),
+        ("", {"label": "y"}, r"is a folder, .*\n.*name a file in it"),
     ],
 )
 def test_a_wrong_name_is_said(tmp_path, name, columns, message):

@@ -75,6 +75,13 @@ def read_labelled_features(
     >>> read.features["width"].tolist(), read.labels
     ([0.2, nan], ['rose', 'aster'])
     """
+    if path.is_dir():
+        raise DataError(
+            "is a folder, expected a file of features and labels",
+            where=str(path),
+            fix="name a file in it; of a folder of images or sound, `expunge init` makes the spec "
+            "of a repair",
+        )
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return _read_npy(path, label, probs)

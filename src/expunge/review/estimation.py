@@ -165,12 +165,11 @@ class ReviewModel:
         old = self.partition
         suggested, probability = old.suggested_label.copy(), old.suggested_probability.copy()
         differs = suggested != old.labels
-        right = said = expected = 0.0
+        right = said = 0.0
         for judged in found.judged:
             if differs[judged.row] and judged.label >= 0 and judged.label != old.labels[judged.row]:
                 right += judged.label == suggested[judged.row]
                 said += 1
-                expected += probability[judged.row]
         if said:
             share = (right + 0.7 * _SUGGESTION_PRIOR) / (said + _SUGGESTION_PRIOR)
             # Right only if the given label is wrong.
