@@ -175,6 +175,14 @@ def test_a_layer_that_is_not_called_is_not_found():
     assert "spare" not in inspect_layers(model, torch.randn(2, 6)).readouts
 
 
+def test_a_parametrised_layer_is_a_layer():
+    plain, x = Mlp(), torch.randn(2, 6)
+    model = copy.deepcopy(plain)
+    for layer in [m for m in model.modules() if isinstance(m, nn.Linear)]:
+        nn.utils.parametrizations.weight_norm(layer)
+    assert inspect_layers(model, x) == inspect_layers(plain, x)
+
+
 class Experts(nn.Module):
     """The sign of the first input chooses the expert."""
 

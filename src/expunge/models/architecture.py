@@ -57,3 +57,8 @@ def tied_weights(model: nn.Module) -> dict[int, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
     return {key: found for key, found in names.items() if len(found) > 1}
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module holds no other but what makes its weights (a parametrisation)."""
+    return all(name == "parametrizations" for name, _ in module.named_children())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Batch
+from expunge.models.architecture import is_leaf
 from expunge.models.calls import call_model, eval_mode, to_device
 
 # Bytes of the largest input and output of a layer, of all samples of a pass.
@@ -49,7 +50,7 @@ def samples_per_pass(
         inputs = 0 if keeps_outputs else n_bytes_of(args) + n_bytes_of(named)
         sizes.append(n_bytes_of(output) + inputs)
 
-    leaves = [m for m in model.modules() if not any(True for _ in m.children())]
+    leaves = [m for m in model.modules() if is_leaf(m)]
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in leaves]
     own = next((t.device for t in model.parameters()), torch.device("cpu"))
     try:

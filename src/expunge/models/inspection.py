@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.data import Batch, Samples
 from expunge.errors import ModelError
-from expunge.models.architecture import is_transposed_linear
+from expunge.models.architecture import is_leaf, is_transposed_linear
 from expunge.models.calls import (
     FORWARD_ERRORS,
     device_of,
@@ -165,7 +165,7 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     ('2', {'0': '1'}, ('0', '1', '2'))
     """
     calls, scores, blocks = _record_calls(model, example)
-    leaves = [c for c in calls if not any(True for _ in c.module.children())]
+    leaves = [c for c in calls if is_leaf(c.module)]
     if not any(is_weight_layer(c.module) for c in leaves):
         raise ModelError(
             "no linear or convolution layer is called",
@@ -314,7 +314,7 @@ def _repeated_modules(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
             for key, entry in module.named_children():
-                if any(True for _ in entry.children()):
+                if not is_leaf(entry):
                     yield f"{name}.{key}" if name else key
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -315,7 +316,8 @@ def _unsupported_member(dep: Any, same: bool, width: int, tied: set[int]) -> str
 def _unsupported_layer(module: nn.Module, name: str, tied: set[int]) -> str:
     """Why a layer's own weights forbid the cut; empty if they do not."""
     if has_units(module) and "weight" not in dict(module.named_parameters(recurse=False)):
-        return f"'{name}' is re-parametrised"
+        plain = "torch.nn.utils.parametrize.remove_parametrizations makes it plain"
+        return f"'{name}' is re-parametrised" + (f" ({plain})" if is_parametrized(module) else "")
     if any(id(p) in tied for p in module.parameters()):
         return f"'{name}' shares its weights with another layer"
     return ""
