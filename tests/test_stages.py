@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from expunge import stages
 from expunge.data import from_arrays
-from expunge.errors import ConfigError, DataError, ModelError, PruneError
+from expunge.errors import ConfigError, DataError, PruneError
 from expunge.records import Partition, PrunePlan
 from expunge.training.optimisation import TuneConfig
 from oracles_digits import clean, memorised
@@ -80,16 +80,20 @@ def test_a_partition_of_other_data_with_the_same_ids_is_refused(call):
         call(memorised(), other, split)
 
 
-def test_layers_that_are_parametrised_are_ranked_as_the_error_says():
+def test_layers_that_are_parametrised_are_ranked_and_cut_as_the_error_says():
     model, data = memorised(), clean(60)
     for layer in (model[1], model[3]):
         parametrizations.weight_norm(layer)
     split = split_of(data, np.linspace(0, 0.9, 60))
-    with pytest.raises(ModelError, match=r"remove_parametrizations\(layer, 'weight'\)"):
-        stages.rank(model, data, split)
+    ranking = stages.rank(model, data, split)
+    plan = stages.plan(ranking, fraction=0.1)
+    assert "96 units of {'1': 48, '3': 48}, first 3[" in repr(ranking)
+    with pytest.raises(PruneError, match=r"re-parametrised \(.*remove_parametrizations makes it"):
+        stages.prune(model, plan, data)
     for layer in (model[1], model[3]):
         parametrize.remove_parametrizations(layer, "weight")
-    assert "96 units of {'1': 48, '3': 48}, first 3[" in repr(stages.rank(model, data, split))
+    cut = stages.prune(model, plan, data)
+    assert len(cut[1].weight) + len(cut[3].weight) == 96 - plan.granted
 
 
 @pytest.mark.parametrize(

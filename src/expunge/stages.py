@@ -16,7 +16,6 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from scipy.special import softmax
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from expunge._core.arrays import Floats, Floats32, Ints
 from expunge._core.distributed import broadcast_decision, this_process
@@ -416,10 +415,7 @@ def rank(
         raise ModelError(
             "the model has no hidden layer whose units could be ranked"
             + (" and that is not frozen" if is_partly_frozen(model) else ""),
-            fix="remove parametrisations first: "
-            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
-            if any(map(is_parametrized, model.modules()))
-            else "tune without a ranking: units of linear and convolution layers alone are ranked",
+            fix="tune without a ranking: units of linear and convolution layers alone are ranked",
         )
     if len(samples) > config.max_samples:
         samples = samples.subset(subsample(len(samples), config.max_samples, seed, "rank"))
