@@ -100,6 +100,24 @@ def test_the_pool_does_not_depend_on_the_order_of_the_samples():
     assert_allclose(first.novelty[at], second.novelty, atol=1e-3)
 
 
+def test_a_first_layer_that_has_memorised_counts_no_more_than_the_input():
+    """Two classes, 40 % wrong: what was memorised is a large part of what agrees."""
+    rng = np.random.default_rng(0)
+    x, right = blobs(600, c=2, apart=1.0)
+    y = np.where(rng.random(600) < 0.4, 1 - right, right)
+    first = x @ rng.standard_normal((5, 12)) + 0.7 * (2 * y - 1)[:, None] * rng.random(12)
+    first += rng.standard_normal((600, 12))
+    logits = 3.0 * np.eye(2)[np.where(rng.random(600) < 0.9, y, 1 - y)]
+    features = {"first": first.astype(np.float32)}
+    made = Signals(np.arange(600), y, logits, features=features, inputs=x.astype(np.float32))
+    pooled = pool_evidence(made)
+    assert 0.5 < pooled.memorised_fraction < 0.9
+    sources = {s.name: s for s in pooled.sources}
+    assert sources["linear:first"].agreement > sources["linear:input"].agreement + 0.1
+    assert sources["linear:first"].weight < sources["linear:input"].weight
+    assert (pooled.probs.argmax(1) == right).mean() > 0.8
+
+
 def test_without_inputs_there_is_no_pool():
     assert pool_evidence(replace(signals()[0], inputs=None)) is None
 
@@ -131,6 +149,13 @@ def test_far_samples_are_strange_for_their_class_and_tight_classes_are_not():
     assert novelty.argmax() == 0
     assert novelty[0] > 4
     assert (np.abs(novelty[1:]) < 4).mean() > 0.97
+
+
+def test_a_row_without_a_copy_is_not_unusual_in_a_table_whose_rows_repeat():
+    distance = np.concatenate([np.zeros(600), np.random.default_rng(0).uniform(1, 2, 400)])
+    assert not log_mean_distance(distance).any()
+    assert np.ptp(log_mean_distance(distance[600:])) > 0
+    assert not log_mean_distance(np.zeros(5)).any()
 
 
 def test_what_the_model_should_fit_is_measured_by_views_held_out_labels_or_the_pool():

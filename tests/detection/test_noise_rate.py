@@ -78,6 +78,37 @@ def test_a_pool_that_knows_the_frequencies_alone_flags_nothing_and_says_how_litt
     assert found.high >= np.mean(labels != 0)
 
 
+def two_classes(odds, rate):
+    """Probes that know two classes by these log-odds, calibrated; labels with scattered noise."""
+    rng, p = np.random.default_rng(1), 1 / (1 + np.exp(-odds))
+    right = rng.random(len(odds)) < p
+    labels = np.where(rng.random(len(odds)) < rate, ~right, right).astype(int)
+    seen = (1 - rate) * p + rate * (1 - p)
+    pooled = PooledEvidence(
+        np.stack([1 - seen, seen], axis=1), np.zeros(len(odds)), probe_weight=1.0
+    )
+    return pooled, labels, labels != right
+
+
+def test_nearly_half_of_the_labels_of_two_classes_may_be_wrong():
+    """The pool agrees with hardly more labels than the most frequent one, but not by chance."""
+    odds = 12 * np.random.default_rng(0).standard_normal(1500) + 5
+    pooled, labels, wrong = two_classes(odds, 0.44)
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert 1 - found.estimates["disagreement"] < np.bincount(labels).max() / 1500 + 0.03
+    assert abs(found.value - wrong.mean()) < 0.03
+    assert found.low <= wrong.mean() <= found.high
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.5])
+def test_classes_that_can_hardly_be_told_show_little_noise_but_leave_it_open(spread):
+    odds = spread * np.random.default_rng(0).laplace(size=1500) - 1
+    pooled, labels, _ = two_classes(odds, 0.0)
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert found.value <= 0.05 < 0.2 < found.high
+    assert found.low == 0.0
+
+
 def test_contradicting_copies_are_the_least_rate():
     pooled, labels, _ = evidence(rate=0.0, spread=2.0)
     pooled = replace(pooled, contradicting_fraction=0.08)

@@ -78,6 +78,8 @@ _LAYER = "linear:"
 # External probabilities by this name are those of the model's own checkpoints.
 _TRAJECTORY = "trajectory"
 _NOVELTY_NEIGHBOURS = 5
+# Distances show nothing unusual if more rows than this share are copies of their neighbours.
+_MAX_COPIES = 0.25
 # Equal rows are copies if fewer pairs are equal by chance (log10). Equal values of a column are
 # counted in at most this number of rows, and a column without equal values has this share of them.
 _MAX_CHANCE_PAIRS, _MAX_CHANCE_ROWS, _MIN_EQUAL = -4.0, 20_000, 1e-12
@@ -153,7 +155,8 @@ def pool_evidence(
     memorised = memorised_fraction(agreement, reference)
     pool = pools[0]
     for other in pools[1:]:
-        pool.join(other, (1 - memorised) ** _EARLY_POWER)
+        weaker = min(1.0, pool.largest_weight() / other.largest_weight())
+        pool.join(other, (1 - memorised) ** _EARLY_POWER * weaker ** min(1.0, 2 * memorised))
     probes = pool.calibrated()
     probe_gain = gain_above_chance(label_agreement(probes, labels), c)
     probe_probs = _as_float32(probes)
@@ -263,9 +266,13 @@ def _to_float32(values: AnyFloats) -> AnyFloats:
 def log_mean_distance(mean: Floats) -> Floats:
     """Return the logarithm of each sample's mean distance to the nearest others, ``float64[n]``.
 
-    Distances far below the median, those of copies, count as a thousandth of it.
+    Distances far below the median, those of copies, count as a thousandth of it. In a table whose
+    rows repeat, a row without a copy is not unusual: all distances are equal there.
     """
-    logs: Floats = np.log(np.maximum(mean, 1e-3 * max(float(np.median(mean)), 1e-12)))
+    floor = 1e-3 * max(float(np.median(mean[mean > 0])) if mean.any() else 0.0, 1e-12)
+    if np.mean(mean <= floor) > _MAX_COPIES:
+        return np.zeros(len(mean))
+    logs: Floats = np.log(np.maximum(mean, floor))
     return logs
 
 

@@ -13,6 +13,7 @@ from expunge.detection.calibration import (
     Ramp,
     confident_joint,
     fit_calibration,
+    log_likelihood_gain,
     mean_log_likelihood,
     ramp,
     sharpening_exponent,
@@ -42,12 +43,17 @@ _EXPLAINED_LINE, _EXPLAINED_LIMITS, _EXPLAINED_SPREAD = (0.15, 1.1), (0.29, 0.62
 # The sharpening exponent. Below the range noise follows ambiguity, so that the posterior
 # underestimates it; above it noise does not depend on the input.
 SHARPENING: Ramp = (2.0, 2.6)
+# Below this range of the exponent, most of the pool's uncertainty is overlap of the classes (real
+# tables without noise: 1.2 to 1.5). The line is then higher by this, unless the model has learned.
+_SHARPER, _OVERLAP_SHIFT = (1.4, 1.7), 0.08
 # If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
 _DISAGREEMENT_WEIGHT = 0.85
-# A pool that disagrees with this many labels is weak. The rate and its lower bound are those of a
-# weak pool unless noise explains this share of the disagreement. (Memorised ViT and ConvNeXt, 29 %
-# of 2,000 labels wrong: with a lower range the rate was 0.59 and 0.61.)
-_WEAK_POOL: Ramp = (0.2, 0.3)
+# A pool that disagrees with this many labels is weak; for the lower bound it is so earlier. The
+# rate and its lower bound are those of a weak pool unless noise explains this share of the
+# disagreement. (Memorised ViT and ConvNeXt, 29 % of 2,000 labels wrong: with a lower range the rate
+# was 0.59 and 0.61.)
+_WEAK_POOL: Ramp = (0.25, 0.35)
+_WEAK_FOR_BOUND: Ramp = (0.2, 0.3)
 _RATE_EXPLAINED: Ramp = (0.88, 1.0)
 _BOUND_EXPLAINED: Ramp = (0.94, 1.0)
 # A pool of what a model has learned is weak from a larger disagreement on. It is wrong about at
@@ -70,8 +76,15 @@ EXCESS_STDERRS: Ramp = (2.6, 3.6)
 EXCESS_PART: Ramp = (0.18, 0.24)
 _STRUCTURED_RATE, _STRUCTURED_HIGH = 1.3, 1.6
 # The pool's agreement with the given labels above that of the most frequent one. Below the range it
-# knows nothing that could tell which labels are wrong (clean real tables: 0 to 0.1).
+# knows nothing that could tell which labels are wrong, unless they are likelier by this many nats
+# in all than by their frequencies (two classes, 40 % wrong: a gain of 0.02 to 0.1, 5 to 60 nats).
 _KNOWLEDGE: Ramp = (0.08, 0.13)
+_KNOWLEDGE_NATS: Ramp = (2.0, 4.0)
+# Below this range of that gain a disagreement that follows ambiguity is no sign of noise: only what
+# is evident counts. Below the second range nothing bounds the rate from below. (Real tables without
+# noise: 0 to 0.6.)
+_STRONG_POOL: Ramp = (0.3, 0.5)
+_BOUND_GAIN: Ramp = (0.2, 0.4)
 # The lower bound contains this share of the posterior if it explains most of the disagreement.
 _LOWER_EXPLAINED: Ramp = (0.3, 0.8)
 _LOWER_SHARE = 0.9
@@ -241,10 +254,11 @@ def _estimate(
     structured *= 1 - ramp(exponent, SHARPENING)
     agreement = 1 - estimates["disagreement"]
     gap = _USUAL_GAP if held_out is None else max(0.0, agreement - held_out)
-    value = _weigh(estimates, exponent, learned=learned, gap=gap)
-    value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
     gain = gain_above_frequencies(label_agreement(known, given), given)
-    value = max(value * ramp(gain, _KNOWLEDGE), _MIN_RATE)
+    value = _weigh(estimates, exponent, learned=learned, gap=gap, gain=gain)
+    value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
+    nats = log_likelihood_gain(known, given) * len(given)
+    value = max(value * max(ramp(gain, _KNOWLEDGE), ramp(nats, _KNOWLEDGE_NATS)), _MIN_RATE)
     log_odds += margin
     is_noisy = value > _MAX_CLEAN_RATE and exponent >= _MIN_UNMIXED_EXPONENT
     if is_noisy and probs.shape[1] <= _MAX_TRANSITION_CLASSES:
@@ -254,19 +268,23 @@ def _estimate(
         )
         if likelihood > other + _LIKELIER:
             right, log_odds = unmixed, wrong_log_odds(unmixed, labels, transition)
-    low, high = _interval(estimates, value, len(given))
+    low, high = _interval(estimates, value, gain, len(given))
     high = min(high + learned * min(_LEARNED_BY_GAP * gap, high / 2), 1.0)
     high += structured * max(0.0, _STRUCTURED_HIGH * estimates["disagreement"] - high)
     return RateEstimate(value, low, high, estimates, transition, right, log_odds)
 
 
-def _weigh(estimates: Mapping[str, float], exponent: float, *, learned: float, gap: float) -> float:
+def _weigh(
+    estimates: Mapping[str, float], exponent: float, *, learned: float, gap: float, gain: float
+) -> float:
     """Combine the estimators' rates; see `estimate_noise_rate`."""
     posterior, disagreement = estimates["posterior"], estimates["disagreement"]
     evident, joint = min(estimates["evident"], posterior), estimates["confident_joint"]
     explained = posterior / max(disagreement, 1e-9)
     intercept, slope = _EXPLAINED_LINE
     middle = float(np.clip(intercept + slope * disagreement, *_EXPLAINED_LIMITS))
+    sharper = ramp(exponent, _SHARPER)
+    middle += _OVERLAP_SHIFT * (1 - learned) * (1 - sharper)
     has_noise = ramp(explained, (middle - _EXPLAINED_SPREAD, middle + _EXPLAINED_SPREAD))
     clear = evident / max(posterior, 1e-9)
     ambiguous = 1 - ramp(exponent, SHARPENING)
@@ -276,21 +294,25 @@ def _weigh(estimates: Mapping[str, float], exponent: float, *, learned: float, g
     wide = _DISAGREEMENT_WEIGHT * disagreement + (1 - _DISAGREEMENT_WEIGHT) * joint
     wide = max(wide - learned * _ERRORS_BY_GAP * gap, evident)
     if_ambiguous = (1 - weak) * wide + weak * posterior
+    strong = max(ramp(gain, _STRONG_POOL), learned)
+    if_ambiguous = strong * if_ambiguous + (1 - strong) * min(sharper * evident, if_ambiguous)
     weak *= 1 - ramp(explained, _RATE_EXPLAINED)
     if_independent = (1 - weak) * posterior + weak * evident
     value = ambiguous * if_ambiguous + (1 - ambiguous) * if_independent
     return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
 
 
-def _interval(estimates: Mapping[str, float], value: float, n: int) -> tuple[float, float]:
+def _interval(
+    estimates: Mapping[str, float], value: float, gain: float, n: int
+) -> tuple[float, float]:
     """Return the interval of a rate among n samples."""
     posterior, disagreement = estimates["posterior"], estimates["disagreement"]
     stderr = float(np.sqrt(max(disagreement * (1 - disagreement), 0.01) / n))
     explained = posterior / max(disagreement, 1e-9)
     certain = _LOWER_SHARE * ramp(explained, _LOWER_EXPLAINED) * min(posterior, value)
-    weak = ramp(disagreement, _WEAK_POOL) * (1 - ramp(explained, _BOUND_EXPLAINED))
+    weak = ramp(disagreement, _WEAK_FOR_BOUND) * (1 - ramp(explained, _BOUND_EXPLAINED))
     evident = max(0.0, 2 * estimates["evident"] - disagreement)
-    certain = (1 - weak) * certain + weak * min(certain, evident)
+    certain = ((1 - weak) * certain + weak * min(certain, evident)) * ramp(gain, _BOUND_GAIN)
     low = max(0.0, certain - _INTERVAL_STDERRS * stderr)
     high = min(1.0, disagreement + _INTERVAL_STDERRS * stderr)
     return min(low, value), max(high, value)

@@ -68,6 +68,10 @@ class WeightedPool:
         )
         self.add(name, probs, float(not is_fitted))
 
+    def largest_weight(self) -> float:
+        """Return the largest weight of a source."""
+        return max(report.weight for report in self._reports)
+
     def join(self, other: WeightedPool, credibility: float) -> None:
         """Add the sources of another pool, which weigh so much less."""
         self._logs = add_scaled(self._logs, other._logs, self.labels, credibility)
@@ -87,8 +91,8 @@ class WeightedPool:
 
     def relative_reports(self) -> tuple[SourceReport, ...]:
         """Return the sources with weights relative to the largest one."""
-        largest = max(report.weight for report in self._reports)
-        return tuple(replace(r, weight=r.weight / max(largest, 1e-12)) for r in self._reports)
+        largest = max(self.largest_weight(), 1e-12)
+        return tuple(replace(r, weight=r.weight / largest) for r in self._reports)
 
 
 def floored_logs(probs: RowSource) -> RowSource:
