@@ -95,7 +95,7 @@ def test_nearly_half_of_the_labels_of_two_classes_may_be_wrong():
     odds = 12 * np.random.default_rng(0).standard_normal(1500) + 5
     pooled, labels, wrong = two_classes(odds, 0.44)
     found = estimate_noise_rate(pooled, labels, everyone(labels))
-    assert 1 - found.estimates["disagreement"] < np.bincount(labels).max() / 1500 + 0.03
+    assert 1 - found.estimates["disagreement"] < np.bincount(labels).max() / 1500 + 0.05
     assert abs(found.value - wrong.mean()) < 0.03
     assert found.low <= wrong.mean() <= found.high
 
@@ -105,7 +105,7 @@ def test_classes_that_can_hardly_be_told_show_little_noise_but_leave_it_open(spr
     odds = spread * np.random.default_rng(0).laplace(size=1500) - 1
     pooled, labels, _ = two_classes(odds, 0.0)
     found = estimate_noise_rate(pooled, labels, everyone(labels))
-    assert found.value <= 0.05 < 0.2 < found.high
+    assert found.value < 0.1 < 0.2 < found.high
     assert found.low == 0.0
 
 

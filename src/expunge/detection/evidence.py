@@ -1,7 +1,7 @@
 """One class distribution a sample from cross-fitted probes on the input and early layers. Pure.
 
 A deep layer or the model itself may have memorised the labels; the input has not, and the first
-layer hardly. Probes on these are always used. Every other source joins the less, the further its
+layer less. Probes on these are always used. Every other source joins the less, the further its
 agreement with the given labels exceeds the expected one; sources that agree with few labels count
 little.
 """
@@ -61,11 +61,12 @@ from expunge.records import PooledEvidence, Signals, TopClasses
 
 T = TypeVar("T", bound="Array | TopClasses")
 
-# Layers beside the input that have hardly memorised.
+# Layers beside the input that have memorised least.
 N_EARLY_LAYERS = 1
-# The first layer, which memorises least, weighs (1 − m)^2, where m is the model's memorised
-# fraction.
-_EARLY_POWER = 2.0
+# The first layer weighs (1 − m)^2, where m is the model's memorised fraction; from this m on it
+# weighs as if it agreed with no more labels than the input (two classes, 40 % wrong: what a first
+# layer of 64 units had memorised was 80 % of its agreement above chance).
+_EARLY_POWER, _CAPPED_FROM = 2.0, 0.5
 # Probes decide the rate alone if the pool agrees with hardly more labels, and not at all if the
 # probes' agreement above chance is lower by this part.
 _PROBES_WEAKER: Ramp = (0.1, 0.2)
@@ -102,7 +103,8 @@ def pool_evidence(
     (1 − e)`` of `memorised_fraction`, the weights are
 
     - of probes on the input: ``g_s⁴``, where ``g_s = (a_s − 1/c) / (1 − 1/c)``;
-    - of probes on the first layer: ``g_s⁴ (1 − m)²``, where m is that of the model;
+    - of probes on the first layer: ``g_s⁴ (1 − m)² k^min(1, 2m)``, where m is that of the model,
+      and k ≤ 1 is the largest weight of a probe on the input divided by that of one on the layer;
     - of deeper layers, the model and its checkpoints (``trajectory``): ``min(g_s, g_e)⁴
       (1 − m_s)¹²``, where ``g_e`` is that of e;
     - of the mean over views: ``g_e⁴ (1 − m)¹²``;
@@ -155,8 +157,9 @@ def pool_evidence(
     memorised = memorised_fraction(agreement, reference)
     pool = pools[0]
     for other in pools[1:]:
-        weaker = min(1.0, pool.largest_weight() / other.largest_weight())
-        pool.join(other, (1 - memorised) ** _EARLY_POWER * weaker ** min(1.0, 2 * memorised))
+        cap = min(1.0, pool.largest_weight() / other.largest_weight())
+        credibility = (1 - memorised) ** _EARLY_POWER * cap ** min(1.0, memorised / _CAPPED_FROM)
+        pool.join(other, credibility)
     probes = pool.calibrated()
     probe_gain = gain_above_chance(label_agreement(probes, labels), c)
     probe_probs = _as_float32(probes)

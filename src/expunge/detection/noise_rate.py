@@ -45,7 +45,7 @@ _EXPLAINED_LINE, _EXPLAINED_LIMITS, _EXPLAINED_SPREAD = (0.15, 1.1), (0.29, 0.62
 SHARPENING: Ramp = (2.0, 2.6)
 # Below this range of the exponent, most of the pool's uncertainty is overlap of the classes (real
 # tables without noise: 1.2 to 1.5). The line is then higher by this, unless the model has learned.
-_SHARPER, _OVERLAP_SHIFT = (1.4, 1.7), 0.08
+_SHARPER, _OVERLAP_SHIFT = (1.4, 1.7), 0.05
 # If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
 _DISAGREEMENT_WEIGHT = 0.85
 # A pool that disagrees with this many labels is weak; for the lower bound it is so earlier. The
@@ -146,9 +146,11 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
 
     Four measures weigh them. ``posterior / disagreement``, the explained share: in clean data it
     grows with the overlap of the classes. Up to about ``0.15 + 1.1 disagreement``, clipped to
-    [0.29, 0.62], no label counts as wrong. The sharpening exponent: the nearer to 1, the more noise
-    follows ambiguity, and the nearer is the rate to the disagreement. The disagreement: a pool that
-    disagrees with a quarter of the labels or more is weak; then the rate is the posterior if noise
+    [0.29, 0.62], no label counts as wrong; up to 0.05 more for an exponent below 1.4, unless the
+    model has learned. The sharpening exponent: the nearer to 1, the more noise follows ambiguity,
+    and the nearer is the rate to the disagreement, if the pool's gain above the most frequent label
+    is at least 0.5; below 0.3 only what is evident counts then. The disagreement: a pool that
+    disagrees with a third of the labels or more is weak; then the rate is the posterior if noise
     follows ambiguity, else what is evident, unless noise explains nearly all of the disagreement.
     Where a model predicts far more labels than the probes, and has memorised none, the pool is weak
     from about twice that disagreement on. If noise follows ambiguity, 1.5 times the gap between the
@@ -159,8 +161,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     overlap, a calibrated pool is right about at least as many labels as it says; an annotator who
     errs in a whole region near a boundary makes it wrong about more (`structured_fraction`).
 
-    A pool that hardly agrees with more labels than the most frequent label does cannot tell which
-    are wrong: the rate and its lower bound fall to 0 there, and the upper bound stays.
+    A pool that hardly agrees with more labels than the most frequent label does, and makes them no
+    likelier than by chance, cannot tell which are wrong: the rate falls to 0 there. The lower bound
+    falls to 0 from a gain of 0.4 to 0.2; the upper bound stays.
 
     The order of the samples comes from π and T, and from the pool's margin. If labels count as
     wrong, not by ambiguity, and are more likely by the π for which ``π T`` is the pool
