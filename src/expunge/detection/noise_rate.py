@@ -68,6 +68,11 @@ _TOP_SHARE = 0.1
 # If nearly all of the posterior is evident, noise hardly follows ambiguity.
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
 _EVIDENT_WEIGHT = 0.7
+# A model that has learned so much errs where labels scatter as it does where classes overlap: from
+# this evident part of the posterior on, the rate is the posterior (CIFAR-10, three annotators: 0.25
+# to 0.28; 20 and 40 % wrong at random: 0.52 to 0.62).
+_MOSTLY_LEARNED: Ramp = (0.8, 1.0)
+_LARGELY_EVIDENT: Ramp = (0.35, 0.55)
 # Noise is structured if the least confident samples disagree more often than a calibrated pool
 # allows: by this number of standard errors, and by this part of all disagreement (clean CIFAR-10:
 # 0.13). Then some samples that agree are wrong too: the rate and its upper bound are these
@@ -302,6 +307,8 @@ def _weigh(
     weak *= 1 - ramp(explained, _RATE_EXPLAINED)
     if_independent = (1 - weak) * posterior + weak * evident
     value = ambiguous * if_ambiguous + (1 - ambiguous) * if_independent
+    scattered = ramp(learned, _MOSTLY_LEARNED) * ramp(clear, _LARGELY_EVIDENT)
+    value += scattered * (posterior - value)
     return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
 
 
