@@ -72,7 +72,7 @@ _EVIDENT_WEIGHT = 0.7
 # this evident part of the posterior on, the rate is the posterior (CIFAR-10, three annotators: 0.25
 # to 0.28; 20 and 40 % wrong at random: 0.52 to 0.62).
 _MOSTLY_LEARNED: Ramp = (0.8, 1.0)
-_LARGELY_EVIDENT: Ramp = (0.35, 0.55)
+_LARGELY_EVIDENT: Ramp = (0.4, 0.5)
 # Noise is structured if the least confident samples disagree more often than a calibrated pool
 # allows: by this number of standard errors, and by this part of all disagreement (clean CIFAR-10:
 # 0.13). Then some samples that agree are wrong too: the rate and its upper bound are these
