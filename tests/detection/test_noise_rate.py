@@ -68,6 +68,22 @@ def test_a_model_that_outdoes_the_probes_is_no_weak_pool():
     assert forgotten.high == pytest.approx(1.5 * without.high)
 
 
+def test_scattered_noise_is_the_posterior_of_a_model_that_has_learned():
+    """Labels follow ambiguity, and a fifth is wrong at random besides."""
+    rng = np.random.default_rng(0)
+    odds = 3.0 * rng.standard_normal((4000, 4))
+    right = softmax(odds, axis=1)
+    true = np.minimum((right.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1), 3)
+    labels = np.where(rng.random(4000) < 0.2, (true + rng.integers(1, 4, 4000)) % 4, true)
+    pooled = PooledEvidence(0.8 * right + 0.2 * (1 - right) / 3, np.zeros(4000))
+    found, memorised = (
+        estimate_noise_rate(replace(pooled, memorised_fraction=m), labels, everyone(labels))
+        for m in (0.0, 1.0)
+    )
+    assert found.value == pytest.approx(found.estimates["posterior"])
+    assert memorised.value != pytest.approx(memorised.estimates["posterior"], abs=0.01)
+
+
 def test_a_pool_that_knows_the_frequencies_alone_flags_nothing_and_says_how_little_it_knows():
     labels = np.random.default_rng(0).choice(3, 900, p=[0.8, 0.1, 0.1])
     probs = np.tile([0.8, 0.1, 0.1], (900, 1)) + np.random.default_rng(1).uniform(0, 0.1, (900, 3))

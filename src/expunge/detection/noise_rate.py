@@ -160,7 +160,8 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     Where a model predicts far more labels than the probes, and has memorised none, the pool is weak
     from about twice that disagreement on. If noise follows ambiguity, 1.5 times the gap between the
     pool's agreement and the model's on held-out labels (3 points without any) is not counted: so
-    many errors are the pool's own. The upper bound grows by 2.5 times the gap, as the pool may have
+    many errors are the pool's own; and if half of the posterior is evident, labels scatter, and the
+    rate is the posterior. The upper bound grows by 2.5 times the gap, as the pool may have
     learned some of the noise.
     The excess of disagreement among the least confident samples over ``1 − max p``: where classes
     overlap, a calibrated pool is right about at least as many labels as it says; an annotator who
