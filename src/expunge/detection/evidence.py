@@ -64,8 +64,8 @@ T = TypeVar("T", bound="Array | TopClasses")
 # Layers beside the input that have memorised least.
 N_EARLY_LAYERS = 1
 # The first layer weighs (1 − m)^2, where m is the model's memorised fraction; from this m on it
-# weighs as if it agreed with no more labels than the input (two classes, 40 % wrong: what a first
-# layer of 64 units had memorised was 80 % of its agreement above chance).
+# weighs as if it agreed with no more labels than the input (two classes, 40 % wrong: half of what a
+# first layer of 64 units agreed with above chance was memorised).
 _EARLY_POWER, _CAPPED_FROM = 2.0, 0.5
 # Probes decide the rate alone if the pool agrees with hardly more labels, and not at all if the
 # probes' agreement above chance is lower by this part.

@@ -69,7 +69,7 @@ _TOP_SHARE = 0.1
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
 _EVIDENT_WEIGHT = 0.7
 # A model that has learned so much errs where labels scatter as it does where classes overlap: from
-# this evident part of the posterior on, the rate is the posterior (CIFAR-10, three annotators: 0.25
+# this evident part of the posterior on, the rate is the posterior (CIFAR-10, one annotator: 0.25
 # to 0.28; 20 and 40 % wrong at random: 0.52 to 0.62).
 _MOSTLY_LEARNED: Ramp = (0.8, 1.0)
 _LARGELY_EVIDENT: Ramp = (0.4, 0.5)
