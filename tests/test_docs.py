@@ -102,7 +102,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatc
     for cell in cells:
         exec(compile(cell, name, "exec"), names)
     if name == "README.md":
-        assert (tmp_path / "runs" / "first" / "report.html").is_file()
+        assert (tmp_path / "runs" / "digits" / "report.html").is_file()
         assert names["result"].decision.action == "keep"
 
 
