@@ -117,7 +117,7 @@ def test_nearly_half_of_the_labels_of_two_classes_may_be_wrong():
 
 
 @pytest.mark.parametrize("spread", [1.0, 1.5])
-def test_classes_that_can_hardly_be_told_show_little_noise_but_leave_it_open(spread):
+def test_classes_that_can_hardly_be_separated_show_little_noise_but_leave_it_open(spread):
     odds = spread * np.random.default_rng(0).laplace(size=1500) - 1
     pooled, labels, _ = two_classes(odds, 0.0)
     found = estimate_noise_rate(pooled, labels, everyone(labels))

@@ -78,9 +78,9 @@ def scoring_view(samples: Samples, example: Batch) -> View | None:
     """Return the view that scores are averaged over: the samples' own, or one for what they are.
 
     Small changes show what a network has memorised; without any, its layers and predictions are
-    hardly believed. (Clean photographs, 3,000 and 6,000: 18 to 34 % were flagged, with shifts 0 to
-    8 %. Clean clips: 21 %, with `speech` 0.4 %.) A network that does not tolerate them is believed
-    as little as before.
+    hardly believed. (Clean photographs, 3,000 and 6,000: 18 to 34 % were flagged, with shifts at
+    most 3 %. Clean clips: 21 %, with `speech` 0.4 %.) A network that does not tolerate them is
+    believed as little as before.
 
     Parameters
     ----------
