@@ -8,6 +8,7 @@ from scipy.sparse import csr_array
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import cross_val_score
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -86,6 +87,38 @@ def test_pipelines_cross_validation_and_frames_with_categories():
     assert scores.min() > 0.6
     with pytest.raises(ValueError, match="hold no numbers: kind; encode them"):
         NoiseFilter().fit(frame, Y)
+
+
+def test_frames_of_polars_stay_frames():
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame(X[:, :2], schema=["a", "b"]).with_columns(
+        kind=pl.Series(np.array(["u", "v", "w"])[RIGHT]).cast(pl.Categorical)
+    )
+    prepare = make_column_transformer((OneHotEncoder(), ["kind"]), (StandardScaler(), ["a", "b"]))
+    model = CleanedClassifier(make_pipeline(prepare, LogisticRegression()))
+    assert (model.fit(frame, pl.Series(Y)).predict(frame) == RIGHT).mean() > 0.97
+    kept, _ = NoiseFilter().fit_resample(frame[["a", "b"]], pl.Series(Y))
+    assert kept.columns == ["a", "b"]
+    with pytest.raises(ValueError, match="hold no numbers: kind; encode them"):
+        NoiseFilter().fit(frame, Y)
+
+
+def test_several_labels_are_fitted_one_at_a_time():
+    both = np.stack([Y > 0, Y > 1], axis=1).astype(int)
+    for estimator in (NoiseFilter(), CleanedClassifier(LogisticRegression())):
+        with pytest.raises(ValueError, match=r"shape \(240, 2\); .*MultiOutputClassifier"):
+            estimator.fit(X, both)
+    model = MultiOutputClassifier(NoiseFilter()).fit(X, both)
+    right = np.stack([RIGHT > 0, RIGHT > 1], axis=1)
+    assert (model.predict(X) == right).mean() > 0.95
+
+
+@pytest.mark.parametrize("gap", [None, np.nan, ""])
+def test_missing_labels_are_named(gap):
+    y = [gap, *map(str, Y[1:])]
+    for estimator in (NoiseFilter(), CleanedClassifier(LogisticRegression())):
+        with pytest.raises(ValueError, match=r"y contains NaN.*: rows 0; leave out"):
+            estimator.fit(X, np.array(y, dtype=object))
 
 
 def test_weights_are_handed_on_and_samples_without_weight_take_no_part():

@@ -27,6 +27,7 @@ from sklearn.utils.validation import (
 )
 
 from expunge._core.arrays import Array, Bools, Floats
+from expunge.data.labels import is_missing
 from expunge.detection.probes import n_neighbours
 from expunge.errors import ExpungeError, format_ids
 from expunge.model_free import detect
@@ -98,8 +99,16 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         y
             ``[n]``, the given labels; -1 is a class, as in scikit-learn's classifiers.
         """
+        y = _labels(y)
         try:
-            X, y = validate_data(self, X, y, accept_sparse=True, ensure_all_finite="allow-nan")
+            X, y = validate_data(
+                self,
+                X,
+                y,
+                accept_sparse=True,
+                dtype=[np.float64, np.float32],
+                ensure_all_finite="allow-nan",
+            )
         except ValueError as error:
             texts = _columns_without_numbers(X)
             if not texts:
@@ -224,7 +233,7 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         if self.targets not in get_args(Targets):
             raise ValueError(f"targets must be one of {get_args(Targets)}, not {self.targets!r}")
         X = self._validated(X, reset=True)
-        y = column_or_1d(y, warn=True)
+        y = _labels(y)
         check_classification_targets(y)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
@@ -283,7 +292,7 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Check features; a DataFrame goes to the classifier as it is."""
-        if hasattr(X, "iloc"):
+        if _is_frame(X):
             return validate_data(self, X, reset=reset, skip_check_array=True)
         tags = get_tags(self.estimator).input_tags
         return validate_data(
@@ -299,6 +308,24 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         tags.input_tags = inner.input_tags
         tags.classifier_tags = inner.classifier_tags
         return tags
+
+
+def _labels(y: Any) -> Array:
+    """One label for each sample, ``[n]``; ValueError for several, and for missing ones."""
+    shape: tuple[int, ...] = getattr(y, "shape", ())
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(
+            f"y should be a 1d array, got one of shape {shape}; for several labels a sample use "
+            "sklearn.multioutput.MultiOutputClassifier, which fits a copy for each"
+        )
+    labels: Array = column_or_1d(y, warn=True)
+    missing = [is_missing(v) or v != v for v in labels.tolist()]
+    if any(missing):
+        raise ValueError(
+            f"Input y contains NaN, None or empty texts: rows {format_ids(np.flatnonzero(missing))}"
+            "; leave out samples without a label"
+        )
+    return labels
 
 
 def _detect(
@@ -324,9 +351,16 @@ def _kept(result: DetectionResult) -> Bools:
     return kept
 
 
+def _is_frame(X: Any) -> bool:
+    """Whether X is a data frame or column of pandas or polars."""
+    return hasattr(X, "iloc") or type(X).__module__.startswith("polars.")
+
+
 def _columns_without_numbers(X: Any) -> list[str]:
-    """The names of such columns of a data frame of pandas."""
-    return list(X.select_dtypes(exclude=["number", "bool"])) if hasattr(X, "select_dtypes") else []
+    """The names of such columns of a data frame of pandas or polars."""
+    if hasattr(X, "select_dtypes"):
+        return list(X.select_dtypes(exclude=["number", "bool"]))
+    return [name for name in X.columns if not X[name].dtype.is_numeric()] if _is_frame(X) else []
 
 
 def _dense(X: Any) -> Any:
@@ -334,8 +368,8 @@ def _dense(X: Any) -> Any:
 
 
 def _rows(X: Any, mask: Bools) -> Any:
-    """The rows of an array, a list, a sparse matrix or a frame or column of pandas."""
+    """The rows of an array, a list, a sparse matrix or a frame or column of pandas or polars."""
     positions = np.flatnonzero(mask)
-    if hasattr(X, "iloc"):
-        return X.iloc[positions]
+    if _is_frame(X):
+        return X.iloc[positions] if hasattr(X, "iloc") else X[positions]
     return X.tocsr()[positions] if hasattr(X, "tocsr") else np.asarray(X)[positions]

@@ -185,7 +185,7 @@ def test_pictures_in_a_list_are_images() -> None:
         (X, pd.Series(["a", "b", None, "a", "b", "c"]), r"labels is missing .*: ids 2"),
         (X, pd.Series(["a", None] * 3, dtype="category"), r"labels is missing .*: ids 1, 3, 5"),
         (X, np.eye(3)[Y], r"for one-hot labels and probabilities: y.argmax\(1\)"),
-        (X, np.ones((6, 3)), "several labels are not supported"),
+        (X, np.ones((6, 3)), r"score one at a time, .* its logit alone, model\(x\)\[:, k\]"),
         (X, Y[None], r"fix: y\[0\]"),
         (X, [[0, 1], [0]] * 3, "labels must be one value a sample"),
         (X, 5, "got a tuple of ndarray, int"),

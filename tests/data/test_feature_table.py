@@ -9,6 +9,7 @@ import torch
 from scipy import sparse
 
 from expunge.data.feature_table import MAX_CATEGORIES, as_feature_table
+from expunge.data.label_columns import columns_of_classes
 from expunge.errors import DataError
 
 pd = pytest.importorskip("pandas")
@@ -109,11 +110,15 @@ def test_32_bits_hold_the_differences_of_numbers_that_are_large_or_tiny(form):
 
 def test_texts_of_polars_are_categories():
     texts = pa.array(["u", None, "v", "u"], pa.string_view())
-    codes = pa.DictionaryArray.from_arrays([0, 1, None, 0], pa.array(["u", "v"], pa.string_view()))
+    names = pa.array(["u", "v"], pa.string_view())
+    codes = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0], pa.uint32()), names)
     table = as_feature_table(pa.table({"a": texts, "b": codes}))
     assert table.names == ("a=u", "a=v", "a is missing", "b=u", "b=v", "b is missing")
     assert table.values.tolist()[1] == [0, 0, 1, 0, 1, 0]
     assert table.rows.take([1, 0]).column("a").to_pylist() == [None, "u"]
+    codes = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 12, pa.uint32()), names)
+    table = as_feature_table(pa.table({"name": codes}))
+    assert columns_of_classes(table, np.arange(24) % 2) == {"name": True}
 
 
 def test_bfloat16_and_masked_arrays_are_read_as_what_they_say():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,13 @@ class Spectral(nn.Module):
         return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=6))
 
 
+def configured(**settings: str) -> nn.Module:
+    """A model with a configuration, as those of Transformers have."""
+    model = nn.Linear(6, 3)
+    model.config = SimpleNamespace(**settings)
+    return model
+
+
 def convolution() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 3))
 
@@ -146,6 +155,13 @@ def convolution() -> nn.Module:
         (InPlace(), X, "take the operation in place out of the model's forward"),
         (Checkpointed(), X, r"torch\.utils\.checkpoint needs use_reentrant=False"),
         (Centres(), X, "register what may change as torch.nn.Parameter"),
+        (nn.Linear(6, 1), X, "use a classifier with 3 outputs; a regression model is not repaired"),
+        (
+            configured(problem_type="multi_label_classification"),
+            X,
+            "'single_label_classification'; several labels are not supported",
+        ),
+        (configured(problem_type="regression"), X, "if each sample has one class: set problem_"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")

@@ -133,6 +133,8 @@ W = torch.ones(3, 3, requires_grad=True)
         ((Z @ W)[:, :1].sigmoid(), "sigmoid"),
         ((Z @ W)[:, 0].sigmoid()[:, None], "sigmoid"),
         (nn.functional.hardtanh((Z @ W), 0.0, 1.0), "sigmoid"),
+        ((Z @ W).sigmoid().clamp(1e-4, 0.99), "sigmoid"),
+        ((Z @ W.cumsum(0).cumsum(1)).softmax(dim=1).clamp(1e-2, 0.9), "probabilities"),
         (Z, "logits"),
         (Z.log_softmax(dim=1), "logits"),
         (torch.rand(7, 3), "logits"),

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
-from expunge.data.labels import clean_names
+from expunge.data.labels import FIX_SEVERAL, clean_names
 from expunge.errors import DataError, did_you_mean, format_ids
 
 # A larger index without class names is no class index.
@@ -338,8 +338,9 @@ def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) 
         names = format_ids(classes[k] for k in unused)
         return f"no sample has the class {names}: take it out of the class names"
     if n < n_outputs:
-        return (
+        fix = (
             f"name all {n_outputs} classes of the model, in the order of its outputs: classes=… of "
             "expunge.from_arrays and expunge.from_dataset, or classes of [data] in a spec"
         )
+        return f"{fix}; {FIX_SEVERAL}" if n == 2 else fix
     return f"use a model with {n} outputs, or data with the {n_outputs} classes of the model"

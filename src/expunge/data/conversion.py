@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from expunge.data.inputs import DictInputs, Inputs, TensorInputs
-from expunge.data.labels import as_column, is_missing
+from expunge.data.labels import FIX_SEVERAL, as_column, is_missing
 from expunge.errors import DataError, format_ids
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -355,7 +355,7 @@ def _fix_shape(values: np.ndarray, what: str) -> str:
         return "for one-hot labels and probabilities: y.argmax(1)"
     if values.ndim == 2 and values.shape[0] == 1:
         return "y[0]"
-    return "give the label of one class for every sample; several labels are not supported"
+    return FIX_SEVERAL
 
 
 def to_column(values: Any, what: str, where: str, *, ids: np.ndarray | None = None) -> np.ndarray:

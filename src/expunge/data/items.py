@@ -15,6 +15,7 @@ from expunge.data.conversion import (
     item_tensor,
     require_numbers,
 )
+from expunge.data.labels import FIX_SEVERAL
 from expunge.errors import DataError, did_you_mean, format_ids
 
 INPUT_KEYS = ("x", "input", "inputs", "image", "img", "pixel_values", "input_values", "audio")
@@ -245,10 +246,12 @@ def to_scalar(value: object, what: str, where: str) -> object:
     fix = "convert it to one integer or string"
     if isinstance(value, Mapping):
         fix = f"give one of its values: {format_ids(value)}"
+    if what == "label" and isinstance(value, list | tuple | set | frozenset):
+        fix = FIX_SEVERAL
     if what == "label" and len(shape) == 1:
         fix = (
-            "give one label a sample: y.argmax() of a one-hot vector; if these items are batches, "
-            "give the data set itself"
+            "of a one-hot vector y.argmax(); if these items are batches, give the data set itself; "
+            f"{FIX_SEVERAL}"
         )
     if what == "id" and len(shape) > 0:
         fix = "several inputs have names: ({'a': …, 'b': …}, y); or name input=… and label=…"

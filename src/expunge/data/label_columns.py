@@ -75,6 +75,6 @@ def _of_rows(table: FeatureTable, first: Ints, classes: Ints) -> Iterator[tuple[
         if pa.types.is_nested(column.type):
             continue
         column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        codes = column.indices.fill_null(-1).to_numpy()
+        codes = column.indices.cast(pa.int64()).fill_null(-1).to_numpy()  # polars: unsigned
         if (codes == codes[first][classes]).all():
             yield name, codes[first]

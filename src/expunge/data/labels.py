@@ -10,6 +10,12 @@ import numpy as np
 
 from expunge.errors import DataError, format_ids
 
+# What to do about data, or a model, with several labels for each sample.
+FIX_SEVERAL = (
+    "several labels are not supported at once: score one at a time, 0 or 1 for each sample; the "
+    "model then returns its logit alone, model(x)[:, k]"
+)
+
 
 def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: str) -> np.ndarray:
     """Make one array of integers, floats or strings; missing and mixed values are a DataError."""
@@ -54,7 +60,7 @@ def _fix_types(found: list[str]) -> str:
     if len(found) > 1:
         return "write all values in one type"
     if found in (["set"], ["frozenset"]):
-        return "give the label of one class for every sample; several labels are not supported"
+        return FIX_SEVERAL
     if found in (["dict"], ["list"]):
         return "give one of the values that each holds, in a column of its own"
     return "give texts: [str(v) for v in …]; of an Enum its names: [v.name for v in …]"

@@ -46,7 +46,9 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
     raise DataError(
         f"column '{name}' holds {kind}, expected numbers, truth values or strings",
         where=str(path),
-        fix="give one value for each sample" if pa.types.is_nested(kind) else "write it as strings",
+        fix="give one value for each sample; several labels are one column each"
+        if pa.types.is_nested(kind)
+        else "write it as strings",
     )
 
 

@@ -13,9 +13,17 @@ from torch.nn.parameter import is_lazy
 from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
 from expunge.data.classes import fix_class_count
+from expunge.data.labels import FIX_SEVERAL
 from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.architecture import tied_weights
-from expunge.models.calls import FORWARD_ERRORS, device_of, eval_mode, logits_of, to_device
+from expunge.models.calls import (
+    FORWARD_ERRORS,
+    device_of,
+    eval_mode,
+    logits_of,
+    raw_output,
+    to_device,
+)
 from expunge.models.copying import copy_model
 from expunge.storage.weight_files import tensor_subclass
 from expunge.storage.weights import load_state, state_of
@@ -38,12 +46,21 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
     try:
         with eval_mode(model), torch.no_grad():
             logits = logits_of(model, example)
+            is_one_number = raw_output(model, example).shape[1] == 1
     except FORWARD_ERRORS as error:
         raise ModelError(
             f"the model fails on the first sample: {type(error).__name__}: {error}",
             where=samples.name,
             fix=_fix_failure(model, example, error),
         ) from error
+    if is_one_number and len(samples.classes) > 2:
+        raise ModelError(
+            "the model gives one number for a sample, which is the logit of the second of two "
+            f"classes; the data have {len(samples.classes)} classes",
+            where=samples.name,
+            fix=f"use a classifier with {len(samples.classes)} outputs; a regression model is not "
+            "repaired",
+        )
     _check_logits(logits, samples, n=1)
 
 
@@ -195,6 +212,7 @@ def require_network(model: object) -> None:
             fix="pass the network that was exported; its weights load by "
             "`network.load_state_dict(exported.state_dict())`",
         )
+    _require_one_label(model)
     tensors = _named_tensors(model)
     if sharded := [n for n, t in tensors if tensor_subclass(t) == "DTensor"]:
         raise ModelError(
@@ -225,6 +243,20 @@ def require_network(model: object) -> None:
             where="model",
             fix="load the weights: model.to_empty(device='cpu'), then load_state_dict",
         )
+
+
+def _require_one_label(model: nn.Module) -> None:
+    """Raise ModelError if a model of Transformers is configured for something else than classes."""
+    task = getattr(getattr(model, "config", None), "problem_type", None)
+    if task not in ("multi_label_classification", "regression"):
+        return
+    single = "if each sample has one class: set problem_type of its config to "
+    fix = f"{single}'single_label_classification'"
+    raise ModelError(
+        f"the model is configured for '{task}' (problem_type), not for one class a sample",
+        where="model",
+        fix=f"{fix}; {FIX_SEVERAL}" if task == "multi_label_classification" else fix,
+    )
 
 
 def _fix_no_network(model: object) -> str:

@@ -17,8 +17,11 @@ _MARK, _KEY = "_expunge_output_kind", "_expunge_output_key"
 # The names under which models return logits, the likeliest first.
 _NAMES = ("logits", "out", "output", "preds", "prediction")
 _MIN_PROBABILITY = 1e-7  # keeps the logits of a saturated sigmoid finite
-# Operations between a sigmoid and the output that change no value.
-_RESHAPES = ("queeze", "View", "Reshape", "Unsafe", "Select", "Slice", "Alias", "ToCopy", "Clone")
+# Operations between a sigmoid or softmax and the output that change no value, or only the extremes.
+_RESHAPES = (
+    *("queeze", "View", "Reshape", "Unsafe", "Select", "Slice", "Alias", "ToCopy", "Clone"),
+    "Clamp",
+)
 
 
 def output_tensor(output: object, key: str | None = None) -> Tensor:
@@ -166,7 +169,8 @@ def find_output_kind(scores: Tensor) -> OutputKind:
     ----------
     scores
         ``float[b, c]`` as the model returned them, with their graph: values between 0 and 1 that do
-        not sum to 1 are taken for a sigmoid's only if one made them.
+        not sum to 1 are taken for those of a sigmoid, or of a softmax that was clamped, only if one
+        made them.
 
     Examples
     --------
@@ -178,7 +182,7 @@ def find_output_kind(scores: Tensor) -> OutputKind:
     error = (scores.detach().float().sum(dim=1) - 1).abs()
     if scores.shape[1] > 1 and bool((error < 4 * torch.finfo(scores.dtype).eps ** 0.75).all()):
         return "probabilities"
-    return "sigmoid" if _is_made_by_sigmoid(scores) else "logits"
+    return _made_by(scores)
 
 
 def may_be_probabilities(scores: Tensor) -> bool:
@@ -186,17 +190,19 @@ def may_be_probabilities(scores: Tensor) -> bool:
     return bool(((scores >= 0) & (scores <= 1)).all())
 
 
-def _is_made_by_sigmoid(scores: Tensor) -> bool:
-    """Follow the graph backwards through operations that change no value."""
+def _made_by(scores: Tensor) -> OutputKind:
+    """Follow the graph backwards to the operation that made the values."""
     node: Any = scores.grad_fn
     for _ in range(8):
         name = "" if node is None else node.name()
         if "Sigmoid" in name or "HardtanhBackward" in name:
-            return True
+            return "sigmoid"
+        if name.startswith("SoftmaxBackward"):
+            return "probabilities"
         if not any(word in name for word in _RESHAPES) or not node.next_functions:
-            return False
+            return "logits"
         node = node.next_functions[0][0]
-    return False
+    return "logits"
 
 
 def mark_output(model: nn.Module, kind: OutputKind, key: str | None = None) -> None:
