@@ -68,6 +68,15 @@ def test_the_filter_is_detect():
     assert named.suggested_labels_[0] in ("u", "v", "w")
 
 
+@pytest.mark.parametrize(
+    "made", [NoiseFilter(noise_rate=0.35), CleanedClassifier(DecisionTreeClassifier(), noise_rate=0.35)]
+)
+def test_a_known_rate_takes_the_place_of_the_estimate(made):
+    result = made.fit(X, Y).result_
+    np.testing.assert_array_equal(result.p_noisy, expunge.detect(X, Y, noise_rate=0.35).p_noisy)
+    assert result.noise_rate[0] == pytest.approx(0.35, abs=0.01)
+
+
 @pytest.mark.parametrize("targets", ["filter", "relabel", "reweight"])
 def test_a_classifier_learns_the_right_labels(targets):
     tree = DecisionTreeClassifier(min_samples_leaf=3, random_state=0)

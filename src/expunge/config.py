@@ -101,6 +101,10 @@ class PartitionConfig:
     fdr
         Sets the threshold instead: the expected fraction of clean samples among the flagged ones
         is at most this. In (0, 1). See `expunge.detection.partitioners.fdr_threshold`.
+    noise_rate
+        The share of wrong labels among samples that are not trusted, if it is known, as from an
+        audit of samples drawn at random; else it is estimated. In (0, 1). Only for the methods
+        ``auto`` and ``evidence-pool``.
     options
         Options of the partitioner.
     """
@@ -108,14 +112,22 @@ class PartitionConfig:
     method: str = "auto"
     threshold: float = 0.5
     fdr: float | None = None
+    noise_rate: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         limits = {
             "partition.threshold": (self.threshold, "[0, 1]"),
             "partition.fdr": (self.fdr, "(0, 1)"),
+            "partition.noise_rate": (self.noise_rate, "(0, 1)"),
         }
         check_range(ConfigError, limits)
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """The options that the partitioner is called with, beside seed and threshold."""
+        known = {} if self.noise_rate is None else {"noise_rate": self.noise_rate}
+        return {**self.options, **known}
 
 
 @dataclass(frozen=True)
@@ -392,6 +404,7 @@ class PartitionKeywords(TypedDict, total=False):
     method: str
     threshold: float
     fdr: float | None
+    noise_rate: float | None
     options: dict[str, Any]
 
 

@@ -52,6 +52,7 @@ def detect_file(
     probs_source: ProbsSource = "auto",
     threshold: float = 0.5,
     fdr: float | None = None,
+    noise_rate: float | None = None,
     seed: int = 0,
 ) -> DetectionResult:
     """Detect noise in a file; write ``partition.parquet``, ``result.json`` and the reports.
@@ -68,7 +69,7 @@ def detect_file(
         What the file's columns or arrays are.
     overwrite
         Discard what an earlier run left in the folder.
-    probs_source, threshold, fdr, seed
+    probs_source, threshold, fdr, noise_rate, seed
         See `expunge.detect`.
 
     Raises
@@ -83,7 +84,13 @@ def detect_file(
         probs=columns.probs,
         ids=columns.ids,
     )
-    settings = {"probs_source": probs_source, "threshold": threshold, "fdr": fdr, "seed": seed}
+    settings = {
+        "probs_source": probs_source,
+        "threshold": threshold,
+        "fdr": fdr,
+        "noise_rate": noise_rate,
+        "seed": seed,
+    }
     with reading(path):
         content = file_digest(path)
     config = {**settings, "columns": asdict(columns)}
@@ -98,6 +105,7 @@ def detect_file(
             probs_source=probs_source,
             threshold=threshold,
             fdr=fdr,
+            noise_rate=noise_rate,
             seed=seed,
         )
         result = _reviewed(run, result, header)

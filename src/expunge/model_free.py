@@ -56,6 +56,7 @@ def detect(
     probs_source: ProbsSource = "auto",
     threshold: float = 0.5,
     fdr: float | None = None,
+    noise_rate: float | None = None,
     seed: int = 0,
 ) -> DetectionResult:
     """Find wrong labels and unusual inputs from features and labels, without a model.
@@ -91,6 +92,8 @@ def detect(
         Samples with a larger ``p_noisy`` are flagged; in [0, 1].
     fdr
         Sets the threshold instead, see `PartitionConfig`.
+    noise_rate
+        The share of wrong labels, if it is known, in (0, 1); else it is estimated.
     seed
         Seed of the fits.
 
@@ -127,7 +130,7 @@ def detect(
     >>> int(result.flagged[:30].sum()), int(result.suggested[0])
     (30, 0)
     """
-    config = PartitionConfig("evidence-pool", threshold, fdr)
+    config = PartitionConfig("evidence-pool", threshold, fdr, noise_rate)
     if probs_source not in get_args(ProbsSource):
         raise ConfigError(
             f"probs_source must be one of {', '.join(get_args(ProbsSource))}, not '{probs_source}'",

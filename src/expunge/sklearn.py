@@ -47,6 +47,8 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
         Samples with a larger ``p_noisy`` are flagged; in [0, 1].
     fdr
         Sets the threshold instead: the largest expected share of clean samples among the flagged.
+    noise_rate
+        The share of wrong labels, if it is known, in (0, 1); else it is estimated.
     random_state
         Seed of the fits.
 
@@ -82,10 +84,16 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(
-        self, *, threshold: float = 0.5, fdr: float | None = None, random_state: int = 0
+        self,
+        *,
+        threshold: float = 0.5,
+        fdr: float | None = None,
+        noise_rate: float | None = None,
+        random_state: int = 0,
     ) -> None:
         self.threshold = threshold
         self.fdr = fdr
+        self.noise_rate = noise_rate
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -119,7 +127,7 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
             ) from error
         check_classification_targets(y)
         X = _dense(X)
-        self.result_ = _detect(X, y, self.threshold, self.fdr, self.random_state)
+        self.result_ = _detect(self, X, y)
         self.classes_ = np.unique(y)
         self.p_noisy_: Floats = self.result_.p_noisy
         self.flagged_: Bools = self.result_.flagged
@@ -173,7 +181,7 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         ``"filter"`` leaves flagged samples out; ``"relabel"`` gives them their suggested label if
         that has a probability of 0.8 or more, and leaves out the others; ``"reweight"`` weights
         samples by ``1 − p_noisy``.
-    threshold, fdr, random_state
+    threshold, fdr, noise_rate, random_state
         See `NoiseFilter`.
 
     Attributes
@@ -210,12 +218,14 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         targets: Targets = "filter",
         threshold: float = 0.5,
         fdr: float | None = None,
+        noise_rate: float | None = None,
         random_state: int = 0,
     ) -> None:
         self.estimator = estimator
         self.targets = targets
         self.threshold = threshold
         self.fdr = fdr
+        self.noise_rate = noise_rate
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -239,7 +249,7 @@ class CleanedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
             used = sample_weight > 0
             X, y, sample_weight = _rows(X, used), y[used], sample_weight[used]
-        self.result_ = _detect(X, y, self.threshold, self.fdr, self.random_state)
+        self.result_ = _detect(self, X, y)
         kept, y, weight = self._training_set(y, sample_weight)
         options = {} if weight is None else {"sample_weight": weight[kept]}
         self.estimator_ = clone(self.estimator).fit(_rows(X, kept), y[kept], **options)
@@ -328,17 +338,22 @@ def _labels(y: Any) -> Array:
     return labels
 
 
-def _detect(
-    X: Any, y: Array, threshold: float, fdr: float | None, random_state: int
-) -> DetectionResult:
-    """`expunge.detect` with the errors that scikit-learn expects."""
+def _detect(settings: NoiseFilter | CleanedClassifier, X: Any, y: Array) -> DetectionResult:
+    """`expunge.detect` with an estimator's settings and the errors that scikit-learn expects."""
     if _num_samples(X) != len(y):
         raise ValueError(f"X has {_num_samples(X)} samples, y {len(y)}")
     values, codes = np.unique(y, return_inverse=True)
     if len(y) and codes.max() == 0:
         raise ValueError("y has only one class; two or more are needed")
     try:
-        found = detect(X, codes, threshold=threshold, fdr=fdr, seed=random_state)
+        found = detect(
+            X,
+            codes,
+            threshold=settings.threshold,
+            fdr=settings.fdr,
+            noise_rate=settings.noise_rate,
+            seed=settings.random_state,
+        )
     except ExpungeError as error:
         raise ValueError(str(error)) from error
     return replace(found, classes=tuple(map(str, values.tolist())), class_values=values)

@@ -493,7 +493,7 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
     used: list[tuple[Registry[Any, Any], str, dict[str, Any]]] = [
         *((detectors, name, {}) for name in recipe.score.detectors),
         *((detectors, name, options) for name, options in recipe.score.options.items()),
-        (partitioners, recipe.partition.method, recipe.partition.options),
+        (partitioners, recipe.partition.method, recipe.partition.method_options),
         (rankers, recipe.rank.method, recipe.rank.options),
         (pruners, recipe.prune.method, recipe.prune.options),
         *([(editors, recipe.edit.method, recipe.edit.options)] if recipe.edit.method else []),

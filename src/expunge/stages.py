@@ -327,9 +327,9 @@ def partition(
     """
     _require_kind(scores, Scores, "scores")
     config = merge(PartitionConfig, config, settings)
-    partitioners.check_options(config.method, config.options)
+    partitioners.check_options(config.method, config.method_options)
     method = partitioners.get(config.method)
-    split = method(scores, seed=seed, threshold=config.threshold, **config.options)
+    split = method(scores, seed=seed, threshold=config.threshold, **config.method_options)
     reproduces = has_memorised_faults(scores, split.p_label_fault)
     is_memorised = bool(memorised(scores)) if reproduces is None else reproduces
     split = replace(split, memorised=is_memorised)

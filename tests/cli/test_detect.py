@@ -32,6 +32,9 @@ def test_detect_prints_a_summary_and_writes_a_folder(tmp_path, monkeypatch):
     assert found["probs"] == "out-of-sample"
     assert found["run"] == "other"
     assert abs(found["flagged"] - 12) <= 2
+    known = [*options[:-3], "--out", "known", "--noise-rate", "0.25", "--json"]
+    found = json.loads(runner.invoke(app, ["detect", "data.npz", *known]).stdout)
+    assert found["noise_rate"]["value"] == pytest.approx(0.25, abs=0.01)
     report = runner.invoke(app, ["report", "other"])
     assert "# expunge detect: data.npz" in report.stdout
     # Answers of a review are in the next result, in the folder, and under the ids of the file.

@@ -46,6 +46,37 @@ def test_wrong_labels_are_flagged_and_the_right_ones_suggested():
     assert (split.suggested_label[trusted] == labels[trusted]).all()
 
 
+@pytest.mark.parametrize("method", ["auto", "evidence-pool"])
+def test_a_known_rate_takes_the_place_of_the_estimate(method):
+    pooled, labels, _ = evidence(rate=0.1)
+    scores = pooled_scores(pooled, labels)
+    estimated = expunge.partition(scores, method=method)
+    known = expunge.partition(scores, method=method, noise_rate=0.35)
+    assert estimated.noise_rate[0] < 0.2
+    assert_allclose(known.noise_rate, 0.35, atol=1e-5)
+    assert_allclose(known.p_label_fault.mean(), 0.35, atol=1e-5)
+    assert_allclose(np.argsort(known.p_noisy), np.argsort(estimated.p_noisy))
+    moved = known.suggested_label != known.labels
+    assert (moved <= known.flagged).all()
+    assert moved.sum() > 2 * (estimated.suggested_label != labels).sum()
+    assert {**estimated.rate_estimates, "known": 0.35} == known.rate_estimates
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "message"),
+    [
+        ("mixture", 0.2, "'mixture' has no option 'noise_rate'"),
+        ("evidence-pool", 1.0, r"noise_rate .*\(0, 1\)"),
+        ("auto", 0.2, "noise_rate needs scores of detector pooled_margin"),
+    ],
+)
+def test_a_known_rate_that_cannot_be_used_is_refused(method, rate, message):
+    pooled, labels, _ = evidence(n=60)
+    scores = replace(pooled_scores(pooled, labels), pooled=None)
+    with pytest.raises(expunge.ConfigError, match=message):
+        expunge.partition(scores, method=method, noise_rate=rate)
+
+
 def test_strange_inputs_are_faults_and_a_whole_class_is_not():
     pooled, labels, _ = evidence(rate=0.0)
     novelty = np.random.default_rng(0).standard_normal(len(labels))

@@ -56,6 +56,10 @@ def detect(
         float, typer.Option(help="Samples with a larger p_noisy are flagged.")
     ] = 0.5,
     fdr: Fdr = None,
+    noise_rate: Annotated[
+        float | None,
+        typer.Option(help="The share of wrong labels, if it is known, in (0, 1)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Json = False,
     strict: Strict = False,
@@ -74,6 +78,7 @@ def detect(
         probs_source=probs_source.value,
         threshold=threshold,
         fdr=fdr,
+        noise_rate=noise_rate,
         seed=seed,
     )
     if as_json:

@@ -21,6 +21,7 @@ def auto(
     threshold: float = 0.5,
     components: int = 3,
     separation: float = 2.0,
+    noise_rate: float | None = None,
 ) -> Partition:
     """`evidence_pool`; `noise_model` where probes are weak and a memorised model has no views.
 
@@ -40,6 +41,8 @@ def auto(
         Samples with a larger ``p_noisy`` are flagged; in [0, 1].
     components, separation
         Of the mixture of input evidence, see `mixture`.
+    noise_rate
+        See `evidence_pool`, which is used if it is given.
 
     Returns
     -------
@@ -77,7 +80,15 @@ def auto(
         pooled is not None and label_agreement(pooled.probs, scores.labels) < MIN_POOL_AGREEMENT
     )
     uses_layers = not has_views and is_pool_weak and has_memorised(scores) is True
-    method = noise_model if uses_layers else evidence_pool
-    return method(
-        scores, seed=seed, threshold=threshold, components=components, separation=separation
+    if uses_layers and noise_rate is None:
+        return noise_model(
+            scores, seed=seed, threshold=threshold, components=components, separation=separation
+        )
+    return evidence_pool(
+        scores,
+        seed=seed,
+        threshold=threshold,
+        components=components,
+        separation=separation,
+        noise_rate=noise_rate,
     )

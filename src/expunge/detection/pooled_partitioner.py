@@ -16,6 +16,7 @@ from expunge.detection.mixture_partitioner import check_options, input_faults
 from expunge.detection.noise_model_partitioner import noise_model, two_sided_fit
 from expunge.detection.noise_rate import RateEstimate, estimate_noise_rate
 from expunge.detection.partitioners import build_partition, most_probable_labels, partitioners
+from expunge.errors import ConfigError, check_range
 from expunge.records import Fit, Partition, Scores
 
 # Robust deviations from which on an input is unusual for its class, and the slope there.
@@ -37,6 +38,7 @@ def evidence_pool(
     threshold: float = 0.5,
     components: int = 3,
     separation: float = 2.0,
+    noise_rate: float | None = None,
 ) -> Partition:
     """Label faults from pooled cross-fitted probes, input faults from novelty within a class.
 
@@ -61,6 +63,9 @@ def evidence_pool(
         Samples with a larger ``p_noisy`` are flagged; in [0, 1].
     components, separation
         Of the mixture of input evidence, see `mixture`.
+    noise_rate
+        The share of wrong labels, if it is known, in (0, 1). The estimators' rates are still
+        reported.
 
     Returns
     -------
@@ -71,7 +76,7 @@ def evidence_pool(
     Raises
     ------
     ConfigError
-        If an option is out of range.
+        If an option is out of range, or a rate is given without pooled evidence of 20 samples.
 
     Notes
     -----
@@ -103,7 +108,14 @@ def evidence_pool(
     >>> bool((partition.flagged == (given != right)).all())
     True
     """
+    check_range(ConfigError, {"noise_rate": (noise_rate, "(0, 1)")}, where="partition")
     if scores.pooled is None or len(scores.ids) < MIN_SAMPLES:
+        if noise_rate is not None:
+            raise ConfigError(
+                f"noise_rate needs scores of detector pooled_margin, and {MIN_SAMPLES} samples",
+                where="partition",
+                fix="leave noise_rate out, or score by pooled_margin",
+            )
         return noise_model(
             scores, seed=seed, threshold=threshold, components=components, separation=separation
         )
@@ -114,6 +126,9 @@ def evidence_pool(
     if usable.sum() < MIN_SAMPLES:
         usable = np.ones(len(labels), dtype=bool)
     rate = estimate_noise_rate(scores.pooled, labels, usable)
+    if noise_rate is not None:
+        estimates = {**rate.estimates, "known": noise_rate}
+        rate = replace(rate, value=noise_rate, low=noise_rate, high=noise_rate, estimates=estimates)
     log_odds = shift_to_rate(rate.log_odds, usable, rate.value)
     # The label of a corrupted input carries no evidence: it is as likely wrong as any other.
     p_label: Floats = (1 - inputs.p) * expit(log_odds) + inputs.p * rate.value
