@@ -69,7 +69,8 @@ def test_the_filter_is_detect():
 
 
 @pytest.mark.parametrize(
-    "made", [NoiseFilter(noise_rate=0.35), CleanedClassifier(DecisionTreeClassifier(), noise_rate=0.35)]
+    "made",
+    [NoiseFilter(noise_rate=0.35), CleanedClassifier(DecisionTreeClassifier(), noise_rate=0.35)],
 )
 def test_a_known_rate_takes_the_place_of_the_estimate(made):
     result = made.fit(X, Y).result_

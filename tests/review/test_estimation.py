@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from scipy.special import expit
 
 from expunge.errors import ConfigError, DataError
+from expunge.records import Partition
 from expunge.review import Answer, Draw, extend_queue, plan_queue, reviewed
 from expunge.review.answers import RowIndex, judge, latest
 from expunge.review.estimation import ReviewModel, best_threshold
@@ -93,6 +94,22 @@ def test_an_answer_decides_about_its_sample():
     ]
     assert not review.is_design_based
     assert len(partition.ids) == len(split.ids)
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_right", "low", "high"),
+    [(1, True, 0.93, 0.96), (6, True, 0.95, 0.98), (6, False, 0.2, 0.7), (40, False, 0.0, 0.15)],
+)
+def test_suggestions_are_as_probable_as_answers_show(answers, is_right, low, high):
+    n = 200
+    p, given = np.full(n, 0.98), np.zeros(n, dtype=int)
+    partition = Partition(
+        np.arange(n), given, p, p, np.zeros(n), given + 1, np.full(n, 0.95), 0.5, (0.9, 0.8, 1.0)
+    )
+    said = [Answer(i, "wrong", 1 if is_right else 2) for i in range(answers)]
+    split = reviewed(partition, said, n_classes=3).partition
+    assert (split.suggested_probability[answers:] >= low).all()
+    assert (split.suggested_probability[answers:] <= high).all()
 
 
 def test_without_answers_nothing_changes():

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from expunge._core.arrays import Bools, Floats, Ints
 from expunge.errors import ConfigError, check_range
@@ -22,8 +24,9 @@ from expunge.review.recalibration import (
 
 # Answers from which on the probabilities of other samples are recalibrated.
 MIN_ANSWERS = 10
-# Answers that count as given before the first one, of which 70 % agree with the suggestion.
-_SUGGESTION_PRIOR = 4.0
+# So many answers count as given before the first one: half of them agree with suggestions that were
+# as likely right as not.
+_SUGGESTION_PRIOR = 4
 
 
 class ReviewModel:
@@ -165,15 +168,18 @@ class ReviewModel:
         old = self.partition
         suggested, probability = old.suggested_label.copy(), old.suggested_probability.copy()
         differs = suggested != old.labels
-        right = said = 0.0
-        for judged in found.judged:
-            if differs[judged.row] and judged.label >= 0 and judged.label != old.labels[judged.row]:
-                right += judged.label == suggested[judged.row]
-                said += 1
-        if said:
-            share = (right + 0.7 * _SUGGESTION_PRIOR) / (said + _SUGGESTION_PRIOR)
-            # Right only if the given label is wrong.
-            probability[differs] = share * p_label[differs]
+        probability[~differs] = 1 - p_label[~differs]
+        judged = [
+            j
+            for j in found.judged
+            if differs[j.row] and j.label >= 0 and j.label != old.labels[j.row]
+        ]
+        if judged:
+            # Of those whose given label is wrong.
+            share = probability / np.maximum(old.p_label_fault, probability)
+            rows = np.array([j.row for j in judged])
+            right = np.array([j.label for j in judged]) == suggested[rows]
+            probability[differs] = (_shifted(share, rows, right) * p_label)[differs]
         return suggested, probability
 
 
@@ -258,6 +264,15 @@ def reviewed(
     True
     """
     return ReviewModel(partition, n_classes).apply(answers, mistakes=mistakes, seed=seed)
+
+
+def _shifted(p: Floats, rows: Ints, right: Bools) -> Floats:
+    """Probabilities with the shift of their log-odds that explains how many of some were right."""
+    log_odds = logit(np.clip(p, 0.01, 0.99))
+    known = np.append(log_odds[rows], np.zeros(_SUGGESTION_PRIOR))
+    n_right = right.sum() + _SUGGESTION_PRIOR / 2
+    shifted: Floats = expit(log_odds + brentq(lambda s: expit(known + s).sum() - n_right, -60, 60))
+    return shifted
 
 
 def best_threshold(p: Floats) -> float:
