@@ -323,6 +323,12 @@ def test_a_model_that_fails_only_in_training_mode_is_refused_before_any_work():
         expunge.repair(Fails(), data)
 
 
+def test_an_output_of_losses_in_training_mode_is_refused():
+    model = Auxiliary(lambda z, aux: {"loss": z.sum()})
+    with pytest.raises(ModelError, match=r"in training mode: .*got dict with loss\n  fix: "):
+        expunge.repair(model, (inputs(Mlp).numpy(), [0, 1, 2, 0]))
+
+
 def test_a_model_without_gradients_is_refused_before_any_work():
     class Detached(Mlp):
         def forward(self, x):
@@ -342,20 +348,37 @@ def test_a_model_that_does_not_load_its_own_state_is_refused_before_any_work():
         check_training(model, expunge.from_arrays(x.numpy(), np.arange(len(x)) % 3))
 
 
-def test_auxiliary_outputs_in_training_mode_are_left_aside():
-    class Auxiliary(Mlp):
-        def __init__(self) -> None:
-            super().__init__()
-            self.aux = nn.Linear(6, 3)
+class Auxiliary(Mlp):
+    """What it returns in training and in evaluation mode is made of two heads."""
 
-        def forward(self, x):
-            z = super().forward(x)
-            return (z, self.aux(x)) if self.training else z
+    def __init__(self, training, evaluation=lambda z, aux: z) -> None:
+        super().__init__()
+        self.aux = nn.Linear(6, 3)
+        self.forms = evaluation, training
 
+    def forward(self, x):
+        return self.forms[self.training](super().forward(x), self.aux(x))
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        (lambda z, aux: (z, aux),),
+        (lambda z, aux: (aux, z),),
+        (lambda z, aux: {"deep": aux, "main": z},),
+        (lambda z, aux: z.softmax(dim=1),),
+        (lambda z, aux: z, lambda z, aux: z.softmax(dim=1)),
+        (lambda z, aux: (aux, z), lambda z, aux: (z.softmax(dim=1), z)),
+    ],
+)
+def test_what_a_model_returns_in_training_mode_is_tuned_as_its_logits(forms):
     x = inputs(Mlp)
     data = x.numpy(), np.arange(len(x)) % 3
-    tuned = expunge.tune(Auxiliary(), data, targets="all", epochs=1)
-    assert logits_of(tuned, x).shape == (len(x), 3)
+    model, plain = build(lambda: Auxiliary(*forms)), build(lambda: Auxiliary(lambda z, aux: z))
+    settings = {"targets": "all", "epochs": 1, "precision": "float32"}
+    found, expected = (expunge.tune(m, data, **settings).state_dict() for m in (model, plain))
+    assert_close(found, expected)
+    assert not [k for k in vars(model) if k.startswith("_expunge")]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

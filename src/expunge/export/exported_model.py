@@ -56,7 +56,7 @@ from expunge.models.calls import eval_mode, logits_of
 from expunge.models.checks import check_fit, check_model
 from expunge.models.constructors import name_of
 from expunge.models.copying import copy_model
-from expunge.models.outputs import mark_output, output_key, output_kind
+from expunge.models.outputs import OutputForm, mark_output, output_form
 from expunge.records import HeadPlan, PrunePlan
 from expunge.storage import serialization
 from expunge.storage.atomic_files import make_folder, new_folder, wrap_io_errors
@@ -225,8 +225,8 @@ def export_model(
             samples.prepare.mean,
             samples.prepare.std,
             samples.sample_rate,
-            output=output_kind(model),
-            output_key=output_key(model),
+            output=output_form(model).kind,
+            output_key=output_form(model).key,
             earlier=earlier_cuts(model),
             decoding=store_decoding(samples, transform, temporary),
             versions=_versions(),
@@ -304,7 +304,7 @@ def _load(folder: Path) -> ExportedModel:
         example=example_inputs(manifest, network),
         state=state,
     )
-    mark_output(model, manifest.output, manifest.output_key)
+    mark_output(model, OutputForm(manifest.output, manifest.output_key))
     return ExportedModel(model, manifest, _decoding_of(manifest, folder))
 
 

@@ -18,19 +18,23 @@ from expunge.models.calls import (
     call_model,
     device_of,
     eval_mode,
+    logits_of,
     raw_output,
     to_device,
 )
 from expunge.models.checks import require_network
 from expunge.models.copying import copy_model
 from expunge.models.outputs import (
+    OutputForm,
     OutputKind,
     find_output_key,
     find_output_kind,
     mark_output,
     may_be_probabilities,
-    output_key,
-    output_kind,
+    output_form,
+    output_tensor,
+    possible_forms,
+    to_logits,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -69,8 +73,8 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
     Returns
     -------
     Adapted
-        The model itself, the one inside the wrapper, or a copy whose output is read as
-        probabilities.
+        The model itself, the one inside the wrapper, or a copy whose output is read in another
+        way than as the usual logits.
 
     Raises
     ------
@@ -79,25 +83,72 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
 
     Notes
     -----
-    Cost: two samples through the model, up to 256 if its output lies in [0, 1].
+    Cost: six samples through the model, up to 256 if its output lies in [0, 1].
     """
     model, notes = unwrap(model)
-    if output_kind(model) != "logits" or output_key(model) is not None:
+    if output_form(model) == OutputForm():
+        model, new = _mark_evaluation(model, samples)
+        notes = (*notes, *new)
+    form = _training_form(model, samples)
+    if form is None:
         return Adapted(model, notes)
+    model = copy_model(model)
+    mark_output(model, form, training=True)
+    part = "" if form.key is None else f" in part '{form.key}'"
+    kind = "probabilities" if form.kind == "sigmoid" else form.kind
+    return Adapted(model, (*notes, f"in training mode the model returns {kind}{part}"))
+
+
+def _mark_evaluation(model: nn.Module, samples: Samples) -> Adapted:
+    """Find out what the output of a model means in evaluation mode."""
+    notes: tuple[str, ...] = ()
     key, n_fitting = _key_on(model, samples)
     if n_fitting > 1:
         notes = (*notes, _SEVERAL.format(n_fitting, len(samples.classes)))
         _log_once(type(model).__name__, notes[-1])
     if key is not None:
         model = copy_model(model)
-        mark_output(model, "logits", key)
+        mark_output(model, OutputForm("logits", key))
         notes = (*notes, f"the logits are part '{key}' of the model's output")
     kind = _kind_on(model, samples)
     if kind == "logits":
         return Adapted(model, notes)
     model = copy_model(model)
-    mark_output(model, kind, key)
+    mark_output(model, OutputForm(kind, key))
     return Adapted(model, (*notes, _SAID[kind]))
+
+
+def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
+    """The form of the output in training mode, if that is another than in evaluation mode.
+
+    Layers without parts, such as dropout and batch norm, stay in evaluation mode: the logits are
+    those scores that are the same in both modes. None also if none are.
+    """
+    x = to_device(samples.batch(np.arange(min(2, len(samples)))), device_of(model))
+    try:
+        with eval_mode(model), torch.no_grad(), temp_seed(0, "check"):
+            expected = logits_of(model, x)
+            for module in model.modules():
+                module.training = module is model or any(True for _ in module.children())
+            usual = output_form(model, training=True)
+            output = call_model(model, x)
+    except (*FORWARD_ERRORS, ModelError):
+        return None  # what is wrong is said by `check_training`
+    for form in (usual, *possible_forms(output)):
+        if _gives(output, form, expected):
+            return None if form == usual else form
+    return None
+
+
+def _gives(output: object, form: OutputForm, expected: Tensor) -> bool:
+    """Whether an output, read in some form, has the expected logits."""
+    try:
+        found = to_logits(output_tensor(output, form.key), form.kind)
+    except ModelError:
+        return False
+    # Logarithms of very small probabilities are not exact.
+    a, b = (z.float().log_softmax(dim=1).clamp_min(-12) for z in (found, expected))
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-2)
 
 
 @cache

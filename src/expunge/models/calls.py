@@ -18,7 +18,7 @@ from expunge._core.isolation import callers_device
 from expunge.data import Batch
 from expunge.errors import ModelError, did_you_mean
 from expunge.models.copying import unchanged_attributes
-from expunge.models.outputs import output_key, output_kind, output_tensor, to_logits
+from expunge.models.outputs import output_form, output_tensor, to_logits
 
 # What a model's forward pass raises for an input that it does not take.
 FORWARD_ERRORS = (
@@ -59,7 +59,7 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     >>> logits_of(nn.Linear(4, 3), torch.zeros(2, 4)).shape
     torch.Size([2, 3])
     """
-    kind = output_kind(model)
+    kind = output_form(model, training=model.training).kind
     if kind == "logits":
         return to_logits(raw_output(model, batch), kind)
     # In bfloat16 probabilities near 0 and 1 would be equal.
@@ -69,7 +69,8 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 
 def raw_output(model: nn.Module, batch: Batch) -> Tensor:
     """Run a model and return its scores as they are, ``float[b, c]`` or ``float[b, 1]``."""
-    return output_tensor(call_model(model, batch), output_key(model))
+    form = output_form(model, training=model.training)
+    return output_tensor(call_model(model, batch), form.key)
 
 
 def call_model(model: nn.Module, batch: Batch) -> Any:

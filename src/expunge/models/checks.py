@@ -148,6 +148,8 @@ def check_training(model: nn.Module, samples: Samples) -> None:
             _check_logits(logits, samples, n=2)
             if logits.requires_grad:
                 logits.float().logsumexp(dim=1).sum().backward()  # type: ignore[no-untyped-call]
+    except ModelError as error:
+        raise ModelError(error.what, where="model, in training mode", fix=error.fix) from error
     except FORWARD_ERRORS as error:
         raise ModelError(
             f"the model fails in training mode: {type(error).__name__}: {error}",

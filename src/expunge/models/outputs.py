@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,16 @@ from expunge.errors import ModelError, format_ids
 
 # ``"probabilities"`` sum to one in each row; ``"sigmoid"``: one independent probability a column.
 OutputKind = Literal["logits", "probabilities", "sigmoid"]
-_MARK, _KEY = "_expunge_output_kind", "_expunge_output_key"
+_FORM, _TRAINING_FORM = "_expunge_output_form", "_expunge_training_output_form"
+
+
+class OutputForm(NamedTuple):
+    """What the scores in a model's output are, and in which part; None for the usual one."""
+
+    kind: OutputKind = "logits"
+    key: str | None = None
+
+
 # The names under which models return logits, the likeliest first.
 _NAMES = ("logits", "out", "output", "preds", "prediction")
 _MIN_PROBABILITY = 1e-7  # keeps the logits of a saturated sigmoid finite
@@ -205,23 +214,23 @@ def _made_by(scores: Tensor) -> OutputKind:
     return "logits"
 
 
-def mark_output(model: nn.Module, kind: OutputKind, key: str | None = None) -> None:
-    """Note on a model of ours what it returns, and in which part; copies keep the note."""
-    vars(model).update({_MARK: kind, _KEY: key})
+def mark_output(model: nn.Module, form: OutputForm, *, training: bool = False) -> None:
+    """Note on a model of ours the form of its output; copies keep the note.
+
+    The form in training mode is that in evaluation mode unless it is noted too.
+    """
+    vars(model)[_TRAINING_FORM if training else _FORM] = form
 
 
-def output_kind(model: nn.Module) -> OutputKind:
-    """What a model returns by its note, which wrappers of the model share; logits without one."""
-    kind: OutputKind = _note(model, _MARK, "logits")
-    return kind
+def output_form(model: nn.Module, *, training: bool = False) -> OutputForm:
+    """The form of a model's output by its note, which wrappers of the model share."""
+    inner = getattr(model, "module", None)  # of a DistributedDataParallel
+    notes = vars(model) | (vars(inner) if isinstance(inner, nn.Module) else {})
+    form: OutputForm = notes.get(_FORM, OutputForm())
+    return notes.get(_TRAINING_FORM, form) if training else form
 
 
-def output_key(model: nn.Module) -> str | None:
-    """Which part of its output a model's scores are by its note; None for the usual one."""
-    key: str | None = _note(model, _KEY, None)
-    return key
-
-
-def _note(model: nn.Module, name: str, default: object) -> Any:
-    inner = getattr(model, "module", model)  # of a DistributedDataParallel
-    return getattr(inner, name, getattr(model, name, default))
+def possible_forms(output: object) -> list[OutputForm]:
+    """Every form that an output may have, logits first."""
+    keys = (None, *_parts(output))
+    return [OutputForm(kind, key) for kind in get_args(OutputKind) for key in keys]
