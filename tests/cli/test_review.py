@@ -82,6 +82,19 @@ def test_a_review_by_files_changes_the_repair_and_the_corrected_data(call, tmp_p
     assert (code, "moved out" in out) == (0, True)
 
 
+def test_data_that_changed_since_the_run_are_refused(call, tmp_path):
+    spec = write_spec(tmp_path / "s", {"out": str(tmp_path / "run")})
+    assert call("partition", spec)[0] == 0
+    stored = dict(np.load(tmp_path / "s" / "train.npz"))
+    other = {**stored, "y": np.roll(stored["y"], 1)}
+    fewer = {name: values[5:] for name, values in stored.items()}
+    for data, message in ((other, "have other labels for"), (fewer, "no longer have 5 of 200")):
+        np.savez(tmp_path / "s" / "train.npz", **data)
+        for command in (["clean", spec, "--out", "new.csv"], ["review", spec, "--json"]):
+            code, _, err = call(*command)
+            assert (code, message in err) == (1, True), err
+
+
 def test_two_servers_on_one_run_and_other_folders_are_refused(call, tmp_path):
     spec = write_spec(tmp_path / "s", {"out": str(tmp_path / "run")})
     assert call("partition", spec)[0] == 0

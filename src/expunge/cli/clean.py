@@ -34,13 +34,15 @@ def clean(
     """
     from expunge import specs
     from expunge.review.clean import clean_labels, summarise_clean, write_clean
-    from expunge.review.run_files import current_partition
+    from expunge.review.run_files import current_partition, require_data_of
 
     read, folder = specs.read_spec(spec), spec.resolve().parent
     if out.exists() and not overwrite:
         raise RunError("exists already", where=str(out), fix="name another file, or --overwrite")
     samples = specs.read_data(read, folder)[0]
-    partition = current_partition(run or specs.run_folder(read, spec), samples.classes)
+    run = run or specs.run_folder(read, spec)
+    partition = current_partition(run, samples.classes)
+    require_data_of(run, partition, samples)
     cleaned = clean_labels(partition, min_confidence=min_confidence)
     n = write_clean(cleaned, samples, read.train_data, out, folder=folder)
     rows = summarise_clean(cleaned, samples.classes)

@@ -155,7 +155,7 @@ def _session(
 ) -> Iterator[tuple[ReviewSession, Samples | None]]:
     """A session in a run folder that no other server uses."""
     from expunge import specs
-    from expunge.review.run_files import class_names, open_reviewed_run
+    from expunge.review.run_files import class_names, open_reviewed_run, require_data_of
     from expunge.review.session import ReviewSession
     from expunge.storage.run_folder import locked
 
@@ -163,6 +163,7 @@ def _session(
     samples = None
     if spec is not None:
         samples = specs.read_data(specs.read_spec(spec), spec.resolve().parent)[0]
+        require_data_of(folder, opened.partition, samples)
         classes = samples.classes
     else:
         classes = class_names(folder, opened.scores.class_probs.shape[1])

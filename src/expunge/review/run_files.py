@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expunge.errors import DataError, RunError
+from expunge.data import Samples
+from expunge.errors import DataError, RunError, format_ids
 from expunge.records import Partition, Scores
 from expunge.review.answer_log import QUEUE, AnswerLog
 from expunge.review.answers import RowIndex, answers_digest, latest
@@ -70,6 +71,22 @@ def open_reviewed_run(folder: str | Path) -> ReviewedRun:
     scores = serialization.SCORES.load(read_artefact(path / FOLDERS["score"]))
     partition = serialization.PARTITION.load(read_artefact(path / FOLDERS["partition"]))
     return ReviewedRun(path, partition, scores, stamp)
+
+
+def require_data_of(folder: str | Path, partition: Partition, samples: Samples) -> None:
+    """Raise RunError unless the data have all samples of a run's partition, with their labels."""
+    rows = RowIndex(samples.ids).rows(partition.ids.tolist())
+    gone = rows < 0
+    changed = ~gone & (samples.labels[rows] != partition.labels)
+    for bad, what in ((gone, "no longer have"), (changed, "have other labels for")):
+        if bad.any():
+            raise RunError(
+                f"the data {what} {int(bad.sum())} of {len(rows)} samples of the run: ids "
+                f"{format_ids(partition.ids[bad])}",
+                where=str(folder),
+                fix="undo the change of the data, or let `expunge repair SPEC --out FOLDER` run on "
+                "them as they are now",
+            )
 
 
 def partition_stamp(folder: Path) -> int:
