@@ -19,6 +19,7 @@ from expunge.storage import serialization
 from expunge.storage.artefacts import Artefact
 from expunge.storage.json_files import seal
 from expunge.storage.run_folder import check_run_folder, open_run
+from expunge.storage.weights import save_weights
 from oracles_digits import contents
 from oracles_results import make_partition
 
@@ -478,6 +479,19 @@ def test_a_file_of_the_run_appears_whole_or_not_at_all(tmp_path):
             run.write("result.json", half)
     assert {p.name for p in tmp_path.iterdir()} == {".lock", "run.json", "result.json"}
     assert (tmp_path / "result.json").read_text() == "first"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_others_can_read_the_files_of_a_run(tmp_path):
+    former = os.umask(0o022)
+    try:
+        made(tmp_path / "run")
+        save_weights(torch.nn.Linear(2, 3), tmp_path / "run" / "model.safetensors")
+    finally:
+        os.umask(former)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.suffix]
+    assert {path.name for path in files} > {"tensors.safetensors", "model.safetensors"}
+    assert {path.name for path in files if path.stat().st_mode & 0o777 != 0o644} == set()
 
 
 def test_the_log_is_one_object_a_line(tmp_path):

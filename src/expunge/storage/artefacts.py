@@ -20,6 +20,7 @@ from torch import Tensor
 
 from expunge.errors import RunError, format_ids
 from expunge.storage.array_files import storable
+from expunge.storage.atomic_files import write_file
 from expunge.storage.digests import file_digest, require_unchanged
 from expunge.storage.json_files import read_sealed, seal
 from expunge.storage.parquet_files import open_parquet
@@ -47,7 +48,8 @@ def write_artefact(folder: Path, artefact: Artefact, note: Mapping[str, Any]) ->
     for name, table in artefact.tables.items():
         pq.write_table(table, folder / f"{name}.parquet")
     if artefact.tensors:
-        save_file(storable(artefact.tensors), folder / _TENSORS)
+        tensors = storable(artefact.tensors)
+        write_file(folder / _TENSORS, lambda file: save_file(tensors, file))
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     facts = seal({**note, "metadata": artefact.metadata, "files": files})
     (folder / NOTE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -74,8 +74,10 @@ def new_file(target: str | Path, *, error: type[ExpungeError] = RunError) -> Ite
             raise error("is not a file", where=str(target), fix="name a file")
         temporary = _temporary(target)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = temporary.stat().st_mode
         try:
             yield temporary
+            temporary.chmod(mode)  # safetensors makes a file of its own, for its owner alone
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -106,7 +108,8 @@ def wrap_io_errors(path: Path, error: type[ExpungeError] = RunError) -> Iterator
         raise error(
             f"cannot be written: {reason_of(problem)}",
             where=str(path),
-            fix="free some space or choose another folder with --out",
+            fix="free some space, choose another folder with --out, or copy the run folder to one "
+            "that can be written",
         ) from problem
 
 
