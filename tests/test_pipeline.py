@@ -325,6 +325,15 @@ def test_held_out_labels_keep_a_repair_that_helps_and_their_noise_is_taken_into_
     assert result.seconds["decide"] > 0
 
 
+def test_held_out_samples_that_were_trained_on_decide_nothing():
+    (x, y), train = (held_out().inputs.tensor, held_out().labels), noisy()
+    both = torch.cat([x, train.inputs.tensor[:50]]), np.concatenate([y, train.labels[:50]])
+    result, expected = (repaired(held_out=data) for data in (both, (x, y)))
+    note = f"50 of {len(x) + 50} held-out samples are training inputs, and were left out"
+    assert note in result.notes
+    assert result.decision == expected.decision
+
+
 def test_a_repair_that_does_harm_is_reverted(tmp_path):
     harm = {**FAST, "tune": {"epochs": 1, "lr": 1e-6}, "prune": {"fraction": 0.9}}
     result = repaired(overrides=harm, held_out=held_out(), out=tmp_path)

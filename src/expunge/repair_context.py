@@ -21,6 +21,7 @@ from expunge.config import (
 )
 from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
 from expunge.data.checks import require_two_labels
+from expunge.data.overlap import without_copies
 from expunge.data.splits import by_split
 from expunge.editing.editors import EditedModel
 from expunge.editing.readout import build_classifier
@@ -69,6 +70,8 @@ class RepairContext:
         What reviewers answered, from the run folder.
     review
         What the answers changed; see `expunge.Review.summary`.
+    n_shared_held_out
+        How many held-out inputs are training inputs too, where training inputs repeat.
     """
 
     model: nn.Module
@@ -84,6 +87,7 @@ class RepairContext:
     notes: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
     review: Mapping[str, object] | None = None
+    n_shared_held_out: int = 0
 
     @property
     def seed(self) -> int:
@@ -153,6 +157,16 @@ def validate_inputs(
             check_disjoint(samples, other)
             check_alike(samples, other)
             other.check_finite()
+    n_shared = 0
+    if (given := others["held_out"]) is not None:
+        others["held_out"], n_shared = without_copies(samples, given)
+        if others["held_out"] is not given:
+            notes = (
+                *notes,
+                f"{n_shared:,} of {len(given):,} held-out samples are training inputs, and were "
+                "left out",
+            )
+            n_shared = 0
     header = {
         "recipe": options.recipe,
         "settings": asdict(recipe),
@@ -172,6 +186,7 @@ def validate_inputs(
         header,
         this_process(),
         notes=(*options.notes, *notes, *filter(None, [tied_note(model)])),
+        n_shared_held_out=n_shared,
     )
 
 

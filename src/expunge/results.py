@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expunge.data.overlap import count_shared
+from expunge.data import shared_inputs
 from expunge.editing.earlier_cuts import cut_metadata
 from expunge.evaluation import diagnostics, metrics
 from expunge.evaluation.audit import audit
@@ -94,7 +94,7 @@ def measure(
         evidence=None if scores.pooled is None else scores.pooled.probs,
         seed=seed,
     )
-    shared, held = count_shared(context.train, [validation, context.held_out])
+    shared = 0 if validation is None else shared_inputs(context.train, validation)
     flags = diagnostics.find_flags(
         partition=split,
         plan=plan,
@@ -103,7 +103,7 @@ def measure(
         baselines=baselines,
         gain=gain,
         shared_inputs=shared,
-        shared_held_out=held,
+        shared_held_out=context.n_shared_held_out,
         classes=context.train.classes,
         extra=(
             *diagnostics.memorised(scores, split),

@@ -22,6 +22,7 @@ from expunge._core.rng import subsample
 from expunge.config import DEFAULT_BASELINES, RepairKeywords, build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, hold_out, read
 from expunge.data.checks import require_two_labels
+from expunge.data.overlap import without_copies
 from expunge.data.paths import resolve_path
 from expunge.data.splitting import MAX_FRACTION, n_held_out
 from expunge.detection.detectors import detectors
@@ -444,6 +445,8 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
             if train is not None and other is not None:
                 attempt(partial(check_disjoint, train, other))
                 attempt(partial(check_alike, train, other))
+                if name == "held-out data":
+                    attempt(partial(without_copies, train, other))
     if train is not None and spec.holds_out and (n := n_held_out(len(train), spec.hold_out)):
         on_note(held_out_note(n, len(train)))
     for samples in sets:

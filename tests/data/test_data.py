@@ -37,6 +37,7 @@ from expunge.data import (
     shared_inputs,
     view,
 )
+from expunge.data.overlap import without_copies
 from expunge.data.paths import resolve_path
 from expunge.data.views import views
 from expunge.errors import ConfigError, DataError
@@ -1041,6 +1042,18 @@ def test_shared_inputs_are_counted_by_content() -> None:
     assert shared_inputs(train, from_arrays(x.astype(np.float32), y)) == 0
     assert shared_inputs(train, from_arrays(x.view(np.int8), y)) == 0  # equal bytes, other numbers
     assert shared_inputs(train, from_arrays(x.reshape(3000, 3, 2, 8), y)) == 0
+
+
+def test_copies_of_training_inputs_are_left_out_of_a_held_out_set_unless_inputs_repeat() -> None:
+    x, y = pixels(60, side=4), np.arange(60) % 2
+    train, other = from_arrays(x[:40], y[:40]), from_arrays(x[30:], y[30:])
+    rest, n_shared = without_copies(train, other)
+    assert (rest.ids.tolist(), n_shared) == (list(range(10, 30)), 10)
+    assert without_copies(train, rest) == (rest, 0)
+    with pytest.raises(DataError, match=r"all 10 inputs are training inputs.*\n.*leave the held-"):
+        without_copies(train, from_arrays(x[30:40], y[30:40]))
+    coarse = from_arrays(np.repeat(x[:20], 2, axis=0), y[:40])
+    assert without_copies(coarse, train) == (train, 20)
 
 
 # --- views --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from expunge.data.samples import Samples
 from expunge.errors import DataError, format_ids, raise_all
 
 CHUNK_SIZE = 1024
+# If a smaller share of the training inputs is distinct, equal inputs are no sign of a copy.
+_MIN_DISTINCT = 0.9
 
 
 def check_disjoint(train: Samples, other: Samples) -> list[str]:
@@ -54,15 +56,42 @@ def shared_inputs(train: Samples, validation: Samples) -> int:
 
     Cost: one pass over both sets, in chunks; 16 bytes of memory for each training sample.
     """
-    return count_shared(train, [validation])[0]
-
-
-def count_shared(train: Samples, others: Sequence[Samples | None]) -> list[int]:
-    """Count for each of several sets the inputs that are training inputs too; 0 for None."""
-    if all(other is None for other in others):
-        return [0] * len(others)
     seen = set(input_digests(train))
-    return [0 if o is None else sum(h in seen for h in input_digests(o)) for o in others]
+    return sum(digest in seen for digest in input_digests(validation))
+
+
+def without_copies(train: Samples, held_out: Samples) -> tuple[Samples, int]:
+    """Leave the inputs out of a held-out set that are training inputs too.
+
+    Where training inputs repeat, as those of coarse tables do, an equal input is no copy.
+
+    Returns
+    -------
+    held_out, n_shared
+        The set, the same if nothing was left out, and how many of its inputs were shared.
+
+    Raises
+    ------
+    DataError
+        If nothing would be left.
+
+    Notes
+    -----
+    Cost: as `shared_inputs`.
+    """
+    seen = set(input_digests(train))
+    is_shared = np.array([digest in seen for digest in input_digests(held_out)])
+    n_shared = int(is_shared.sum())
+    if not n_shared or len(seen) < _MIN_DISTINCT * len(train):
+        return held_out, n_shared
+    if is_shared.all():
+        raise DataError(
+            f"all {n_shared:,} inputs are training inputs: their labels were learned, and cannot "
+            "show whether a repair helps",
+            where=held_out.name,
+            fix="name samples that the model was not trained on, or leave the held-out set out",
+        )
+    return held_out.subset(np.flatnonzero(~is_shared)), n_shared
 
 
 def check_alike(train: Samples, other: Samples) -> None:
