@@ -348,7 +348,7 @@ def test_a_clone_of_the_hub_brings_its_other_sets(tmp_path, held_out):
     for split in ("train", "test", *(("validation",) if held_out else ())):
         file = tmp_path / "clone" / "data" / f"{split}-00000-of-00001.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"emb": list(x), "label": y}), file)
+        pq.write_table(pa.table({"emb": list(x + (split == "validation")), "label": y}), file)
     clone = tmp_path / "clone"
     sets = ("train", "validation", *(("held_out",) if held_out else ()))
     assert find_splits(clone) == dict.fromkeys(sets, clone)
