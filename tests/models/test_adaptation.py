@@ -365,7 +365,7 @@ class Auxiliary(Mlp):
     [
         (lambda z, aux: (z, aux),),
         (lambda z, aux: (aux, z),),
-        (lambda z, aux: {"deep": aux, "main": z},),
+        (lambda z, aux: {"cache": object(), "deep": aux, "main": z},),
         (lambda z, aux: z.softmax(dim=1),),
         (lambda z, aux: z, lambda z, aux: z.softmax(dim=1)),
         (lambda z, aux: (aux, z), lambda z, aux: (z.softmax(dim=1), z)),

@@ -144,6 +144,16 @@ def convolution() -> nn.Module:
         (convolution(), RNG.random((40, 8, 8), dtype=np.float32), r"x\[:, None\] adds the channel"),
         (
             convolution(),
+            RNG.random((40, 3, 8, 8), dtype=np.float32),
+            'have 3 channels, the model takes 1: make them grey as in training, mode = "L"',
+        ),
+        (
+            nn.Conv2d(3, 2, 3),
+            RNG.random((40, 1, 8, 8), dtype=np.float32),
+            r'have 1 channel, the model takes 3: x\.repeat\(3, axis=1\) .*mode = "RGB"',
+        ),
+        (
+            convolution(),
             RNG.random((40, 8, 8, 1), dtype=np.float32),
             r"looks like \[H, W, C\]: x\.transpose\(0, 3, 1, 2\)",
         ),
@@ -276,6 +286,10 @@ def test_an_encoder_of_torch_with_padding_is_scored_and_cut() -> None:
         overrides={**QUICK, "prune": {"fraction": 0.5}},
     )
     assert {"encoder.layers.0.self_attn", "encoder.layers.1.linear1"} <= set(result.plan.units)
+    data = tokens, tokens[:, 0] % 3
+    edited = expunge.edit(Encoder(), data, result.partition, method="ridge-head").model
+    with torch.no_grad():
+        assert edited.eval()(torch.tensor(tokens)).shape == (40, 3)
     assert torch.backends.mha.get_fastpath_enabled()
 
 

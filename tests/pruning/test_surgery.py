@@ -461,6 +461,22 @@ def test_pruning_a_masked_model_ignores_the_mask():
         assert_close(pruned(x), model(x))
 
 
+class BothWays(nn.Module):
+    """A recurrent network over eight steps; torch-pruning warns of the depth of its graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, 4, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[0][:, -1])
+
+
+def test_a_recurrent_network_without_other_layers_has_nothing_to_prune():
+    assert surgery.prunable(nn.Sequential(BothWays()), torch.zeros(1, 8, 8)) == []
+
+
 def test_units_before_a_recurrent_net_are_masked_at_their_own_output():
     model, x = build(ConvGru), inputs(ConvGru)
     assert prunable(model, x) == []

@@ -23,6 +23,7 @@ from expunge.models.calls import (
     logits_of,
     module_named,
     to_device,
+    unfused_attention,
     used_parameters,
 )
 from expunge.models.copying import copy_model
@@ -88,7 +89,8 @@ class FeatureReadout(nn.Module):
             for name, unit in zip(self.layers, self.units, strict=True)
         ]
         try:
-            self.body(*args, **kwargs)
+            with unfused_attention():
+                self.body(*args, **kwargs)
         except _LastLayerRead:
             pass
         finally:

@@ -87,7 +87,17 @@ def _fix_failure(model: nn.Module, example: Batch, error: Exception) -> str:
         return (
             "integers are passed as they are: give numbers that are measured as x.astype('float32')"
         )
-    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+    if first := next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None):
+        if len(shape) == 4 and (shape[1], first.in_channels) == (1, 3):
+            return (
+                "inputs have 1 channel, the model takes 3: x.repeat(3, axis=1) in NumPy, "
+                'mode = "RGB" of [data] in a spec'
+            )
+        if len(shape) == 4 and (shape[1], first.in_channels) == (3, 1):
+            return (
+                "inputs have 3 channels, the model takes 1: make them grey as in training, "
+                'mode = "L" of [data] in a spec'
+            )
         if len(shape) == 3:
             return f"inputs have shape {shape[1:]}: x[:, None] adds the channel"
         if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):

@@ -232,5 +232,5 @@ def output_form(model: nn.Module, *, training: bool = False) -> OutputForm:
 
 def possible_forms(output: object) -> list[OutputForm]:
     """Every form that an output may have, logits first."""
-    keys = (None, *_parts(output))
+    keys = (None, *(key for key, part in _parts(output).items() if isinstance(part, Tensor)))
     return [OutputForm(kind, key) for kind in get_args(OutputKind) for key in keys]

@@ -207,7 +207,10 @@ def group_members(traced: TracedModel, units: Units) -> Members:
     for name, wanted in units.items():
         layer = traced.model.get_submodule(name)
         side = traced.graph.get_pruner_of_module(layer).prune_out_channels
-        for dep, idxs in traced.graph.get_pruning_group(layer, side, wanted):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Maximum recursive depth")  # of recurrent networks
+            group = traced.graph.get_pruning_group(layer, side, wanted)
+        for dep, idxs in group:
             key = (id(dep.target.module), dep.handler)
             merged.setdefault(key, (dep, set()))[1].update(idxs)
     return merged
