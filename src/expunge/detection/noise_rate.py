@@ -41,38 +41,31 @@ from expunge.records import PooledEvidence
 # two values: intercept, slope; half of the ramp's width.
 _EXPLAINED_LINE, _EXPLAINED_LIMITS, _EXPLAINED_SPREAD = (0.15, 1.1), (0.29, 0.62), 0.035
 # The sharpening exponent. Below the range noise follows ambiguity, so that the posterior
-# underestimates it; above it noise does not depend on the input.
-SHARPENING: Ramp = (2.0, 2.6)
+# underestimates it, or classes overlap; above it noise does not depend on the input.
+SHARPENING: Ramp = (1.8, 2.4)
 # Below this range of the exponent, most of the pool's uncertainty is overlap of the classes (real
 # tables without noise: 1.2 to 1.5). The line is then higher by this, unless the model has learned.
 _SHARPER, _OVERLAP_SHIFT = (1.4, 1.7), 0.05
-# If noise follows ambiguity, the rate is the disagreement by this weight, else the joint's.
-_DISAGREEMENT_WEIGHT = 0.85
 # A pool that disagrees with this many labels is weak; for the lower bound it is so earlier. The
 # rate and its lower bound are those of a weak pool unless noise explains this share of the
 # disagreement. (Memorised ViT and ConvNeXt, 29 % of 2,000 labels wrong: with a lower range the rate
 # was 0.59 and 0.61.)
 _WEAK_POOL: Ramp = (0.25, 0.35)
 _WEAK_FOR_BOUND: Ramp = (0.2, 0.3)
-_RATE_EXPLAINED: Ramp = (0.88, 1.0)
-_BOUND_EXPLAINED: Ramp = (0.94, 1.0)
-# A pool of what a model has learned is weak from a larger disagreement on. It is wrong about at
-# least this many times as many labels as it predicts beyond held-out ones (1,500 to 25,000 images
-# of CIFAR-10: 1.6 to 3.2). Without held-out labels that gap is taken for 3 points. Of the wrong
-# labels it has learned at most 2.5 times the gap (25,000 images, three annotators: 1.7 to 2.1), and
-# at most a third: the upper bound grows by no more than half.
-_WEAK_LEARNED_POOL: Ramp = (0.35, 0.5)
+_ALL_EXPLAINED: Ramp = (0.88, 1.0)
+# A pool of what a model has learned is wrong about at least this many times as many labels as it
+# predicts beyond held-out ones (1,500 to 25,000 images of CIFAR-10: 1.6 to 3.2). Without held-out
+# labels that gap is taken for 3 points. Of the wrong labels it has learned at most 2.5 times the
+# gap (25,000 images, three annotators: 1.7 to 2.1), and at most a third: the upper bound grows by
+# no more than half.
 _ERRORS_BY_GAP, _LEARNED_BY_GAP, _USUAL_GAP = 1.5, 2.5, 0.03
 # The share of the samples, those of which the pool is most confident, whose labels are evident.
 _TOP_SHARE = 0.1
-# If nearly all of the posterior is evident, noise hardly follows ambiguity.
+# If nearly all of the posterior is evident, noise does not follow ambiguity.
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
-_EVIDENT_WEIGHT = 0.7
-# A model that has learned so much errs where labels scatter as it does where classes overlap: from
-# this evident part of the posterior on, the rate is the posterior (CIFAR-10, one annotator: 0.25
-# to 0.28; 20 and 40 % wrong at random: 0.52 to 0.62).
+# A model that has learned so much errs where labels scatter as it does where classes overlap: the
+# rate is nearer to the posterior, by the part of it that is evident.
 _MOSTLY_LEARNED: Ramp = (0.8, 1.0)
-_LARGELY_EVIDENT: Ramp = (0.4, 0.5)
 # Noise is structured if the least confident samples disagree more often than a calibrated pool
 # allows: by this number of standard errors, and by this part of all disagreement (clean CIFAR-10:
 # 0.13). Then some samples that agree are wrong too: the rate and its upper bound are these
@@ -80,19 +73,15 @@ _LARGELY_EVIDENT: Ramp = (0.4, 0.5)
 EXCESS_STDERRS: Ramp = (2.6, 3.6)
 EXCESS_PART: Ramp = (0.18, 0.24)
 _STRUCTURED_RATE, _STRUCTURED_HIGH = 1.3, 1.6
-# The pool's agreement with the given labels above that of the most frequent one. Below the range it
-# knows nothing that could tell which labels are wrong, unless they are likelier by this many nats
-# in all than by their frequencies (two classes, 40 % wrong: a gain of 0.02 to 0.1, 5 to 60 nats).
-_KNOWLEDGE: Ramp = (0.08, 0.13)
-_KNOWLEDGE_NATS: Ramp = (2.0, 4.0)
-# Below this range of that gain a disagreement that follows ambiguity is no sign of noise: only what
-# is evident counts. Below the second range nothing bounds the rate from below. (Real tables without
-# noise: 0 to 0.6.)
+# The pool makes the given labels likelier than their frequencies do by this many nats in all. Below
+# the range it knows nothing that could tell which labels are wrong.
+_KNOWLEDGE_NATS: Ramp = (0.0, 2.0)
+# The pool's agreement with the given labels above that of the most frequent one. Below this range a
+# disagreement that follows ambiguity is no sign of noise: only what is evident counts, and nothing
+# bounds the rate from below. (Real tables without noise: 0 to 0.6.)
 _STRONG_POOL: Ramp = (0.3, 0.5)
-_BOUND_GAIN: Ramp = (0.2, 0.4)
-# The lower bound contains this share of the posterior if it explains most of the disagreement.
+# The lower bound contains the posterior if that explains most of the disagreement.
 _LOWER_EXPLAINED: Ramp = (0.3, 0.8)
-_LOWER_SHARE = 0.9
 _INTERVAL_STDERRS = 1.96
 # Probabilities are taken back through the transition, and not sharpened, if that makes the given
 # labels more likely by this many nats a sample and noise does not follow ambiguity: the sharpening
@@ -137,39 +126,43 @@ class RateEstimate:
 def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -> RateEstimate:
     """Estimate the noise rate among usable samples from cross-fitted class distributions.
 
-    Four estimators that err in different directions:
+    Three estimators that err in different directions:
 
-    - *confident_joint*: too high where classes overlap (`confident_joint`);
-    - *posterior*: the mean of ``1 − π(y) T_yy / Σ_c π(c) T_cy``, with the joint's transition T and
-      the pool sharpened to π (`sharpening_exponent`). Right if noise does not depend on the input,
-      too low if it follows ambiguity;
+    - *posterior*: the mean of ``1 − π(y) T_yy / Σ_c π(c) T_cy``, with the transition T of the
+      confident joint and the pool sharpened to π (`sharpening_exponent`). Right if noise does not
+      depend on the input, too low if it follows ambiguity;
     - *evident*: the disagreement of the tenth of which the pool is most confident, or the rate of a
       transition fitted by maximum likelihood (`transition_rate`), if that is larger. A lower bound
       that hard samples do not raise;
     - *disagreement*: the share with ``argmax p ≠ y``. An upper bound, except for labels that the
       pool has learned from the noise.
 
-    Four measures weigh them. ``posterior / disagreement``, the explained share: in clean data it
-    grows with the overlap of the classes. Up to about ``0.15 + 1.1 disagreement``, clipped to
-    [0.29, 0.62], no label counts as wrong; up to 0.05 more for an exponent below 1.4, unless the
-    model has learned. The sharpening exponent: the nearer to 1, the more noise follows ambiguity,
-    and the nearer is the rate to the disagreement, if the pool's gain above the most frequent label
-    is at least 0.5; below 0.3 only what is evident counts then. The disagreement: a pool that
-    disagrees with a third of the labels or more is weak; then the rate is the posterior if noise
-    follows ambiguity, else what is evident, unless noise explains nearly all of the disagreement.
-    Where a model predicts far more labels than the probes, and has memorised none, the pool is weak
-    from about twice that disagreement on. If noise follows ambiguity, 1.5 times the gap between the
-    pool's agreement and the model's on held-out labels (3 points without any) is not counted: so
-    many errors are the pool's own; and if half of the posterior is evident, labels scatter, and the
-    rate is the posterior. The upper bound grows by 2.5 times the gap, as the pool may have
-    learned some of the noise.
-    The excess of disagreement among the least confident samples over ``1 − max p``: where classes
-    overlap, a calibrated pool is right about at least as many labels as it says; an annotator who
-    errs in a whole region near a boundary makes it wrong about more (`structured_fraction`).
+    The rate of the *confident joint* is reported beside them: too high where classes overlap.
 
-    A pool that hardly agrees with more labels than the most frequent label does, and makes them no
-    likelier than by chance, cannot tell which are wrong: the rate falls to 0 there. The lower bound
-    falls to 0 from a gain of 0.4 to 0.2; the upper bound stays.
+    1. Is there noise? ``posterior / disagreement``, the explained share, grows with the overlap of
+       the classes in clean data. Up to about ``0.15 + 1.1 disagreement``, clipped to [0.29, 0.62],
+       no label counts as wrong; up to 0.05 more for a sharpening exponent below 1.4, unless the
+       model has learned.
+    2. Does it follow ambiguity? The nearer the sharpening exponent is to 1, the more. Then the rate
+       is the disagreement (what is evident, if the pool's gain above the most frequent label is too
+       small to tell noise from overlap); else it is the posterior.
+    3. Is the pool weak? One that disagrees with a third of the labels is: the disagreement is
+       replaced by the posterior, and that by what is evident unless noise explains nearly all.
+    4. Do labels scatter? If nearly all of the posterior is evident, noise does not follow
+       ambiguity. If the model has learned (it predicts far more labels than the probes do, and has
+       memorised none), the rate is nearer to the posterior, by the part of it that is evident; and
+       1.5 times the gap to held-out labels is not counted of the disagreement: so many errors are
+       the pool's own.
+    5. Is a region wrong? Where classes overlap, a calibrated pool is right about at least as many
+       of the least confident samples as it says; an annotator who errs in a whole region near a
+       boundary makes it wrong about more (`structured_fraction`), and about some that agree.
+    6. Does the pool know anything? If it makes the labels no likelier than their frequencies do,
+       the rate is 0.
+
+    The upper bound of the interval is the disagreement; a pool that may have learned some of the
+    noise adds 2.5 times the gap between its agreement and the model's on held-out labels (3 points
+    without any). The lower bound is the posterior as far as noise explains the disagreement, what
+    is evident in a weak pool, and 0 for a pool of little gain.
 
     The order of the samples comes from π and T, and from the pool's margin. If labels count as
     wrong, not by ambiguity, and are more likely by the π for which ``π T`` is the pool
@@ -261,13 +254,13 @@ def _estimate(
     }
     structured = structured_fraction(known, given)
     structured *= 1 - ramp(exponent, SHARPENING)
+    gain = gain_above_frequencies(label_agreement(known, given), given)
     agreement = 1 - estimates["disagreement"]
     gap = _USUAL_GAP if held_out is None else max(0.0, agreement - held_out)
-    gain = gain_above_frequencies(label_agreement(known, given), given)
     value = _weigh(estimates, exponent, learned=learned, gap=gap, gain=gain)
     value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
     nats = log_likelihood_gain(known, given) * len(given)
-    value = max(value * max(ramp(gain, _KNOWLEDGE), ramp(nats, _KNOWLEDGE_NATS)), _MIN_RATE)
+    value = max(value * ramp(nats, _KNOWLEDGE_NATS), _MIN_RATE)
     log_odds += margin
     is_noisy = value > _MAX_CLEAN_RATE and exponent >= _MIN_UNMIXED_EXPONENT
     if is_noisy and probs.shape[1] <= _MAX_TRANSITION_CLASSES:
@@ -288,28 +281,25 @@ def _weigh(
 ) -> float:
     """Combine the estimators' rates; see `estimate_noise_rate`."""
     posterior, disagreement = estimates["posterior"], estimates["disagreement"]
-    evident, joint = min(estimates["evident"], posterior), estimates["confident_joint"]
+    evident = min(estimates["evident"], posterior)
     explained = posterior / max(disagreement, 1e-9)
-    intercept, slope = _EXPLAINED_LINE
-    middle = float(np.clip(intercept + slope * disagreement, *_EXPLAINED_LIMITS))
-    sharper = ramp(exponent, _SHARPER)
-    middle += _OVERLAP_SHIFT * (1 - learned) * (1 - sharper)
-    has_noise = ramp(explained, (middle - _EXPLAINED_SPREAD, middle + _EXPLAINED_SPREAD))
     clear = evident / max(posterior, 1e-9)
     ambiguous = 1 - ramp(exponent, SHARPENING)
-    ambiguous *= 1 - _EVIDENT_WEIGHT * ramp(clear, _NEARLY_ALL_EVIDENT)
-    weak = (1 - learned) * ramp(disagreement, _WEAK_POOL)
-    weak += learned * ramp(disagreement, _WEAK_LEARNED_POOL)
-    wide = _DISAGREEMENT_WEIGHT * disagreement + (1 - _DISAGREEMENT_WEIGHT) * joint
-    wide = max(wide - learned * _ERRORS_BY_GAP * gap, evident)
+    strong, sharper = ramp(gain, _STRONG_POOL), ramp(exponent, _SHARPER)
+    intercept, slope = _EXPLAINED_LINE
+    middle = float(np.clip(intercept + slope * disagreement, *_EXPLAINED_LIMITS))
+    middle += _OVERLAP_SHIFT * (1 - learned) * (1 - sharper)
+    has_noise = ramp(explained, (middle - _EXPLAINED_SPREAD, middle + _EXPLAINED_SPREAD))
+    weak = ramp(disagreement, _WEAK_POOL)
+    wide = max(disagreement - learned * _ERRORS_BY_GAP * gap, evident)
     if_ambiguous = (1 - weak) * wide + weak * posterior
-    strong = max(ramp(gain, _STRONG_POOL), learned)
     if_ambiguous = strong * if_ambiguous + (1 - strong) * min(sharper * evident, if_ambiguous)
-    weak *= 1 - ramp(explained, _RATE_EXPLAINED)
+    mostly_learned = ramp(learned, _MOSTLY_LEARNED)
+    weak *= (1 - mostly_learned) * (1 - ramp(explained, _ALL_EXPLAINED))
     if_independent = (1 - weak) * posterior + weak * evident
+    ambiguous *= 1 - ramp(clear, _NEARLY_ALL_EVIDENT)
     value = ambiguous * if_ambiguous + (1 - ambiguous) * if_independent
-    scattered = ramp(learned, _MOSTLY_LEARNED) * ramp(clear, _LARGELY_EVIDENT)
-    value += scattered * (posterior - value)
+    value += mostly_learned * clear * (posterior - value)
     return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
 
 
@@ -320,10 +310,10 @@ def _interval(
     posterior, disagreement = estimates["posterior"], estimates["disagreement"]
     stderr = float(np.sqrt(max(disagreement * (1 - disagreement), 0.01) / n))
     explained = posterior / max(disagreement, 1e-9)
-    certain = _LOWER_SHARE * ramp(explained, _LOWER_EXPLAINED) * min(posterior, value)
-    weak = ramp(disagreement, _WEAK_FOR_BOUND) * (1 - ramp(explained, _BOUND_EXPLAINED))
+    certain = ramp(explained, _LOWER_EXPLAINED) * min(posterior, value)
+    weak = ramp(disagreement, _WEAK_FOR_BOUND) * (1 - ramp(explained, _ALL_EXPLAINED))
     evident = max(0.0, 2 * estimates["evident"] - disagreement)
-    certain = ((1 - weak) * certain + weak * min(certain, evident)) * ramp(gain, _BOUND_GAIN)
+    certain = ((1 - weak) * certain + weak * min(certain, evident)) * ramp(gain, _STRONG_POOL)
     low = max(0.0, certain - _INTERVAL_STDERRS * stderr)
     high = min(1.0, disagreement + _INTERVAL_STDERRS * stderr)
     return min(low, value), max(high, value)
