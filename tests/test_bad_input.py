@@ -437,6 +437,18 @@ SETTINGS: dict[str, Case] = {
         PartitionError,
         r"every sample was flagged\n  fix: raise partition.threshold",
     ),
+    "an edit that keeps nothing": (
+        lambda f: expunge.edit(
+            memorised(), noisy(60), split_of(noisy(60), 1.0), method="ridge-head"
+        ),
+        PartitionError,
+        r"edit: every sample was flagged\n  fix: raise partition.threshold",
+    ),
+    "a deletion decided by held-out samples": (
+        lambda f: expunge.forget(memorised(), noisy(60), [1000], held_out=clean(60)),
+        ConfigError,
+        "forget: a deletion takes no held_out.*\n  fix: give .* as validation",
+    ),
     "a class with nothing kept": (
         lambda f: tuned(lambda s: (s.labels == 4) * 1.0),
         PartitionError,

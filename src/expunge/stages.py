@@ -44,7 +44,14 @@ from expunge.detection.partitioners import partitioners
 from expunge.detection.signals import collect
 from expunge.detection.thresholds import fdr_threshold
 from expunge.editing.editors import EditedModel, EditTask, editors
-from expunge.errors import ConfigError, DataError, ModelError, PruneError, format_ids
+from expunge.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    PartitionError,
+    PruneError,
+    format_ids,
+)
 from expunge.evaluation import metrics
 from expunge.evaluation.audit import audit
 from expunge.evaluation.diagnostics import memorised
@@ -572,6 +579,8 @@ def edit(
     ------
     ConfigError
         For an unknown editor or option, or none.
+    PartitionError
+        If every sample was flagged.
 
     Notes
     -----
@@ -592,6 +601,10 @@ def edit(
     if not config.method:
         raise ConfigError("no editor is named", fix=f"give edit a method: {editors.names()}")
     editors.check_options(config.method, config.options)
+    if split.flagged.all():
+        raise PartitionError(
+            "every sample was flagged", where="edit", fix="raise partition.threshold"
+        )
     task = EditTask(
         adapt_model(model, samples).model,
         samples,

@@ -15,7 +15,7 @@ from expunge.config import RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples
 from expunge.data.conversion import to_column
 from expunge.detection.similar_scores import MIN_SIMILARITY, score_similar, similar_note
-from expunge.errors import DataError, format_ids
+from expunge.errors import ConfigError, DataError, format_ids
 from expunge.pipeline.repair_run import open_repair, repair_from_scores
 from expunge.records import RepairResult, Scores
 from expunge.repair_context import RepairContext, validate_inputs
@@ -69,6 +69,12 @@ def forget(
     >>> result.audit.samples
     2
     """
+    if "held_out" in options:
+        raise ConfigError(
+            "a deletion takes no held_out, as it is kept in any case",
+            where="forget",
+            fix="give samples that measure it as validation",
+        )
     given = RepairOptions.of(options)
     settings = dict(given.overrides or {})
     tune = settings.get("tune", {})
