@@ -22,10 +22,11 @@ from expunge.storage.run_folder import Run
 from expunge.storage.serialization import Codec
 
 # The stages that depend on answers, the stage "review" last: until it is gone they are stale.
+_LATER = ("rounds", *(f"{FOLDERS[name]}*" for name in ("rank", "prune", "edit", "tune")))
 _REVIEWED_STAGES = (
-    *("rounds", "3-rank*", "4-prune*", "5-tune*"),
-    *(f"baselines/*/{name}" for name in ("rounds", "2-review", "3-rank*", "4-prune*", "5-tune*")),
-    "2-review",
+    *_LATER,
+    *(f"baselines/*/{name}" for name in (*_LATER, FOLDERS["review"])),
+    FOLDERS["review"],
 )
 
 

@@ -18,6 +18,7 @@ from expunge import cli, pipeline, specs
 from expunge._core.rng import temp_seed
 from expunge.data import Samples, TensorInputs, from_arrays
 from expunge.data.dataset import DictInputs
+from expunge.editing.readout import build_classifier
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
 from expunge.export import onnx
 from expunge.export.exported_model import CARD, GRAPH, WEIGHTS, export_run
@@ -26,7 +27,7 @@ from expunge.models.audio import MFCC
 from expunge.models.calls import logits_of
 from expunge.models.zoo import kws, resnet
 from expunge.pruning import surgery
-from expunge.records import PrunePlan
+from expunge.records import HeadPlan, PrunePlan
 from expunge.storage.json_files import seal
 from oracles_audio import noise, tone
 from oracles_digits import clean, memorised
@@ -485,6 +486,18 @@ def test_mean_and_deviation_are_in_the_graph(tmp_path):
     with torch.inference_mode():
         expected = model(images().batch(np.arange(5))).numpy()
     assert_allclose(asked(tmp_path / "m.onnx", x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_in_closed_form_is_in_the_graph(tmp_path):
+    require_onnx()
+    with temp_seed(0, "network"):
+        model = resnet(classes=4, widths=(4, 8), blocks=(1, 1)).eval()
+        plan = HeadPlan(("stages.0.0", "stages.1.0"), 512, 4 * 17 + 8 * 17, 4)
+        cut = build_classifier(model, plan, images().example()).eval()
+        nn.init.normal_(cut.head.weight)
+    onnx.write_graph(cut, images(), tmp_path / "m.onnx")
+    parity = onnx.compare_graph(cut, images(), tmp_path / "m.onnx", tolerance=1e-2)
+    assert parity.agreement == 1
 
 
 def test_masks_are_in_the_graph(tmp_path):

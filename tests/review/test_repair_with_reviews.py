@@ -76,6 +76,17 @@ def test_answers_change_the_repair_and_the_scores_are_not_made_again(noisy, tmp_
     assert not (out / "2-review").exists()
 
 
+def test_answers_change_a_repair_in_closed_form(noisy, tmp_path):
+    model, train, validation, true = noisy
+    settings = {"recipe": "instant", "baselines": (), "out": tmp_path / "run"}
+    first = expunge.repair(model, train, validation, **settings)
+    AnswerLog(tmp_path / "run", train.classes).append(answers_about(train, true, range(40)))
+    second = expunge.repair(model, train, validation, **settings)
+    assert first.head is not None
+    assert second.review["answered"] == 40
+    assert not torch.equal(second.model.head.weight, first.model.head.weight)
+
+
 def test_a_repair_that_was_reviewed_from_the_start_is_the_same(noisy, tmp_path):
     """The order does not matter: answers first or the repair first."""
     model, train, validation, true = noisy

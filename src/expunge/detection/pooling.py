@@ -75,8 +75,9 @@ def pool(
         return output.flatten(1)
     x = output.float()
     mean = parts = x.mean(dim=over)
-    # By parts, whose squares stay in the cache.
-    squares = torch.cat([part.square().mean(dim=over) for part in torch.split(x, _CHUNK)])
+    # By parts, whose squares stay in the cache; an exported graph takes batches of any size.
+    chunks = (x,) if torch.compiler.is_exporting() else torch.split(x, _CHUNK)
+    squares = torch.cat([chunk.square().mean(dim=over) for chunk in chunks])
     variance = squares - mean.square()
     # What rounding leaves of a constant is no spread.
     spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()

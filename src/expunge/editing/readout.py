@@ -79,7 +79,8 @@ class FeatureReadout(nn.Module):
                 # Pooled at once: a later layer may change the output in place.
                 pooled = pool(value, unit=unit, max_part_means=self.max_part_means)
                 found.setdefault(name, pooled.float())
-                if len(found) == len(self.layers):
+                # An exporter follows the calls of layers, which an exception would cut off.
+                if len(found) == len(self.layers) and not torch.compiler.is_exporting():
                     raise _LastLayerRead
 
             return hook

@@ -108,7 +108,9 @@ def wrap_io_errors(path: Path, error: type[ExpungeError] = RunError) -> Iterator
         raise error(
             f"cannot be written: {reason_of(problem)}",
             where=str(path),
-            fix="free some space, choose another folder with --out, or copy the run folder to one "
+            fix="make the folder that it is to lie in"
+            if isinstance(problem, FileNotFoundError)
+            else "free some space, choose another folder with --out, or copy the run folder to one "
             "that can be written",
         ) from problem
 
