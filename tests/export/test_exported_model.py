@@ -215,6 +215,10 @@ def test_inputs_of_another_form_than_the_manifest_s_are_refused(tmp_path):
         with pytest.raises(DataError, match=message):
             found.predict(wrong)
     assert found.predict(x.astype(np.float64) / 32768) == found.predict(x)
+    broken = x.astype(np.float32) / 32768
+    broken[1] = np.nan
+    with pytest.raises(DataError, match=r"logits are NaN or infinite for rows 1\n  fix: fill"):
+        found.predict(broken)
 
 
 def test_code_that_is_not_there_is_to_be_copied_into_the_folder(tmp_path, monkeypatch):

@@ -403,6 +403,8 @@ def test_a_constructor_can_be_a_function_that_is_importable(tmp_path):
         model, data, tmp_path / "out", constructor=mlp, arguments=arguments
     )
     assert exported.manifest.constructor == "expunge.models.zoo:mlp"
+    with pytest.raises(ConfigError, match="__main__:Net cannot be imported by its name"):
+        expunge.export_model(model, data, tmp_path / "main", constructor="__main__:Net")
     with pytest.raises(ConfigError, match=r"<lambda> cannot be imported by its name\n.*fix: put"):
         expunge.export_model(model, data, tmp_path / "b", constructor=lambda: model)
 

@@ -30,7 +30,7 @@ from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.data.decoding import Decoding
 from expunge.editing.earlier_cuts import EarlierCut, cut_again, earlier_cuts, earlier_from
 from expunge.editing.readout import rebuild
-from expunge.errors import ConfigError, ModelError, RunError, format_ids
+from expunge.errors import ConfigError, DataError, ModelError, RunError, format_ids
 from expunge.export.files import (
     Files,
     default_decoding,
@@ -117,8 +117,16 @@ class ExportedModel:
         return logits_of(self.model, inputs).float()
 
     def predict(self, stored: StoredInputs | Files) -> list[str]:
-        """The names of the predicted classes."""
-        return [self.manifest.classes[c] for c in self(stored).argmax(dim=1).tolist()]
+        """The names of the predicted classes; DataError if logits are NaN or infinite."""
+        logits = self(stored)
+        bad = ~torch.isfinite(logits).all(dim=1)
+        if bad.any():
+            raise DataError(
+                f"logits are NaN or infinite for rows {format_ids(bad.nonzero()[:, 0].tolist())}",
+                where="input",
+                fix="fill missing values as in training, or leave these rows out",
+            )
+        return [self.manifest.classes[c] for c in logits.argmax(dim=1).tolist()]
 
 
 @isolated

@@ -80,14 +80,14 @@ def name_of(constructor: str | Callable[..., Any]) -> str:
     >>> name_of(nn.Linear)
     'torch.nn.modules.linear:Linear'
     """
-    if isinstance(constructor, str):
+    if isinstance(constructor, str) and not constructor.startswith("__main__:"):
         return constructor
     module = getattr(constructor, "__module__", "")
-    function = getattr(constructor, "__qualname__", "")
+    function = str(getattr(constructor, "__qualname__", constructor))
     found = attribute_at(sys.modules.get(module), function)
     if module == "__main__" or found != constructor or not callable(constructor):
         raise ConfigError(
-            f"{function or type(constructor).__name__} cannot be imported by its name",
+            f"{function} cannot be imported by its name",
             where="constructor",
             fix="put a function that makes the network into a file beside your script: "
             'constructor="file:function"',
