@@ -316,6 +316,13 @@ def cached_tune(
     config = _within_budget(context, chain, config, later)
 
     def compute(checkpoint: Checkpoint | None) -> tuple[nn.Module, tuple[str, ...]]:
+        steps = (0, 0)
+
+        def progress(_: str, done: int, total: int) -> None:
+            nonlocal steps
+            steps = done, total
+            context.options.progress(folder, done, total)
+
         tuned = stages.tune(
             model,
             context.train,
@@ -329,8 +336,11 @@ def cached_tune(
             checkpoint=checkpoint,
             on_note=notes.append,
             stream=chain.stream("tune"),
-            progress=lambda _, done, total: context.options.progress(folder, done, total),
+            progress=progress,
         )
+        done, total = steps
+        if config.max_minutes is not None and done < total:
+            notes.append(f"the time budget ended a tuning after {done:,} of {total:,} steps")
         return tuned, tuple(notes)
 
     (tuned, said), chain = chain.stage(

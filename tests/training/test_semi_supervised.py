@@ -141,15 +141,13 @@ def test_the_time_of_an_interrupted_training_counts():
 def test_a_repair_divides_its_budget_among_the_rounds(tmp_path):
     x, y = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32), np.arange(90) % 3
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    result = expunge.repair(
-        model,
-        from_arrays(x, y),
-        recipe="semi",
-        minutes=0.02,
-        overrides={"min_flagged_fraction": 0.0, "tune": {"epochs": 100_000}},
-        out=tmp_path / "run",
-    )
+    overrides = {"min_flagged_fraction": 0.0, "tune": {"epochs": 100_000}}
+    settings = {"recipe": "semi", "overrides": overrides, "out": tmp_path / "run"}
+    result = expunge.repair(model, from_arrays(x, y), minutes=0.02, **settings)
     assert 0 < result.seconds["tune"] < 20
+    assert any("time budget ended a tuning after" in note for note in result.notes)
+    with pytest.raises(expunge.RunError, match="what `minutes` left for this tuning"):
+        expunge.repair(model, from_arrays(x, y), minutes=0.5, **settings)
 
 
 def test_a_share_of_an_unknown_time_is_refused():

@@ -147,7 +147,7 @@ def mask_of_ids(samples: Samples, ids: Collection[Any] | Array) -> Bools:
         raise DataError(
             f"no training sample has the id {format_ids(unknown)}",
             where="forget",
-            fix="give ids of training samples",
+            fix="give ids of training samples; in a file, one a line and nothing else",
         )
     return np.isin(own, wanted)
 

@@ -302,6 +302,8 @@ def _require_same(found: Any, wanted: Any, where: str) -> None:
     differing = list(_differences(found, wanted, ""))
     if differing:
         listed = "\n".join(f"  {line}" for line in differing[:12])
+        if any("max_minutes" in line for line in differing):
+            listed += "\n  (max_minutes is what `minutes` left for this tuning)"
         raise RunError(
             f"this folder belongs to a run with other inputs; what differs:\n{listed}",
             where=where,
