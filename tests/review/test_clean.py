@@ -135,7 +135,7 @@ def test_what_cannot_be_written_is_named_and_the_original_stays(judged, tmp_path
         write_clean(cleaned, samples, config, tmp_path / "out.xlsx", folder=tmp_path)
     write_clean(cleaned, samples, config, tmp_path / "out.jsonl", folder=tmp_path)
     twice = DataConfig("out.jsonl", input="x", label="label", id="id")
-    with pytest.raises(DataError, match="columns of these names already"):
+    with pytest.raises(DataError, match=r"names already: .*\n  fix: .* other names, in the spec"):
         write_clean(
             cleaned, read(twice, folder=tmp_path), twice, tmp_path / "x.jsonl", folder=tmp_path
         )

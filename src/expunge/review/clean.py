@@ -148,7 +148,7 @@ def write_clean(
         raise DataError(
             f"the data have columns of these names already: {', '.join(taken)}",
             where=str(source),
-            fix="clean the original data",
+            fix="clean the original data; columns of its own get other names, in the spec too",
         )
     columns = _new_columns(cleaned, samples, original)
     none = {name: values.slice(0, 0) for name, values in columns.items()}
