@@ -357,6 +357,7 @@ class Auxiliary(Mlp):
         self.forms = evaluation, training
 
     def forward(self, x):
+        x = nn.functional.dropout(x, 0.1, self.training)
         return self.forms[self.training](super().forward(x), self.aux(x))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from expunge._core.rng import temp_seed
 from expunge.data import Samples
@@ -121,8 +122,8 @@ def _mark_evaluation(model: nn.Module, samples: Samples) -> Adapted:
 def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
     """The form of the output in training mode, if that is another than in evaluation mode.
 
-    Layers without parts, such as dropout and batch norm, stay in evaluation mode: the logits are
-    those scores that are the same in both modes. None also if none are.
+    Layers without parts, such as batch norm, stay in evaluation mode, and nothing is dropped out:
+    the logits are those scores that are the same in both modes. None also if none are.
     """
     x = to_device(samples.batch(np.arange(min(2, len(samples)))), device_of(model))
     try:
@@ -131,13 +132,28 @@ def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
             for module in model.modules():
                 module.training = module is model or any(True for _ in module.children())
             usual = output_form(model, training=True)
-            output = call_model(model, x)
+            with _WithoutDropout():
+                output = call_model(model, x)
     except (*FORWARD_ERRORS, ModelError):
         return None  # what is wrong is said by `check_training`
     for form in (usual, *possible_forms(output)):
         if _gives(output, form, expected):
             return None if form == usual else form
     return None
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """In this block, functions that drop something out return their input."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else kwargs["input"]
+        if "dropout_p" in kwargs:  # of an attention
+            kwargs = {**kwargs, "dropout_p": 0.0}
+        return func(*args, **kwargs)
 
 
 def _gives(output: object, form: OutputForm, expected: Tensor) -> bool:
