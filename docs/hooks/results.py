@@ -44,6 +44,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
     "estimated_noise_rate": ("est. noise rate", ".3f", 1),
     "estimated_rate": ("est. noise rate", ".3f", 1),
     "f1": ("F1", ".3f", 1),
+    "fault_type_accuracy": ("fault-type acc.", ".3f", 1),
     "flagged": ("flagged rate", ".3f", 1),
     "flagged_rate": ("flagged rate", ".3f", 1),
     "healed": ("healed (%)", ".1f", 100),
