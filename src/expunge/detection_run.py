@@ -84,7 +84,7 @@ def detect_file(
         probs=columns.probs,
         ids=columns.ids,
     )
-    settings = {
+    settings: dict[str, Any] = {
         "probs_source": probs_source,
         "threshold": threshold,
         "fdr": fdr,
@@ -102,11 +102,7 @@ def detect_file(
             read.probs,
             ids=read.ids,
             classes=read.classes,
-            probs_source=probs_source,
-            threshold=threshold,
-            fdr=fdr,
-            noise_rate=noise_rate,
-            seed=seed,
+            **settings,
         )
         result = _reviewed(run, result, header)
         rows = suspect_rows(read, result, top_suspects(result, MAX_SHOWN))

@@ -21,7 +21,7 @@ from expunge.config import (
 )
 from expunge.data import DataLike, Samples, as_samples, check_alike, check_disjoint
 from expunge.data.checks import require_two_labels
-from expunge.data.overlap import without_copies
+from expunge.data.overlap import input_digests, shared_inputs, without_copies
 from expunge.data.splits import by_split
 from expunge.editing.editors import EditedModel
 from expunge.editing.readout import build_classifier
@@ -70,6 +70,8 @@ class RepairContext:
         What reviewers answered, from the run folder.
     review
         What the answers changed; see `expunge.Review.summary`.
+    n_shared_validation
+        How many validation inputs are training inputs too.
     n_shared_held_out
         How many held-out inputs are training inputs too, where training inputs repeat.
     """
@@ -87,6 +89,7 @@ class RepairContext:
     notes: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
     review: Mapping[str, object] | None = None
+    n_shared_validation: int = 0
     n_shared_held_out: int = 0
 
     @property
@@ -157,9 +160,12 @@ def validate_inputs(
             check_disjoint(samples, other)
             check_alike(samples, other)
             other.check_finite()
-    n_shared = 0
+    n_shared = n_shared_validation = 0
+    digests = set(input_digests(samples)) if any(o is not None for o in others.values()) else set()
+    if (measured := others["validation"]) is not None:
+        n_shared_validation = shared_inputs(samples, measured, digests)
     if (given := others["held_out"]) is not None:
-        others["held_out"], n_shared = without_copies(samples, given)
+        others["held_out"], n_shared = without_copies(samples, given, digests)
         if others["held_out"] is not given:
             notes = (
                 *notes,
@@ -186,6 +192,7 @@ def validate_inputs(
         header,
         this_process(),
         notes=(*options.notes, *notes, *filter(None, [tied_note(model)])),
+        n_shared_validation=n_shared_validation,
         n_shared_held_out=n_shared,
     )
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expunge.data import shared_inputs
 from expunge.editing.earlier_cuts import cut_metadata
 from expunge.evaluation import diagnostics, metrics
 from expunge.evaluation.audit import audit
@@ -94,7 +93,6 @@ def measure(
         evidence=None if scores.pooled is None else scores.pooled.probs,
         seed=seed,
     )
-    shared = 0 if validation is None else shared_inputs(context.train, validation)
     flags = diagnostics.find_flags(
         partition=split,
         plan=plan,
@@ -102,7 +100,7 @@ def measure(
         after=after,
         baselines=baselines,
         gain=gain,
-        shared_inputs=shared,
+        shared_inputs=context.n_shared_validation,
         shared_held_out=context.n_shared_held_out,
         classes=context.train.classes,
         extra=(

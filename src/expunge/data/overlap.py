@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import numpy as np
 import torch
@@ -51,19 +51,29 @@ def _paths(samples: Samples) -> np.ndarray:
     return np.array([f"{samples.id_root}/{i}" for i in samples.ids], dtype=str)
 
 
-def shared_inputs(train: Samples, validation: Samples) -> int:
+def shared_inputs(train: Samples, validation: Samples, digests: Set[bytes] | None = None) -> int:
     """Count the validation inputs of which the stored bytes equal those of a training input.
 
-    Cost: one pass over both sets, in chunks; 16 bytes of memory for each training sample.
+    Cost: one pass over both sets, in chunks; 16 bytes of memory for each training sample. With the
+    digests of the training inputs, see `input_digests`, a pass over the validation set alone.
     """
-    seen = set(input_digests(train))
+    seen = set(input_digests(train)) if digests is None else digests
     return sum(digest in seen for digest in input_digests(validation))
 
 
-def without_copies(train: Samples, held_out: Samples) -> tuple[Samples, int]:
+def without_copies(
+    train: Samples, held_out: Samples, digests: Set[bytes] | None = None
+) -> tuple[Samples, int]:
     """Leave the inputs out of a held-out set that are training inputs too.
 
     Where training inputs repeat, as those of coarse tables do, an equal input is no copy.
+
+    Parameters
+    ----------
+    train, held_out
+        The two sets.
+    digests
+        Those of the training inputs, if they are known; see `input_digests`.
 
     Returns
     -------
@@ -79,7 +89,7 @@ def without_copies(train: Samples, held_out: Samples) -> tuple[Samples, int]:
     -----
     Cost: as `shared_inputs`.
     """
-    seen = set(input_digests(train))
+    seen = set(input_digests(train)) if digests is None else digests
     is_shared = np.array([digest in seen for digest in input_digests(held_out)])
     n_shared = int(is_shared.sum())
     if not n_shared or len(seen) < _MIN_DISTINCT * len(train):

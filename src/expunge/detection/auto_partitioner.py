@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from expunge.detection.memorisation import has_memorised, label_agreement
 from expunge.detection.noise_model_partitioner import noise_model
 from expunge.detection.partitioners import partitioners
@@ -81,14 +84,9 @@ def auto(
     )
     uses_layers = not has_views and is_pool_weak and has_memorised(scores) is True
     if uses_layers and noise_rate is None:
-        return noise_model(
-            scores, seed=seed, threshold=threshold, components=components, separation=separation
-        )
-    return evidence_pool(
-        scores,
-        seed=seed,
-        threshold=threshold,
-        components=components,
-        separation=separation,
-        noise_rate=noise_rate,
+        method: Callable[..., Partition] = noise_model
+    else:
+        method = partial(evidence_pool, noise_rate=noise_rate)
+    return method(
+        scores, seed=seed, threshold=threshold, components=components, separation=separation
     )

@@ -147,11 +147,12 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
        is the disagreement (what is evident, if the pool's gain above the most frequent label is too
        small to tell noise from overlap); else it is the posterior.
     3. Is the pool weak? One that disagrees with a third of the labels is: the disagreement is
-       replaced by the posterior, and that by what is evident unless noise explains nearly all.
+       replaced by the posterior, and that by what is evident unless noise explains nearly all or
+       the model has learned.
     4. Do labels scatter? If nearly all of the posterior is evident, noise does not follow
        ambiguity. If the model has learned (it predicts far more labels than the probes do, and has
        memorised none), the rate is nearer to the posterior, by the part of it that is evident; and
-       1.5 times the gap to held-out labels is not counted of the disagreement: so many errors are
+       1.5 times the gap to held-out labels is not counted of the disagreement: those errors are
        the pool's own.
     5. Is a region wrong? Where classes overlap, a calibrated pool is right about at least as many
        of the least confident samples as it says; an annotator who errs in a whole region near a

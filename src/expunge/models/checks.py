@@ -46,14 +46,17 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
     try:
         with eval_mode(model), torch.no_grad():
             logits = logits_of(model, example)
-            is_one_number = raw_output(model, example).shape[1] == 1
+            is_one_number = (
+                logits.shape[1] == 2 < len(samples.classes)
+                and raw_output(model, example).shape[1] == 1
+            )
     except FORWARD_ERRORS as error:
         raise ModelError(
             f"the model fails on the first sample: {type(error).__name__}: {error}",
             where=samples.name,
             fix=_fix_failure(model, example, error),
         ) from error
-    if is_one_number and len(samples.classes) > 2:
+    if is_one_number:
         raise ModelError(
             "the model gives one number for a sample, which is the logit of the second of two "
             f"classes; the data have {len(samples.classes)} classes",

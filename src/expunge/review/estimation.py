@@ -24,8 +24,8 @@ from expunge.review.recalibration import (
 
 # Answers from which on the probabilities of other samples are recalibrated.
 MIN_ANSWERS = 10
-# So many answers count as given before the first one: half of them agree with suggestions that were
-# as likely right as not.
+# The number of answers that count as given before the first one: half of them agree with
+# suggestions that were as likely right as not.
 _SUGGESTION_PRIOR = 4
 
 
