@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ from expunge.recipes import Recipe, recipes, resolve
 from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import read_json, read_toml
 from expunge.storage.reading import is_file
-from expunge.storage.run_folder import check_run_folder
+from expunge.storage.run_folder import check_run_folder, differences
 from expunge.storage.weights import load_weights
 from expunge.tracking import check_trackers
 from expunge.training.optimisation import TuneConfig
@@ -212,14 +213,44 @@ def run_folder(spec: Spec, path: str | Path) -> Path:
     return Path(spec.out or Path("runs") / Path(path).stem)
 
 
-# Where a run notes its spec, as a path relative to the run folder.
+# Where a run notes its spec: as a path relative to the run folder, and what it said.
 _NOTED_SPEC = "spec.json"
+# What changes no model and no label.
+_WITHOUT_EFFECT = ("out", "baselines", "trackers", "workers")
 
 
-def note_spec(run: Path, path: Path) -> None:
-    """Note in a run folder which spec it was made from, for `expunge review`."""
-    text = json.dumps({"spec": os.path.relpath(path.resolve(), run.resolve())})
-    write_file(run / _NOTED_SPEC, text + "\n")
+def note_spec(run: Path, path: Path, spec: Spec) -> None:
+    """Note in a run folder which spec it was made from, for the commands that take a spec."""
+    noted = {"spec": os.path.relpath(path.resolve(), run.resolve()), "values": _noted_values(spec)}
+    write_file(run / _NOTED_SPEC, json.dumps(noted, default=str) + "\n")
+
+
+def _noted_values(spec: Spec) -> dict[str, Any]:
+    """What a run depends on, by the names of the file."""
+    names = {f.name: f.metadata.get("path", f.name) for f in fields(Spec)}
+    return {
+        names[name]: _with_effect(value) if isinstance(value, dict) else value
+        for name, value in _with_effect(asdict(spec)).items()
+    }
+
+
+def _with_effect(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in _WITHOUT_EFFECT}
+
+
+def changes_since(run: Path, spec: Spec) -> list[str]:
+    """What a spec says otherwise than when a run was made from it; empty if the run noted none."""
+    note = run / _NOTED_SPEC
+    noted = read_json(note).get("values") if note.is_file() else None
+    if not isinstance(noted, dict):
+        return []
+    return differences(noted, json.loads(json.dumps(_noted_values(spec), default=str)))
+
+
+def undo_or_repair(path: str | Path, run: Path) -> str:
+    """What to do about a spec that has changed since its run was made."""
+    again = shlex.join(["expunge", "repair", str(path), "--out", str(run)])
+    return f"undo the change, or run `{again}`: it resumes if model and data are the same"
 
 
 def noted_spec(run: Path) -> Path | None:
@@ -234,12 +265,17 @@ def noted_spec(run: Path) -> Path | None:
 
 def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None, Samples | None]:
     """The training, the validation and the held-out set, with the same classes."""
-    train = read_set(spec, spec.train_data, folder, name="training data")
+    train = read_train(spec, folder)
     validation, held_out = (
         read_set(spec, config, folder, classes=train.classes, name=name) if config else None
         for name, config in _others(spec)
     )
     return train, validation, held_out
+
+
+def read_train(spec: Spec, folder: Path) -> Samples:
+    """The training set alone."""
+    return read_set(spec, spec.train_data, folder, name="training data")
 
 
 def read_set(
@@ -435,7 +471,7 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
     recipe = _checked_recipe(spec, attempt)
     train = model = None
     if "train_data" not in invalid:
-        train = attempt(lambda: read_set(spec, spec.train_data, folder, name="training data"))
+        train = attempt(lambda: read_train(spec, folder))
     sets = [train] if train is not None else []
     classes = train.classes if train else None
     for name, config in _others(spec):

@@ -22,7 +22,7 @@ from expunge.records import Flag
 from expunge.specs import load_spec
 from oracles_digits import contents, noisy
 from oracles_results import make_baseline, make_result
-from oracles_specs import save_npz, write_spec
+from oracles_specs import merged, save_npz, write_spec
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
@@ -252,6 +252,48 @@ def test_report_and_compare_read_finished_runs(call, tmp_path):
     found = json.loads(call("compare", "runs/default", "runs/finetune-only", "--json").out)
     assert found["runs/default"] == result
     assert contents(tmp_path) == before
+
+
+def test_commands_name_what_a_spec_says_otherwise_than_when_its_run_was_made(call, tmp_path):
+    quick = {"recipe": "instant", "baselines": [], "out": "former"}
+    quick["data"] = {"validation": None, "held_out": {"path": "test.npz"}}
+    assert call("repair", write_spec(tmp_path, quick)).code == 0
+    Path("former").rename("moved")
+    (tmp_path / "test.npz").unlink()  # the held-out set is not read again
+    moved = quick | {"out": "moved"}
+    spec = write_spec(tmp_path, moved)
+    for command in (("export", "--out", "a"), ("clean", "--out", "a.csv"), ("report", "--json")):
+        said = call(command[0], spec, *command[1:])
+        assert (said.code, said.err) == (0, ""), command
+    assert json.loads(said.out)["run"] == "moved"
+    said = call("report", "moved")
+    assert "page: moved/report.html" in said.out
+    assert not any("former" in said.out + p.read_text() for p in Path("moved").glob("report.*"))
+
+    def says(changes, command, *options):
+        return call(command, write_spec(tmp_path, merged(moved, changes)), *options)
+
+    def changed(line):
+        return f"the spec has changed since moved was made; what differs:\n  {line}\n  fix: undo"
+
+    recipe = {"recipe": "default"}, 'recipe: "instant" there, "default" asked for'
+    model = {"model": {"arguments": {"hidden": 24}}}, "model.arguments.hidden: 48 there, 24 asked"
+    data = {"data": {"train": {"max_rows": 99}}}, "data.train.max_rows: null there, 99 asked for"
+    for changes, line in (recipe, model, data):
+        said = says(changes, "report")
+        assert (said.code, line in said.err) == (0, True), said.err
+    for changes, line in (recipe, model):
+        said = says(changes, "clean", "--out", "a.csv", "--overwrite")
+        assert (said.code, line in said.err) == (0, True), said.err
+    said = says(recipe[0], "export", "--out", "b")
+    assert (said.code, changed(recipe[1]) in said.err) == (0, True), said.err
+    said = says(model[0], "export", "--out", "c")
+    assert (said.code, said.err.count(model[1])) == (1, 1)
+    assert "moved: has another model than the spec names" in said.err
+    assert "fix: undo the change, or run `expunge repair" in said.err
+    for command, message in (("clean", "no longer have 101"), ("export", "other training data")):
+        said = says(data[0], command, "--out", "c.csv")
+        assert (said.code, message in said.err) == (1, True), said.err
 
 
 @pytest.mark.parametrize("command", ["report", "compare"])

@@ -163,6 +163,8 @@ def test_a_file_that_may_hold_answers_is_not_replaced(review, tmp_path, format):
     [
         ("id,label\n0,cat\n", "no column is called 'verdict'"),
         ("id,verdict,label\n0,wrong,cow\n", "there is no class 'cow'"),
+        ("id,verdict,label\n0,wrong,{given}\n", "is 'wrong', but .* right one '{given}'"),
+        ("id,verdict,label\n0,right,{other}\n", "is 'right', but .* right one '{other}'"),
         ("id,verdict,label\n1,right,\n", "no sample has the id 1"),
         ("id,verdict,label\n0,rigth,\n", "did you mean 'right'"),
         ("id,verdict,batch,stratum,stratum_size,order,probability\n0,right,0.5,0,9,0,0.1\n", "num"),
@@ -171,6 +173,9 @@ def test_a_file_that_may_hold_answers_is_not_replaced(review, tmp_path, format):
 def test_answers_that_cannot_be_used_are_named_and_none_is_kept(review, tmp_path, text, message):
     session, *_ = review
     path = tmp_path / "x.csv"
+    given = int(session.partition.labels[0])
+    names = {"given": CLASSES[given], "other": CLASSES[given - 1]}
+    text, message = text.format(**names), message.format(**names)
     path.write_text(text + "3,right,\n" if text.count(",") == 4 else text)
     with pytest.raises(DataError, match=message):
         import_answers(session, path)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from expunge.cli.repair import SpecPath
+from expunge.cli.results import warn_of_changes
 from expunge.cli.terminal import Json, app, echo, print_json, show, whole_console
 from expunge.errors import RunError, printable
 
@@ -39,8 +40,9 @@ def clean(
     read, folder = specs.read_spec(spec), spec.resolve().parent
     if out.exists() and not overwrite:
         raise RunError("exists already", where=str(out), fix="name another file, or --overwrite")
-    samples = specs.read_data(read, folder)[0]
     run = run or specs.run_folder(read, spec)
+    warn_of_changes(spec, read, run)
+    samples = specs.read_train(read, folder)
     partition = current_partition(run, samples.classes)
     require_data_of(run, partition, samples)
     cleaned = clean_labels(partition, min_confidence=min_confidence)

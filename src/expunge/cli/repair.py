@@ -153,6 +153,7 @@ def repair(
     from expunge.reporting.summary import summarise
     from expunge.reporting.tables import partition_line
 
+    read = specs.read_spec(spec)  # as it is now; it may change while the repair runs
     with progress() as show:
         loaded = specs.load_spec(
             spec,
@@ -172,7 +173,7 @@ def repair(
             held_out=loaded.held_out,
             **loaded.options,
         )
-    specs.note_spec(Path(result.run), spec)
+    specs.note_spec(Path(result.run), spec, read)
     if as_json:
         print_json(summarise(result))
     else:
@@ -254,6 +255,7 @@ def forget(
             find_more=find_more,
             **loaded.options,
         )
+    specs.note_spec(Path(result.run), spec, read)
     if as_json:
         print_json(summarise(result))
     else:
@@ -311,6 +313,7 @@ def _stage(name: StageName, summary: str) -> Callable[..., None]:
         from expunge import pipeline, specs
         from expunge.reporting.summary import summarise_stages
 
+        read = specs.read_spec(spec)
         with progress() as show:
             loaded = specs.load_spec(
                 spec,
@@ -332,7 +335,7 @@ def _stage(name: StageName, summary: str) -> Callable[..., None]:
             )
         facts = summarise_stages(made.scores, made.partition, made.ranking, made.plan)
         facts["run"] = str(loaded.options["out"])
-        specs.note_spec(Path(facts["run"]), spec)
+        specs.note_spec(Path(facts["run"]), spec, read)
         if as_json:
             print_json(facts)
         else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from expunge._core.registry import Registry
     from expunge.records import Metric, RepairResult
     from expunge.reporting.tables import Outcome
+    from expunge.specs import Spec
 
 # Where the registry of every kind of plug-in is.
 REGISTRIES = {
@@ -55,8 +56,24 @@ def run_of(path: Path) -> Path:
     if path.suffix == ".toml" and not path.is_dir():
         from expunge import specs
 
-        return specs.run_folder(specs.read_spec(path), path)
+        spec = specs.read_spec(path)
+        run = specs.run_folder(spec, path)
+        warn_of_changes(path, spec, run)
+        return run
     return path
+
+
+def warn_of_changes(path: Path, spec: Spec, run: Path) -> None:
+    """Say on stderr what a spec says otherwise than when its run was made."""
+    from expunge import specs
+
+    if changes := specs.changes_since(run, spec):
+        listed = "\n".join(f"  {line}" for line in changes)
+        echo(
+            f"warning: {path}: the spec has changed since {run} was made; what differs:\n{listed}\n"
+            f"  fix: {specs.undo_or_repair(path, run)}",
+            err=True,
+        )
 
 
 @app.command()
@@ -86,9 +103,11 @@ def export(
     from expunge.export.pretrained import export_pretrained_run
 
     read = specs.read_spec(spec)
-    folder = out or Path("exports") / (run or specs.run_folder(read, spec)).resolve().name
+    run = run or specs.run_folder(read, spec)
+    folder = out or Path("exports") / run.resolve().name
     if read.model.pretrained:
         export_pretrained_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
+        warn_of_changes(spec, read, run)
         written = sorted(p.name for p in folder.iterdir())
         if as_json:
             print_json({"folder": str(folder), "files": written})
@@ -96,6 +115,7 @@ def export(
             _print_export(folder, written)
         return
     found = exports.export_run(spec, folder, run=run, onnx=onnx, tolerance=tolerance)
+    warn_of_changes(spec, read, run)
     manifest = asdict(found.manifest)
     if as_json:
         print_json({"folder": str(folder), **manifest})

@@ -162,7 +162,7 @@ def _session(
     opened = open_reviewed_run(folder)
     samples = None
     if spec is not None:
-        samples = specs.read_data(specs.read_spec(spec), spec.resolve().parent)[0]
+        samples = specs.read_train(specs.read_spec(spec), spec.resolve().parent)
         require_data_of(folder, opened.partition, samples)
         classes = samples.classes
     else:

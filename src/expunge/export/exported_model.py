@@ -354,7 +354,8 @@ def export_run(
     Raises
     ------
     RunError
-        If the run is not finished or has other training data; and as `export_model`.
+        If the run is not finished or has another model or other training data; and as
+        `export_model`.
     """
     finished = finished_run(spec, run)
     config = finished.config
@@ -391,12 +392,19 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
     Raises
     ------
     RunError
-        If the run is not finished or has other training data.
+        If the run is not finished or has another model or other training data.
     """
     loaded, base = specs.read_spec(spec), Path(spec).resolve().parent
     run = specs.run_folder(loaded, spec) if run is None else Path(run)
     header, state, plan, head, earlier = _read_finished_run(run)
-    train, validation, _ = specs.read_data(loaded, base)
+    if changes := [c for c in specs.changes_since(run, loaded) if c.startswith("model.")]:
+        listed = "\n".join(f"  {line}" for line in changes)
+        raise RunError(
+            f"has another model than the spec names; what differs:\n{listed}",
+            where=str(run),
+            fix=specs.undo_or_repair(spec, run),
+        )
+    train = specs.read_train(loaded, base)
     if loaded.holds_out:
         train = specs.hold_out_some(loaded, train, header["seed"])[0]
     differing = [k for k, v in train.fingerprint().items() if header["train"].get(k) != v]
@@ -404,11 +412,11 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
         raise RunError(
             f"has other training data than the spec names: {format_ids(differing)} differ",
             where=str(run),
-            fix="name the run folder of this spec with --run",
+            fix="name the run folder of this spec with --run, or "
+            + specs.undo_or_repair(spec, run),
         )
-    data = train if validation is None else validation
     config = replace(loaded.model, weights="", checkpoints=())
-    mode, example = header["settings"]["prune"]["mode"], data.batch(np.arange(1))
+    mode, example = header["settings"]["prune"]["mode"], train.batch(np.arange(1))
     model = _rebuild(
         specs.build_model(config, base, 0).eval(),
         plan=plan,
@@ -418,7 +426,7 @@ def finished_run(spec: str | Path, run: str | Path | None) -> FinishedRun:
         example=example,
         state=state,
     )
-    return FinishedRun(model, data, plan, head, mode, config, read_result(run))
+    return FinishedRun(model, train, plan, head, mode, config, read_result(run))
 
 
 # ------------------------------------------------------------------------------------ rebuilding

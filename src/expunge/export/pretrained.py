@@ -156,7 +156,8 @@ def export_pretrained_run(
     Raises
     ------
     RunError
-        If the run is not finished or has other training data; and as `save_pretrained`.
+        If the run is not finished or has another model or other training data; and as
+        `save_pretrained`.
     """
     finished = finished_run(spec, run)
     if finished.head is not None:

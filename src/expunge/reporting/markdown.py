@@ -80,7 +80,6 @@ def render_markdown(result: RepairResult) -> str:
         _class_table(result),
         "## Time",
         _table(("stage", "time"), [(s, duration(t)) for s, t in result.seconds.items()]),
-        f"Run folder: {escape(result.run)}" if result.run else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

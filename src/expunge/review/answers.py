@@ -69,6 +69,7 @@ class Answer:
         last answer about the sample.
     label
         The index of the true class; needed by ``"wrong"``, and set by the review for ``"right"``.
+        ``"wrong"`` with the label that the data give by now counts as right: they were corrected.
     reviewer
         Who answered.
     time

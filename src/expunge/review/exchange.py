@@ -92,16 +92,18 @@ def import_answers(session: ReviewSession, path: str | Path, *, format: str = "c
     Raises
     ------
     DataError
-        If the file or a row of it is not as expected, or an id or a class does not exist. Nothing
-        is added then.
+        If the file or a row of it is not as expected, an id or a class does not exist, or a verdict
+        contradicts its label. Nothing is added then.
     """
     indices = {name: k for k, name in enumerate(session.classes)}
     found, problems = [], []
-    for number, row in enumerate(formats.get(format)().read(Path(path)), start=1):
+    form = formats.get(format)()
+    for number, row in enumerate(form.read(Path(path)), start=1):
         if not row.get("verdict") and (row.get("id") not in (None, "") or "row" in row):
             continue  # a question without an answer
         try:
-            found.append(_completed(from_row(_with_id(row, session), indices), session))
+            answer = from_row(_with_id(row, session), indices)
+            found.append(_completed(answer, session, has_verdict=form.has_verdicts))
         except DataError as error:
             problems.append(f"answer {number}: {error}")
     raise_all(DataError, problems[:_MAX_PROBLEMS], where=str(path))
@@ -119,14 +121,22 @@ def _with_id(row: Mapping[str, Any], session: ReviewSession) -> Mapping[str, Any
     return {**row, "id": session.partition.ids[row["row"]].item()}
 
 
-def _completed(answer: Answer, session: ReviewSession) -> Answer:
-    """An answer with a time, the run's own id and the draw; the given label is right, not wrong."""
+def _completed(answer: Answer, session: ReviewSession, *, has_verdict: bool) -> Answer:
+    """An answer with a time, the run's own id and the draw; without a verdict the label decides."""
     row = int(session.rows([answer.id])[0])
     if row < 0:
         raise DataError(f"no sample has the id {answer.id}")
     given, verdict, label = int(session.partition.labels[row]), answer.verdict, answer.label
-    if verdict == "right" or (verdict == "wrong" and label == given):
-        verdict, label = "right", given
+    if not has_verdict and label == given:
+        verdict = "right"
+    if verdict == "right" and label is None:
+        label = given
+    if verdict in ("right", "wrong") and (verdict == "right") != (label == given):
+        names = [session.classes[k] for k in (given, label) if k is not None]
+        raise DataError(
+            f"the verdict on {answer.id} is '{verdict}', but the given label is '{names[0]}' and "
+            f"the right one '{names[1]}': correct the verdict or the label"
+        )
     name = session.partition.ids[row].item()
     return replace(
         answer,

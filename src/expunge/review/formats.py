@@ -30,11 +30,12 @@ class Format(NamedTuple):
     """How questions are written for a tool, and how its answers are read.
 
     write: rows of `questions` and the cards, to a path. read: rows of answers from a path; a row
-    names its sample by ``id``, or by ``row``.
+    names its sample by ``id``, or by ``row``. has_verdicts: False if the tool knows classes only.
     """
 
     write: Callable[[Sequence[dict[str, Any]], Cards, Path], None]
     read: Callable[[Path], list[dict[str, Any]]]
+    has_verdicts: bool = True
 
 
 formats: Registry[Callable[[], Format], NoMetadata] = Registry("exchange format", NoMetadata)

@@ -70,7 +70,7 @@ def label_studio_format() -> Format:
                         found.append(chosen(choices[0], {**task["data"], **who}))
         return found
 
-    return Format(write, read)
+    return Format(write, read, has_verdicts=False)
 
 
 def _studio_task(row: Mapping[str, Any], cards: Cards) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def argilla_format() -> Format:
                         found.append(chosen(response["value"], {**record["metadata"], **who}))
         return found
 
-    return Format(write, read)
+    return Format(write, read, has_verdicts=False)
 
 
 def _argilla_settings(cards: Cards) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def fiftyone_format() -> Format:
             classes = found.get("classes") or []
             return [_fiftyone_answer(k, v, classes) for k, v in found["labels"].items()]
 
-    return Format(write, read)
+    return Format(write, read, has_verdicts=False)
 
 
 def _fiftyone_answer(key: str, label: Any, classes: Sequence[str]) -> dict[str, Any]:

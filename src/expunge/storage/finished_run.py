@@ -52,6 +52,9 @@ def read_record(folder: Path, *names: str) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Read ``result.json`` of a finished run; RunError as `read_record`."""
+    """Read ``result.json`` of a finished run; RunError as `read_record`.
+
+    ``run`` is where the folder is now.
+    """
     read_record(folder, RESULT)
-    return read_json(folder / RESULT, fix=FIX)
+    return {**read_json(folder / RESULT, fix=FIX), "run": str(folder)}

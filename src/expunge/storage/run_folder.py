@@ -299,7 +299,7 @@ def _check_folder_is_ours(path: Path) -> None:
 
 def _require_same(found: Any, wanted: Any, where: str) -> None:
     """Raise with every field that differs between what is there and what is asked for."""
-    differing = list(_differences(found, wanted, ""))
+    differing = differences(found, wanted)
     if differing:
         listed = "\n".join(f"  {line}" for line in differing[:12])
         if any("max_minutes" in line for line in differing):
@@ -310,6 +310,11 @@ def _require_same(found: Any, wanted: Any, where: str) -> None:
             fix="choose another folder with --out, undo the change, or discard what is there "
             "with --overwrite",
         )
+
+
+def differences(found: Any, wanted: Any) -> list[str]:
+    """Name every value that differs between what is there and what is asked for, by its keys."""
+    return list(_differences(found, wanted, ""))
 
 
 def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
