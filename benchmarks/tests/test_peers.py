@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import roc_auc_score
 
+from expunge import stages
 from expunge._core.progress import silent
 from expunge._core.rng import temp_seed
 from expunge.detection.detectors import detectors
@@ -99,6 +100,26 @@ def test_cleanlab_folds_predicts_every_sample_out_of_sample(cases, monkeypatch):
     assert all(fold.isdisjoint(rest) for fold, rest in zip(predicted, trained_on, strict=True))
     assert set.union(*predicted) == set(case.data.train.ids.tolist())
     assert sum(map(len, predicted)) == 300
+
+
+def test_each_default_detection_differs_by_one_thing(cases, monkeypatch):
+    case, given = cases["symmetric"], {}
+    real = stages.score
+
+    def score(model, data, **settings):
+        given.update(settings, view=data.view)
+        return real(model, data, **settings)
+
+    monkeypatch.setattr(stages, "score", score)
+    rates = {}
+    for name in ("expunge", "expunge-held-out", "expunge-undeclared-view", "expunge-no-views"):
+        rates[name] = detect.run_detector(name, case).noise_rate
+        assert (given["held_out"] is not None) == (name == "expunge-held-out")
+        assert (given["view"] is None) == (name not in ("expunge", "expunge-held-out"))
+        assert (given["views"] == 0) == (name == "expunge-no-views")
+    known = detect.run_detector("expunge-known-rate", case)
+    assert known.noise_rate == pytest.approx(case.data.truth.noisy.mean(), abs=1e-3)
+    assert known.noise_rate != rates["expunge"]
 
 
 @pytest.mark.parametrize("name", ["loss", "margin", "self_influence", "expunge", "expunge-fast"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +26,56 @@ from expunge_bench.timing import (
     with_peak_memory,
 )
 
-# The default detectors and partition; and the part of them that needs one plain pass only.
-# "held-out": the default with held-out labels, which the network has not seen.
-DEFAULT_DETECTION, FAST_DETECTION = "expunge", "expunge-fast"
-HELD_OUT_DETECTION = "expunge-held-out"
-FAST_DETECTORS = ("attribution", "attribution_mass")
-DEFAULT_NAMES = (DEFAULT_DETECTION, FAST_DETECTION, "loss", "cleanlab", "tracin", "rlap-published")
+
+@dataclass(frozen=True)
+class DefaultDetection:
+    """The default scores and partition, or those with one change.
+
+    Parameters
+    ----------
+    detectors
+        Those that score; by default all of the defaults.
+    has_held_out
+        Whether held-out labels are given, which the network has not seen.
+    declares_view
+        Whether the data have a view of their own.
+    views
+        Number of random views.
+    knows_rate
+        Whether the partition is given the true noise rate.
+    """
+
+    detectors: tuple[str, ...] = ScoreConfig().detectors
+    has_held_out: bool = False
+    declares_view: bool = True
+    views: int = ScoreConfig().views
+    knows_rate: bool = False
+
+    def run(self, case: BenchmarkCase) -> DetectorOutput:
+        """Score and partition the samples of a case. Only `knows_rate` reads the truth."""
+        data, seed = case.data, case.setting.seed
+        scores = stages.score(
+            case.model,
+            data.train if self.declares_view else replace(data.train, view=None),
+            seed=seed,
+            held_out=data.held_out if self.has_held_out else None,
+            detectors=self.detectors,
+            views=self.views,
+        )
+        rate = float(data.truth.noisy.mean()) if self.knows_rate else 0.0
+        partition = stages.partition(scores, seed=seed, noise_rate=rate or None)
+        return DetectorOutput.of(partition.p_noisy, partition)
+
+
+DEFAULTS = {
+    "expunge": DefaultDetection(),
+    "expunge-held-out": DefaultDetection(has_held_out=True),
+    "expunge-undeclared-view": DefaultDetection(declares_view=False),
+    "expunge-no-views": DefaultDetection(declares_view=False, views=0),
+    "expunge-known-rate": DefaultDetection(knows_rate=True),
+    "expunge-fast": DefaultDetection(detectors=("attribution", "attribution_mass")),
+}
+DEFAULT_NAMES = ("expunge", "expunge-fast", "loss", "cleanlab", "tracin", "rlap-published")
 
 
 def bench(
@@ -51,8 +96,7 @@ def bench(
     settings
         Noise and networks, see `expunge_bench.datasets.grid`.
     names
-        ``"expunge"`` (the defaults), ``"expunge-held-out"`` (with held-out labels),
-        ``"expunge-fast"`` (one plain pass), detectors and peers.
+        Of `DEFAULTS`, detectors and peers.
     out
         Where networks, rows and tables go.
     command, progress
@@ -96,30 +140,18 @@ def bench(
 
 
 def detection_names() -> list[str]:
-    """All names that a row can have: the defaults, detectors and peers."""
-    defaults = (DEFAULT_DETECTION, HELD_OUT_DETECTION, FAST_DETECTION)
-    return [*defaults, *detectors.names(), *peers.names()]
+    """All names that a row can have: `DEFAULTS`, detectors and peers."""
+    return [*DEFAULTS, *detectors.names(), *peers.names()]
 
 
 def run_detector(name: str, case: BenchmarkCase) -> DetectorOutput:
-    """Run a detector, a peer, or the default detection. Only peers receive the whole case."""
+    """Run one of `DEFAULTS`, a peer, or a single detector."""
+    if name in DEFAULTS:
+        return DEFAULTS[name].run(case)
     if name in peers.names():
         return peers.get(name)(case)
-    train, seed = case.data.train, case.setting.seed
-    single = (name,)
-    default = ScoreConfig().detectors
-    chosen = {
-        DEFAULT_DETECTION: default,
-        HELD_OUT_DETECTION: default,
-        FAST_DETECTION: FAST_DETECTORS,
-    }
-    held_out = case.data.held_out if name == HELD_OUT_DETECTION else None
-    scores = stages.score(
-        case.model, train, seed=seed, held_out=held_out, detectors=chosen.get(name, single)
-    )
-    if name in chosen:
-        partition = stages.partition(scores, seed=seed)
-        return DetectorOutput.of(partition.p_noisy, partition)
+    seed = case.setting.seed
+    scores = stages.score(case.model, case.data.train, seed=seed, detectors=(name,))
     partition = stages.partition(scores, seed=seed, method="mixture")
     return DetectorOutput.of(scores.values[name], partition)
 
