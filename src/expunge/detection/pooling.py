@@ -20,7 +20,8 @@ MAX_PART_MEANS = 512
 MAX_INPUT_COLUMNS, N_INDEX_BINS = 512, 256
 # Up to this many columns, vectors are embeddings; longer ones are clips.
 MAX_VECTOR_COLUMNS = 4_096
-_CHUNK = 32
+# On a CPU this many numbers are pooled at once: they stay in the cache.
+_CHUNK_NUMBERS = 2**18
 
 
 def default_feature_layers(layout: ModelLayout) -> tuple[str, ...]:
@@ -73,18 +74,26 @@ def pool(
     over = tuple(k for k in range(1, output.dim()) if k != unit)
     if not over or all(output.shape[k] == 1 for k in over):
         return output.flatten(1)
-    x = output.float()
-    mean = parts = x.mean(dim=over)
-    # By parts, whose squares stay in the cache; an exported graph takes batches of any size.
-    chunks = (x,) if torch.compiler.is_exporting() else torch.split(x, _CHUNK)
-    squares = torch.cat([chunk.square().mean(dim=over) for chunk in chunks])
-    variance = squares - mean.square()
-    # What rounding leaves of a constant is no spread.
-    spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()
+    grid = None
     if output.dim() == 4 and unit == 1:
         side, d = min(output.shape[2:]), output.shape[1]
         grids = (g for g in (4, 2) if g <= side and g * g * d <= max_part_means)
-        parts = nn.functional.adaptive_avg_pool2d(x, next(grids, 1)).flatten(1)
+        grid = next(grids, 1)
+    # An exported graph takes batches of any size.
+    if torch.compiler.is_exporting() or output.device.type != "cpu":
+        return _means_and_spread(output, over, grid)
+    rows = max(1, _CHUNK_NUMBERS // max(1, math.prod(output.shape[1:])))
+    return torch.cat([_means_and_spread(x, over, grid) for x in torch.split(output, rows)])
+
+
+def _means_and_spread(output: Tensor, over: tuple[int, ...], grid: int | None) -> Tensor:
+    """Return means over dimensions, or over the parts of a grid, and standard deviations."""
+    x = output.float()
+    mean = x.mean(dim=over)
+    variance = x.square().mean(dim=over) - mean.square()
+    # What rounding leaves of a constant is no spread.
+    spread = torch.where(variance > 1e-6 * mean.square(), variance, 0.0).sqrt()
+    parts = mean if grid is None else nn.functional.adaptive_avg_pool2d(x, grid).flatten(1)
     return torch.cat([parts, spread], dim=1)
 
 
