@@ -61,6 +61,8 @@ _ALL_EXPLAINED: Ramp = (0.88, 1.0)
 _ERRORS_BY_GAP, _LEARNED_BY_GAP, _USUAL_GAP = 1.5, 2.5, 0.03
 # The share of the samples, those of which the pool is most confident, whose labels are evident.
 _TOP_SHARE = 0.1
+# If none of the posterior is evident, there is no noise.
+_SOME_EVIDENT: Ramp = (0.0, 0.1)
 # If nearly all of the posterior is evident, noise does not follow ambiguity.
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
 # A model that has learned so much errs where labels scatter as it does where classes overlap: the
@@ -142,7 +144,7 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     1. Is there noise? ``posterior / disagreement``, the explained share, grows with the overlap of
        the classes in clean data. Up to about ``0.15 + 1.1 disagreement``, clipped to [0.29, 0.62],
        no label counts as wrong; up to 0.05 more for a sharpening exponent below 1.4, unless the
-       model has learned.
+       model has learned. Nor does one if none of the posterior is evident.
     2. Does it follow ambiguity? The nearer the sharpening exponent is to 1, the more. Then the rate
        is the disagreement (what is evident, if the pool's gain above the most frequent label is too
        small to tell noise from overlap); else it is the posterior.
@@ -291,6 +293,7 @@ def _weigh(
     middle = float(np.clip(intercept + slope * disagreement, *_EXPLAINED_LIMITS))
     middle += _OVERLAP_SHIFT * (1 - learned) * (1 - sharper)
     has_noise = ramp(explained, (middle - _EXPLAINED_SPREAD, middle + _EXPLAINED_SPREAD))
+    has_noise *= ramp(clear, _SOME_EVIDENT)
     weak = ramp(disagreement, _WEAK_POOL)
     wide = max(disagreement - learned * _ERRORS_BY_GAP * gap, evident)
     if_ambiguous = (1 - weak) * wide + weak * posterior
