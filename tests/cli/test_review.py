@@ -95,6 +95,17 @@ def test_data_that_changed_since_the_run_are_refused(call, tmp_path):
             assert (code, message in err) == (1, True), err
 
 
+def test_doubts_about_the_flags_stand_beside_the_corrected_data(call, tmp_path):
+    spec = write_spec(tmp_path / "s", {"out": str(tmp_path / "run"), "score": {"detectors": None}})
+    stored = dict(np.load(tmp_path / "s" / "train.npz"))
+    labels = np.random.default_rng(0).integers(0, 10, len(stored["y"]))
+    np.savez(tmp_path / "s" / "train.npz", **{**stored, "y": labels})
+    assert call("partition", spec)[0] == 0
+    assert "⚑ noise-rate-not-identified: " in call("clean", spec, "--out", "a.csv")[1]
+    found = json.loads(call("clean", spec, "--out", "b.csv", "--json")[1])
+    assert "noise-rate-not-identified" in [flag["code"] for flag in found["flags"]]
+
+
 def test_two_servers_on_one_run_and_other_folders_are_refused(call, tmp_path):
     spec = write_spec(tmp_path / "s", {"out": str(tmp_path / "run")})
     assert call("partition", spec)[0] == 0

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from expunge.cli.repair import SpecPath
-from expunge.cli.results import warn_of_changes
+from expunge.cli.results import print_flags, warn_of_changes
 from expunge.cli.terminal import Json, app, echo, print_json, show, whole_console
 from expunge.errors import RunError, printable
 
@@ -34,6 +34,7 @@ def clean(
     Answers of `expunge review` are taken into account.
     """
     from expunge import specs
+    from expunge.evaluation.diagnostics import partition_flags
     from expunge.review.clean import clean_labels, summarise_clean, write_clean
     from expunge.review.run_files import current_partition, require_data_of
 
@@ -48,9 +49,12 @@ def clean(
     cleaned = clean_labels(partition, min_confidence=min_confidence)
     n = write_clean(cleaned, samples, read.train_data, out, folder=folder)
     rows = summarise_clean(cleaned, samples.classes)
+    flags = partition_flags(partition, samples.classes)
     if as_json:
-        print_json({"out": str(out), "rows": n, "classes": rows})
+        found = [{"code": flag.code, "message": flag.message} for flag in flags]
+        print_json({"out": str(out), "rows": n, "classes": rows, "flags": found})
         return
+    print_flags(flags)
     _print_summary(rows)
     moved = int((cleaned.label != cleaned.given).sum())
     echo(

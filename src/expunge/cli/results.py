@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from expunge.storage.finished_run import read_record, read_result
 
 if TYPE_CHECKING:
     from expunge._core.registry import Registry
-    from expunge.records import Metric, RepairResult
+    from expunge.records import Flag, Metric, RepairResult
     from expunge.reporting.tables import Outcome
     from expunge.specs import Spec
 
@@ -198,14 +199,20 @@ def print_result(result: RepairResult) -> None:
     """Print red flags, the table of models, the decision, and where the report is."""
     from expunge.reporting.tables import headline, outcomes
 
+    print_flags(result.flags)
     console = whole_console()
-    for flag in result.flags:
-        show(f"⚑ {flag.code}: {flag.message}", console, style="yellow")
     if rows := outcomes(result):
         show(_outcomes_table(rows), console)
     echo(headline(result))
     if result.run:
         echo(f"report: {Path(result.run) / 'report.html'}")
+
+
+def print_flags(flags: Iterable[Flag]) -> None:
+    """Print red flags, a line each."""
+    console = whole_console()
+    for flag in flags:
+        show(f"⚑ {flag.code}: {flag.message}", console, style="yellow")
 
 
 def _outcomes_table(rows: list[Outcome]) -> Table:

@@ -45,7 +45,7 @@ def find_flags(
     Parameters
     ----------
     partition
-        Checked for components that overlap, for no noise at all, and for one-sided classes.
+        Checked by `partition_flags`.
     plan
         None if nothing was cut.
     before, after
@@ -76,16 +76,36 @@ def find_flags(
     """
     return (
         *extra,
-        *(_mixture_not_separated(partition) if partition else ()),
-        *(_one_component_fits_better(partition) if partition else ()),
-        *(_flagged_set_is_one_class(partition, classes) if partition else ()),
-        *(_class_mostly_flagged(partition, classes) if partition else ()),
-        *(_noise_rate_not_identified(partition) if partition else ()),
+        *(partition_flags(partition, classes) if partition else ()),
         *_granted_less_than_requested(plan),
         *_validation_overlaps_training(shared_inputs),
         *_held_out_overlaps_training(shared_held_out),
         *_clean_accuracy_fell(before, after, gain),
         *(_random_baseline_as_good(baselines) if plan is not None else ()),
+    )
+
+
+def partition_flags(partition: Partition, classes: Sequence[str] = ()) -> tuple[Flag, ...]:
+    """Find the reasons to doubt which samples are flagged, and how many.
+
+    Parameters
+    ----------
+    partition
+        A partition, reviewed or not.
+    classes
+        The names of the classes; without them they are called by their indices.
+
+    Returns
+    -------
+    tuple of Flag
+        Components that overlap, no noise at all, one-sided classes, a wide interval of the rate.
+    """
+    return (
+        *_mixture_not_separated(partition),
+        *_one_component_fits_better(partition),
+        *_flagged_set_is_one_class(partition, classes),
+        *_class_mostly_flagged(partition, classes),
+        *_noise_rate_not_identified(partition),
     )
 
 
