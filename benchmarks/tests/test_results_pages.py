@@ -33,10 +33,11 @@ def test_a_page_is_what_its_rows_give(name):
 
 def test_the_table_of_the_readme_is_what_the_rows_give():
     text = results.README.read_text(encoding="utf-8")
-    assert results.readme_table() in text, "run: python docs/hooks/results.py"
-    changed = text.replace("72.5 ± 0.4", "73.5 ± 0.4")
+    table = results.readme_table()
+    assert table in text, "run: python docs/hooks/results.py"
+    changed = text.replace(table, table.replace("±", "+", 1))
     assert changed != text
-    assert results.with_table(changed, results.readme_table()) == text
+    assert results.with_table(changed, table) == text
     with pytest.raises(ValueError, match="no table has the head"):
         results.with_table("no table", results.readme_table())
 
