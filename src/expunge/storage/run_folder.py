@@ -313,7 +313,7 @@ def _require_same(found: Any, wanted: Any, where: str) -> None:
 
 
 def differences(found: Any, wanted: Any) -> list[str]:
-    """Name every value that differs between what is there and what is asked for, by its keys."""
+    """Name every value that differs between stored settings and the wanted ones, by its keys."""
     return list(_differences(found, wanted, ""))
 
 
