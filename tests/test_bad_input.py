@@ -147,7 +147,7 @@ DATA: dict[str, Case] = {
     "duplicate ids": (
         lambda f: arrays(f, ids=np.arange(20) // 2),
         DataError,
-        "duplicate ids: 0, 1, 2, 3, 4 … ",
+        r"duplicate ids: 0, 1, 2, 3, 4 … \(10 in all\); give each sample an id of its own",
     ),
     "duplicate ids in a list": (
         lambda f: manifest(f, [{"image": "a.png", "label": c, "id": 5} for c in (0, 1)]),

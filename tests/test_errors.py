@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from expunge.errors import (
@@ -11,6 +12,7 @@ from expunge.errors import (
     format_ids,
     group_by_reason,
     raise_all,
+    type_with_article,
 )
 
 
@@ -45,6 +47,11 @@ def test_a_message_shows_the_first_few_values_and_their_number():
     assert format_ids([1, 2]) == "1, 2"
     assert format_ids(range(5)) == "0, 1, 2, 3, 4"
     assert format_ids(range(9), limit=2) == "0, 1 … (9 in all)"
+
+
+def test_the_article_of_a_type_follows_its_sound():
+    values = [3, "a", np.zeros(2), {}]
+    assert [type_with_article(v) for v in values] == ["an int", "a str", "an ndarray", "a dict"]
 
 
 def test_what_is_wrong_is_grouped_by_reason():

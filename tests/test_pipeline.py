@@ -219,7 +219,7 @@ def test_samples_like_the_named_ones_are_found_and_forgotten_too(tmp_path):
         (b"12", "a list or array of ids, got bytes"),
         (None, "a list or array of ids, got NoneType"),
         ({"5": 1}, "a list or array of ids, got dict"),
-        ([None], r"ids is missing \(null or empty\)"),
+        ([None], r"missing values \(null or empty\) in ids"),
         (np.array([True, False]), "got 2 truth values for 400 training samples"),
     ],
 )

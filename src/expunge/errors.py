@@ -162,6 +162,16 @@ def format_ids(values: Iterable[object], limit: int = 5) -> str:
     return shown if len(items) <= limit else f"{shown} … ({len(items)} in all)"
 
 
+def type_with_article(value: object) -> str:
+    """The type of a value, for a sentence.
+
+    >>> type_with_article(3), type_with_article("3")
+    ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' or name == 'ndarray' else 'a'} {name}"
+
+
 def group_by_reason(what: str, reasons: Mapping[Any, str], limit: int = 8) -> list[str]:
     """Lines that name what is wrong with which ids, in the order in which the reasons come.
 

@@ -13,7 +13,7 @@ from expunge import stages
 from expunge._core.arrays import Array, Floats32, Ints
 from expunge._core.isolation import isolated
 from expunge.config import PartitionConfig
-from expunge.data.checks import probability_problems, trusted_problems
+from expunge.data.checks import id_problems, probability_problems, trusted_problems
 from expunge.data.classes import (
     as_class_names,
     encode_labels,
@@ -204,11 +204,7 @@ class _LabelledRows:
         """What is wrong with the values, in words."""
         n = len(self.ids)
         problems = trusted_problems(None if trusted is None else np.asarray(trusted), n)
-        if self.ids.dtype.kind not in "iuU":
-            problems.append(f"ids must be integers or texts, not {self.ids.dtype}")
-        unique, counts = np.unique(self.ids, return_counts=True)
-        if (counts > 1).any():
-            problems.append(f"duplicate ids: {format_ids(unique[counts > 1])}")
+        problems += id_problems(self.ids)
         n_found = len(np.unique(self.labels))
         if n_found < 2:
             problems.append("all samples have the same label: two classes or more are needed")

@@ -201,7 +201,7 @@ def test_external_probabilities_follow_their_classes() -> None:
     ("values", "message"),
     [
         (["0.5", "1.0"], "got fractions such as 0.5"),
-        (["0", "nan", "1"], r"label is missing \(NaN or null\): ids 1"),
+        (["0", "nan", "1"], r"missing values \(NaN or null\) in labels: ids 1"),
         (["0", "1", "cat"], r"labels that are no class: cat \(ids 2\); the classes are 0, 1"),
         (["0", "7"], r"labels outside 0…1: 7"),
     ],

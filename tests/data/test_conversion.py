@@ -160,7 +160,7 @@ def test_a_tuple_of_arrays_is_named_by_the_arguments_of_the_model() -> None:
 @pytest.mark.parametrize("kind", [uuid.UUID, Decimal, Path])
 def test_ids_of_other_types_are_given_as_texts(kind: type) -> None:
     ids = [kind(int=i) if kind is uuid.UUID else kind(str(i)) for i in range(6)]
-    with pytest.raises(DataError, match=r"ids holds \w+, expected .*\n.*\[str\(v\) for v in …\]"):
+    with pytest.raises(DataError, match=r"\w+ in ids, expected .*\n.*\[str\(v\) for v in …\]"):
         from_arrays(X, Y, ids=ids)
     assert len(from_arrays(X, Y, ids=[str(v) for v in ids])) == 6
 
@@ -182,8 +182,12 @@ def test_pictures_in_a_list_are_images() -> None:
     ("x", "y", "message"),
     [
         (X, pd.Series([0, 1, None, 0, 1, 2], dtype="Int64"), "labels are NaN or infinite: ids 2"),
-        (X, pd.Series(["a", "b", None, "a", "b", "c"]), r"labels is missing .*: ids 2"),
-        (X, pd.Series(["a", None] * 3, dtype="category"), r"labels is missing .*: ids 1, 3, 5"),
+        (X, pd.Series(["a", "b", None, "a", "b", "c"]), r"missing values .* in labels: ids 2"),
+        (
+            X,
+            pd.Series(["a", None] * 3, dtype="category"),
+            r"missing values .* in labels: ids 1, 3, 5",
+        ),
         (X, np.eye(3)[Y], r"for one-hot labels and probabilities: y.argmax\(1\)"),
         (X, np.ones((6, 3)), r"score one at a time, .* its logit alone, model\(x\)\[:, k\]"),
         (X, Y[None], r"fix: y\[0\]"),
@@ -191,8 +195,8 @@ def test_pictures_in_a_list_are_images() -> None:
         (X, 5, "got a tuple of ndarray, int"),
         (X, Group(), r"labels must be .* not Group\n.*its arrays \(x, y\): labels\['x'\]"),
         (Group(), Y, r"x must be .* not Group\n.*its arrays \(x, y\): x\['x'\]"),
-        (X, ["a", "b", " "] * 2, r"labels? is missing .*: ids 2, 5"),
-        (X, np.array(["a", "b", ""] * 2), r"label is missing .*: ids 2, 5"),
+        (X, ["a", "b", " "] * 2, r"missing values .* in labels: ids 2, 5"),
+        (X, np.array(["a", "b", ""] * 2), r"missing values .* in labels: ids 2, 5"),
         (X, [-1, 1] * 3, r"name the classes: classes=\['-1', '1'\]"),
         (NESTED, Y, r"to_padded_tensor\(0\)"),
         (pd.DataFrame({"a": [1.0] * 6, "town": list("uvwxyz")}), Y, "hold no numbers: town"),
@@ -210,7 +214,7 @@ def test_pictures_in_a_list_are_images() -> None:
         (scipy.sparse.csr_array(X), Y, r"not csr_array\n.*x\.toarray\(\)"),
         (X, {*Y.tolist()}, r"labels must be .* not set\n.*list\(labels\)"),
         (X, dict(enumerate(Y)), r"labels must be .* not dict\n.*list\(labels\.values\(\)\)"),
-        (X, [{0, 1}] * 6, "labels holds set, .*\n.*several labels are not supported"),
+        (X, [{0, 1}] * 6, "set in labels, .*\n.*several labels are not supported"),
         (X, Y + 0.5, "got fractions; divide numbers into classes"),
         (X, Y * 0, r"1 class: a classifier needs two or more; .* name them all: classes="),
         ({}, Y, "a dictionary without arrays"),

@@ -149,7 +149,7 @@ class Odd(Dataset[Any]):
     [
         ((X[0], 1, 0.5), "third element is a float: expected an index"),
         ((X[0], 1, {"path": "a.png"}), "third element is a dict.*\n.*input=0 and label=1"),
-        ((1, X[0]), r"a int before .*: expected \(x, y\)\n.*input=1 and label=0"),
+        ((1, X[0]), r"an int before .*: expected \(x, y\)\n.*input=1 and label=0"),
         ((torch.rand(4, 3, 8, 8), torch.arange(4)), "if these items are batches, give the data"),
         ((X[0], np.eye(3)[0]), r"one-hot vector y.argmax\(\).*several labels are not supported"),
         ((X[0], [0, 2]), "the label is a list.*\n.*several labels are not supported"),

@@ -42,6 +42,14 @@ def test_what_is_no_number_is_named(tmp_path):
         table(tmp_path, TABLE.replace("0.25", ""), id="id")
 
 
+def test_all_columns_with_missing_values_are_named_at_once(tmp_path):
+    for i, u in enumerate([[None, 1.0], [3.0, None]]):
+        columns = {"u": u, "v": [None, 2], "w": [3, 4], "kind": ["a", "b"]}
+        pq.write_table(pa.table(columns), tmp_path / f"part-{i}.parquet")
+    with pytest.raises(DataError, match="2 in column 'u', 2 in column 'v'; ids 0, 2, 3\n"):
+        read(DataConfig(".", source="table", label="kind"), folder=tmp_path)
+
+
 def test_truth_values_are_features_and_labels(tmp_path):
     table = {"a": [True, False], "b": [1.5, 2.5], "k": [False, True]}
     pq.write_table(pa.table(table), tmp_path / "t.parquet")

@@ -100,10 +100,19 @@ def test_dates_are_days_and_not_categories(tmp_path: Path) -> None:
     [
         ("a.csv", "made by x\nu,v\n1,2\n", r"remove the lines above the header"),
         ("a.csv", "u,kind\n1,a\n2\n", r"fields, as in the header: 2\n.*quote fields"),
-        ("a.csv", "u,kind\nNA,a\n2,b\n", r"column 'u' is missing .*: ids 0\n.*expunge detect"),
+        (
+            "a.csv",
+            "u,kind\nNA,a\n2,b\n",
+            r"missing values: 1 in column 'u'; ids 0\n.*expunge detect",
+        ),
+        (
+            "a.csv",
+            "u,v,kind\nNA,,a\n2,,b\n3,1,a\n",
+            r"1 in column 'u', 2 in column 'v'; ids 0, 1\n",
+        ),
         ("a.csv", "u,Kind\n1,a\n2,b\n", r"no column is called 'kind'\n.*did you mean 'Kind'"),
         ("a.json", '[{"u": 1}', r"not a text table"),
-        ("a.json", "[1, 2]", r"line 1 is a int, expected an object"),
+        ("a.json", "[1, 2]", r"line 1 is an int, expected an object"),
         ("a.csv.gz", "u,kind\n1,a\n", r"not a text table"),
     ],
 )

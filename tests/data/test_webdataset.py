@@ -66,7 +66,9 @@ def test_labels_come_from_the_member_or_key_that_is_named(tmp_path: Path) -> Non
     assert here(file).labels.tolist() == [0, 1, 0]
     assert here(file, label="species").classes == ("cat", "dog")
     assert here(file, label="txt", id="n").ids.tolist() == ["id0", "id1", "id2"]
-    with pytest.raises(DataError, match=r"'kind' of json is missing \(null or empty\): ids 0, 1"):
+    with pytest.raises(
+        DataError, match=r"missing values \(null or empty\) in 'kind' of json: ids 0, 1"
+    ):
         here(file, label="kind")
 
 
@@ -164,7 +166,9 @@ def test_a_size_that_leads_back_is_damage(tmp_path: Path) -> None:
 def test_samples_without_a_label_or_with_two_members_of_one_name_are_named(tmp_path: Path) -> None:
     members = samples_of(range(4))
     del members["a/k2.cls"]
-    with pytest.raises(DataError, match=r"the member cls is missing \(null or empty\): ids a/k2"):
+    with pytest.raises(
+        DataError, match=r"missing values \(null or empty\) in the member cls: ids a/k2"
+    ):
         here(archive(tmp_path / "a.tar", members))
     members = {**samples_of(range(4)), "a/k0.PNG": png(1)}
     with pytest.raises(DataError, match=r"two members of one sample: a/k0\.png"):

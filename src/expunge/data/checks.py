@@ -40,6 +40,22 @@ def label_problems(labels: np.ndarray, ids: np.ndarray, n_classes: int) -> list[
     return problems
 
 
+def id_problems(ids: np.ndarray) -> list[str]:
+    """Ids must be integers or texts, and differ."""
+    problems = []
+    if ids.dtype.kind not in "iuU":
+        problems.append(
+            f"ids must be integers or strings, not {ids.dtype}; ids.astype(str) makes texts"
+        )
+    unique, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        problems.append(
+            f"duplicate ids: {format_ids(unique[counts > 1])}; give each sample an id of its own, "
+            "or leave the ids out: the rows are then numbered"
+        )
+    return problems
+
+
 def _fix_outside(labels: np.ndarray, outside: np.ndarray) -> str:
     """What to do about labels that are no class index."""
     if np.unique(labels).tolist() == [-1, 1]:

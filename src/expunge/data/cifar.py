@@ -15,7 +15,7 @@ import torch
 from expunge.data.inputs import TensorInputs
 from expunge.data.paths import require_file, require_folder
 from expunge.data.rows import Rows
-from expunge.errors import DataError, did_you_mean
+from expunge.errors import DataError, did_you_mean, type_with_article
 from expunge.storage.reading import READ_ERRORS
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def human_labels(path: Path, column: str) -> np.ndarray:
                 fix="use the published CIFAR-10_human.pt, unchanged",
             ) from error
     if not isinstance(table, dict):
-        raise DataError(f"holds a {type(table).__name__}, expected a dict", where=str(path))
+        raise DataError(f"holds {type_with_article(table)}, expected a dict", where=str(path))
     if column not in table:
         names = [str(name) for name in table]
         raise DataError(
@@ -156,7 +156,7 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
             fix="unpack cifar-10-python.tar.gz again",
         ) from error
     if not isinstance(content, dict):
-        raise DataError(f"holds a {type(content).__name__}, expected a dict", where=where)
+        raise DataError(f"holds {type_with_article(content)}, expected a dict", where=where)
     # Python 2 wrote the keys as bytes.
     fields = {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in content.items()}
     data, labels = fields.get("data"), fields.get("labels")

@@ -89,7 +89,7 @@ def encode_labels(
         values = clean_names(values)
         if (values == "").any():
             raise DataError(
-                f"label is missing (empty): ids {format_ids(ids[values == ''])}",
+                f"missing values (empty) in labels: ids {format_ids(ids[values == ''])}",
                 where=where,
                 fix="fill in or remove these rows",
             )
@@ -172,7 +172,8 @@ def _are_numbers(values: np.ndarray, ids: np.ndarray, where: str) -> bool:
         return False  # 01 … 12 are names
     if len(texts) < len(found):
         raise DataError(
-            f"label is missing (NaN or null): ids {format_ids(ids[~np.isin(values, texts)])}",
+            "missing values (NaN or null) in labels: ids "
+            f"{format_ids(ids[~np.isin(values, texts)])}",
             where=where,
             fix="fill in or remove these rows",
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expunge.data.inputs import DictInputs, Inputs, TensorInputs
 from expunge.data.labels import FIX_SEVERAL, as_column, is_missing
-from expunge.errors import DataError, format_ids
+from expunge.errors import DataError, format_ids, type_with_article
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -245,7 +245,7 @@ def item_tensor(item: object) -> Tensor:
 
         return to_tensor(item)
     raise TypeError(
-        f"the input is a {type(item).__name__}, expected an array, a tensor, numbers or a Pillow "
+        f"the input is {type_with_article(item)}, expected an array, a tensor, numbers or a Pillow "
         "image"
     )
 
@@ -315,7 +315,7 @@ def to_labels(y: Any, where: str) -> LabelColumn:
         names, y = tuple(map(str, categories)), np.asarray(column.codes, dtype=np.int64)
         if (y < 0).any():
             raise DataError(
-                f"labels is missing (null): ids {format_ids(np.flatnonzero(y < 0))}",
+                f"missing values (null) in labels: ids {format_ids(np.flatnonzero(y < 0))}",
                 where=where,
                 fix="fill in or remove these rows",
             )

@@ -200,8 +200,8 @@ def dataset_rows(
     # A data set in memory would be copied into every worker.
     n_bytes = n_bytes if getattr(dataset, "cache_files", None) else 0
     return Rows(
-        ids=as_column(ids, np.arange(n), what="id", where=name),
-        labels=as_column(labels, np.array(ids, dtype=object), what="label", where=name),
+        ids=as_column(ids, np.arange(n), what="ids", where=name),
+        labels=as_column(labels, np.array(ids, dtype=object), what="labels", where=name),
         inputs=_in_memory(kept)
         if keep
         else LazyInputs(n, lazy, digest.hexdigest(), workers=choose_workers(workers, n_bytes)),

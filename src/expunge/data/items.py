@@ -16,7 +16,7 @@ from expunge.data.conversion import (
     require_numbers,
 )
 from expunge.data.labels import FIX_SEVERAL
-from expunge.errors import DataError, did_you_mean, format_ids
+from expunge.errors import DataError, did_you_mean, format_ids, type_with_article
 
 INPUT_KEYS = ("x", "input", "inputs", "image", "img", "pixel_values", "input_values", "audio")
 LABEL_KEYS = ("y", "label", "labels", "target", "targets")
@@ -262,4 +262,6 @@ def to_scalar(value: object, what: str, where: str) -> object:
 
 def _describe(value: object) -> str:
     shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
+    return f"{type_with_article(value)}" + (
+        f" of shape {tuple(shape)}" if shape is not None else ""
+    )

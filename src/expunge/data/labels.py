@@ -22,7 +22,7 @@ def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: st
     missing = np.array([is_missing(v) for v in values], dtype=bool)
     if missing.any():
         raise DataError(
-            f"{what} is missing (null or empty): ids {format_ids(ids[missing])}",
+            f"missing values (null or empty) in {what}: ids {format_ids(ids[missing])}",
             where=where,
             fix="fill in or remove these rows",
         )
@@ -38,9 +38,13 @@ def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: st
         if found in (["float"], ["float", "int"]):
             return np.array(values, dtype=np.float64)
     except OverflowError as error:
-        raise DataError(f"{what} holds integers of more than 64 bits", where=where) from error
+        raise DataError(
+            f"integers of more than 64 bits in {what}, expected integers or strings",
+            where=where,
+            fix="write them as texts",
+        ) from error
     raise DataError(
-        f"{what} holds {' and '.join(found) or 'nothing'}, expected integers or strings",
+        f"{' and '.join(found) or 'nothing'} in {what}, expected integers or strings",
         where=where,
         fix=_fix_types(found),
     )
@@ -142,7 +146,11 @@ def join_by_id(
         ids, other_ids = ids.astype(str), other_ids.astype(str)
     unique, first, counts = np.unique(other_ids, return_index=True, return_counts=True)
     if (counts > 1).any():
-        raise DataError(f"duplicate ids: {format_ids(unique[counts > 1])}", where=where)
+        raise DataError(
+            f"duplicate ids: {format_ids(unique[counts > 1])}",
+            where=where,
+            fix="keep one row of each id",
+        )
     at = np.searchsorted(unique, ids).clip(max=max(len(unique) - 1, 0))
     missing = unique[at] != ids if len(unique) else np.ones(len(ids), dtype=bool)
     if missing.any():

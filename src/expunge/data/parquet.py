@@ -32,7 +32,8 @@ def read_column(path: Path, name: str, *, ids: np.ndarray | None = None) -> np.n
         at = np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))
         rows = at if ids is None else ids[at]
         raise DataError(
-            f"column '{name}' is null: {'rows' if ids is None else 'ids'} {format_ids(rows)}",
+            f"missing values (null) in column '{name}': {'rows' if ids is None else 'ids'} "
+            f"{format_ids(rows)}",
             where=str(path),
             fix="fill in or remove these rows",
         )

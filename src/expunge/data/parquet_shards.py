@@ -26,6 +26,7 @@ from expunge.data.parquet import (
     hub_feature,
     is_vector,
     read_column,
+    read_columns,
     read_features,
     read_schema,
     require_columns,
@@ -76,6 +77,12 @@ class Shards:
                 fix="write all shards with the same types",
             )
         return np.concatenate([part for part, _ in parts]) if parts else np.empty(0, np.int64)
+
+    def nulls(self, name: str) -> np.ndarray:
+        """Which rows of a column have no value, ``bool[n]``."""
+        parts = self.each(lambda file, _: read_columns(file, [name]))
+        nulls = [part.column(0).is_null().to_numpy() for part, _ in parts]
+        return np.concatenate(nulls) if nulls else np.empty(0, bool)
 
     def class_names(self, label: str) -> tuple[str, ...]:
         """The class names that the files state, which must be the same."""

@@ -17,6 +17,7 @@ import torch
 
 from expunge.data.checks import (
     feature_problems,
+    id_problems,
     label_problems,
     probability_problems,
     text_problems,
@@ -151,14 +152,8 @@ class Samples:
             problems.append(
                 f"{len(ids)} ids, {len(labels)} labels and {len(self.inputs)} inputs do not match"
             )
-        if ids.dtype.kind not in "iuU":
-            problems.append(
-                f"ids must be integers or strings, not {ids.dtype}; ids.astype(str) makes texts"
-            )
+        problems += id_problems(ids)
         problems += text_problems(ids, "ids") + text_problems(self.classes, "class names")
-        unique, counts = np.unique(ids, return_counts=True)
-        if (counts > 1).any():
-            problems.append(f"duplicate ids: {format_ids(unique[counts > 1])}")
         return problems + label_problems(labels, ids, len(self.classes))
 
     def __len__(self) -> int:

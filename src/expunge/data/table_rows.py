@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from expunge._core.arrays import Array
+from expunge._core.arrays import Array, Bools
 from expunge.data.inputs import TensorInputs
-from expunge.data.labels import is_gap
+from expunge.data.labels import is_gap, is_missing
 from expunge.data.manifest import check_columns, label_column, table_column
 from expunge.data.rows import Rows
 from expunge.data.text_tables import read_table
@@ -38,8 +38,8 @@ def table_rows(path: Path, config: DataConfig) -> Rows:
     n = table.n_rows
     ids = np.arange(n) if config.id is None else table.column(config.id, np.arange(n))
     labels = np.zeros(n, dtype=np.int64) if label is None else table.labels(label, ids)
+    _check_gaps(table.gaps(chosen), ids, path)
     features = {name: table.column(name, ids) for name in chosen}
-    _check_gaps(features, ids, path)
     return Rows(
         ids=ids,
         labels=labels,
@@ -72,6 +72,13 @@ class _Table:
         check_columns(self._text, [name], self._path)
         return table_column(self._text, name, ids, self._path)
 
+    def gaps(self, names: list[str]) -> dict[str, Bools]:
+        """Which rows of each column have no value, ``bool[n]``."""
+        if self._text is None:
+            return {name: self._shards.nulls(name) for name in names}
+        check_columns(self._text, names, self._path)
+        return {name: np.array([_is_gap(v) for v in self._text[name]]) for name in names}
+
     def labels(self, name: str, ids: Array) -> Array:
         if self._text is None:
             return self.column(name, ids)
@@ -93,16 +100,21 @@ def _feature_columns(table: _Table, named: str, others: Sequence[str | None]) ->
     return [name for name in table.names if name not in others]
 
 
-def _check_gaps(features: dict[str, Array], ids: Array, path: Path) -> None:
-    """Name the gaps that a text table marks by ``NA``, ``nan`` and the like."""
-    for name, values in features.items():
-        gaps = np.array([is_gap(v) for v in values.tolist()]) if values.dtype.kind == "U" else None
-        if gaps is not None and gaps.any():
-            raise DataError(
-                f"column '{name}' is missing (null or empty): ids {format_ids(ids[gaps])}",
-                where=str(path),
-                fix="fill in or remove these rows; `expunge detect` takes them as they are",
-            )
+def _is_gap(value: object) -> bool:
+    return is_missing(value) or (isinstance(value, str) and is_gap(value))
+
+
+def _check_gaps(gaps: dict[str, Bools], ids: Array, path: Path) -> None:
+    """Name the columns with missing values, and how many each has, in one error."""
+    counts = {name: int(rows.sum()) for name, rows in gaps.items() if rows.any()}
+    if counts:
+        columns = format_ids((f"{n} in column '{name}'" for name, n in counts.items()), 20)
+        rows = np.any([*gaps.values()], axis=0)
+        raise DataError(
+            f"missing values: {columns}; ids {format_ids(ids[rows])}",
+            where=str(path),
+            fix="fill in or remove these rows; `expunge detect` takes them as they are",
+        )
 
 
 def _matrix(features: dict[str, Array], path: Path) -> Array:

@@ -20,7 +20,7 @@ from expunge.data.items import (
 from expunge.data.labels import as_column
 from expunge.data.rows import Rows
 from expunge.data.texts import MASK, TextInputs, Texts, Tokenizer, text_inputs
-from expunge.errors import DataError, format_ids
+from expunge.errors import DataError, format_ids, type_with_article
 
 # The columns of a data set of texts, the first that there is.
 TEXT_KEYS = ("text", "sentence", "document", "content")
@@ -80,7 +80,7 @@ def text_rows(
     ids = as_column(
         [i if item.id is None else item.id for i, item in enumerate(items)],
         np.arange(n),
-        what="id",
+        what="ids",
         where=where,
     )
     texts = [item.text for item in items]
@@ -93,7 +93,7 @@ def text_rows(
         inputs = Texts(texts, second if any(second) else None)
     return Rows(
         ids=ids,
-        labels=as_column([item.label for item in items], ids, what="label", where=where),
+        labels=as_column([item.label for item in items], ids, what="labels", where=where),
         inputs=inputs,
         class_names=class_names,
         has_explicit_ids=items[0].id is not None and not items[0].is_index,
@@ -119,7 +119,7 @@ def _parse(item: object, keys: ItemKeys, where: str) -> _TextItem:
             is_last,
         )
     raise DataError(
-        f"a {type(item).__name__}: expected (text, label), (id, text, label) or a dict",
+        f"{type_with_article(item)}: expected (text, label), (id, text, label) or a dict",
         where=where,
     )
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from expunge.data.conversion import check_names
 from expunge.data.labels import parse_integers
 from expunge.data.paths import require_file
-from expunge.errors import DataError, format_ids
+from expunge.errors import DataError, format_ids, type_with_article
 from expunge.storage.json_files import parse_json
 from expunge.storage.reading import reading
 
@@ -165,7 +165,7 @@ def _json_columns(text: str, path: Path) -> Table:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(
-                f"line {number} is a {type(row).__name__}, expected an object",
+                f"line {number} is {type_with_article(row)}, expected an object",
                 where=str(path),
                 fix='write every row with the names of its columns: {"text": …, "label": …}',
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 from expunge._core.imports import describe_error, import_named
 from expunge.data.conversion import to_numpy
 from expunge.data.paths import require_folder, resolve_path
-from expunge.errors import USER_ERRORS, ConfigError, DataError, extra_required
+from expunge.errors import USER_ERRORS, ConfigError, DataError, extra_required, type_with_article
 from expunge.storage.hashing import content_of
 from expunge.storage.json_files import read_json
 
@@ -193,5 +193,5 @@ def _to_array(found: Any) -> np.ndarray:
     if isinstance(found, Tensor):
         found = to_numpy(found)
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or not found.size:
-        raise TypeError(f"it returned a {type(found).__name__}, expected a tensor or an array")
+        raise TypeError(f"it returned {type_with_article(found)}, expected a tensor or an array")
     return found.astype(np.float32) if found.dtype == np.float64 else found

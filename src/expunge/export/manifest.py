@@ -20,7 +20,14 @@ from expunge.data import Batch, Preparation
 from expunge.data.conversion import to_cpu_tensor
 from expunge.data.texts import MASK
 from expunge.editing.earlier_cuts import EarlierCut
-from expunge.errors import DataError, ModelError, RunError, check_range, format_ids
+from expunge.errors import (
+    DataError,
+    ModelError,
+    RunError,
+    check_range,
+    format_ids,
+    type_with_article,
+)
 from expunge.export.files import StoredDecoding
 from expunge.export.onnx import Parity
 from expunge.models.calls import FORWARD_ERRORS, raw_output
@@ -184,7 +191,7 @@ def _tensor(x: object, where: str) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if not isinstance(x, np.ndarray):
-        raise DataError(f"got a {type(x).__name__}, expected an array or a tensor", where=where)
+        raise DataError(f"got {type_with_article(x)}, expected an array or a tensor", where=where)
     try:
         return to_cpu_tensor(x)
     except TypeError as error:

@@ -12,7 +12,7 @@ from torch import nn
 
 from expunge._core.imports import attribute_at, describe_error, import_named
 from expunge._core.rng import temp_seed
-from expunge.errors import USER_ERRORS, ConfigError, ModelError
+from expunge.errors import USER_ERRORS, ConfigError, ModelError, type_with_article
 
 
 def construct(name: str, arguments: Mapping[str, Any], *, folder: Path, seed: int) -> nn.Module:
@@ -47,7 +47,7 @@ def construct(name: str, arguments: Mapping[str, Any], *, folder: Path, seed: in
         fix += f"; it takes {taken}" if taken else ""
         raise ModelError(describe_error(error), where=name, fix=fix) from error
     if not isinstance(model, nn.Module):
-        raise ModelError(f"made a {type(model).__name__}, not a module", where=name)
+        raise ModelError(f"made {type_with_article(model)}, not a module", where=name)
     return model
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import ExpungeError, RunError
+from expunge.errors import ExpungeError, RunError, type_with_article
 from expunge.storage.digests import digest
 from expunge.storage.reading import reading
 
@@ -70,7 +70,7 @@ def read_json(
     with reading(path, error, fix=fix):
         found = parse_json(_read_text(path))
     if not isinstance(found, dict):
-        raise error(f"holds a {type(found).__name__}, not an object", where=str(path), fix=fix)
+        raise error(f"holds {type_with_article(found)}, not an object", where=str(path), fix=fix)
     return found
 
 
