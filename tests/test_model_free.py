@@ -158,6 +158,10 @@ def test_a_single_feature_missing_values_and_few_samples_give_a_result():
     few = expunge.detect(X[:6], Y[:6])
     assert not few.flagged.any()
     assert any(flag.code == "too-few-samples" for flag in few.flags)
+    rare = expunge.detect(X, np.where(np.arange(300) < 2, "dog", NAMES[Y]))
+    assert [flag.message for flag in rare.flags if flag.code == "too-few-samples"] == [
+        "There are 300 samples, 2 of class 'dog': too few for cross-fitted evidence."
+    ]
 
 
 def test_features_without_information_are_a_red_flag():

@@ -432,7 +432,7 @@ def _result(
 ) -> DetectionResult:
     """Return the partition with names, flags and notes."""
     nothing: dict[str, Any] = dict.fromkeys(("plan", "before", "after"))
-    extra = diagnostics.hopeless(scores)
+    extra = diagnostics.hopeless(scores, given.classes)
     if source == "in-sample":
         extra = (_in_sample_flag(scores, split), *extra)
     flags = diagnostics.find_flags(

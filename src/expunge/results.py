@@ -105,7 +105,7 @@ def measure(
         classes=context.train.classes,
         extra=(
             *diagnostics.memorised(scores, split),
-            *diagnostics.hopeless(scores),
+            *diagnostics.hopeless(scores, context.train.classes),
             *diagnostics.unfamiliar(scores),
             *diagnostics.failed_baselines(failed),
         ),

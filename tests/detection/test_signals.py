@@ -446,9 +446,10 @@ def test_logits_that_are_not_finite_name_their_samples():
 def test_the_number_of_classes_has_to_fit():
     with pytest.raises(
         ModelError,
-        match=r"gives 3 logits, the data have 4 classes\n.*fix: .*use a model with 4 outputs",
+        match=r"gives 3 logits, the data have 4 classes, .* '1' \(1\), .*, '0' \(2\)\n"
+        ".*use a model with 4 outputs",
     ):
-        collect(build(Mlp), samples(inputs(Mlp), [0, 1, 2, 3], classes=4))
+        collect(build(Mlp), samples(inputs(Mlp)[[0, 0, 1, 2, 3]], [0, 0, 1, 2, 3], classes=4))
 
 
 def test_weights_alone_are_no_network():

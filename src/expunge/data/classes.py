@@ -316,6 +316,19 @@ def marks_unlabelled(classes: Sequence[str]) -> bool:
     return 1 < len(others) < len(classes) and all(map(str.isdecimal, others))
 
 
+def smallest_classes(labels: np.ndarray, classes: Sequence[str]) -> str:
+    """The classes with the fewest samples, and how many these are, for a message.
+
+    Examples
+    --------
+    >>> smallest_classes(np.array([0, 0, 1]), ["cat", "dog", "emu"])
+    "'emu' (0), 'dog' (1), 'cat' (2)"
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    order = np.argsort(counts, kind="stable").tolist()
+    return format_ids(f"'{classes[k]}' ({counts[k]:,})" for k in order)
+
+
 def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) -> str:
     """What to do about a model with another number of outputs than there are classes."""
     n = len(classes)

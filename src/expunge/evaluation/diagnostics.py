@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from expunge._core.arrays import Ints
 from expunge.detection.memorisation import (
     MEMORISATION_GAP,
     gain_above_frequencies,
     label_agreement,
 )
+from expunge.errors import format_ids
 from expunge.evaluation.familiarity import why_unfamiliar
 from expunge.records import Baseline, Evaluation, Flag, Metric, Partition, PrunePlan, Scores
 from expunge.reporting.formatting import counted, percent, signed_gain
@@ -155,13 +157,15 @@ def failed_baselines(failed: Mapping[str, str]) -> tuple[Flag, ...]:
     )
 
 
-def hopeless(scores: Scores) -> tuple[Flag, ...]:
+def hopeless(scores: Scores, classes: Sequence[str] = ()) -> tuple[Flag, ...]:
     """Flags for data from which nobody could tell which labels are wrong.
 
     Parameters
     ----------
     scores
         With detector ``pooled_margin``; without it there is no flag.
+    classes
+        The names of the classes; without them they are called by their indices.
 
     Returns
     -------
@@ -171,7 +175,7 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
     """
     pooled = scores.pooled
     if pooled is None:
-        return _too_few(scores) if "pooled_margin" in scores.values else ()
+        return _too_few(scores.labels, classes) if "pooled_margin" in scores.values else ()
     found = []
     if pooled.contradicting_fraction >= MIN_CONTRADICTING:
         message = (
@@ -186,16 +190,17 @@ def hopeless(scores: Scores) -> tuple[Flag, ...]:
             "these inputs do not show which labels are wrong."
         )
         found.append(Flag("labels-independent-of-inputs", message))
-    return (*found, *_too_few(scores))
+    return (*found, *_too_few(scores.labels, classes))
 
 
-def _too_few(scores: Scores) -> tuple[Flag, ...]:
-    counts = np.bincount(scores.labels)
-    smallest, n = int(counts[counts > 0].min()), len(scores.labels)
-    if n >= MIN_SAMPLES and smallest >= MIN_CLASS_SAMPLES:
+def _too_few(labels: Ints, classes: Sequence[str]) -> tuple[Flag, ...]:
+    counts = np.bincount(labels)
+    small = np.flatnonzero((counts > 0) & (counts < MIN_CLASS_SAMPLES))
+    if len(labels) >= MIN_SAMPLES and not len(small):
         return ()
+    named = format_ids(f"{counts[k]} of class {_name_of(k, classes)}" for k in small.tolist())
     message = (
-        f"There are {counted(n, 'sample')}, {smallest} in the smallest class: too few for "
+        f"There are {counted(len(labels), 'sample')}{', ' if named else ''}{named}: too few for "
         "cross-fitted evidence."
     )
     return (Flag("too-few-samples", message),)

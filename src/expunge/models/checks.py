@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
-from expunge.data.classes import fix_class_count
+from expunge.data.classes import fix_class_count, smallest_classes
 from expunge.data.labels import FIX_SEVERAL
 from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.architecture import tied_weights
@@ -195,7 +195,8 @@ def _check_logits(logits: torch.Tensor, samples: Samples, *, n: int) -> None:
     if logits.shape[1] != len(samples.classes):
         raise ModelError(
             f"the model gives {logits.shape[1]} logits, the data have {len(samples.classes)} "
-            "classes",
+            "classes, by their numbers of samples "
+            f"{smallest_classes(samples.labels, samples.classes)}",
             where=samples.name,
             fix=fix_class_count(samples.labels, samples.classes, logits.shape[1]),
         )
