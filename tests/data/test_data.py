@@ -245,6 +245,15 @@ def test_labels_are_translated_by_name_into_the_classes_asked_for(tmp_path: Path
         read(config(path), folder=tmp_path, classes=("cat", "ant", "bees"))
 
 
+def test_samples_are_shown_by_their_number_classes_and_shape() -> None:
+    one, two = np.zeros((600, 1, 8, 8), np.float32), np.zeros((600, 3), np.float32)
+    y = np.arange(600) % 3
+    samples = from_arrays(one, y, classes=["ant", "bee", "cat"])
+    assert repr(samples) == "Samples(600 samples, classes ant, bee, cat, inputs (1, 8, 8))"
+    assert repr(samples.subset(np.arange(5))).startswith("Samples(5 samples, ")
+    assert repr(from_arrays({"a": one, "b": two}, y)).endswith("inputs a (1, 8, 8), b (3,))")
+
+
 def test_names_that_only_number_the_classes_translate_nothing(tmp_path: Path) -> None:
     columns = {"image": [png(i) for i in pixels(6)], "label": labels(6)}
     path = parquet(tmp_path / "a.parquet", columns, names=["ant", "bee", "cat"])

@@ -54,7 +54,11 @@ def images_in_parquet(folder):
     column = [{"bytes": picture(label, i), "path": None} for i, label in enumerate(y)]
     table = pa.table({"picture": column, "animal": y, "id": np.arange(N)})
     pq.write_table(table, folder / "data.parquet")
-    return folder / "data.parquet", {"kind": "image", "shape": (3, 8, 8)}
+    return folder / "data.parquet", {
+        "kind": "image",
+        "shape": (3, 8, 8),
+        "fact": "images of 3 × 8 × 8",
+    }
 
 
 def image_folder(folder):
@@ -62,7 +66,7 @@ def image_folder(folder):
         file = folder / "train" / label / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(picture(label, i, size=8 if i % 3 else 12))
-    return folder / "train", {"kind": "image", "shape": (3, 8, 8)}
+    return folder / "train", {"kind": "image", "shape": (3, 8, 8), "fact": "images of 3 × 8 × 8"}
 
 
 def vectors():
@@ -74,20 +78,24 @@ def vectors():
 def embeddings_in_npz(folder):
     x, y = vectors()
     np.savez(folder / "emb.npz", features=x, target=y)
-    return folder / "emb.npz", {"kind": "features", "shape": (6,)}
+    return folder / "emb.npz", {"kind": "features", "shape": (6,), "fact": "arrays of 6"}
 
 
 def data_frame(folder):
     x, y = vectors()
     frame = pd.DataFrame(x, columns=list("abcdef")).assign(kind=y, id=[f"s{i}" for i in range(N)])
     frame.to_parquet(folder / "frame.parquet")
-    return folder / "frame.parquet", {"kind": "table", "shape": (6,)}
+    return folder / "frame.parquet", {
+        "kind": "table",
+        "shape": (6,),
+        "fact": "a table of 6 columns",
+    }
 
 
 def table_in_csv(folder):
     x, y = vectors()
     pd.DataFrame(x, columns=list("abcdef")).assign(kind=y).to_csv(folder / "t.csv", index=False)
-    return folder / "t.csv", {"kind": "table", "shape": (6,)}
+    return folder / "t.csv", {"kind": "table", "shape": (6,), "fact": "a table of 6 columns"}
 
 
 def sound_folder(folder):
@@ -101,7 +109,7 @@ def sound_folder(folder):
             clip.setsampwidth(2)
             clip.setframerate(4000)
             clip.writeframes(x.astype("<i2").tobytes())
-    return folder / "clips", {"kind": "audio", "shape": (2000,)}
+    return folder / "clips", {"kind": "audio", "shape": (2000,), "fact": "clips of 2000 values"}
 
 
 def test_texts_in_csv_are_read_with_the_tokenizer_of_the_model_that_is_named(tmp_path):
@@ -115,7 +123,7 @@ def test_texts_in_csv_are_read_with_the_tokenizer_of_the_model_that_is_named(tmp
     tokenizer().save_pretrained(tmp_path / "model")
     target = tmp_path / "spec.toml"
     facts = write_spec(Request(tmp_path / "texts.csv", str(tmp_path / "model")), target)
-    assert facts[0] == "80 training samples: text, of any length"
+    assert facts[0] == "80 training samples: texts"
     assert tomllib.loads(target.read_text())["model"] == {"pretrained": "model"}
     assert [p for p in specs.check(target) if "hardly more than the most frequent" not in p] == []
     loaded = specs.load_spec(target, out=tmp_path / "run")
@@ -136,7 +144,8 @@ def test_data_of_every_kind_lead_to_a_spec_without_problems_and_a_repair(make, t
     assert (found.kind, found.shape) == (expected["kind"], expected["shape"])
     assert found.samples.classes == ("cat", "dog")
     target = tmp_path / "spec.toml"
-    write_spec(Request(path, training={"epochs": 2}), target)
+    facts = write_spec(Request(path, training={"epochs": 2}), target)
+    assert facts[0] == f"{len(found.samples)} training samples: {expected['fact']}"
     assert specs.check(target) == []
     loaded = specs.load_spec(target, out=tmp_path / "run")
     options = {**loaded.options, "baselines": ()}

@@ -51,6 +51,11 @@ class TensorInputs:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.contiguous()
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.tensor.shape[1:])
+
     def __len__(self) -> int:
         return len(self.tensor)
 
@@ -70,6 +75,11 @@ class DictInputs:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._parts = {name: TensorInputs(tensor) for name, tensor in tensors.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one input of each name."""
+        return {name: part.shape for name, part in self._parts.items()}
 
     def __len__(self) -> int:
         return min(len(part) for part in self._parts.values())
@@ -115,6 +125,15 @@ class SubsetInputs:
     def read_groups(self, positions: Positions) -> ReadGroups | None:
         """See `read_groups`."""
         return read_groups(self.inputs, self._positions[positions])
+
+
+def describe_inputs(inputs: Inputs) -> str:
+    """The shape of one input if all are in memory, else how they are read; nothing is read."""
+    if isinstance(inputs, SubsetInputs):
+        return describe_inputs(inputs.inputs)
+    if isinstance(inputs, DictInputs):
+        return ", ".join(f"{name} {shape}" for name, shape in inputs.shapes.items())
+    return f"{inputs.shape}" if isinstance(inputs, TensorInputs) else type(inputs).__name__
 
 
 def is_ragged(inputs: Inputs) -> bool:

@@ -32,6 +32,7 @@ from expunge.data.inputs import (
     SubsetInputs,
     TensorInputs,
     announce,
+    describe_inputs,
     hash_array,
 )
 from expunge.data.preparation import Preparation
@@ -158,6 +159,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Samples({len(self):,} samples, classes {format_ids(self.classes)}, "
+            f"inputs {describe_inputs(self.inputs)})"
+        )
 
     def batch(self, positions: np.ndarray, *, device: torch.device | str = "cpu") -> Batch:
         """Read the inputs at these positions and prepare them, on the device.

@@ -32,6 +32,14 @@ EPOCHS = 20
 HOLD_OUT = 0.2
 # What is said of a network of ours.
 _PLACEHOLDER = "a small network; yours: --model package.module:function"
+# What the training data are called; the shape of one input goes into the braces.
+_KINDS = {
+    "image": "images of {}",
+    "audio": "clips of {} values",
+    "text": "texts",
+    "table": "a table of {} columns",
+    "features": "arrays of {}",
+}
 _VIEWS = {"image": "crop", "audio": "speech"}
 _HELD_OUT = (
     "# Not used for training, labelled like the training data: decides whether the repair is",
@@ -238,10 +246,10 @@ def _further_set(
 def _facts(
     data: InspectedData, model: GuessedModel, sets: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
-    samples, shape = data.samples, " × ".join(map(str, data.shape)) or "of any length"
+    samples, shape = data.samples, " × ".join(map(str, data.shape))
     names = ", ".join(samples.classes[:5]) + (", …" if len(samples.classes) > 5 else "")
     found = [
-        f"{len(samples):,} training samples: {data.kind}, {shape}",
+        f"{len(samples):,} training samples: {_KINDS[data.kind].format(shape)}",
         f"{len(samples.classes)} classes: {names}",
         f"model: {model.constructor}" + (f" ({_PLACEHOLDER})" if model.is_placeholder else ""),
     ]
