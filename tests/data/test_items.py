@@ -165,3 +165,11 @@ class Odd(Dataset[Any]):
 def test_items_that_do_not_fit_lead_to_ones_that_do(item: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         from_dataset(Odd(item))
+
+
+def test_of_several_inputs_the_one_of_another_kind_is_named() -> None:
+    item = {"words": 3, "lines": 0.5, "desk": "sport", "label": 1}
+    with pytest.raises(DataError, match="numbers under 'words', 'lines', a str under 'desk': exp"):
+        from_dataset(Odd(item), input=("words", "lines", "desk"))
+    with pytest.raises(DataError, match=r"there is no 'line' in a dict\n.*did you mean 'lines'"):
+        from_dataset(Odd(item), input=("words", "line"))

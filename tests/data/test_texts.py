@@ -133,7 +133,7 @@ def test_two_named_texts_are_a_pair():
     expected = from_texts(TEXTS, [0, 1, 0], tokenizer=t, pairs=["w9"] * 3)
     assert found.inputs.fingerprint() == expected.inputs.fingerprint()
     assert found.inputs.text(0) == f"{TEXTS[0]}\nw9"
-    with pytest.raises(DataError, match="holds str, int: expected a text, or two of a pair"):
+    with pytest.raises(DataError, match=": an int under 'label': expected a text, or two"):
         from_dataset(pairs, tokenizer=t, input=("q", "label"))
 
 

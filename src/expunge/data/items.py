@@ -128,15 +128,29 @@ def _by_keys(item: object, keys: ItemKeys, where: str) -> Item:
         return _parse_dict({**rest, LABEL_KEYS[0]: part_of(item, label, where)}, where, keys.id)
     if named is None:
         named = int(label == 0)
-    if isinstance(named, tuple) and all(_is_number(part_of(item, k, where)) for k in named):
-        row = [float(part_of(item, k, where)) for k in named]  # the columns of a table
-        inputs = {"": _to_tensor(np.array(row, dtype=np.float32), where)}
-    elif isinstance(named, tuple):
-        inputs = {str(k): _to_tensor(part_of(item, k, where), f"{where}, '{k}'") for k in named}
+    if isinstance(named, tuple):
+        inputs = _several_inputs({str(k): part_of(item, k, where) for k in named}, where)
     else:
         inputs = _to_inputs(part_of(item, named, where), where)
     item_id = None if keys.id is None else to_scalar(part_of(item, keys.id, where), "id", where)
     return Item(inputs, to_scalar(part_of(item, label, where), "label", where), item_id)
+
+
+def _several_inputs(parts: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """Numbers, as the columns of a table hold them, as one vector; arrays by their names."""
+    numbers = [name for name, value in parts.items() if _is_number(value)]
+    others = [f"{_describe(parts[k])} under '{k}'" for k in parts if k not in numbers]
+    if not numbers:
+        return {name: _to_tensor(value, f"{where}, '{name}'") for name, value in parts.items()}
+    if others:
+        raise DataError(
+            f"numbers under {format_ids(map(repr, numbers))}, {format_ids(others)}: expected "
+            "inputs of one kind, numbers or arrays",
+            where=where,
+            fix="name inputs of one kind: input=(…); expunge.detect takes tables with texts",
+        )
+    row = np.array([float(value) for value in parts.values()], dtype=np.float32)
+    return {"": _to_tensor(row, where)}
 
 
 def _is_number(value: object) -> bool:

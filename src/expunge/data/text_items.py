@@ -131,17 +131,21 @@ def _by_keys(item: Any, keys: ItemKeys, where: str) -> _TextItem:
     if label is None:
         label = label_key(item, where) if is_named else len(item) - 1
     id_key = "id" if keys.id is None and is_named and "id" in item else keys.id
-    if keys.input is None:
-        texts = [_text_of(item) if is_named else part_of(item, int(label == 0), where)]
+    if keys.input is None and is_named:
+        parts: dict[str, Any] = {TEXT_KEYS[0]: _text_of(item)}
     else:
-        named = keys.input if isinstance(keys.input, tuple) else (keys.input,)
-        texts = [part_of(item, key, where) for key in named]
-    if len(texts) > 2 or not all(isinstance(text, str) for text in texts):
+        named = int(label == 0) if keys.input is None else keys.input
+        several = named if isinstance(named, tuple) else (named,)
+        parts = {str(key): part_of(item, key, where) for key in several}
+    odd = {key: value for key, value in parts.items() if not isinstance(value, str)}
+    if odd or len(parts) > 2:
+        found = format_ids(f"{type_with_article(v)} under '{k}'" for k, v in odd.items())
         raise DataError(
-            f"input {keys.input!r} holds {format_ids(type(text).__name__ for text in texts)}: "
-            "expected a text, or two of a pair",
+            f"{found or f'{len(parts)} texts'}: expected a text, or two of a pair",
             where=where,
+            fix="name columns of texts: input=…",
         )
+    texts = list(parts.values())
     return _TextItem(
         texts[0],
         {},
