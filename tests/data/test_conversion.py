@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from expunge.data import as_samples, from_arrays, from_dataset
+from expunge.data import as_samples, check_alike, from_arrays, from_dataset
 from expunge.errors import DataError
+from expunge.reporting.media import rows_for
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -333,3 +334,17 @@ def test_columns_of_numbers_that_are_named_make_a_vector() -> None:
     rows = [{"width": 1.5, "count": 2, "kind": "a"}, {"width": 0.5, "count": 1, "kind": "b"}]
     samples = from_dataset(rows, input=("count", "width"), label="kind")
     assert samples.batch(np.arange(2)).tolist() == [[2.0, 1.5], [1.0, 0.5]]
+
+
+def test_columns_of_a_table_keep_their_names_and_another_order_is_refused() -> None:
+    frame = pd.DataFrame(X, columns=list("uvwx"))
+    train = from_arrays(frame, Y)
+    rows = frame.assign(kind=Y)
+    assert train.columns == ("u", "v", "w", "x")
+    assert from_dataset(rows, input=("w", "u"), label="kind").columns == ("w", "u")
+    assert from_arrays(X, Y).columns == ()
+    assert rows_for(train, [0]).names == ("u", "v", "w", "x")
+    check_alike(train, from_arrays(frame, Y))
+    check_alike(train, from_arrays(X, Y))
+    with pytest.raises(DataError, match="columns are u, v, w, x in data, x, w, v, u here"):
+        check_alike(train, from_arrays(frame[list("xwvu")], Y))

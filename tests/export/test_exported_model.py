@@ -210,7 +210,7 @@ def test_inputs_of_another_form_than_the_manifest_s_are_refused(tmp_path):
         "short": (x[:, :99], r"got int16\[3, 99\], expected int16\[b, 4000\]\n.*as they were"),
         "wide": (x.astype(np.int64), r"got int64\[3, 4000\], expected int16"),
         "text": (x.astype(str), "got dtype <U6, expected floats, uint8 or signed integers"),
-        "list": (x.tolist(), "got a list, expected an array or a tensor"),
+        "list": (x.tolist(), "got a list, expected an array .*\n  fix: numpy.asarray"),
     }.values():
         with pytest.raises(DataError, match=message):
             found.predict(wrong)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import expunge
+from expunge.errors import DataError
 from expunge.export.manifest import InputFormat, Manifest
 from expunge.export.model_card import render_model_card
 from expunge.models import mlp
@@ -19,7 +21,8 @@ def test_the_card_states_what_was_found_and_done_and_the_hub_reads_it(tmp_path):
     rng, right = np.random.default_rng(0), np.arange(120) % 2
     x = (right[:, None] + 0.3 * rng.standard_normal((120, 3))).astype(np.float32)
     given = np.where(np.arange(120) < 24, 1 - right, right)
-    train = expunge.from_arrays(x, given, classes=["cat", "<b>dog</b>"])
+    frame = pd.DataFrame(x, columns=["size", "<b>", "age"])
+    train = expunge.from_arrays(frame, given, classes=["cat", "<b>dog</b>"])
     model = mlp(inputs=3, classes=2, hidden=8)
     result = expunge.repair(
         model,
@@ -41,7 +44,14 @@ def test_the_card_states_what_was_found_and_done_and_the_hub_reads_it(tmp_path):
     assert ("left it unchanged" in card.text) == (not result.decision.kept)
     assert f"| after | {100 * result.after.accuracy.value:.1f}%" in card.text
     assert "<b>" not in card.text
-    assert len(expunge.load_exported_model(tmp_path / "m").predict(x[:4])) == 4
+    assert "columns of the inputs, in this order: size, " in card.text
+    found = expunge.load_exported_model(tmp_path / "m")
+    assert found.manifest.columns == ("size", "<b>", "age")
+    fix = r"x\[list\(exported.manifest.columns\)\].to_numpy\(\).astype\(.float32.\)"
+    with pytest.raises(DataError, match=rf"got a DataFrame, expected .*\n  fix: {fix}"):
+        found.predict(frame)
+    other = frame[["age", "<b>", "size"]][list(found.manifest.columns)]
+    assert found.predict(other.to_numpy().astype("float32")) == found.predict(x)
 
 
 @pytest.mark.parametrize(

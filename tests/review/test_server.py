@@ -246,7 +246,7 @@ def test_every_kind_of_input_is_shown(tmp_path, kind, files):
                 assert content.startswith(files[name])
 
 
-def test_texts_of_the_training_data_are_shown(tmp_path):
+def test_texts_and_columns_of_the_training_data_are_shown(tmp_path):
     partition, _ = planted(n=50)
     session = open_session(write_run(tmp_path / "run", partition), budget=10)
     texts = [f"text {name}" for name in partition.ids]
@@ -254,6 +254,9 @@ def test_texts_of_the_training_data_are_shown(tmp_path):
     samples = replace(samples_of(partition, "table", "abcd"), inputs=inputs)
     cards = Cards(partition, session.run.scores, tuple("abcd"), samples=samples)
     assert cards.card(3, partition)["text"] == texts[3]
+    table = replace(samples_of(partition, "table", "abcd"), columns=tuple("ABCDEFGHIJKL"))
+    cards = Cards(partition, session.run.scores, tuple("abcd"), samples=table)
+    assert [number["column"] for number in cards.card(3, partition)["numbers"]] == [*"ABCDEFGHIJKL"]
     session.close()
 
 

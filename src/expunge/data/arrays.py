@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from expunge.data.classes import as_class_names
-from expunge.data.conversion import to_ids, to_inputs, to_labels
+from expunge.data.conversion import column_names, to_ids, to_inputs, to_labels
 from expunge.data.paths import require_file
 from expunge.data.rows import Rows, to_samples
 from expunge.data.samples import Samples, View
@@ -125,6 +125,7 @@ def array_rows(x: object, y: object, ids: object = None, *, where: str) -> Rows:
         inputs=inputs,
         class_names=column.class_names,
         has_explicit_ids=ids is not None,
+        columns=column_names(x, inputs),
     )
     _check_lengths(rows, where)
     return rows

@@ -151,6 +151,13 @@ def names_of(frame: Any, where: str) -> list[str]:
     return names
 
 
+def column_names(x: Any, inputs: Inputs) -> tuple[str, ...]:
+    """The names of the columns of a frame that became the columns of the inputs; else none."""
+    names = tuple(map(str, getattr(x, "column_names", x.columns))) if is_frame(x) else ()
+    is_table = isinstance(inputs, TensorInputs) and inputs.shape == (len(names),)
+    return names if is_table else ()
+
+
 def check_names(names: Sequence[str], where: str) -> None:
     """Raise DataError if two columns have the same name."""
     repeated = [name for name, n in Counter(names).items() if n > 1]

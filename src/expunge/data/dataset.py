@@ -207,7 +207,15 @@ def dataset_rows(
         else LazyInputs(n, lazy, digest.hexdigest(), workers=choose_workers(workers, n_bytes)),
         class_names=_class_names(dataset, keys.label),
         has_explicit_ids=first.id is not None and not first.is_index,
+        columns=_column_names(keys, first),
     )
+
+
+def _column_names(keys: ItemKeys, first: Item) -> tuple[str, ...]:
+    """The names of several numbers that became one vector."""
+    if not isinstance(keys.input, tuple) or [*first.inputs] != [""]:
+        return ()
+    return tuple(map(str, keys.input))
 
 
 def _text_rows(

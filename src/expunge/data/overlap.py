@@ -116,6 +116,11 @@ def check_alike(train: Samples, other: Samples) -> None:
         for what, ours, theirs in zip(("inputs are", "prepared as"), *forms, strict=True)
         if ours != theirs
     ]
+    if train.columns and other.columns and train.columns != other.columns:
+        problems.append(
+            f"columns are {format_ids(train.columns)} in {train.name}, "
+            f"{format_ids(other.columns)} here; name them in one order"
+        )
     raise_all(DataError, problems, where=other.name)
 
 

@@ -56,6 +56,8 @@ class Rows:
         The folder, resolved, that the ids are paths in; empty if they are no paths.
     skipped
         Why a file of the source is no sample, by its id.
+    columns
+        The names of the columns of a table, in the order of the inputs; empty for other inputs.
     """
 
     ids: np.ndarray
@@ -66,6 +68,7 @@ class Rows:
     is_audio: bool = False
     id_root: str = ""
     skipped: Mapping[int | str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -175,6 +178,7 @@ def to_samples(
         skipped={**rows.skipped, **skipped},
         id_root=rows.id_root,
         decoding=decoding,
+        columns=rows.columns,
     )
     if not classes:  # with the classes of another set, samples of one class can be measured
         require_two_labels(samples.labels, where=where)

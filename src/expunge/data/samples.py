@@ -87,6 +87,8 @@ class Samples:
         The folder, resolved, that the ids are paths in. Equal ids in two folders are two samples.
     decoding
         How the inputs were made from files, if they were.
+    columns
+        The names of the columns of a table, in the order of the inputs, if they are known.
 
     Raises
     ------
@@ -119,6 +121,7 @@ class Samples:
     skipped: Mapping[int | str, str] = field(default_factory=dict)
     id_root: str = ""
     decoding: Decoding | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ids, labels = np.array(self.ids), np.array(self.labels)

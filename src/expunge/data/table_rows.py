@@ -46,6 +46,7 @@ def table_rows(path: Path, config: DataConfig) -> Rows:
         inputs=TensorInputs(torch.from_numpy(_matrix(features, path))),
         class_names=() if label is None else table.class_names(label),
         has_explicit_ids=config.id is not None,
+        columns=tuple(chosen),
     )
 
 

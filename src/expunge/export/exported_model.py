@@ -237,6 +237,7 @@ def export_model(
             output_key=output_form(model).key,
             earlier=earlier_cuts(model),
             decoding=store_decoding(samples, transform, temporary),
+            columns=samples.columns,
             versions=_versions(),
         )
         write_manifest(manifest, temporary)

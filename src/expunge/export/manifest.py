@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from expunge._core.arrays import Array
 from expunge._core.rng import torch_generator
 from expunge.config import build
 from expunge.data import Batch, Preparation
-from expunge.data.conversion import to_cpu_tensor
+from expunge.data.conversion import is_frame, to_cpu_tensor
 from expunge.data.texts import MASK
 from expunge.editing.earlier_cuts import EarlierCut
 from expunge.errors import (
@@ -100,6 +100,8 @@ class Manifest:
         What the network returns, see `to_logits`; exported models give logits in any case.
     output_key
         Which part of what the network returns that is; None for the usual one.
+    columns
+        Names of the columns of a table, in the order of the input, if they are known.
     versions
         Of expunge and torch.
     schema
@@ -122,6 +124,7 @@ class Manifest:
     onnx: Parity | None = None
     output: OutputKind = "logits"
     output_key: str | None = None
+    columns: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -171,7 +174,8 @@ def prepare_inputs(stored: StoredInputs, manifest: Manifest) -> Batch:
             where="input",
             fix="give a dictionary with these names",
         )
-    x = _tensor(stored, "input")
+    fix = _fix_array(stored, manifest.columns, form.dtype)
+    x = _tensor(stored, "input", fix=fix)
     # Floats are taken as scaled already; other integers would be scaled in another way.
     is_known = x.is_floating_point() or _dtype_name(x.dtype) == form.dtype
     if tuple(x.shape[1:]) != form.shape or not is_known:
@@ -187,16 +191,26 @@ def prepare_inputs(stored: StoredInputs, manifest: Manifest) -> Batch:
     return Preparation(manifest.mean, manifest.std)(x)
 
 
-def _tensor(x: object, where: str) -> Tensor:
+def _fix_array(x: object, columns: Sequence[str], dtype: str) -> str:
+    """What makes an array of a frame, a list or another object."""
+    if not is_frame(x):
+        return f"numpy.asarray(x, dtype={dtype!r})"
+    chosen = "x[list(exported.manifest.columns)]" if columns else "x"
+    return f"{chosen}.to_numpy().astype({dtype!r})"
+
+
+def _tensor(x: object, where: str, *, fix: str = "give an array") -> Tensor:
     if isinstance(x, Tensor):
         return x
     if not isinstance(x, np.ndarray):
-        raise DataError(f"got {type_with_article(x)}, expected an array or a tensor", where=where)
+        raise DataError(
+            f"got {type_with_article(x)}, expected an array or a tensor", where=where, fix=fix
+        )
     try:
         return to_cpu_tensor(x)
     except TypeError as error:
         raise DataError(
-            f"got dtype {x.dtype}, expected floats, uint8 or signed integers", where=where
+            f"got dtype {x.dtype}, expected floats, uint8 or signed integers", where=where, fix=fix
         ) from error
 
 

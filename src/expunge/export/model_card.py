@@ -12,14 +12,14 @@ from expunge.export.manifest import InputFormat, Manifest, input_formats
 from expunge.reporting.formatting import percent
 from expunge.reporting.markdown import escape
 
-MAX_CLASSES = 50  # named
+MAX_NAMES = 50  # of classes and of columns
 _USE = """```python
 import expunge
 
 model = expunge.load_exported_model("path/of/this/folder")
 names = model.predict(inputs)
 ```
-IMPORTED
+{columns}{code}
 The manifest names code that is imported: load what you trust."""
 
 _USE_PRETRAINED = """```python
@@ -50,8 +50,16 @@ def render_model_card(manifest: Manifest, summary: Mapping[str, Any] | None = No
         library="expunge",
         task=_task(manifest.inputs, manifest.sample_rate),
         source=manifest.constructor,
-        use=_USE.replace("IMPORTED", f"\n{code}\n" if (code := needed_code(manifest)) else ""),
+        use=_USE.format(
+            columns=_columns(manifest.columns),
+            code=f"\n{code}\n" if (code := needed_code(manifest)) else "",
+        ),
     )
+
+
+def _columns(names: Sequence[str]) -> str:
+    """What the columns of an input are; empty if it is no table."""
+    return f"\nThe columns of the inputs, in this order: {_names(names)}.\n" if names else ""
 
 
 def needed_code(manifest: Manifest) -> str:
@@ -103,7 +111,7 @@ def _render(
             _bullets(_done(summary)),
             _accuracy(summary),
         ]
-    parts += ["## Use", use, "## Classes", _class_names(classes)]
+    parts += ["## Use", use, "## Classes", _names(classes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -156,6 +164,6 @@ def _bullets(lines: Iterator[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _class_names(classes: Sequence[str]) -> str:
-    shown = ", ".join(escape(name) for name in classes[:MAX_CLASSES])
-    return shown if len(classes) <= MAX_CLASSES else f"{shown}, … ({len(classes):,} in all)"
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(escape(name) for name in names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown}, … ({len(names):,} in all)"

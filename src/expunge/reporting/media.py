@@ -56,11 +56,11 @@ def rows_for(samples: Samples, ids: Iterable[Hashable]) -> SuspectRows:
     width = max((len(x) for x in stored.values()), default=0)
     if samples.sample_rate is not None or not 0 < width <= MAX_TABLE_COLUMNS:
         return SuspectRows()
-    names = tuple(f"column {k}" for k in range(min(width, MAX_COLUMNS)))
+    names = samples.columns or tuple(f"column {k}" for k in range(width))
     cells = {
         name: tuple(f"{v:.4g}" for v in x[:MAX_COLUMNS].tolist()) for name, x in stored.items()
     }
-    return SuspectRows(names, cells)
+    return SuspectRows(names[:MAX_COLUMNS], cells)
 
 
 def _texts_for(samples: Samples, ids: Iterable[Hashable]) -> SuspectRows:

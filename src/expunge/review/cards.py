@@ -217,10 +217,11 @@ class Cards:
         stored = self._stored(row)
         values = np.asarray(stored, dtype=np.float64).reshape(-1)[:_MAX_NUMBERS]
         middle, spread = self._statistics
+        names = self._samples.columns if self._samples else ()
         deviations = (values - middle[: len(values)]) / spread[: len(values)]
         return [
             {
-                "column": k,
+                "column": names[k] if names else k,
                 "value": f"{value:.4g}",
                 "median": f"{middle[k]:.4g}",
                 "unusual": bool(abs(deviations[k]) >= _UNUSUAL),
