@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
 
@@ -98,6 +99,27 @@ def test_the_pool_does_not_depend_on_the_order_of_the_samples():
     first, second = pool_evidence(made), pool_evidence(shuffled)
     assert_allclose(first.probs[at], second.probs, atol=1e-4)
     assert_allclose(first.novelty[at], second.novelty, atol=1e-3)
+
+
+@pytest.mark.parametrize(("scale", "held_out"), [(1.0, None), (0.3, 0.6)])
+def test_a_first_layer_that_agrees_with_nearly_all_labels_is_not_believed(scale, held_out):
+    """Nor counts its agreement as expected: the input shows noise, or held-out labels do."""
+    made, wrong = signals()
+    rng = np.random.default_rng(2)
+    first = np.eye(3)[made.labels] + 0.1 * rng.standard_normal((300, 3))
+    inputs = scale * made.inputs + rng.standard_normal(made.inputs.shape)
+    made = replace(
+        made,
+        features={"first": first.astype(np.float32), "last": made.features["last"]},
+        inputs=inputs.astype(np.float32),
+    )
+    pooled = pool_evidence(made, held_out_agreement=held_out)
+    sources = {s.name: s for s in pooled.sources}
+    assert sources["linear:first"].agreement > 0.99
+    assert sources["linear:first"].weight < 1e-3
+    assert pooled.expected_agreement < 0.87
+    assert pooled.memorised_fraction > 0.9
+    assert roc_auc_score(wrong, -pooled.probs[np.arange(300), made.labels]) > 0.8
 
 
 def test_a_first_layer_that_has_memorised_counts_no_more_than_the_input():

@@ -1,9 +1,9 @@
 """One class distribution a sample from cross-fitted probes on the input and early layers. Pure.
 
-A deep layer or the model itself may have memorised the labels; the input has not, and the first
-layer less. Probes on these are always used. Every other source joins the less, the further its
-agreement with the given labels exceeds the expected one; sources that agree with few labels count
-little.
+A deep layer or the model itself may have memorised the labels; the input has not. Probes on it are
+always used, those on the first layer unless the input or held-out labels show that it has memorised
+too. Every other source joins the less, the further its agreement with the given labels exceeds the
+expected one; sources that agree with few labels count little.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def pool_evidence(
     (1 − e)`` of `memorised_fraction`, the weights are
 
     - of probes on the input: ``g_s⁴``, where ``g_s = (a_s − 1/c) / (1 − 1/c)``;
-    - of probes on the first layer: ``g_s⁴ (1 − m)² k^min(1, 2m)``, where m is that of the model,
-      and k ≤ 1 is the largest weight of a probe on the input divided by that of one on the layer;
+    - of probes on the first layer: ``g_s⁴ (1 − m)² k^min(1, 2m) (1 − m_1)¹²``, where m is that of
+      the model, m_1 that of all probes together, and k ≤ 1 is the largest weight of a probe on the
+      input divided by that of one on the layer;
     - of deeper layers, the model and its checkpoints (``trajectory``): ``min(g_s, g_e)⁴
       (1 − m_s)¹²``, where ``g_e`` is that of e;
     - of the mean over views: ``g_e⁴ (1 − m)¹²``;
@@ -142,24 +143,28 @@ def pool_evidence(
     labels = signals.labels[order]
     early = list(signals.features.items())[:N_EARLY_LAYERS]
     unweighted, pools, novelties = zero_rows(labels, c), [], []
+    agreements, evident_rates = [], []
     for name, features in [("input", inputs), *early]:
         pool = WeightedPool(labels, c)
         logs, distances = _probe(pool, name, in_order(features, order))
         unweighted = add_scaled(unweighted, logs, labels, 1.0)
+        rate, weight = _evident_rate(LazyRows(unweighted, _as_probs), labels)
+        agreements.append(label_agreement(unweighted, labels))
+        evident_rates.append(rate * weight)
         pools.append(pool)
         novelties.append(log_mean_distance(distances))
-    rate, weight = _evident_rate(LazyRows(unweighted, _as_probs), labels)
     reference = expected_agreement(
-        signals, label_agreement(unweighted, labels), rate * weight, held_out_agreement
+        signals, agreements[0], agreements[-1], max(evident_rates), held_out_agreement
     )
     del unweighted
     agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
     memorised = memorised_fraction(agreement, reference)
+    of_probes = memorised_fraction(agreements[-1], reference)
     pool = pools[0]
     for other in pools[1:]:
         cap = min(1.0, pool.largest_weight() / other.largest_weight())
         credibility = (1 - memorised) ** _EARLY_POWER * cap ** min(1.0, memorised / _CAPPED_FROM)
-        pool.join(other, credibility)
+        pool.join(other, credibility * (1 - of_probes) ** TRAINED_POWER)
     probes = pool.calibrated()
     probe_gain = gain_above_chance(label_agreement(probes, labels), c)
     probe_probs = _as_float32(probes)

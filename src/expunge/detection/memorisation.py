@@ -97,36 +97,43 @@ def has_memorised(scores: Scores) -> bool | None:
 
 def expected_agreement(
     signals: Signals,
+    input_agreement: float,
     probe_agreement: float,
     evident_rate: float = 0.0,
     held_out_agreement: float | None = None,
 ) -> float:
     """Return the agreement with the given labels to expect of the model without memorisation.
 
-    That of its augmented predictions, but at most 10 points above that on held-out labels, as a
-    model that was trained on such views has memorised them too. Without views, 5 points above that
-    on held-out labels, as a model fits its training labels a little better in any case. At most 1
-    minus the noise rate that is evident to probes, as views may not show what was memorised (words
-    left out of a document). At least the agreement of these probes.
+    That of its augmented predictions; without views, 5 points above that on held-out labels, as a
+    model fits its training labels a little better in any case. At least the agreement of probes on
+    the input and the first layer.
+
+    At most 10 points above the agreement on held-out labels, as a model that was trained on views
+    has memorised them too, and at most 1 minus the evident noise rate, as views may not show what
+    was memorised (words left out of a document). The first layer may have memorised too (a small
+    transformer), so that this bounds its probes as well; only those on the input are beyond doubt.
 
     Parameters
     ----------
     signals
         Holds the labels and, with views, the augmented predictions.
-    probe_agreement
-        The share of the given labels that cross-fitted probes on the input predict, in [0, 1].
+    input_agreement, probe_agreement
+        The shares of the given labels that cross-fitted probes predict: those on the input alone,
+        and all, with those on the first layer. In [0, 1].
     evident_rate
-        See `expunge.detection.noise_rate.evident_rate`.
+        The noise rate that is evident to these probes, see
+        `expunge.detection.noise_rate.evident_rate`.
     held_out_agreement
         The share of held-out labels that the model predicts, in [0, 1].
     """
-    known = 0.0
+    known, most = probe_agreement, 1 - evident_rate
     if signals.augmented_probs is not None and signals.views:
-        most = 1.0 if held_out_agreement is None else held_out_agreement + MEMORISATION_GAP
-        known = min(label_agreement(signals.augmented_probs, signals.labels), most)
+        known = max(known, label_agreement(signals.augmented_probs, signals.labels))
     elif held_out_agreement is not None:
-        known = min(held_out_agreement + GENERALISATION_GAP, 1.0)
-    return max(min(known, 1 - evident_rate), probe_agreement)
+        known = max(known, held_out_agreement + GENERALISATION_GAP)
+    if held_out_agreement is not None:
+        most = min(most, held_out_agreement + MEMORISATION_GAP)
+    return max(min(known, most), input_agreement)
 
 
 def memorised_fraction(agreement: float, expected: float) -> float:
