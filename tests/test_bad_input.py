@@ -459,7 +459,7 @@ SETTINGS: dict[str, Case] = {
         DataError,
         "there are no rows for ids 5000, 5001",
     ),
-    "a folder with another run": (occupied, RunError, "seed: 0 there, 1 asked for"),
+    "a folder with another run": (occupied, RunError, "seed: was 0, is 1"),
     "a folder with other files": (strange, RunError, r"holds other files: thesis\.tex"),
 }
 

@@ -818,14 +818,14 @@ CHANGES = {
     "the validation set": ({"validation": lambda: clean(200)}, "validation.inputs"),
     "no validation set": ({"validation": lambda: None}, "validation"),
     "a weight": ({"model": other_model}, "model"),
-    "the seed": ({"seed": 1}, "seed: 0 there, 1 asked for"),
+    "the seed": ({"seed": 1}, "seed: was 0, is 1"),
     "the recipe": (
         {"recipe": "no-op"},
-        'recipe: "default" there, "no-op" asked for',
+        'recipe: was "default", is "no-op"',
     ),
     "a setting": (
         {"overrides": {**FAST, "tune": {"epochs": 2, "batch_size": 32}}},
-        "settings.tune.epochs: 3 there, 2",
+        "settings.tune.epochs: was 3, is 2",
     ),
 }
 
@@ -938,7 +938,7 @@ def test_training_resumes_and_equals_uninterrupted(tmp_path):
     read = pipeline.train(network(), noisy(), config, out=tmp_path / "t")
     assert_same_weights(whole.model, read.model)
     assert read.seconds == resumed.seconds
-    with pytest.raises(RunError, match="seed: 0 there, 1 asked for"):
+    with pytest.raises(RunError, match="seed: was 0, is 1"):
         pipeline.train(network(), noisy(), config, seed=1, out=tmp_path / "t")
 
 

@@ -276,9 +276,9 @@ def test_commands_name_what_a_spec_says_otherwise_than_when_its_run_was_made(cal
     def changed(line):
         return f"the spec has changed since moved was made; what differs:\n  {line}\n  fix: undo"
 
-    recipe = {"recipe": "default"}, 'recipe: "instant" there, "default" asked for'
-    model = {"model": {"arguments": {"hidden": 24}}}, "model.arguments.hidden: 48 there, 24 asked"
-    data = {"data": {"train": {"max_rows": 99}}}, "data.train.max_rows: null there, 99 asked for"
+    recipe = {"recipe": "default"}, 'recipe: was "instant", is "default"'
+    model = {"model": {"arguments": {"hidden": 24}}}, "model.arguments.hidden: was 48, is 24"
+    data = {"data": {"train": {"max_rows": 99}}}, "data.train.max_rows: was null, is 99"
     for changes, line in (recipe, model, data):
         said = says(changes, "report")
         assert (said.code, line in said.err) == (0, True), said.err
@@ -354,8 +354,8 @@ def test_a_changed_repair_in_the_same_folder_is_refused_and_fresh_does_it(call, 
     before = contents(tmp_path)
     said = call("repair", spec, "--seed", "1")
     assert said.code == 1
-    assert "seed: 0 there, 1 asked for" in said.err
-    assert "--overwrite" in said.err
+    assert "seed: was 0, is 1" in said.err
+    assert "another folder: --out FOLDER; or discard what is there: --overwrite\n" in said.err
     assert contents(tmp_path) == before
     assert call("repair", spec, "--seed", "1", "--overwrite").code == 0
 

@@ -195,7 +195,7 @@ def test_nothing_is_trained_for_a_folder_that_will_be_refused(tmp_path, what):
     def fail(*args: object) -> None:
         pytest.fail("nothing must be trained")
 
-    with pytest.raises(RunError, match="other files: thesis" if what == "other files" else "--out"):
+    with pytest.raises(RunError, match="other files: thesis" if what == "other files" else "out=…"):
         specs.load_spec(path, out=folder, progress=fail)
     assert contents(tmp_path) == before
 

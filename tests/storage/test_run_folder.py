@@ -95,10 +95,10 @@ def test_a_stage_with_another_key_is_refused_and_every_differing_field_named(tmp
     key = {"seed": 1, "settings": {"views": 4, "attribution_layer": ""}}
     with (
         open_run(tmp_path / "run", HEADER) as run,
-        pytest.raises(RunError, match=r"seed: 0 there, 1 asked") as e,
+        pytest.raises(RunError, match=r"seed: was 0, is 1") as e,
     ):
         run.stage("1-score", key, Compute())
-    assert "settings.views: 8 there, 4 asked for" in str(e.value)
+    assert "settings.views: was 8, is 4" in str(e.value)
     assert "layer" not in str(e.value)
     assert contents(tmp_path) == before
 
@@ -239,13 +239,13 @@ def test_another_header_is_refused_and_every_differing_field_named(tmp_path):
     before = contents(tmp_path)
     header = {**HEADER, "seed": 3, "train": {"labels": "zz", "inputs": "bb"}}
     with (
-        pytest.raises(RunError, match=r"seed: 0 there, 3 asked for") as e,
+        pytest.raises(RunError, match=r"seed: was 0, is 3") as e,
         open_run(tmp_path / "run", header),
     ):
         pytest.fail("the folder must not open")
-    assert 'train.labels: "aa" there, "zz" asked for' in str(e.value)
+    assert 'train.labels: was "aa", is "zz"' in str(e.value)
     assert "inputs:" not in str(e.value)
-    assert "--overwrite" in str(e.value)
+    assert "another folder: out=…; or discard what is there: overwrite=True" in str(e.value)
     assert contents(tmp_path) == before
 
 

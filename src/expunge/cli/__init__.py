@@ -22,6 +22,7 @@ from expunge.cli.terminal import (
     Interrupted,
     app,
     err_console,
+    in_options,
     output_errors,
     show,
     tolerate_encodings,
@@ -62,7 +63,7 @@ def main() -> None:
         code = INTERRUPTED if isinstance(error, Interrupted) else 1
         if _says_errors():
             with suppress(OSError):  # stderr may be full too
-                show(f"error: {error}", err_console, style="red", soft_wrap=True)
+                show(f"error: {in_options(str(error))}", err_console, style="red", soft_wrap=True)
         if "LOCAL_RANK" in os.environ:
             # The others wait for this process: it may not wait for them.
             sys.stderr.flush()

@@ -75,6 +75,9 @@ class Kind(StrEnum):
     both = "both"
 
 
+# How the command line spells what errors of run folders say for Python.
+_OPTIONS = {"out=…": "--out FOLDER", "overwrite=True": "--overwrite"}
+
 Out = Annotated[Path | None, typer.Option(help="The run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1.")]
@@ -98,6 +101,17 @@ def options(
     ] = False,
 ) -> None:
     """Options that stand before a command; ``version`` ends the program."""
+
+
+def in_options(message: str) -> str:
+    """A message of the library with options of the command line for the arguments in Python.
+
+    >>> in_options("choose another folder: out=…")
+    'choose another folder: --out FOLDER'
+    """
+    for argument, option in _OPTIONS.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def command_line() -> str:

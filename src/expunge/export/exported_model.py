@@ -508,7 +508,7 @@ def _check_empty(folder: Path) -> None:
     with wrap_io_errors(folder):
         is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_empty:
-        raise RunError("is not empty", where=str(folder), fix="name a new folder with --out")
+        raise RunError("is not empty", where=str(folder), fix="name a new folder")
 
 
 def _versions() -> dict[str, str]:

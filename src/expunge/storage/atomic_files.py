@@ -110,7 +110,7 @@ def wrap_io_errors(path: Path, error: type[ExpungeError] = RunError) -> Iterator
             where=str(path),
             fix="make the folder that it is to lie in"
             if isinstance(problem, FileNotFoundError)
-            else "free some space, choose another folder with --out, or copy the run folder to one "
+            else "free some space, choose another folder, or copy the run folder to one "
             "that can be written",
         ) from problem
 

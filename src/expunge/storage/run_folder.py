@@ -232,7 +232,7 @@ def check_run_folder(folder: str | Path, *, overwrite: bool = False) -> None:
         raise RunError(
             "this folder belongs to a run whose model was not trained in it",
             where=str(path),
-            fix="choose another folder with --out, or discard what is there with --overwrite",
+            fix="choose another folder: out=…; or discard what is there: overwrite=True",
         )
 
 
@@ -246,7 +246,7 @@ def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> Non
     if not note.exists():
         _check_folder_is_ours(path)
     else:
-        found = read_json(note, fix="choose another folder with --out")
+        found = read_json(note, fix="choose another folder: out=…")
         if not {"schema", "versions"} <= {*found}:
             raise RunError(
                 "the folder holds other files: its run.json is of another program",
@@ -272,7 +272,7 @@ def _write_header(path: Path, header: Mapping[str, Any], overwrite: bool) -> Non
 
 def read_header(folder: Path) -> dict[str, Any]:
     """Read what identifies the run of a folder; RunError if it is missing or has changed."""
-    return read_sealed(folder / HEADER, fix="start the run again with --overwrite")
+    return read_sealed(folder / HEADER, fix="start the run again: overwrite=True")
 
 
 def _check_format(header: Mapping[str, Any], path: Path) -> None:
@@ -281,7 +281,7 @@ def _check_format(header: Mapping[str, Any], path: Path) -> None:
         raise RunError(
             f"the folder holds a run of format {header['schema']}, this version reads {SCHEMA}",
             where=str(path),
-            fix="choose another folder with --out, or discard the run with --overwrite",
+            fix="choose another folder: out=…; or discard the run: overwrite=True",
         )
 
 
@@ -307,8 +307,8 @@ def _require_same(found: Any, wanted: Any, where: str) -> None:
         raise RunError(
             f"this folder belongs to a run with other inputs; what differs:\n{listed}",
             where=where,
-            fix="choose another folder with --out, undo the change, or discard what is there "
-            "with --overwrite",
+            fix="undo the change; or choose another folder: out=…; or discard what is there: "
+            "overwrite=True",
         )
 
 
@@ -323,7 +323,7 @@ def _differences(found: Any, wanted: Any, path: str) -> Iterator[str]:
             inner = f"{path}.{key}" if path else key
             yield from _differences(found.get(key), wanted.get(key), inner)
     elif found != wanted:
-        yield f"{path}: {_short(found)} there, {_short(wanted)} asked for"
+        yield f"{path}: was {_short(found)}, is {_short(wanted)}"
 
 
 def _short(value: Any) -> str:
