@@ -375,6 +375,7 @@ def test_a_network_retrained_from_scratch_that_is_ahead_is_recommended(monkeypat
     monkeypatch.setitem(recipes._items, "retrain-well", retrain_well)
     result = repaired(overrides=weak, held_out=held_out(), baselines=("retrain-well",))
     assert result.decision.action == "retrain"
+    assert result.decision.recipe == "retrain-well"
     assert "retrain-well" in result.decision.reason
     assert expunge.report(result).count("Decision: retrain, because") == 1
     assert result.decision.kept == (result.decision.gain.value > 0)

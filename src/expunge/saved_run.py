@@ -144,6 +144,7 @@ def _result_of(
             summary["decision"]["action"],
             summary["decision"]["reason"],
             _metric(summary["decision"]["gain"]),
+            summary["decision"].get("recipe", ""),
         ),
         audit=_audit_of(summary["audit"]),
         skipped=summary["skipped"],

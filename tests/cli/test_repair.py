@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from expunge._core.rng import temp_seed
 from expunge.demo import digits as demos
 from expunge.demo.noise import NoisyDataset
 from expunge.models.zoo import convnet
-from expunge.records import Flag
+from expunge.records import Decision, Flag
 from expunge.specs import load_spec
 from oracles_digits import contents, noisy
 from oracles_results import make_baseline, make_result
@@ -155,6 +156,18 @@ def test_repair_prints_a_table_and_json_is_result_json(call, tmp_path):
     said = call("repair", spec, "--recipe", "finetune-only", "--seed", "4", "--out", "o", "--json")
     found = json.loads(said.out)
     assert (found["recipe"], found["seed"], found["run"]) == ("finetune-only", 4, "o")
+
+
+def test_a_better_network_is_made_by_the_command_that_is_printed(call, tmp_path, monkeypatch):
+    repair, spec = pipeline.repair, write_spec(tmp_path)
+    better = Decision("retrain", "it is better", recipe="retrain-filtered")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "repair", lambda *a, **k: replace(repair(*a, **k), decision=better))
+        said = call("repair", spec).out
+    line = next(line for line in said.splitlines() if "--recipe" in line)
+    assert call(*shlex.split(line.partition("#")[0])[1:]).code == 0
+    found = json.loads(Path("runs/spec-retrain-filtered/result.json").read_text())
+    assert found["recipe"] == "retrain-filtered"
 
 
 def test_the_json_has_the_keys_that_others_rely_on(call, tmp_path):

@@ -206,6 +206,7 @@ def test_a_retrained_network_must_be_better_by_more_than_the_interval(lead, acti
     assert made.action == action
     assert made.gain.value == pytest.approx(0.1)
     if action == "retrain":
+        assert made.recipe == "retrain"
         assert "from scratch (recipe retrain, 2.0 s) is better than the repair" in made.reason
         assert "+8.0" in made.reason
 

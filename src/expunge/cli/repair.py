@@ -191,6 +191,9 @@ def _print_next(result: RepairResult, spec: Path, *, is_default: bool) -> None:
         f"review {file if is_default else shlex.quote(str(result.run))}": "correct the flags",
         f"clean {file} --out corrected.parquet{run}": "data with corrected labels",
     }
+    if better := result.decision.recipe:
+        folder = shlex.quote(f"{result.run}-{better}")
+        steps[f"repair {file} --recipe {better} --out {folder}"] = "the better network"
     if result.decision.kept:
         steps[f"export {file}{run}"] = "the repaired model for use"
     width = max(map(len, steps))

@@ -246,7 +246,7 @@ def decide(
                 f"better than the repair ({duration(repaired.seconds)}) by {signed_gain(lead)} "
                 "points on held-out labels"
             )
-            return Decision("retrain", reason, found)
+            return Decision("retrain", reason, found, name)
     estimate = f"{signed_gain(found)} points on held-out labels, corrected for their noise"
     if found.value <= 0:
         return Decision("revert", f"the repair would change accuracy by {estimate}", found)

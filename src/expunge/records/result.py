@@ -202,11 +202,14 @@ class Decision:
         Why, in a sentence.
     gain
         Gain in accuracy of the repair, estimated from held-out labels; None without these.
+    recipe
+        The recipe of the network that is better, if the action is ``"retrain"``; else empty.
     """
 
     action: Literal["keep", "retrain", "skip", "revert"]
     reason: str
     gain: Metric | None = None
+    recipe: str = ""
 
     @property
     def kept(self) -> bool:

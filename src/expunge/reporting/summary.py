@@ -67,6 +67,7 @@ def summarise(result: RepairResult) -> dict[str, Any]:
             "action": result.decision.action,
             "reason": result.decision.reason,
             "gain": _metric(result.decision.gain),
+            "recipe": result.decision.recipe,
         },
         "classes": list(result.classes),
         "recipe": result.recipe,
