@@ -114,6 +114,18 @@ def variant(request):
     return VARIANTS[request.param]()
 
 
+def test_the_most_suspicious_flagged_samples_are_listed(variant):
+    p, text = variant.partition, render_markdown(variant)
+    n = int(p.flagged.sum())
+    assert ("## Flagged samples" in text) == (n > 0)
+    if n:
+        listed = section(text, "Flagged samples")
+        first = p.ids[top_suspects(p, 1)[0]]
+        assert f"| {first} | {100 * p.p_noisy.max():.1f}% | " in listed
+        assert listed.count("\n| ") == min(n, 10) + 2
+        assert (f"{n - 10} more are in partition.parquet" in listed) == (n > 10)
+
+
 # The JSON object
 
 
@@ -283,7 +295,8 @@ def test_markdown_puts_flags_first():
     text = render_markdown(make_result(flags=(Flag("some-code", "Some evidence."),)))
     headings = re.findall(r"^## (.+)$", text, re.M)
     assert headings == [
-        *("Red flags", "Result", "Partition", "Pruning", "Unlearning audit", "Classes", "Time")
+        *("Red flags", "Result", "Partition", "Flagged samples", "Pruning", "Unlearning audit"),
+        *("Classes", "Time"),
     ]
     assert "- **some-code**: Some evidence." in section(text, "Red flags")
 

@@ -25,8 +25,11 @@ from expunge.reporting.tables import (
     pruning_skipped,
     review_lines,
     skipped_lines,
+    top_suspects,
     unlearning_lines,
 )
+
+MAX_SUSPECTS = 10
 
 
 def render_markdown(result: RepairResult) -> str:
@@ -66,6 +69,8 @@ def render_markdown(result: RepairResult) -> str:
         _partition_lines(result.partition),
         "\n".join(f"- {escape(s)}" for s in rate_lines(result.partition, result.scores.pooled)),
         _source_table(result.partition, result.scores.pooled),
+        "## Flagged samples" if result.partition.flagged.any() else "",
+        _flagged_lines(result),
         "## Review" if result.review else "",
         "\n".join(f"- {escape(line)}" for line in review_lines(result)),
         "## Skipped samples" if result.skipped else "",
@@ -157,6 +162,23 @@ def _source_table(partition: Partition, pooled: PooledEvidence | None) -> str:
         for s in source_rows(partition, pooled)
     ]
     return _table(("source", "weight", "agrees with labels", "noise rate alone"), rows)
+
+
+def _flagged_lines(result: RepairResult) -> str:
+    """The most suspicious flagged samples as a table; empty if nothing is flagged."""
+    p, names = result.partition, result.classes
+    n_flagged = int(p.flagged.sum())
+    shown = top_suspects(p, min(MAX_SUSPECTS, n_flagged))
+    rows = [
+        (
+            *(p.ids[i], percent(p.p_noisy[i]), names[p.labels[i]], names[p.suggested_label[i]]),
+            percent(p.suggested_probability[i]),
+        )
+        for i in shown
+    ]
+    more = f"\n\n{n_flagged - len(shown):,} more are in partition.parquet."
+    head = ("id", "noisy", "given label", "suggested label", "its probability")
+    return _table(head, rows) + (more if n_flagged > len(shown) else "")
 
 
 def _pruning_lines(result: RepairResult) -> str:
