@@ -6,10 +6,12 @@ import base64
 import csv
 import json
 from contextlib import suppress
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,8 +24,10 @@ from oracles_review import (
     answers_of,
     check_exchanged,
     choice_of,
+    open_session,
     opened_review,
     planted,
+    write_run,
 )
 
 CLASSES = ("cat", "<b>dog</b>", "deer", "frog")
@@ -146,6 +150,35 @@ def test_a_parquet_file_of_questions_and_answers(review, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     import_answers(session, path, format="parquet")
     check_exchanged(session, true)
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_answers_about_labels_that_were_corrected_since_are_about_the_new_ones(
+    review, tmp_path, format
+):
+    session, cards, true = review
+    path, old = tmp_path / "questions.parquet", session.partition
+    export_questions(session, cards, path, format="parquet")
+    table = pq.read_table(path)
+    rows = [answered(session, true, row) for row in table.to_pylist()]
+    answers = pa.Table.from_pylist(rows, schema=table.schema)
+    if format == "parquet":
+        pq.write_table(answers, path)
+    else:
+        pyarrow.csv.write_csv(answers.drop_columns("sample"), path)
+    labels = np.where(np.arange(len(true)) % 2, true, old.labels)
+    corrected = open_session(write_run(tmp_path / "new", replace(old, labels=labels)), CLASSES)
+    assert import_answers(corrected, path, format=format) == len(rows)
+    verdicts = set()
+    for answer in corrected.log.read():
+        row = int(session.rows([answer.id])[0])
+        assert answer.draw is None  # the samples are no random ones of the corrected data
+        if choice_of(session, true, answer.id) in CLASSES:
+            expected = "right" if labels[row] == true[row] else "wrong"
+            assert (answer.verdict, answer.label) == (expected, true[row])
+            verdicts.add((expected, old.labels[row] == labels[row]))
+    assert {("right", False), ("right", True), ("wrong", True)} <= verdicts
+    corrected.close()
 
 
 @pytest.mark.parametrize("format", formats.names())

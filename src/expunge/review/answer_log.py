@@ -56,7 +56,7 @@ def from_row(row: Mapping[str, Any], indices: Mapping[str, int]) -> Answer:
     name, identity = row.get("label"), row["id"]
     if isinstance(identity, bool) or not isinstance(identity, int | str):
         raise DataError(f"expected an id of text or an integer, got {identity!r}")
-    label = None if name in (None, "") else _class_index(name, indices)
+    label = None if name in (None, "") else class_index(name, indices)
     return Answer(
         identity,
         str(row["verdict"]).strip().lower(),  # type: ignore[arg-type]  # checked there
@@ -68,7 +68,7 @@ def from_row(row: Mapping[str, Any], indices: Mapping[str, int]) -> Answer:
     )
 
 
-def _class_index(name: object, indices: Mapping[str, int]) -> int:
+def class_index(name: object, indices: Mapping[str, int]) -> int:
     """The class of this name, also as a spreadsheet writes it: 3.0 for 3, 3 for 3.0, TRUE."""
     text = str(name)
     if text in indices:

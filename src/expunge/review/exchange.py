@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.errors import DataError, RunError, raise_all
 from expunge.review import tool_formats  # noqa: F401  (registers formats)
-from expunge.review.answer_log import from_row, now, to_row
+from expunge.review.answer_log import class_index, from_row, now, to_row
 from expunge.review.answers import Answer, latest
 from expunge.review.cards import Cards
 from expunge.review.formats import formats
@@ -89,6 +90,10 @@ def export_questions(
 def import_answers(session: ReviewSession, path: str | Path, *, format: str = "csv") -> int:
     """Add the answers of a tool's file that are new or differ; returns their number.
 
+    Where the file's column ``given`` names other labels than the data have now, the data were
+    changed since: an answer that names the new label says that it is right. The samples are no
+    random ones of the changed data any more, so that the answers of this file do not move the rate.
+
     Raises
     ------
     DataError
@@ -96,17 +101,21 @@ def import_answers(session: ReviewSession, path: str | Path, *, format: str = "c
         contradicts its label. Nothing is added then.
     """
     indices = {name: k for k, name in enumerate(session.classes)}
-    found, problems = [], []
+    found, problems, is_changed = [], [], False
     form = formats.get(format)()
     for number, row in enumerate(form.read(Path(path)), start=1):
         if not row.get("verdict") and (row.get("id") not in (None, "") or "row" in row):
             continue  # a question without an answer
         try:
             answer = from_row(_with_id(row, session), indices)
-            found.append(_completed(answer, session, has_verdict=form.has_verdicts))
+            given = _label_then(row, indices)
+            is_changed |= given not in (None, _label_now(answer, session))
+            found.append(_completed(answer, session, given=given, has_verdict=form.has_verdicts))
         except DataError as error:
             problems.append(f"answer {number}: {error}")
     raise_all(DataError, problems[:_MAX_PROBLEMS], where=str(path))
+    if is_changed:
+        found = [replace(answer, draw=None) for answer in found]
     known = {(str(a.id), a.reviewer, a.repeat): (a.verdict, a.label) for a in session.log.read()}
     new = [a for a in found if known.get((str(a.id), a.reviewer, a.repeat)) != (a.verdict, a.label)]
     session.add(new)
@@ -121,23 +130,40 @@ def _with_id(row: Mapping[str, Any], session: ReviewSession) -> Mapping[str, Any
     return {**row, "id": session.partition.ids[row["row"]].item()}
 
 
-def _completed(answer: Answer, session: ReviewSession, *, has_verdict: bool) -> Answer:
-    """An answer with a time, the run's own id and the draw; without a verdict the label decides."""
+def _label_then(row: Mapping[str, Any], indices: Mapping[str, int]) -> int | None:
+    """The label that the reviewer saw; None if the file does not say."""
+    with suppress(DataError):
+        return class_index(row.get("given"), indices)
+    return None
+
+
+def _label_now(answer: Answer, session: ReviewSession) -> int:
+    """The label that the data give the sample of an answer."""
     row = int(session.rows([answer.id])[0])
     if row < 0:
         raise DataError(f"no sample has the id {answer.id}")
-    given, verdict, label = int(session.partition.labels[row]), answer.verdict, answer.label
-    if not has_verdict and label == given:
-        verdict = "right"
-    if verdict == "right" and label is None:
-        label = given
-    if verdict in ("right", "wrong") and (verdict == "right") != (label == given):
-        names = [session.classes[k] for k in (given, label) if k is not None]
-        raise DataError(
-            f"the verdict on {answer.id} is '{verdict}', but the given label is '{names[0]}' and "
-            f"the right one '{names[1]}': correct the verdict or the label"
-        )
-    name = session.partition.ids[row].item()
+    return int(session.partition.labels[row])
+
+
+def _completed(
+    answer: Answer, session: ReviewSession, *, given: int | None, has_verdict: bool
+) -> Answer:
+    """An answer with a time, the run's own id and the draw.
+
+    given: the label that the reviewer saw. Without a verdict the label decides.
+    """
+    label_now, verdict, label = _label_now(answer, session), answer.verdict, answer.label
+    given = label_now if given is None else given
+    if verdict in ("right", "wrong"):
+        label = given if label is None else label
+        if has_verdict and (verdict == "right") != (label == given):
+            raise DataError(
+                f"the verdict on {answer.id} is '{verdict}', but the given label is "
+                f"'{session.classes[given]}' and the right one '{session.classes[label]}': correct "
+                "the verdict or the label"
+            )
+        verdict = "right" if label == label_now else "wrong"
+    name = session.partition.ids[int(session.rows([answer.id])[0])].item()
     return replace(
         answer,
         id=name,

@@ -123,7 +123,7 @@ def answer_rows(table: pa.Table, *, where: str) -> list[dict[str, Any]]:
                 where=where,
                 fix=did_you_mean(name, table.column_names),
             )
-    own = [name for name in (*COLUMNS, *DRAW_COLUMNS) if name in table.column_names]
+    own = [name for name in (*COLUMNS, "given", *DRAW_COLUMNS) if name in table.column_names]
     rows: list[dict[str, Any]] = table.select(own).to_pylist()
     names = hub_feature(table.schema, "label").get("names")
     for row in rows:
