@@ -71,7 +71,7 @@ DEFAULTS = {
     "expunge": DefaultDetection(),
     "expunge-held-out": DefaultDetection(has_held_out=True),
     "expunge-undeclared-view": DefaultDetection(declares_view=False),
-    "expunge-no-views": DefaultDetection(declares_view=False, views=0),
+    "expunge-no-views": DefaultDetection(views=0),
     "expunge-known-rate": DefaultDetection(knows_rate=True),
     "expunge-fast": DefaultDetection(detectors=("attribution", "attribution_mass")),
 }
