@@ -206,8 +206,9 @@ def test_a_pruned_model_is_saved_in_its_original_size_with_the_same_logits(train
         {
             "bert.encoder.layer.0.intermediate.dense": (0, 5, 7),
             "bert.encoder.layer.1.attention": (1,),
+            "bert.pooler.dense": (2,),  # behind a tanh
         },
-        4,
+        5,
     )
     small = surgery.prune(model, plan, samples.batch(np.arange(1)))
     assert small.bert.encoder.layer[0].intermediate.dense.out_features == 21

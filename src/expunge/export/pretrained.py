@@ -30,6 +30,8 @@ from expunge.storage.atomic_files import wrap_io_errors
 from expunge.storage.weights import fit_weights
 
 _CHECK_SAMPLES = 32
+# Weights keep their values up to this step; a power of two, so that nothing is rounded.
+_STEP = 2.0**-10
 
 
 @isolated
@@ -211,8 +213,8 @@ def filled_with_zeros(
 
     Notes
     -----
-    The original's weights are numbered and pruned; the numbers that remain say where the pruned
-    model's weights belong.
+    The last digits of the original's weights are replaced by numbers, and it is pruned; the numbers
+    that remain say where the pruned model's weights belong.
 
     Examples
     --------
@@ -226,18 +228,29 @@ def filled_with_zeros(
     with torch.no_grad():
         for tensor in numbered.state_dict().values():
             if tensor.is_floating_point():
-                tensor.copy_(torch.arange(tensor.numel(), dtype=tensor.dtype).view_as(tensor))
+                tensor.copy_(_numbered(tensor))
     places = surgery.prune(numbered, plan, _as_double(example)).state_dict()
     found = {}
     for name, original in numbered.state_dict().items():
         values = state[name]
         if values.shape != original.shape:
             flat = torch.zeros(original.numel(), dtype=values.dtype)
-            flat[places[name].flatten().long()] = values.flatten()
+            flat[_numbers_of(places[name], original.numel())] = values.flatten()
             values = flat.view_as(original)
         found[name] = values.clone()
     full.float()
     return found
+
+
+def _numbered(values: Tensor) -> Tensor:
+    """The values with their places as fractions of a small step; what they compute stays alike."""
+    places = (torch.arange(values.numel(), dtype=values.dtype) + 0.5) / values.numel()
+    return ((values / _STEP).floor() + places.view_as(values)) * _STEP
+
+
+def _numbers_of(values: Tensor, n: int) -> Tensor:
+    """The places that `_numbered` wrote into some of n values."""
+    return ((values.flatten() / _STEP).remainder(1) * n).long()
 
 
 def _as_double(batch: Batch) -> Batch:
