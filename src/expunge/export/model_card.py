@@ -25,7 +25,8 @@ The manifest names code that is imported: load what you trust."""
 _USE_PRETRAINED = """```python
 from transformers import pipeline
 
-classify = pipeline("TASK", "path/of/this/folder")
+classify = pipeline("{task}", "path/of/this/folder")
+found = classify(inputs{settings})
 ```"""
 
 
@@ -82,7 +83,9 @@ def render_pretrained_card(
         library="transformers",
         task=task,
         source=name,
-        use=_USE_PRETRAINED.replace("TASK", task),
+        use=_USE_PRETRAINED.format(
+            task=task, settings=", truncation=True" if task == "text-classification" else ""
+        ),
     )
 
 
