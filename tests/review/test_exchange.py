@@ -138,6 +138,23 @@ def test_a_csv_file_as_spreadsheets_write_it(review, tmp_path, separator):
     check_exchanged(session, true)
 
 
+def test_a_csv_file_shows_the_numbers_of_a_table(tmp_path):
+    with opened_review(tmp_path, "table", CLASSES) as (session, cards, true):
+        path = tmp_path / "questions.csv"
+        export_questions(session, cards, path)
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        assert [row["sample"] for row in rows] == [
+            cards.content(int(session.rows([int(row["id"])])[0])) for row in rows
+        ]
+        assert all(row["sample"].count(", ") == 11 for row in rows)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(answered(session, true, row) for row in rows)
+        import_answers(session, path)
+        check_exchanged(session, true)
+
+
 def test_a_parquet_file_of_questions_and_answers(review, tmp_path):
     session, cards, true = review
     path = tmp_path / "questions.parquet"

@@ -102,7 +102,7 @@ def review(
         say = partial(echo, err=as_json)
         if import_ is not None:
             n = exchange.import_answers(session, import_, format=format_.value)
-            say(f"{n} answers read from {import_}. {_progress_line(session)}")
+            say(f"{n} new answers read from {import_}. {_progress_line(session)}")
         if export is not None:
             n = exchange.export_questions(
                 session, cards, export, format=format_.value, overwrite=export == import_

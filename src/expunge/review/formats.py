@@ -57,15 +57,18 @@ def facts(row: Mapping[str, Any]) -> dict[str, Any]:
 def csv_format() -> Format:
     """A line a question: ``id, verdict, label, reviewer, …`` and how the sample was drawn.
 
-    Commas, semicolons, tabs or bars are read, as spreadsheets write them.
+    ``sample`` is the text, or the numbers of a table; images and sounds are left out. Commas, semicolons, tabs
+    or bars are read, as spreadsheets write them.
     """
 
     def write(rows: Sequence[dict[str, Any]], cards: Cards, path: Path) -> None:
         buffer = io.StringIO(newline="")
-        names = (*COLUMNS, *QUESTION_COLUMNS, *DRAW_COLUMNS)
+        shown = ("sample",) if cards.kind in ("text", "table") else ()
+        names = (*COLUMNS, *QUESTION_COLUMNS, *shown, *DRAW_COLUMNS)
         writer = csv.DictWriter(buffer, names, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({**row, "sample": cards.content(row["row"])} if shown else row)
         write_file(path, buffer.getvalue())
 
     def read(path: Path) -> list[dict[str, Any]]:
