@@ -57,8 +57,8 @@ def facts(row: Mapping[str, Any]) -> dict[str, Any]:
 def csv_format() -> Format:
     """A line a question: ``id, verdict, label, reviewer, …`` and how the sample was drawn.
 
-    ``sample`` is the text, or the numbers of a table; images and sounds are left out. Commas, semicolons, tabs
-    or bars are read, as spreadsheets write them.
+    ``sample`` is the text, or the numbers of a table; images and sounds are left out. Commas,
+    semicolons, tabs or bars are read, as spreadsheets write them.
     """
 
     def write(rows: Sequence[dict[str, Any]], cards: Cards, path: Path) -> None:
