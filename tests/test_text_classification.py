@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import expunge
 from expunge import cli, specs
 from expunge._core.rng import temp_seed
-from expunge.data import DictInputs, from_arrays, from_texts
+from expunge.data import DictInputs, Samples, from_arrays, from_texts
+from expunge.data.texts import TextInputs
 from expunge.detection.pooling import default_feature_layers
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, ModelError, RunError
@@ -230,6 +231,18 @@ def test_a_pruned_model_is_saved_in_its_original_size_with_the_same_logits(train
     kept = state["bert.encoder.layer.0.intermediate.dense.weight"]
     assert (kept[[0, 5, 7]] == 0).all()
     assert (kept[[1, 2]] != 0).all()
+
+
+def test_texts_that_are_longer_than_the_model_takes_are_named_before_any_work(trained):
+    model, samples, _ = trained
+    ids = [[1, 1], *[[1] * 5] * 4, [1] * 900]
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    rows = TextInputs(dict.fromkeys(names, ids))
+    long = Samples(np.arange(6) + 10_000, np.arange(6) % 3, tuple(NAMES), rows)
+    with pytest.raises(ModelError, match=r"fails on sample 10005: .*\n.*set length if the 900 tok"):
+        expunge.score(model, long)
+    with pytest.raises(ModelError, match="fails on sample 10005: "):
+        expunge.repair(model, samples, held_out=long, progress=lambda *_: pytest.fail("too late"))
 
 
 def test_a_pruned_text_classifier_is_written_as_onnx_beside_its_weights(trained, tmp_path):

@@ -160,6 +160,7 @@ def validate_inputs(
             check_disjoint(samples, other)
             check_alike(samples, other)
             other.check_finite()
+            check_fit(model, other)
     n_shared = n_shared_validation = 0
     digests = set(input_digests(samples)) if any(o is not None for o in others.values()) else set()
     if (measured := others["validation"]) is not None:

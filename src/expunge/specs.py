@@ -501,6 +501,8 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
             for note in (*adapted.notes, *stability_notes(adapted.model, train)):
                 on_note(note)
         if adapted is not None and attempt(lambda: _check_layers(adapted.model, train, recipe)):
+            for other in sets[1:]:
+                attempt(partial(check_fit, adapted.model, other))
             attempt(lambda: check_training(adapted.model, train))
             if spec.model.has_weights:
                 attempt(lambda: _check_familiarity(adapted.model, train))

@@ -118,6 +118,12 @@ class SubsetInputs:
         """Whether batches are padded to their longest input."""
         return is_ragged(self.inputs)
 
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """``int64[n]``, the lengths of inputs that differ in length; None for others."""
+        lengths: np.ndarray | None = getattr(self.inputs, "lengths", None)
+        return None if lengths is None else lengths[self._positions]
+
     def announce(self, positions: Positions) -> None:
         """See `announce`."""
         announce(self.inputs, self._positions[positions])
@@ -139,6 +145,12 @@ def describe_inputs(inputs: Inputs) -> str:
 def is_ragged(inputs: Inputs) -> bool:
     """Whether inputs have different lengths, so that batches are padded to their longest."""
     return bool(getattr(inputs, "is_ragged", False))
+
+
+def longest_position(inputs: Inputs) -> int:
+    """The position of the longest of inputs that differ in length; 0 for others."""
+    lengths = getattr(inputs, "lengths", None)
+    return 0 if lengths is None else int(np.argmax(lengths))
 
 
 def announce(inputs: Inputs, positions: Positions) -> None:

@@ -112,7 +112,7 @@ def check_alike(train: Samples, other: Samples) -> None:
     """
     forms = [_describe_inputs(samples) for samples in (train, other)]
     problems = [
-        f"{what} {ours} in {train.name}, {theirs} here"
+        f"{what} {ours} in {train.name}, {theirs} here; prepare both alike"
         for what, ours, theirs in zip(("inputs are", "prepared as"), *forms, strict=True)
         if ours != theirs
     ]

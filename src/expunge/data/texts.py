@@ -91,6 +91,11 @@ class TextInputs:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """``int64[n]``, the number of tokens of each text."""
+        return np.diff(self._starts)
+
     def batch(self, positions: Positions) -> dict[str, Tensor]:
         starts, stops = self._starts[positions], self._starts[np.asarray(positions) + 1]
         longest = int((stops - starts).max(initial=0))

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from expunge._core.rng import temp_seed
 from expunge.data import Batch, Samples
 from expunge.data.classes import fix_class_count, smallest_classes
+from expunge.data.inputs import longest_position
 from expunge.data.labels import FIX_SEVERAL
 from expunge.errors import ModelError, format_ids, raise_all
 from expunge.models.architecture import tied_weights
@@ -32,6 +33,8 @@ from expunge.storage.weights import load_state, state_of
 def check_fit(model: nn.Module, samples: Samples) -> None:
     """Check that a model takes the samples and has as many logits as they have classes.
 
+    Of texts the longest one is tried.
+
     Raises
     ------
     ModelError
@@ -42,7 +45,8 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
     Cost: one sample through the model.
     """
     require_network(model)
-    example = to_device(samples.batch(np.arange(1)), device_of(model))
+    at = longest_position(samples.inputs)
+    example = to_device(samples.batch(np.array([at])), device_of(model))
     try:
         with eval_mode(model), torch.no_grad():
             logits = logits_of(model, example)
@@ -52,7 +56,8 @@ def check_fit(model: nn.Module, samples: Samples) -> None:
             )
     except FORWARD_ERRORS as error:
         raise ModelError(
-            f"the model fails on the first sample: {type(error).__name__}: {error}",
+            f"the model fails on {f'sample {samples.ids[at]}' if at else 'the first sample'}: "
+            f"{type(error).__name__}: {error}",
             where=samples.name,
             fix=_fix_failure(model, example, error),
         ) from error
@@ -82,7 +87,9 @@ def _fix_failure(model: nn.Module, example: Batch, error: Exception) -> str:
     if fix := _fix_arguments(model, example):
         return fix
     if isinstance(example, dict):
-        return "check the model's arguments and how the data are prepared"
+        n = example["input_ids"].shape[-1] if "input_ids" in example else 0
+        cut = f"set length if the {n} tokens of the longest text are too many; or " if n else ""
+        return f"{cut}check the model's arguments and how the data are prepared"
     shape = tuple(example.shape)
     if not example.is_floating_point() and not any(
         isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules()
