@@ -314,6 +314,11 @@ def test_what_is_no_classifier_is_refused(tmp_path, trained):
 
     with pytest.raises(ModelError, match="no such model folder"):
         load_pretrained(tmp_path / "none")
+    data = {"train": {"path": "a.csv"}, "input": "text"}
+    spec = toml({"model": {"pretrained": "none"}, "data": data})
+    (tmp_path / "spec.toml").write_text(spec)
+    assert len(found := specs.check(tmp_path / "spec.toml")) == 1
+    assert "no such model folder" in found[0]
     with pytest.raises(ModelError, match=r"neither config\.json nor adapter_config\.json"):
         load_pretrained(tmp_path)
     BertModel(bert().config).save_pretrained(tmp_path / "encoder")

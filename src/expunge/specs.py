@@ -23,6 +23,7 @@ from expunge._core.rng import subsample
 from expunge.config import DEFAULT_BASELINES, RepairKeywords, build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, hold_out, read
 from expunge.data.checks import require_two_labels
+from expunge.data.inputs import is_ragged
 from expunge.data.overlap import without_copies
 from expunge.data.paths import resolve_path
 from expunge.data.splitting import MAX_FRACTION, n_held_out
@@ -44,7 +45,12 @@ from expunge.models.adaptation import adapt_model, stability_notes
 from expunge.models.calls import module_named
 from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.constructors import construct
-from expunge.models.huggingface import class_names, has_tokenizer, load_pretrained
+from expunge.models.huggingface import (
+    class_names,
+    has_tokenizer,
+    load_pretrained,
+    require_model_folder,
+)
 from expunge.models.inspection import inspect_model
 from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.ranking import rankers
@@ -289,6 +295,7 @@ def read_set(
     """Read one set; class names and tokenizer are those of a pretrained model by default."""
     if spec.model.pretrained:
         source = resolve_path(spec.model.pretrained, folder)
+        require_model_folder(source)
         classes = classes or config.classes or class_names(source)
         if not config.tokenizer and has_tokenizer(source):
             config = replace(config, tokenizer=str(source))
@@ -552,7 +559,9 @@ def _check_familiarity(model: nn.Module, train: Samples) -> None:
         raise ModelError(
             message,
             where="model",
-            fix="compare mean, std, size, channels and class names with the model's training, or "
+            fix="compare the tokenizer, length and class names with the model's training"
+            if is_ragged(train.inputs)
+            else "compare mean, std, size, channels and class names with the model's training, or "
             "name your own preprocessing with data.transform",
         )
 

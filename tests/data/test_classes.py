@@ -299,3 +299,9 @@ def test_mean_and_std_may_be_arrays_and_numbers(number: Any) -> None:
     pixels = np.full((3, 1, 2, 2), 255, dtype=np.uint8)
     samples = from_arrays(pixels, [0, 1, 0], mean=number, std=number)
     assert samples.batch(np.arange(1)).flatten().tolist() == [1.0] * 4
+
+
+def test_a_column_of_texts_as_labels_is_said_to_be_the_wrong_one() -> None:
+    texts = np.array([f"{i} {'word ' * 30}" for i in range(9)])
+    with pytest.raises(DataError, match=r"no class: 0 (word ){7}wor…, .*\n  fix: name the column"):
+        encode_labels(texts, np.arange(9), classes=("a", "b"), where="data")

@@ -23,6 +23,8 @@ from expunge.errors import DataError, did_you_mean, format_ids
 
 # A larger index without class names is no class index.
 MAX_CLASSES = 100_000
+# Characters of a label that a message shows: a text in the wrong column may be long.
+_MAX_SHOWN = 40
 _NUMBER = re.compile(r"-?\d{1,18}(\.0*)?")
 _DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _SEPARATORS = re.compile(r"\s*[,;|]\s*")
@@ -196,12 +198,19 @@ def _by_name(values: np.ndarray, ids: np.ndarray, known: tuple[str, ...], where:
     if unknown:
         rows = np.isin(values, unknown)
         raise DataError(
-            f"labels that are no class: {format_ids(unknown)} (ids {format_ids(ids[rows])}); the "
-            f"classes are {format_ids(known)}",
+            f"labels that are no class: {format_ids(map(_shortened, unknown))} (ids "
+            f"{format_ids(ids[rows])}); the classes are {format_ids(known)}",
             where=where,
-            fix=_fix_unknown(unknown[0], known),
+            fix="name the column of the labels"
+            if rows.all() and len(unknown) > max(len(known), len(values) / 2)
+            else _fix_unknown(unknown[0], known),
         )
     return np.array([index[v] for v in found.tolist()], dtype=np.int64)[inverse]
+
+
+def _shortened(name: str) -> str:
+    """The beginning of a label, for a message."""
+    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…"
 
 
 def _fix_unknown(name: str, known: tuple[str, ...]) -> str:

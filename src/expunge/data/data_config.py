@@ -169,5 +169,7 @@ class DataConfig:
         if self.split not in ("train", "validation", "test"):
             problems.append(f"split must be 'train', 'validation' or 'test', not '{self.split}'")
         if len(self.mean) != len(self.std):
-            problems.append(f"mean has {len(self.mean)} numbers and std {len(self.std)}")
+            problems.append(
+                f"mean and std need as many numbers, not {len(self.mean)} and {len(self.std)}"
+            )
         raise_all(ConfigError, problems, where="data")

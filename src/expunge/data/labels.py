@@ -44,10 +44,19 @@ def as_column(values: Sequence[object], ids: np.ndarray, *, what: str, where: st
             fix="write them as texts",
         ) from error
     raise DataError(
-        f"{' and '.join(found) or 'nothing'} in {what}, expected integers or strings",
+        f"{' and '.join(found) or 'nothing'} in {what}, expected integers or strings"
+        + (_rarest(values, ids) if len(found) > 1 else ""),
         where=where,
         fix=_fix_types(found),
     )
+
+
+def _rarest(values: Sequence[object], ids: np.ndarray) -> str:
+    """Which values are of the type that the fewest have."""
+    types = np.array([type(v).__name__ for v in values])
+    names, counts = np.unique(types, return_counts=True)
+    rarest = names[counts.argmin()]
+    return f": ids with {rarest} {format_ids(ids[types == rarest])}"
 
 
 def _plain(value: object) -> object:

@@ -148,7 +148,11 @@ def _csv_columns(lines: list[list[str]], path: Path) -> Table:
             else "quote fields that hold the separator",
         )
     if not rows:
-        raise DataError("no rows below the header", where=str(path))
+        raise DataError(
+            "no rows below the header",
+            where=str(path),
+            fix="check the path and what wrote the file",
+        )
     columns = [list(c) for c in zip(*rows, strict=True)]
     return {name: parse_integers(c) for name, c in zip(header, columns, strict=True)}
 

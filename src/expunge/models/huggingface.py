@@ -34,6 +34,16 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
+def require_model_folder(folder: Path) -> None:
+    """Raise ModelError if there is no such folder."""
+    if not folder.is_dir():
+        raise ModelError(
+            "there is no such model folder",
+            where=str(folder),
+            fix="name a checkpoint folder of a Trainer, or one that save_pretrained wrote",
+        )
+
+
 def load_pretrained(folder: Path, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Load the classifier of a folder, model and weights.
 
@@ -59,12 +69,7 @@ def load_pretrained(folder: Path, arguments: Mapping[str, Any] | None = None) ->
     ConfigError
         If transformers or peft is not installed.
     """
-    if not folder.is_dir():
-        raise ModelError(
-            "there is no such model folder",
-            where=str(folder),
-            fix="name a checkpoint folder of a Trainer, or one that save_pretrained wrote",
-        )
+    require_model_folder(folder)
     if not is_pretrained(folder):
         raise ModelError(
             f"has neither {CONFIG} nor {ADAPTER}",
