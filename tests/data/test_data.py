@@ -32,6 +32,7 @@ from expunge.data import (
     check_disjoint,
     from_arrays,
     from_dataset,
+    from_texts,
     images,
     read,
     shared_inputs,
@@ -250,6 +251,8 @@ def test_samples_are_shown_by_their_number_classes_and_shape() -> None:
     y = np.arange(600) % 3
     samples = from_arrays(one, y, classes=["ant", "bee", "cat"])
     assert repr(samples) == "Samples(600 samples, classes ant, bee, cat, inputs (1, 8, 8))"
+    texts = from_texts(["a b", "a"], [0, 1], tokenizer=lambda ts: {"input_ids": [[1, 1], [1]]})
+    assert repr(texts).endswith("inputs of up to 2 tokens)")
     assert repr(samples.subset(np.arange(5))).startswith("Samples(5 samples, ")
     assert repr(from_arrays({"a": one, "b": two}, y)).endswith("inputs a (1, 8, 8), b (3,))")
 
@@ -581,6 +584,7 @@ def test_settings_are_read_from_tables_and_checked() -> None:
         ({"max_rows": 0}, "max_rows must be 1 or more"),
         ({"mode": "RGBA"}, "'mode' is 'RGBA'"),
         ({"split": "all"}, "'split' is 'all'"),
+        ({"input": "a, z", "label": "z", "labels": None}, "'z' is both input and label"),
         ({"std": []}, "mean and std need as many numbers, not 1 and 0"),
         ({"std": [0]}, "std must be above 0"),
     ):

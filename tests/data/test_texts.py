@@ -133,8 +133,10 @@ def test_two_named_texts_are_a_pair():
     expected = from_texts(TEXTS, [0, 1, 0], tokenizer=t, pairs=["w9"] * 3)
     assert found.inputs.fingerprint() == expected.inputs.fingerprint()
     assert found.inputs.text(0) == f"{TEXTS[0]}\nw9"
-    with pytest.raises(DataError, match=": an int under 'label': expected a text, or two"):
-        from_dataset(pairs, tokenizer=t, input=("q", "label"))
+    with pytest.raises(DataError, match=": an int under 'n': expected a text, or two"):
+        from_dataset([{**row, "n": 1} for row in pairs], tokenizer=t, input=("q", "n"))
+    with pytest.raises(DataError, match=r"'label' is both input and label\n  fix: "):
+        from_dataset(pairs, tokenizer=t, input=("q", "label"), label="label")
 
 
 @pytest.mark.parametrize("kind", ["pandas", "arrow"])
@@ -166,6 +168,11 @@ def test_items_of_another_kind_are_named():
         token_inputs(rows, None, np.arange(2), "here")
     with pytest.raises(DataError, match=r"items without a text under text, .*: ids 0, 1"):
         from_dataset([{"label": 0}, {"label": 1}], tokenizer=words)
+    gaps = [{"x": text, "label": k % 2} for k, text in enumerate(["a", None, "b", None, ""])]
+    with pytest.raises(
+        DataError, match=r"items without a text under 'x': ids 1, 3, 4\n  fix: fill"
+    ):
+        from_dataset(gaps, tokenizer=words, input="x")
     items = [{"id": f"i{k}", "body": "a b", "topic": k} for k in range(2)]
     samples = from_dataset(items, tokenizer=words, input="body", label="topic", id="id")
     assert samples.ids.tolist() == ["i0", "i1"]

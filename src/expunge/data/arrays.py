@@ -151,4 +151,5 @@ def _check_lengths(rows: Rows, where: str) -> None:
         raise DataError(
             f"{lengths[0]} inputs, {lengths[1]} labels and {lengths[2]} ids do not match",
             where=where,
+            fix="give one label, and one id if there are ids, for each input",
         )

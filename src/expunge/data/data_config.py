@@ -168,6 +168,9 @@ class DataConfig:
             problems.append(f"mode must be 'RGB' or 'L', not '{self.mode}'")
         if self.split not in ("train", "validation", "test"):
             problems.append(f"split must be 'train', 'validation' or 'test', not '{self.split}'")
+        inputs = [*map(str.strip, self.input.split(",")), self.pair]
+        if self.labels is None and self.label in inputs:
+            problems.append(f"'{self.label}' is both input and label")
         if len(self.mean) != len(self.std):
             problems.append(
                 f"mean and std need as many numbers, not {len(self.mean)} and {len(self.std)}"

@@ -129,6 +129,10 @@ def from_dataset(
         dataset = CollatedDataset(unwrap_loader(dataset, name), collate_fn)
     several = input is not None and not isinstance(input, str | int)
     keys = ItemKeys(tuple(input) if several else input, label, id)  # type: ignore[arg-type]
+    if label is not None and label in (keys.input if isinstance(keys.input, tuple) else [input]):
+        raise DataError(
+            f"'{label}' is both input and label", where=name, fix="name the input without the label"
+        )
     if tokenizer is not None:
         rows = _text_rows(dataset, tokenizer, keys, name)
     else:

@@ -139,6 +139,8 @@ def describe_inputs(inputs: Inputs) -> str:
         return describe_inputs(inputs.inputs)
     if isinstance(inputs, DictInputs):
         return ", ".join(f"{name} {shape}" for name, shape in inputs.shapes.items())
+    if (lengths := getattr(inputs, "lengths", None)) is not None:
+        return f"of up to {lengths.max(initial=0)} tokens"
     return f"{inputs.shape}" if isinstance(inputs, TensorInputs) else type(inputs).__name__
 
 

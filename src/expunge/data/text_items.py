@@ -88,7 +88,7 @@ def text_rows(
     if items[0].tokens:
         inputs = token_inputs([i.tokens for i in items], tokenizer, ids, where, texts=texts)
     else:
-        _check_texts(texts, ids, where)
+        _check_texts(texts, ids, keys, where)
         second = [item.second for item in items]
         inputs = Texts(texts, second if any(second) else None)
     return Rows(
@@ -137,6 +137,9 @@ def _by_keys(item: Any, keys: ItemKeys, where: str) -> _TextItem:
         named = int(label == 0) if keys.input is None else keys.input
         several = named if isinstance(named, tuple) else (named,)
         parts = {str(key): part_of(item, key, where) for key in several}
+    first = next(iter(parts))
+    if parts[first] is None:
+        parts[first] = ""  # `_check_texts` names all rows without a text
     odd = {key: value for key, value in parts.items() if not isinstance(value, str)}
     if odd or len(parts) > 2:
         found = format_ids(f"{type_with_article(v)} under '{k}'" for k, v in odd.items())
@@ -160,13 +163,15 @@ def _text_of(item: Mapping[Any, Any]) -> str:
     return next((item[k] for k in TEXT_KEYS if isinstance(item.get(k), str)), "")
 
 
-def _check_texts(texts: Sequence[str], ids: np.ndarray, where: str) -> None:
+def _check_texts(texts: Sequence[str], ids: np.ndarray, keys: ItemKeys, where: str) -> None:
     missing = np.array([not text for text in texts])
     if missing.any():
+        named = keys.input[0] if isinstance(keys.input, tuple) else keys.input
+        found = ", ".join(TEXT_KEYS) if named is None else f"'{named}'"
         raise DataError(
-            f"items without a text under {', '.join(TEXT_KEYS)}: ids {format_ids(ids[missing])}",
+            f"items without a text under {found}: ids {format_ids(ids[missing])}",
             where=where,
-            fix="remove empty texts, or name the key: from_dataset(data, tokenizer=…, input=…)",
+            fix="fill in or remove these rows, or name the key: from_dataset(data, input=…)",
         )
 
 

@@ -87,7 +87,11 @@ def from_texts(
     """
     found = Texts(_strings(texts, name), None if pairs is None else _strings(pairs, name))
     if found.second is not None and len(found.second) != len(found):
-        raise DataError(f"{len(found)} texts and {len(found.second)} pairs", where=name)
+        raise DataError(
+            f"{len(found)} texts and {len(found.second)} pairs",
+            where=name,
+            fix="give a second text for each text",
+        )
     # Labels and ids are read as those of arrays.
     samples = from_arrays(
         np.zeros((len(found), 1), dtype=np.float32), labels, ids=ids, classes=classes, name=name
