@@ -169,7 +169,7 @@ def test_an_interrupted_refinement_resumes_to_the_same_result(tmp_path, stage):
         assert same(a.model, b.model)
         assert_array_equal(a.update.labels, b.update.labels)
         assert_array_equal(a.update.weights, b.update.weights)
-    with pytest.raises(RunError, match="relabel_fraction: 0"):
+    with pytest.raises(RunError, match="relabel_fraction: was 0"):
         refine(model, data, replace(QUICK, relabel_fraction=0.1), seed=1, out=tmp_path / "run")
 
 
