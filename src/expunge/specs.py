@@ -265,7 +265,7 @@ def noted_spec(run: Path) -> Path | None:
     if not note.is_file():
         return None
     found = read_json(note).get("spec")
-    path = run / str(found)
+    path = Path(os.path.relpath(run.resolve() / str(found)))
     return path if path.suffix == ".toml" and path.is_file() else None
 
 

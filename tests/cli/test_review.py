@@ -82,6 +82,16 @@ def test_a_review_by_files_changes_the_repair_and_the_corrected_data(call, tmp_p
     assert (code, "moved out" in out) == (0, True)
 
 
+def test_the_repair_that_uses_the_answers_is_that_of_the_reviewed_folder(call, tmp_path):
+    spec = write_spec(tmp_path / "s", {"out": str(tmp_path / "run")})
+    (tmp_path / "q.csv").write_text("id,verdict,label\n1000,,\n")
+    for folder, options in (("run", ""), ("other", " --out other")):
+        assert call("partition", spec, "--out", folder)[0] == 0
+        found = call("review", folder, "--import", "q.csv")
+        name = spec.relative_to(tmp_path)
+        assert f"next: expunge repair {name}{options}, which uses" in found[1], found
+
+
 def test_data_that_changed_since_the_run_are_refused(call, tmp_path):
     spec = write_spec(tmp_path / "s", {"out": str(tmp_path / "run")})
     assert call("partition", spec)[0] == 0

@@ -117,9 +117,19 @@ def review(
             _serve(session, cards, port=port, suggestions=suggestions)
             say(_progress_line(session))
         if export is None and spec is not None:
-            say(f"next: expunge repair {shlex.quote(str(spec))}, which uses the answers")
+            say(f"next: {_repair_command(spec, folder)}, which uses the answers")
         elif export is None and "detect" in read_header(folder):
             say("next: the same `expunge detect` again, which uses the answers")
+
+
+def _repair_command(spec: Path, folder: Path) -> str:
+    """The command that repairs in this run folder."""
+    from expunge import specs
+
+    is_default = specs.run_folder(specs.read_spec(spec), spec).resolve() == folder.resolve()
+    return shlex.join(
+        ["expunge", "repair", str(spec), *([] if is_default else ["--out", str(folder)])]
+    )
 
 
 def _progress_line(session: ReviewSession) -> str:
