@@ -22,7 +22,7 @@ from expunge.evaluation import diagnostics
 from expunge.records import Decision, Flag, Metric, NeuronRanking, PrunePlan, UnlearningAudit
 from expunge.reporting import charts, formatting, html, media
 from expunge.reporting.html import render_html
-from expunge.reporting.markdown import render_markdown
+from expunge.reporting.markdown import escape, render_markdown
 from expunge.reporting.media import Clip, clips_for, images_for
 from expunge.reporting.summary import summarise
 from expunge.reporting.tables import (
@@ -120,8 +120,11 @@ def test_the_most_suspicious_flagged_samples_are_listed(variant):
     assert ("## Flagged samples" in text) == (n > 0)
     if n:
         listed = section(text, "Flagged samples")
-        first = p.ids[top_suspects(p, 1)[0]]
-        assert f"| {first} | {100 * p.p_noisy.max():.1f}% | " in listed
+        k, names = top_suspects(p, 1)[0], variant.classes
+        given, better = names[p.labels[k]], names[p.suggested_label[k]]
+        better = "none better" if given == better else better
+        shown = f"| {p.ids[k]} | {100 * p.p_noisy.max():.1f}% | {given} | {better} | "
+        assert escape(shown).replace("\\|", "|") in listed
         assert listed.count("\n| ") == min(n, 10) + 2
         assert (f"{n - 10} more are in partition.parquet" in listed) == (n > 10)
 

@@ -171,7 +171,8 @@ def _flagged_lines(result: RepairResult) -> str:
     shown = top_suspects(p, min(MAX_SUSPECTS, n_flagged))
     rows = [
         (
-            *(p.ids[i], percent(p.p_noisy[i]), names[p.labels[i]], names[p.suggested_label[i]]),
+            *(p.ids[i], percent(p.p_noisy[i]), names[p.labels[i]]),
+            "none better" if p.labels[i] == p.suggested_label[i] else names[p.suggested_label[i]],
             percent(p.suggested_probability[i]),
         )
         for i in shown
