@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from expunge.cli.terminal import Device, Kind
+from expunge.errors import DataError
 from expunge.text.encoders import BUNDLED, HuggingFaceEncoder
 from expunge_bench import (
     corrective,
@@ -41,6 +42,7 @@ from expunge_bench.options import (
     bench_command,
 )
 from expunge_bench.results import Row
+from expunge_bench.speech import Speech
 from expunge_bench.zoo_data import Part
 
 __all__ = ["bench"]
@@ -178,8 +180,14 @@ def bench_rlap(
     dataset = dataset_in_folder(data)
     if isinstance(dataset, Cifar):
         protocol, default_n = rlap.image_protocol(dataset, epochs=epochs or 60, width=width), 50_000
-    else:
+    elif isinstance(dataset, Speech):
         protocol, default_n = rlap.speech_protocol(dataset, epochs=epochs or 300), 3_200
+    else:
+        raise DataError(
+            "the published protocol has images and speech",
+            where=str(data),
+            fix="name a folder with CIFAR-10 or with Speech Commands",
+        )
     return rlap.bench(protocol, n=n or default_n, seeds=run.seeds, **run.options)
 
 

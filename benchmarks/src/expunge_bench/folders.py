@@ -1,4 +1,4 @@
-"""Find out which benchmark data a folder holds: images or recorded words."""
+"""Find out which benchmark data a folder holds: images, recorded words or news articles."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 from expunge.data.parquet import column_names
 from expunge.errors import DataError
 from expunge_bench.cifar import Cifar
+from expunge_bench.news import News
 from expunge_bench.original_files import speech_folder
 from expunge_bench.speech import Speech
 
 IMAGE_COLUMNS, SPEECH_COLUMNS = ("image", "label"), ("id", "audio", "label", "speaker")
+NEWS_COLUMNS = ("document", "category")
 
 
-def dataset_in_folder(folder: Path) -> Cifar | Speech:
-    """CIFAR-10 or Speech Commands, by the columns of ``train.parquet``.
+def dataset_in_folder(folder: Path) -> Cifar | Speech | News:
+    """CIFAR-10, Speech Commands or BBC news, by the columns of ``train.parquet``.
 
     Without that file the folder is read as the original files: Speech Commands if it has
     ``testing_list.txt``, otherwise CIFAR-10.
@@ -22,7 +24,7 @@ def dataset_in_folder(folder: Path) -> Cifar | Speech:
     Raises
     ------
     DataError
-        If the columns are those of neither.
+        If the columns are those of none.
     """
     file = folder / "train.parquet"
     if not file.is_file():
@@ -32,9 +34,12 @@ def dataset_in_folder(folder: Path) -> Cifar | Speech:
         return Speech(folder)
     if set(columns) >= set(IMAGE_COLUMNS):
         return Cifar(folder)
+    if set(columns) >= set(NEWS_COLUMNS):
+        return News(folder)
     raise DataError(
-        f"expected the columns of images ({', '.join(IMAGE_COLUMNS)}) or of speech "
-        f"({', '.join(SPEECH_COLUMNS)}), got {', '.join(columns)}",
+        f"expected the columns of images ({', '.join(IMAGE_COLUMNS)}), of speech "
+        f"({', '.join(SPEECH_COLUMNS)}) or of news ({', '.join(NEWS_COLUMNS)}), "
+        f"got {', '.join(columns)}",
         where=str(file),
-        fix="name a folder with CIFAR-10 or with Speech Commands",
+        fix="name a folder with CIFAR-10, Speech Commands or BBC news",
     )

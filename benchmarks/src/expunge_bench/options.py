@@ -57,8 +57,9 @@ _GRID_OPTIONS: Mapping[str, tuple[Any, Any]] = {
         Annotated[
             Path,
             typer.Option(
-                help="Folder with CIFAR-10 or with Speech Commands (train.parquet and "
-                "test.parquet: id, audio, label, speaker), or the word digits."
+                help="Folder with CIFAR-10, with Speech Commands (train.parquet and "
+                "test.parquet: id, audio, label, speaker) or with BBC news (document, category), "
+                "or the word digits."
             ),
         ],
         CIFAR_FOLDER,
@@ -82,7 +83,8 @@ _GRID_OPTIONS: Mapping[str, tuple[Any, Any]] = {
             int | None,
             typer.Option(
                 min=100,
-                help="Training samples. Default: 25,000 images, 3,200 clips, 1,000 digits.",
+                help="Training samples. Default: 25,000 images, 3,200 clips, 600 articles, "
+                "1,000 digits.",
             ),
         ],
         None,

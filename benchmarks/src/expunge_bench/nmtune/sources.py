@@ -18,7 +18,7 @@ from expunge.storage.hashing import digest
 from expunge.text.encoders import Encoder, encode_texts
 from expunge_bench.cifar import Cifar
 from expunge_bench.datasets import check_sample_count
-from expunge_bench.news import read_articles
+from expunge_bench.news import ARTICLES, read_articles
 from expunge_bench.nmtune.corruptions import TEXT_CORRUPTIONS
 from expunge_bench.nmtune.features import (
     ADAPTED,
@@ -74,7 +74,8 @@ class NewsSource:
         The seed draws the articles to tune on. Corruptions are the same for all seeds.
         """
         (texts, labels), (test_texts, test_labels) = (
-            _texts_and_categories(read_articles(self.folder, part)) for part in ("train", "test")
+            _texts_and_categories(read_articles(self.folder / ARTICLES, part))
+            for part in ("train", "test")
         )
         check_sample_count(self.tune, len(texts), where=str(self.folder))
 

@@ -10,7 +10,7 @@ from typing import Literal
 from expunge._core.rng import generator
 from expunge.errors import DataError
 from expunge.text.sentences import split_sentences
-from expunge_bench.news import read_articles
+from expunge_bench.news import ARTICLES, read_articles
 from expunge_bench.text_noise.faults import untokenized
 
 # A background document ends with the line that makes it longer than this.
@@ -70,7 +70,7 @@ class Corpus:
         fitted, measured = (
             [
                 row
-                for row in read_articles(folder, part)
+                for row in read_articles(folder / ARTICLES, part)
                 if len(split_sentences(row["document"])) > 1
             ]
             for part in _PARTS
