@@ -98,7 +98,7 @@ def test_layers_that_are_parametrised_are_ranked_and_cut_as_the_error_says():
 
 @pytest.mark.parametrize(
     ("optimizer", "memorised_labels", "epochs"),
-    [("auto", False, 12), ("auto", True, 6), ("adamw", False, 3), ("adamw", True, 3)],
+    [("auto", False, 12), ("auto", True, 6), ("adamw", False, 3), ("adamw", True, 6)],
 )
 def test_epochs_that_are_left_open_fit_the_model(optimizer, memorised_labels, epochs):
     data = clean(40)

@@ -762,9 +762,10 @@ def with_default_epochs(config: TuneConfig, model: nn.Module, split: Partition) 
     """Fill in the epochs of a repair's tuning, where the config leaves them open."""
     if config.epochs is not None:
         return config
-    if with_optimizer(config, model).optimizer == "adamw":
-        return replace(config, epochs=ADAMW_EPOCHS)
-    return replace(config, epochs=DEFAULT_EPOCHS if split.memorised_wrong_labels else LONG_EPOCHS)
+    if split.memorised_wrong_labels:
+        return replace(config, epochs=DEFAULT_EPOCHS)
+    optimizer = with_optimizer(config, model).optimizer
+    return replace(config, epochs=ADAMW_EPOCHS if optimizer == "adamw" else LONG_EPOCHS)
 
 
 def with_default_lr(
@@ -777,9 +778,10 @@ def with_default_lr(
 ) -> TuneConfig:
     """Fill in optimiser and learning rate, where the config leaves them open, for n samples.
 
-    The rate of AdamW follows from the weights of the model, see `adamw_learning_rate`. That of SGD
-    for batches of 128: 0.3 in the repair of a model that has memorised wrong labels, 0.2 from
-    scratch, else 0.1. For other batches it is scaled by ``√(batch_size / 128)``.
+    The rate of SGD for batches of 128: 0.3 in the repair of a model that has memorised wrong
+    labels, 0.2 from scratch, else 0.1. For other batches it is scaled by ``√(batch_size / 128)``.
+    That of AdamW follows from the weights of the model, see `adamw_learning_rate`; it is three
+    times and twice as large in the same cases.
     """
     lr = DEFAULT_LR
     if from_scratch:

@@ -17,7 +17,12 @@ from expunge._core.rng import temp_seed
 from expunge.models.architecture import is_transformer
 from expunge.models.initialisation import frozen_modules, reinitialise
 from expunge.models.zoo import convnet, kws, mlp, resnet
-from expunge.training.optimisation import TuneConfig, adamw_learning_rate, with_learning_rate
+from expunge.training.optimisation import (
+    MEMORISED_LR,
+    TuneConfig,
+    adamw_learning_rate,
+    with_learning_rate,
+)
 
 
 class Encoder(nn.Module):
@@ -67,6 +72,8 @@ def test_the_optimiser_fits_the_kind_of_network(name):
         assert config.lr == 0.1 * math.sqrt(32 / 128)
     else:
         assert config.lr == adamw_learning_rate(model)
+        to_forget = with_learning_rate(TuneConfig(batch_size=32), model, 100, MEMORISED_LR)
+        assert_close(to_forget.lr, 3 * config.lr)
 
 
 def test_what_is_given_is_not_changed():
@@ -90,6 +97,7 @@ def test_few_trainable_weights_take_ten_times_the_rate():
     nn.init.constant_(head.weight, 0.02)
     expected = 0.03 * 0.02 / math.sqrt(400)
     assert_close(adamw_learning_rate(nn.Sequential(body, head)), 10 * expected)
+    assert_close(adamw_learning_rate(nn.Sequential(body, head), 3.0), 10 * expected)
     assert_close(adamw_learning_rate(head), expected)
 
 

@@ -55,8 +55,8 @@ class TuneConfig:
     min_relabel_confidence
         ``"relabel"`` uses suggested labels of at least this probability, in [0, 1].
     epochs
-        Number of epochs, 0 or more. None: 6; in a repair 3 with AdamW, and 12 with SGD if
-        the model has not memorised wrong labels.
+        Number of epochs, 0 or more. None: 6; in the repair of a model that has not memorised wrong
+        labels 3 with AdamW, and 12 with SGD.
     batch_size
         Samples in a batch over all processes. None: the power of two between 16 and 128 that gives
         an epoch at least 75 steps.
@@ -162,19 +162,19 @@ def with_learning_rate(
     n
         Number of samples of an epoch, which decides the batch size.
     rate
-        The learning rate of SGD for batches of 128.
+        The learning rate of SGD for batches of 128. AdamW's grows with it.
 
     Returns
     -------
     TuneConfig
         The settings with an optimiser and a learning rate: ``rate · √(batch_size / 128)`` for SGD,
-        `adamw_learning_rate` for AdamW.
+        `adamw_learning_rate` for AdamW, times ``rate / 0.1``.
     """
     config = with_optimizer(config, model)
     if config.lr is not None:
         return config
     if config.optimizer == "adamw":
-        return replace(config, lr=adamw_learning_rate(model))
+        return replace(config, lr=adamw_learning_rate(model, rate / DEFAULT_LR))
     return replace(config, lr=rate * math.sqrt(choose_batch_size(config, n) / MAX_BATCH_SIZE))
 
 
@@ -189,19 +189,21 @@ def with_optimizer(config: TuneConfig, model: nn.Module) -> TuneConfig:
     )
 
 
-def adamw_learning_rate(model: nn.Module) -> float:
+def adamw_learning_rate(model: nn.Module, factor: float = 1.0) -> float:
     """Return a learning rate of AdamW by the norms of a model's trainable weights.
 
     A step of size η changes every weight by η, so that the output of a layer with d inputs and
     weights of root mean square w can change by the fraction ``η √d / w``. The rate makes that 0.03
-    for the median layer: 8e-5 for a sentence encoder of width 384, 8e-4 for a small one of width
-    32. It is ten times as large where at most 5 % of all weights are trained (adapters, heads), and
-    lies in [1e-5, 3e-3].
+    for the median layer, times a factor: 8e-5 for a sentence encoder of width 384, 8e-4 for a
+    small one of width 32. It is ten times as large, whatever the factor, where at most 5 % of all
+    weights are trained (adapters, heads), and lies in [1e-5, 3e-3].
 
     Parameters
     ----------
     model
         Its weights of two or more dimensions count, embeddings aside.
+    factor
+        How many times as large the rate is, above 0.
 
     References
     ----------
@@ -225,7 +227,7 @@ def adamw_learning_rate(model: nn.Module) -> float:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     is_few = trained <= MAX_FEW_WEIGHTS * sum(p.numel() for p in model.parameters())
     lr = ADAMW_STEP * float(np.median(steps)) if steps else ADAMW_LR_RANGE[0]
-    return float(np.clip(lr * (FEW_WEIGHTS_FACTOR if is_few else 1.0), *ADAMW_LR_RANGE))
+    return float(np.clip(lr * (FEW_WEIGHTS_FACTOR if is_few else factor), *ADAMW_LR_RANGE))
 
 
 def choose_batch_size(config: TuneConfig, n: int) -> int:
