@@ -66,10 +66,8 @@ _SOME_EVIDENT: Ramp = (0.0, 0.1)
 # If nearly all of the posterior is evident, noise does not follow ambiguity.
 _NEARLY_ALL_EVIDENT: Ramp = (0.8, 1.0)
 # A model that has learned so much errs where labels scatter as it does where classes overlap: the
-# rate is nearer to the posterior, by the part of it that is evident. Of what is not evident this
-# part counts: the rest is overlap.
+# rate is nearer to the posterior, by the part of it that is evident.
 _MOSTLY_LEARNED: Ramp = (0.8, 1.0)
-_NOT_EVIDENT_PART = 0.75
 # Noise is structured if the least confident samples disagree more often than a calibrated pool
 # allows: by this number of standard errors, and by this part of all disagreement (clean CIFAR-10:
 # 0.13). Then some samples that agree are wrong too: the rate and its upper bound are these
@@ -155,9 +153,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
        the model has learned.
     4. Do labels scatter? If nearly all of the posterior is evident, noise does not follow
        ambiguity. If the model has learned (it predicts far more labels than the probes do, and has
-       memorised none), the rate is nearer to the posterior, by the part of it that is evident, less
-       a quarter of what is not; and 1.5 times the gap to held-out labels is not counted of the
-       disagreement: those errors are the pool's own.
+       memorised none), the rate is nearer to the posterior, by the part of it that is evident; and
+       1.5 times the gap to held-out labels is not counted of the disagreement: those errors are
+       the pool's own.
     5. Is a region wrong? Where classes overlap, a calibrated pool is right about at least as many
        of the least confident samples as it says; an annotator who errs in a whole region near a
        boundary makes it wrong about more (`structured_fraction`), and about some that agree.
@@ -301,12 +299,11 @@ def _weigh(
     if_ambiguous = (1 - weak) * wide + weak * posterior
     if_ambiguous = strong * if_ambiguous + (1 - strong) * min(sharper * evident, if_ambiguous)
     mostly_learned = ramp(learned, _MOSTLY_LEARNED)
-    weak *= (1 - _NOT_EVIDENT_PART * mostly_learned) * (1 - ramp(explained, _ALL_EXPLAINED))
+    weak *= (1 - mostly_learned) * (1 - ramp(explained, _ALL_EXPLAINED))
     if_independent = (1 - weak) * posterior + weak * evident
     ambiguous *= 1 - ramp(clear, _NEARLY_ALL_EVIDENT)
     value = ambiguous * if_ambiguous + (1 - ambiguous) * if_independent
-    scattered = evident + _NOT_EVIDENT_PART * (posterior - evident)
-    value += mostly_learned * clear * (scattered - value)
+    value += mostly_learned * clear * (posterior - value)
     return max(value * has_noise, min(posterior, _MAX_CLEAN_RATE), _MIN_RATE)
 
 
