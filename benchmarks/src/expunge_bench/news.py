@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch import nn
 
+from expunge._core.arrays import Ints
 from expunge._core.rng import derive, generator, temp_seed
 from expunge.data import Samples, from_texts
 from expunge.demo.noise import GroundTruth, LabelNoise, NoisyDataset, wrong_labels
@@ -21,6 +22,8 @@ from expunge.errors import DataError
 from expunge.training.loop import TuneConfig
 from expunge_bench.datasets import Setting, check_sample_count
 
+# Rows of a file, by column.
+Articles = list[dict[str, Any]]
 # Kinds of noise and their default rates; () for noise whose rate is fixed.
 NOISES: Mapping[str, tuple[float, ...]] = {"none": (), "symmetric": (0.25, 0.4), "pair": (0.25,)}
 TRAINING: Mapping[str, TuneConfig] = {
@@ -83,33 +86,35 @@ class News:
         DataError
             If n is larger than the training set.
         """
-        articles, n = self._articles("train"), setting.n
-        check_sample_count(n, len(articles), where=self.name)
-        rows = generator(setting.seed, "articles").permutation(len(articles))
-        train, truth = self._corrupted(setting, [articles[i] for i in rows[:n]])
-        others = [articles[i] for i in rows[n : n + n // 5]]
-        held_out = None
+        n = setting.n
+        check_sample_count(n, len(self._train), where=self.name)
+        rows = generator(setting.seed, "articles").permutation(len(self._train))
+        train, truth = self._corrupted(setting, rows[:n])
+        held_out, others = None, rows[n : n + n // 5]
         if len(others) > 1:
             seed = derive(setting.seed, "held out")
             held_out, _ = self._corrupted(replace(setting, seed=seed), others)
-        clean = Setting("none", n=len(self._articles("test")))
-        test, _ = self._corrupted(clean, self._articles("test"))
-        return NoisyDataset(train, test, truth, held_out)
+        return NoisyDataset(train, self.test, truth, held_out)
 
-    def _corrupted(
-        self, setting: Setting, articles: Sequence[Mapping[str, Any]]
-    ) -> tuple[Samples, GroundTruth]:
-        """The texts of these articles with the setting's noise."""
-        truth = np.array([self._topics.index(article["category"]) for article in articles])
+    @cached_property
+    def test(self) -> Samples:
+        """All test texts. No stage decides anything by them."""
+        articles = read_articles(self.path, "test")
+        return self._samples(articles, self._labels(articles))
+
+    def _corrupted(self, setting: Setting, rows: Ints) -> tuple[Samples, GroundTruth]:
+        """The texts of these training articles with the setting's noise."""
+        articles = [self._train[i] for i in rows]
+        truth, n_classes = self._labels(articles), len(self._topics)
         noise: LabelNoise = "pair" if setting.noise == "pair" else "symmetric"
         labels = wrong_labels(
-            truth,
-            rate=setting.rate,
-            noise=noise,
-            classes=len(self._topics),
-            seed=setting.seed,
+            truth, rate=setting.rate, noise=noise, classes=n_classes, seed=setting.seed
         )
-        samples = from_texts(
+        no_fault = np.zeros(len(labels), dtype=bool)
+        return self._samples(articles, labels), GroundTruth(truth, labels != truth, no_fault)
+
+    def _samples(self, articles: Articles, labels: Ints) -> Samples:
+        return from_texts(
             [" ".join(article["document"].split()[:WORDS]) for article in articles],
             labels,
             tokenizer=self._token_ids,
@@ -118,28 +123,29 @@ class News:
             view="token-dropout",
             name=self.name,
         )
-        return samples, GroundTruth(truth, labels != truth, np.zeros(len(labels), dtype=bool))
 
-    def _articles(self, part: Literal["train", "test"]) -> list[dict[str, Any]]:
-        return read_articles(self.path, part)
+    def _labels(self, articles: Articles) -> Ints:
+        return np.array([self._topics.index(article["category"]) for article in articles])
+
+    @cached_property
+    def _train(self) -> Articles:
+        return read_articles(self.path, "train")
 
     @cached_property
     def _topics(self) -> list[str]:
-        return sorted({article["category"] for article in self._articles("train")})
+        return sorted({article["category"] for article in self._train})
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
         """The number of each word of the vocabulary."""
         words = Counter(
-            word
-            for article in self._articles("train")
-            for word in _words(article["document"])[:WORDS]
+            word for article in self._train for word in _words(article["document"])[:WORDS]
         )
         return {w: i for i, (w, _) in enumerate(words.most_common(VOCABULARY), _FIRST_WORD)}
 
     def _token_ids(self, texts: list[str]) -> dict[str, list[list[int]]]:
         """The numbers of the words of each text; they are the tokens."""
-        rows = [[self._numbers.get(w, 1) for w in _words(text)[:WORDS]] for text in texts]
+        rows = [[self._numbers.get(word, 1) for word in _words(text)] for text in texts]
         return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
 
 
@@ -147,7 +153,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def read_articles(folder: Path, part: Literal["train", "test"]) -> list[dict[str, Any]]:
+def read_articles(folder: Path, part: Literal["train", "test"]) -> Articles:
     """The rows of ``{part}.parquet``.
 
     Raises
@@ -157,7 +163,7 @@ def read_articles(folder: Path, part: Literal["train", "test"]) -> list[dict[str
     """
     file = folder / f"{part}.parquet"
     try:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        rows: Articles = pq.read_table(file).to_pylist()
     except OSError as error:
         raise DataError(
             f"cannot be read: {error}",

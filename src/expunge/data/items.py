@@ -276,6 +276,4 @@ def to_scalar(value: object, what: str, where: str) -> object:
 
 def _describe(value: object) -> str:
     shape = getattr(value, "shape", None)
-    return f"{type_with_article(value)}" + (
-        f" of shape {tuple(shape)}" if shape is not None else ""
-    )
+    return type_with_article(value) + (f" of shape {tuple(shape)}" if shape is not None else "")

@@ -38,8 +38,7 @@ def table_rows(path: Path, config: DataConfig) -> Rows:
     n = table.n_rows
     ids = np.arange(n) if config.id is None else table.column(config.id, np.arange(n))
     labels = np.zeros(n, dtype=np.int64) if label is None else table.labels(label, ids)
-    _check_gaps(table.gaps(chosen), ids, path)
-    features = {name: table.column(name, ids) for name in chosen}
+    features = table.features(chosen, ids)
     return Rows(
         ids=ids,
         labels=labels,
@@ -73,7 +72,17 @@ class _Table:
         check_columns(self._text, [name], self._path)
         return table_column(self._text, name, ids, self._path)
 
-    def gaps(self, names: list[str]) -> dict[str, Bools]:
+    def features(self, names: list[str], ids: Array) -> dict[str, Array]:
+        """These columns; a DataError names all that have gaps."""
+        if self._text is not None:  # ``NA`` and ``nan`` are texts there, no error of a column
+            _check_gaps(self._gaps(names), ids, self._path)
+        try:
+            return {name: self.column(name, ids) for name in names}
+        except DataError:  # only then are the columns of Parquet files read twice
+            _check_gaps(self._gaps(names), ids, self._path)
+            raise
+
+    def _gaps(self, names: list[str]) -> dict[str, Bools]:
         """Which rows of each column have no value, ``bool[n]``."""
         if self._text is None:
             return {name: self._shards.nulls(name) for name in names}

@@ -108,9 +108,9 @@ def import_answers(session: ReviewSession, path: str | Path, *, format: str = "c
             continue  # a question without an answer
         try:
             answer = from_row(_with_id(row, session), indices)
-            given = _label_then(row, indices)
-            is_changed |= given not in (None, _label_now(answer, session))
-            found.append(_completed(answer, session, given=given, has_verdict=form.has_verdicts))
+            at, then = _row_of(answer, session), _label_then(row, indices)
+            is_changed |= then not in (None, int(session.partition.labels[at]))
+            found.append(_completed(answer, session, at, then, has_verdict=form.has_verdicts))
         except DataError as error:
             problems.append(f"answer {number}: {error}")
     raise_all(DataError, problems[:_MAX_PROBLEMS], where=str(path))
@@ -137,23 +137,23 @@ def _label_then(row: Mapping[str, Any], indices: Mapping[str, int]) -> int | Non
     return None
 
 
-def _label_now(answer: Answer, session: ReviewSession) -> int:
-    """The label that the data give the sample of an answer."""
+def _row_of(answer: Answer, session: ReviewSession) -> int:
+    """The row of the sample of an answer."""
     row = int(session.rows([answer.id])[0])
     if row < 0:
         raise DataError(f"no sample has the id {answer.id}")
-    return int(session.partition.labels[row])
+    return row
 
 
 def _completed(
-    answer: Answer, session: ReviewSession, *, given: int | None, has_verdict: bool
+    answer: Answer, session: ReviewSession, row: int, then: int | None, *, has_verdict: bool
 ) -> Answer:
     """An answer with a time, the run's own id and the draw.
 
-    given: the label that the reviewer saw. Without a verdict the label decides.
+    then: the label that the reviewer saw, if it is known. Without a verdict the label decides.
     """
-    label_now, verdict, label = _label_now(answer, session), answer.verdict, answer.label
-    given = label_now if given is None else given
+    now_given, verdict, label = int(session.partition.labels[row]), answer.verdict, answer.label
+    given = now_given if then is None else then
     if verdict in ("right", "wrong"):
         label = given if label is None else label
         if has_verdict and (verdict == "right") != (label == given):
@@ -162,8 +162,8 @@ def _completed(
                 f"'{session.classes[given]}' and the right one '{session.classes[label]}': correct "
                 "the verdict or the label"
             )
-        verdict = "right" if label == label_now else "wrong"
-    name = session.partition.ids[int(session.rows([answer.id])[0])].item()
+        verdict = "right" if label == now_given else "wrong"
+    name = session.partition.ids[row].item()
     return replace(
         answer,
         id=name,
