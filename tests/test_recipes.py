@@ -17,6 +17,15 @@ def test_the_long_retraining_has_three_times_the_epochs_of_the_repair(epochs):
     assert long.tune.targets == "filter"
 
 
+@pytest.mark.parametrize("baseline", ["retrain-filtered", "finetune-all-labels"])
+@pytest.mark.parametrize(
+    ("name", "epochs"), [("default", None), ("iterative", 2 + 3 + 13), ("semi", 2 + 3 + 30)]
+)
+def test_a_baseline_in_one_round_has_the_epochs_of_all_rounds(name, epochs, baseline):
+    recipe = recipes.get(baseline)(resolve(name))
+    assert (recipe.tune.epochs, recipe.rounds.epochs) == (epochs, ())
+
+
 def test_rlap_has_the_published_numbers():
     """arXiv 2506.11615: 15.6 % of the last hidden layer, Adam with 0.001, no augmentation."""
     recipe = resolve("rlap")

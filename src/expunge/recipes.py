@@ -264,7 +264,7 @@ def magnitude(recipe: Recipe) -> Recipe:
 @recipes.register("retrain-filtered", role="baseline")
 def retrain_filtered(recipe: Recipe) -> Recipe:
     """Train a reinitialised network on the kept samples for as many epochs."""
-    tune = replace(recipe.tune, targets="filter")
+    tune = replace(recipe.tune, targets="filter", epochs=_total_epochs(recipe))
     return replace(_without_pruning(recipe), start="scratch", tune=tune, rounds=RoundsConfig())
 
 
@@ -277,7 +277,7 @@ def retrain_filtered_3x(recipe: Recipe) -> Recipe:
 @recipes.register("finetune-all-labels", role="baseline")
 def finetune_all_labels(recipe: Recipe) -> Recipe:
     """Tune for as many epochs on all samples with the given labels."""
-    tune = replace(recipe.tune, targets="all")
+    tune = replace(recipe.tune, targets="all", epochs=_total_epochs(recipe))
     return replace(_without_pruning(recipe), tune=tune, rounds=RoundsConfig())
 
 
@@ -312,6 +312,12 @@ def _edited(recipe: Recipe, method: str, **options: Any) -> Recipe:
     """An edit alone: nothing is pruned or tuned."""
     edit = EditConfig(method=method, options=options)
     return replace(no_op(recipe), edit=edit, rounds=RoundsConfig())
+
+
+def _total_epochs(recipe: Recipe) -> int | None:
+    """The epochs of all rounds; None where there is one round and its epochs are left open."""
+    later = recipe.rounds.epochs
+    return recipe.tune.n_epochs + sum(later) if later else recipe.tune.epochs
 
 
 def _with_epochs(recipe: Recipe, factor: float) -> Recipe:

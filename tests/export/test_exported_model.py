@@ -208,6 +208,7 @@ def test_inputs_of_another_form_than_the_manifest_s_are_refused(tmp_path):
     for wrong, message in {
         "one": (x[0], r"got int16\[4000\], expected int16\[b, 4000\]\n.*x\[None\] makes a batch"),
         "short": (x[:, :99], r"got int16\[3, 99\], expected int16\[b, 4000\]\n.*as they were"),
+        "unscaled": (x.astype(np.float32), r"floats as large .* 1/32768\n.*x\.astype\('int16'\)"),
         "wide": (x.astype(np.int64), r"got int64\[3, 4000\], expected int16"),
         "text": (x.astype(str), "got dtype <U6, expected floats, uint8 or signed integers"),
         "list": (x.tolist(), "got a list, expected an array .*\n  fix: numpy.asarray"),
@@ -215,6 +216,12 @@ def test_inputs_of_another_form_than_the_manifest_s_are_refused(tmp_path):
         with pytest.raises(DataError, match=message):
             found.predict(wrong)
     assert found.predict(x.astype(np.float64) / 32768) == found.predict(x)
+    small = resnet(classes=4, widths=(4,), blocks=(1,)).eval()
+    how = {"arguments": {"classes": 4, "widths": [4], "blocks": [1]}}
+    how["constructor"] = "expunge.models:resnet"
+    of_images = expunge.export_model(small, images(), tmp_path / "images", **how)
+    with pytest.raises(DataError, match=r"fix: x\.transpose\(0, 3, 1, 2\)"):
+        of_images.predict(images().inputs.batch(np.arange(3)).numpy().transpose(0, 2, 3, 1))
     broken = x.astype(np.float32) / 32768
     broken[1] = np.nan
     with pytest.raises(DataError, match=r"logits are NaN or infinite for rows 1\n  fix: fill"):

@@ -32,6 +32,13 @@ class Named(nn.Linear):
         return super().forward(vectors)
 
 
+class Lenient(Named):
+    """Takes any other arguments too, as the models of Transformers do."""
+
+    def forward(self, vectors=None, **others):
+        return super().forward(vectors=vectors)
+
+
 class Labelled(Named):
     def forward(self, vectors, labels):
         return super().forward(vectors=vectors)
@@ -137,7 +144,14 @@ def convolution() -> nn.Module:
     ("model", "x", "fix"),
     [
         (nn.Linear(6, 3), (9 * X).astype(np.int64), r"x\.astype\('float32'\)"),
+        (Named(), {"vectors": X.astype("uint8")}, r"vectors\.astype\('float32'\), pixels divided"),
+        (
+            convolution(),
+            RNG.random((40, 4, 8, 8)),
+            r"data are prepared: inputs are x \(4, 8",
+        ),
         (Named(), {"x": X}, r"the arrays x are passed as keyword arguments: .* \(vectors\)"),
+        (Lenient(), {"x": X}, r"arguments of the model's forward \(vectors\)"),
         (Named(), X, r"by name, \({'vectors': …}, y\)"),
         (Labelled(), X, r"by name, \({'vectors': …, 'labels': …}, y\), and what is no data"),
         (Masked(), X, "mask classes by a large negative number"),

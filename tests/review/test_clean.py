@@ -19,7 +19,13 @@ from expunge.data import DataConfig, LabelFile, read
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.records import Partition
 from expunge.review.answer_log import AnswerLog
-from expunge.review.clean import NEW_COLUMNS, clean_labels, summarise_clean, write_clean
+from expunge.review.clean import (
+    NEW_COLUMNS,
+    clean_labels,
+    describe_clean,
+    summarise_clean,
+    write_clean,
+)
 from expunge.review.run_files import current_partition
 from oracles_review import planted, write_run
 
@@ -227,6 +233,10 @@ def test_every_source_keeps_its_files_and_rows_that_were_held_out_their_labels(
     for row, name in zip(rows[9:12], names[9:], strict=True):
         assert (row["kind"], row[label], str(row["drop"])) == ("held-out", name, "False")
         assert row["p_noisy"] in (None, "")
+    dropped = [row["kind"] for row in rows if str(row["drop"]) == "True"]
+    unreadable = dropped.count("unreadable")
+    said = f"{len(dropped) - unreadable} noisy{' and 1 unreadable' * unreadable} to be left out"
+    assert said in describe_clean(cleaned, n - len(samples))
     if kind == "folder":
         broken = rows[12]
         assert (broken["file_name"], broken["kind"]) == ("c0/broken.png", "unreadable")

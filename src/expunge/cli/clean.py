@@ -35,7 +35,7 @@ def clean(
     """
     from expunge import specs
     from expunge.evaluation.diagnostics import partition_flags
-    from expunge.review.clean import clean_labels, summarise_clean, write_clean
+    from expunge.review.clean import clean_labels, describe_clean, summarise_clean, write_clean
     from expunge.review.run_files import current_partition, require_data_of
 
     read, folder = specs.read_spec(spec), spec.resolve().parent
@@ -56,11 +56,7 @@ def clean(
         return
     print_flags(flags)
     _print_summary(rows)
-    moved = int((cleaned.label != cleaned.given).sum())
-    echo(
-        f"{n:,} rows written to {out}: {moved:,} with another label, {int(cleaned.drop.sum()):,} "
-        "to be left out (column drop)"
-    )
+    echo(f"{n:,} rows written to {out}: {describe_clean(cleaned, n - len(samples))}")
 
 
 def _print_summary(rows: list[dict[str, object]]) -> None:

@@ -42,6 +42,7 @@ MAX_INPUT_VALUES = 2**28  # of one sample
 MANIFEST = "manifest.json"
 # What stored integers are multiplied by, see `Preparation`.
 SCALES = {"uint8": 1 / 255, "int16": 1 / 32768}
+MAX_SCALED = 2.0  # of scaled inputs, which a resize may bring a little above 1
 # Inputs as they are stored: one for all, or by the names of the model's arguments.
 StoredInputs = Array | Tensor | Mapping[str, Array | Tensor]
 
@@ -179,16 +180,31 @@ def prepare_inputs(stored: StoredInputs, manifest: Manifest) -> Batch:
     # Floats are taken as scaled already; other integers would be scaled in another way.
     is_known = x.is_floating_point() or _dtype_name(x.dtype) == form.dtype
     if tuple(x.shape[1:]) != form.shape or not is_known:
-        is_one = is_known and tuple(x.shape) == form.shape
         expected = f"{form.dtype}[{', '.join(map(str, ('b', *form.shape)))}]"
         raise DataError(
             f"got {_dtype_name(x.dtype)}{list(x.shape)}, expected {expected}",
             where="input",
-            fix="x[None] makes a batch of one sample"
-            if is_one
+            fix=_fix_shape(tuple(x.shape), form.shape)
+            if is_known
             else "give inputs as they were stored",
         )
+    if form.scale != 1 and x.is_floating_point() and x.numel() and x.abs().max() > MAX_SCALED:
+        raise DataError(
+            f"got floats as large as {float(x.abs().max()):g}, expected {form.dtype}, or floats "
+            f"multiplied by 1/{round(1 / form.scale)}",
+            where="input",
+            fix=f"x.astype('{form.dtype}') in NumPy, x.to(torch.{form.dtype}) in torch",
+        )
     return Preparation(manifest.mean, manifest.std)(x)
+
+
+def _fix_shape(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What makes a batch of the inputs that the model takes."""
+    if given == expected:
+        return "x[None] makes a batch of one sample"
+    if len(expected) == 3 and given[1:] == (*expected[1:], expected[0]):
+        return "x.transpose(0, 3, 1, 2) in NumPy, x.permute(0, 3, 1, 2) in torch"
+    return "give inputs as they were stored"
 
 
 def _fix_array(x: object, columns: Sequence[str], dtype: str) -> str:

@@ -86,17 +86,22 @@ def _fix_failure(model: nn.Module, example: Batch, error: Exception) -> str:
         return f"pass the network that it holds: .{inner[0]}" if inner else "give it a forward"
     if fix := _fix_arguments(model, example):
         return fix
+    arrays = example if isinstance(example, dict) else {"x": example}
+    has_tokens = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules())
+    for name, array in arrays.items():
+        if not has_tokens and not array.is_floating_point():
+            scaled = ", pixels divided by 255" if array.dtype == torch.uint8 else ""
+            return (
+                "integers are passed as they are: give numbers that are measured as "
+                f"{name}.astype('float32'){scaled}"
+            )
+    forms = ", ".join(f"{name} {tuple(array.shape[1:])}" for name, array in arrays.items())
+    general = f"check the model's arguments and how the data are prepared: inputs are {forms}"
     if isinstance(example, dict):
         n = example["input_ids"].shape[-1] if "input_ids" in example else 0
         cut = f"set length if the {n} tokens of the longest text are too many; or " if n else ""
-        return f"{cut}check the model's arguments and how the data are prepared"
+        return f"{cut}{general}"
     shape = tuple(example.shape)
-    if not example.is_floating_point() and not any(
-        isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules()
-    ):
-        return (
-            "integers are passed as they are: give numbers that are measured as x.astype('float32')"
-        )
     if first := next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None):
         if len(shape) == 4 and (shape[1], first.in_channels) == (1, 3):
             return (
@@ -115,22 +120,23 @@ def _fix_failure(model: nn.Module, example: Batch, error: Exception) -> str:
                 f"inputs have shape {shape[1:]}, which looks like [H, W, C]: "
                 "x.transpose(0, 3, 1, 2) puts the channels first"
             )
-    return "check the model's arguments and how the data are prepared"
+    return general
 
 
 def _fix_arguments(model: nn.Module, example: Batch) -> str:
     """What to do about a batch that is not what the model's forward takes; empty if it is."""
     signature = inspect.signature(model.forward)
+    named = [n for n, a in signature.parameters.items() if a.kind is not a.VAR_KEYWORD]
     try:
         signature.bind(**example) if isinstance(example, dict) else signature.bind(example)
-        return ""
+        if not isinstance(example, dict) or set(example) <= set(named):
+            return ""
     except TypeError:
         pass
     if isinstance(example, dict):
         return (
             f"the arrays {format_ids(example)} are passed as keyword arguments: name them as the "
-            f"arguments of the model's forward ({format_ids(signature.parameters)}), or give "
-            "one of them alone"
+            f"arguments of the model's forward ({format_ids(named)}), or give one of them alone"
         )
     needed = ", ".join(
         f"'{name}': …"

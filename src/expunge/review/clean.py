@@ -93,6 +93,15 @@ def summarise_clean(cleaned: Cleaned, classes: Sequence[str]) -> list[dict[str, 
     return rows
 
 
+def describe_clean(cleaned: Cleaned, n_unreadable: int) -> str:
+    """The numbers of rows with another label and of those to be left out."""
+    moved = int((cleaned.label != cleaned.given).sum())
+    left_out = f"{int(cleaned.drop.sum()):,} noisy"
+    if n_unreadable:
+        left_out += f" and {n_unreadable:,} unreadable"
+    return f"{moved:,} with another label, {left_out} to be left out (column drop)"
+
+
 def write_clean(
     cleaned: Cleaned, samples: Samples, config: DataConfig, out: str | Path, *, folder: Path
 ) -> int:
