@@ -23,6 +23,11 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 OUTPUT_KEYS = ("pixel_values", "input_values", "input_features")
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether a folder holds an image processor or a feature extractor."""
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
+
+
 class TransformFailed(Exception):
     """The transform raised an error or made no numbers; the message completes "inputs that …"."""
 
@@ -116,6 +121,10 @@ class HubProcessor:
             )
         self._processor = processor
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the processor's own files into a folder."""
+        self._processor.save_pretrained(str(folder))
+
     def __call__(self, x: Any) -> Any:
         rate = self.settings.get("sampling_rate")
         if rate is None:
@@ -153,7 +162,7 @@ def load_transform(
     """
     if ":" not in name:
         path = resolve_path(name, folder)
-        if not any((path / file).is_file() for file in PROCESSOR_FILES):
+        if not has_processor(path):
             raise ConfigError(
                 f"transform '{name}' is neither a function nor the folder of a processor",
                 fix=f'write "package.module:function", or name a folder with {PROCESSOR_FILES[0]}',

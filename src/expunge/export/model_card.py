@@ -30,6 +30,16 @@ found = classify(inputs{settings})
 ```"""
 
 
+_USE_INPUTS = """```python
+from transformers import {name}
+
+model = {name}.from_pretrained("path/of/this/folder").eval()
+logits = model({inputs}).logits
+```
+
+The folder holds neither a tokenizer nor a processor. The training data were {formats}{prepared}."""
+
+
 def render_model_card(manifest: Manifest, summary: Mapping[str, Any] | None = None) -> str:
     """Render what the model is, what was found in its training data, and what was done.
 
@@ -72,21 +82,36 @@ def needed_code(manifest: Manifest) -> str:
 
 
 def render_pretrained_card(
-    name: str, samples: Samples, summary: Mapping[str, Any] | None = None
+    name: str, samples: Samples, summary: Mapping[str, Any] | None, *, is_whole: bool
 ) -> str:
-    """Render the card of a folder that ``from_pretrained`` reads; name: of the model's class."""
+    """Render the card of a folder that ``from_pretrained`` reads.
+
+    name: of the model's class. is_whole: whether the folder has a tokenizer or a processor.
+    """
     formats = input_formats(samples.inputs.batch(np.arange(1)))
     task = _task(formats, samples.sample_rate)
-    return _render(
-        samples.classes,
-        summary,
-        library="transformers",
-        task=task,
-        source=name,
-        use=_USE_PRETRAINED.format(
+    if is_whole:
+        use = _USE_PRETRAINED.format(
             task=task, settings=", truncation=True" if task == "text-classification" else ""
-        ),
+        )
+    else:
+        use = _use_inputs(name, samples, formats)
+    return _render(
+        samples.classes, summary, library="transformers", task=task, source=name, use=use
     )
+
+
+def _use_inputs(name: str, samples: Samples, formats: Mapping[str, InputFormat]) -> str:
+    """How to use a model whose folder does not say how its inputs are made."""
+    listed = ", ".join(
+        f"`{part.dtype}[{', '.join(map(str, ('b', *part.shape)))}]`" for part in formats.values()
+    )
+    steps = [f", multiplied by 1/{round(1 / p.scale)}" for p in formats.values() if p.scale != 1]
+    if samples.prepare.mean:
+        mean, std = (list(values) for values in (samples.prepare.mean, samples.prepare.std))
+        steps.append(f", less the mean {mean}, divided by {std}")
+    inputs = "inputs" if list(formats) == ["input"] else "**inputs"
+    return _USE_INPUTS.format(name=name, inputs=inputs, formats=listed, prepared="".join(steps))
 
 
 def _render(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from expunge._core.isolation import isolated
-from expunge.data import Batch, DataLike, as_samples
+from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.data.paths import resolve_path
 from expunge.data.texts import Tokenizer, load_tokenizer
+from expunge.data.transforms import HubProcessor, has_processor
 from expunge.errors import ModelError, RunError
 from expunge.export.exported_model import CARD, GRAPH, TOLERANCE, finished_run
 from expunge.export.model_card import render_pretrained_card
 from expunge.export.onnx import compare_graph, write_graph
 from expunge.models.calls import eval_mode, logits_of
 from expunge.models.copying import copy_model
-from expunge.models.huggingface import has_tokenizer
+from expunge.models.huggingface import CONFIG, class_names, has_tokenizer, quiet
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.storage.atomic_files import wrap_io_errors
+from expunge.storage.json_files import read_json
 from expunge.storage.weights import fit_weights
 
 _CHECK_SAMPLES = 32
@@ -41,6 +44,7 @@ def save_pretrained(
     data: DataLike,
     *,
     tokenizer: Tokenizer | None = None,
+    processor: object | None = None,
     plan: PrunePlan | None = None,
     onnx: bool = False,
     tolerance: float = TOLERANCE,
@@ -64,6 +68,8 @@ def save_pretrained(
         Samples of the kind that the model takes; up to 32 of them check the saved weights.
     tokenizer
         Written into the folder too.
+    processor
+        An image processor or a feature extractor of transformers, written into the folder too.
     plan
         The units that were removed; None if nothing was.
     onnx
@@ -113,11 +119,18 @@ def save_pretrained(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
-            model.save_pretrained(str(temporary))  # type: ignore[operator]
-            if tokenizer is not None:
-                tokenizer.save_pretrained(str(temporary))  # type: ignore[attr-defined]
+            with quiet():
+                for part in (model, tokenizer, processor):
+                    if part is not None:
+                        part.save_pretrained(str(temporary))  # type: ignore[operator, attr-defined]
+            _name_classes(temporary, samples.classes)
             if not (temporary / CARD).exists():
-                card = render_pretrained_card(type(model).__name__, samples, summary)
+                card = render_pretrained_card(
+                    type(model).__name__,
+                    samples,
+                    summary,
+                    is_whole=has_tokenizer(temporary) or has_processor(temporary),
+                )
                 (temporary / CARD).write_text(card, encoding="utf-8")
             if smaller is not None:
                 write_graph(smaller, some, temporary / GRAPH)
@@ -137,7 +150,9 @@ def export_pretrained_run(
     onnx: bool = False,
     tolerance: float = TOLERANCE,
 ) -> Path:
-    """Write the model of a finished run, whose spec names a pretrained folder, with its tokenizer.
+    """Write the model of a finished run, whose spec names a pretrained folder.
+
+    Its tokenizer or processor is written too; a processor that transforms the data comes first.
 
     Parameters
     ----------
@@ -174,11 +189,30 @@ def export_pretrained_run(
         folder,
         finished.data,
         tokenizer=load_tokenizer(source) if has_tokenizer(source) else None,
+        processor=_processor(finished.data, source),
         plan=finished.plan if finished.mode == "remove" else None,
         onnx=onnx,
         tolerance=tolerance,
         summary=finished.summary,
     )
+
+
+def _processor(samples: Samples, source: Path) -> HubProcessor | None:
+    """The processor that transforms the data, or else that of the model's folder."""
+    made = samples.decoding.transform if samples.decoding else None
+    if made is not None and isinstance(made.function, HubProcessor):
+        return made.function
+    return HubProcessor(source) if has_processor(source) else None
+
+
+def _name_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Write the class names into a configuration that has none of its own."""
+    path = folder / CONFIG
+    if path.is_file() and not class_names(folder):
+        config = read_json(path, error=ModelError)
+        config["id2label"] = {str(k): name for k, name in enumerate(classes)}
+        config["label2id"] = {name: k for k, name in enumerate(classes)}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _with_zeros(model: nn.Module, plan: PrunePlan, batch: Batch) -> nn.Module:

@@ -85,7 +85,7 @@ def load_pretrained(folder: Path, arguments: Mapping[str, Any] | None = None) ->
     except ImportError as error:
         raise extra_required("peft", "huggingface") from error
     model = _classifier(base, arguments, is_base=True)
-    with _readable_errors(folder), _quiet():
+    with _readable_errors(folder), quiet():
         adapted: nn.Module = PeftModel.from_pretrained(
             model, str(folder), is_trainable=True, local_files_only=True
         )
@@ -120,7 +120,7 @@ def _classifier(folder: Path, arguments: dict[str, Any], *, is_base: bool = Fals
             where=str(folder / CONFIG),
             fix="update transformers; code in the folder is not run",
         )
-    with _readable_errors(folder), _quiet():
+    with _readable_errors(folder), quiet():
         model, report = loader.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -186,7 +186,7 @@ def _readable_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no report of transformers inside the block."""
     from transformers.utils import logging as reports
 
