@@ -122,7 +122,7 @@ def save_pretrained(
             with quiet():
                 for part in (model, tokenizer, processor):
                     if part is not None:
-                        part.save_pretrained(str(temporary))  # type: ignore[operator, attr-defined]
+                        part.save_pretrained(str(temporary))  # type: ignore[attr-defined]
             _name_classes(temporary, samples.classes)
             if not (temporary / CARD).exists():
                 card = render_pretrained_card(
