@@ -40,7 +40,7 @@ from expunge.errors import (
     group_by_reason,
     raise_all,
 )
-from expunge.evaluation.familiarity import MAX_SAMPLES, why_unfamiliar
+from expunge.evaluation.familiarity import MAX_SAMPLES, likely_class_order, why_unfamiliar
 from expunge.models.adaptation import adapt_model, stability_notes
 from expunge.models.calls import module_named
 from expunge.models.checks import check_fit, check_model, check_training
@@ -56,6 +56,7 @@ from expunge.pruning.head_readouts import readable_heads
 from expunge.pruning.ranking import rankers
 from expunge.pruning.selection import pruners
 from expunge.recipes import Recipe, recipes, resolve
+from expunge.reporting.formatting import percent
 from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import read_json, read_toml
 from expunge.storage.reading import is_file
@@ -554,16 +555,21 @@ def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> 
 def _check_familiarity(model: nn.Module, train: Samples) -> None:
     """The model knows the data that it was trained on: a few hundred of them tell."""
     some = train.subset(subsample(len(train), min(MAX_SAMPLES, len(train)), 0, "check"))
-    agreement = float((stages.predict(model, some) == some.labels).mean())
-    if message := why_unfamiliar(agreement, some.labels):
-        raise ModelError(
-            message,
-            where="model",
-            fix="compare the tokenizer, length and class names with the model's training"
-            if is_ragged(train.inputs)
-            else "compare mean, std, size, channels and class names with the model's training, or "
-            "name your own preprocessing with data.transform",
-        )
+    predicted = stages.predict(model, some)
+    message = why_unfamiliar(float((predicted == some.labels).mean()), some.labels)
+    if not message:
+        return
+    fix = "compare mean, std, size, channels and class names with the model's training, or name "
+    fix += "your own preprocessing with data.transform"
+    if is_ragged(train.inputs):
+        fix = "compare the tokenizer, length and class names with the model's training"
+    # Numbers are indices of the classes or their names: another order would be ambiguous.
+    are_names = not any(name.isdecimal() for name in some.classes)
+    if are_names and (found := likely_class_order(predicted, some.labels, some.classes)):
+        order, agreement = found
+        fix = f"it predicts {percent(agreement)} if the classes have the order of its training: "
+        fix += f"classes = {json.dumps(order, ensure_ascii=False)} in [data]"
+    raise ModelError(message, where="model", fix=fix)
 
 
 def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> bool:

@@ -279,6 +279,18 @@ def test_check_finds_what_model_and_data_do_not_agree_on(tmp_path):
         assert message in problem
 
 
+def test_check_names_the_order_of_the_classes_that_the_model_knows(tmp_path):
+    names = np.array(list("bcdefghija"))
+    write_spec(tmp_path)
+    for file in (tmp_path / "train.npz", tmp_path / "test.npz"):
+        stored = dict(np.load(file))
+        np.savez(file, **{**stored, "y": names[stored["y"]]})
+    (problem,) = specs.check(write_spec(tmp_path))
+    order = json.dumps(names.tolist())
+    assert f"if the classes have the order of its training: classes = {order} in [data]" in problem
+    assert specs.check(write_spec(tmp_path, {"data": {"classes": names.tolist()}})) == []
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from expunge._core.arrays import Ints
@@ -13,6 +15,8 @@ from expunge.reporting.formatting import percent
 MAX_SAMPLES = 500
 # What a model predicts beyond the most frequent class, as a fraction of what there is beyond it.
 MIN_KNOWN_FRACTION = 0.1
+# The same of an order of the classes that is suggested: the best of many, so by chance above 0.
+MIN_GAIN_OF_ORDER = 0.25
 
 
 def why_unfamiliar(agreement: float, labels: Ints) -> str:
@@ -43,5 +47,45 @@ def why_unfamiliar(agreement: float, labels: Ints) -> str:
     return (
         f"the model predicts {percent(agreement)} of the given labels of its training data, hardly "
         f"more than the most frequent label has ({percent(majority)}): inputs may be prepared in "
-        "another way than in its training, or its classes may have another order"
+        "another way than in its training, its classes may have another order, or it was not "
+        "trained for long enough"
     )
+
+
+def likely_class_order(
+    predicted: Ints, labels: Ints, classes: Sequence[str]
+) -> tuple[tuple[str, ...], float] | None:
+    """Find the order of the classes in which a model knows the labels, and how many it predicts.
+
+    Parameters
+    ----------
+    predicted
+        ``int[n]``, the model's classes by their position in its output.
+    labels
+        ``int[n]``, indices of ``classes``.
+    classes
+        Names in the order of the data.
+
+    Returns
+    -------
+    tuple or None
+        None if there is no order in which the model predicts much more than the most frequent
+        label.
+
+    Examples
+    --------
+    >>> labels = np.arange(300) % 3
+    >>> likely_class_order((labels + 1) % 3, labels, ["a", "b", "c"])
+    (('c', 'a', 'b'), 1.0)
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    n = len(classes)
+    counts = np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n)
+    named, position = linear_sum_assignment(counts, maximize=True)
+    agreement = float(counts[named, position].sum() / len(labels))
+    lowest, _ = wilson_interval(agreement, len(labels))
+    if gain_above_frequencies(lowest, labels) < MIN_GAIN_OF_ORDER:
+        return None
+    order = [classes[k] for k in named[np.argsort(position)]]
+    return tuple(order), agreement
