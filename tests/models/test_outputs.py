@@ -92,7 +92,7 @@ def test_dimensions_of_size_one_do_not_count(shape):
         ({"features": Z.repeat(1, 2), "scores": Z}, ("scores", 1)),
         ({"out": Z, "aux": Z + 1}, (None, 1)),
         ({"output": Z.repeat(1, 2), "scores": Z}, ("scores", 1)),
-        ({"a": Z, "b": Z}, (None, 2)),
+        ({"a": Z, "b": Z}, (None, 0)),  # no part is taken: an error follows
     ],
 )
 def test_the_part_with_a_column_for_each_class_is_found(output, found):

@@ -74,7 +74,7 @@ def output_tensor(output: object, key: str | None = None) -> Tensor:
         raise ModelError(
             f"expected logits of shape [batch, classes], got {_describe(output)}",
             where="model output",
-            fix="return the logits as a tensor, or an object with `.logits`",
+            fix="return the logits as a tensor, or under the name `logits`",
         )
     return found
 
@@ -86,7 +86,7 @@ def find_output_key(output: object, n_classes: int) -> tuple[str | None, int]:
     -------
     key, count
         Its name or position, ``"heads.0"`` in a container of containers, None for the usual part;
-        and how many parts have as many columns.
+        and how many parts have as many columns, 0 if none of several is the usual one.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def find_output_key(output: object, n_classes: int) -> tuple[str | None, int]:
     if is_named and _is_table(usual) and usual.shape[1] == n_classes:
         return None, 1
     if len(fitting) != 1 or usual is _parts(output)[fitting[0]]:
-        return None, len(fitting)
+        return None, 0 if usual is None else len(fitting)
     return fitting[0], 1
 
 
