@@ -246,6 +246,8 @@ def test_the_fix_for_another_number_of_outputs_is_the_one_that_works() -> None:
     assert "no sample has the class dog: take it out" in fix_class_count(few, named, 3)
     assert "'Cat' and 'cat' differ in case" in fix_class_count(few, ("cat", "Cat", "dog", "emu"), 3)
     assert "'nan' may stand for missing" in fix_class_count(few, ("cat", "dog", "emu", "nan"), 3)
+    unused = fix_class_count(few, ("cat", "dog", "none", "emu"), 3)
+    assert unused == "no sample has the class none: take it out of the class names"
 
 
 @pytest.mark.parametrize("other", ["CAFÉ", "cafe\u0301", "caf\u200bé", "ｃafé"])

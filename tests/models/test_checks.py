@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import expunge
+from expunge._core.rng import temp_seed
 from expunge import stages
 from expunge.errors import ExpungeError, ModelError
 from expunge.models.adaptation import stability_notes
@@ -293,15 +294,17 @@ class Encoder(nn.Module):
 def test_an_encoder_of_torch_with_padding_is_scored_and_cut() -> None:
     tokens = RNG.integers(1, 20, (40, 5))
     tokens[::2, 3:] = 0
+    with temp_seed(0, "encoder"):
+        model = Encoder()
     result = expunge.repair(
-        Encoder(),
+        model,
         (tokens, tokens[:, 0] % 3),
         baselines=(),
         overrides={**QUICK, "prune": {"fraction": 0.5}},
     )
     assert {"encoder.layers.0.self_attn", "encoder.layers.1.linear1"} <= set(result.plan.units)
     data = tokens, tokens[:, 0] % 3
-    edited = expunge.edit(Encoder(), data, result.partition, method="ridge-head").model
+    edited = expunge.edit(model, data, result.partition, method="ridge-head").model
     with torch.no_grad():
         assert edited.eval()(torch.tensor(tokens)).shape == (40, 3)
     assert torch.backends.mha.get_fastpath_enabled()

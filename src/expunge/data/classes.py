@@ -346,10 +346,10 @@ def fix_class_count(labels: np.ndarray, classes: Sequence[str], n_outputs: int) 
             f"the labels start at 1: number the classes from 0 (y - 1), or name them: classes "
             f"'1' … '{n - 1}'"
         )
-    if n > n_outputs and (suspicious := suspicious_classes(classes)):
-        return f"{'; '.join(suspicious)}: correct these labels"
-    unused = sorted({*range(n)} - {*labels.tolist()})
     used = sorted({*labels.tolist()})
+    unused = sorted({*range(n)} - {*used})
+    if n > n_outputs and (suspicious := suspicious_classes([classes[k] for k in used])):
+        return f"{'; '.join(suspicious)}: correct these labels"
     if n > n_outputs == len(used) and is_numbered(classes):
         return f"the labels are not 0 … {n_outputs - 1}: name them, classes={[*map(str, used)]}"
     if n > n_outputs and is_numbered(classes):
