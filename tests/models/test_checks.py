@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import expunge
-from expunge._core.rng import temp_seed
 from expunge import stages
+from expunge._core.rng import temp_seed
 from expunge.errors import ExpungeError, ModelError
 from expunge.models.adaptation import stability_notes
 from expunge.models.calls import logits_of
