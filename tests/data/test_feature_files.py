@@ -54,6 +54,14 @@ def test_without_names_all_other_columns_are_features(tmp_path):
     assert table.names == ("u", "v", "p0", "p1", "k")
 
 
+def test_without_a_name_the_only_other_array_holds_the_features(tmp_path):
+    np.savez(tmp_path / "t.npz", emb=X, target=np.array(Y))
+    read = read_labelled_features(tmp_path / "t.npz", label="target")
+    np.testing.assert_array_equal(read.features, X)
+    with pytest.raises(DataError, match=r"arrays: emb, target\n  fix: .*--features ARRAY --label"):
+        read_labelled_features(tmp_path / "t.npz", label="label")
+
+
 def test_texts_for_missing_numbers_are_missing(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("x,y\n1.5,a\nNA,b\n2.5,a\n,b\n")

@@ -36,7 +36,7 @@ def detect(
     ] = "label",
     features: Annotated[
         list[str] | None,
-        typer.Option(help="Columns or arrays of features. Default: all others; of .npz x."),
+        typer.Option(help="Columns or arrays of features. Default: all others; of .npz first x."),
     ] = None,
     probs: Annotated[
         list[str] | None,

@@ -18,8 +18,8 @@ from expunge.data.manifest import check_columns
 from expunge.data.parquet import class_names, column_names, read_columns
 from expunge.data.paths import fix_unknown_file, require_file
 from expunge.data.text_tables import read_table, table_kind
-from expunge.errors import DataError
-from expunge.storage.array_files import read_npy, read_npz
+from expunge.errors import DataError, format_ids
+from expunge.storage.array_files import npz_names, read_npy, read_npz
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?")
 
@@ -53,7 +53,8 @@ def read_labelled_features(
     label
         The column or array of the labels. For a ``.npy`` file: a second file.
     features
-        The columns or arrays of the features. By default all others, of an ``.npz`` file ``x``.
+        The columns or arrays of the features. By default all others, of an ``.npz`` file ``x``, or
+        the only other array.
     probs
         One column of lists, an array, or one column of numbers for each class. For a ``.npy`` file:
         a second file.
@@ -86,7 +87,7 @@ def read_labelled_features(
     if suffix == ".npy":
         return _read_npy(path, label, probs)
     if suffix == ".npz":
-        return _read_npz(path, label, features or ("x",), probs, ids)
+        return _read_npz(path, label, features, probs, ids)
     if suffix == ".parquet":
         return _read_parquet(path, label, features, probs, ids)
     if table_kind(path):
@@ -173,6 +174,7 @@ def _probabilities(table: Any, path: Path) -> Array:
 def _read_npz(
     path: Path, label: str, features: Sequence[str], probs: Sequence[str], ids: str | None
 ) -> LabelledFeatures:
+    features = features or _only_other(npz_names(path), (label, *probs, ids), path)
     arrays = read_npz(path, (*features, label, *probs, *([ids] if ids else [])))
     if len(features) == 1:
         found: Any = arrays[features[0]]
@@ -183,6 +185,20 @@ def _read_npz(
         arrays[label],
         arrays[probs[0]] if probs else None,
         arrays[ids] if ids else None,
+    )
+
+
+def _only_other(names: Sequence[str], taken: Sequence[str | None], path: Path) -> tuple[str]:
+    """The array of the features where none is named: ``x``, or the only one without a role."""
+    free = [name for name in names if name not in taken]
+    if "x" in free:
+        return ("x",)
+    if len(free) == 1:
+        return (free[0],)
+    raise DataError(
+        f"which array holds the features is not clear; arrays: {format_ids(names)}",
+        where=str(path),
+        fix="name it, and the labels: --features ARRAY --label ARRAY",
     )
 
 
