@@ -134,6 +134,43 @@ def test_texts_in_csv_are_read_with_the_tokenizer_of_the_model_that_is_named(tmp
     assert result.decision.action in ("keep", "skip")
 
 
+def vit(folder):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "image_size": 16, "patch_size": 8, "num_labels": 2}
+    config = transformers.ViTConfig(**sizes)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+
+
+def wav2vec(folder):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "conv_dim": (4,), "conv_stride": (8,), "conv_kernel": (16,)}
+    sizes |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "num_labels": 2}
+    config = transformers.Wav2Vec2Config(**sizes)
+    transformers.Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=2000).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("make_data", "make_model", "expected"),
+    [
+        (image_folder, vit, {"transform": "model", "view": "crop"}),
+        (sound_folder, wav2vec, {"transform": "model", "view": "speech", "sample_rate": 2000}),
+    ],
+)
+def test_the_processor_of_a_model_prepares_its_inputs(tmp_path, make_data, make_model, expected):
+    path, _ = make_data(tmp_path)
+    make_model(tmp_path / "model")
+    target = tmp_path / "spec.toml"
+    write_spec(Request(path, str(tmp_path / "model")), target)
+    written = tomllib.loads(target.read_text())["data"]
+    assert written | expected == written
+    assert "size" not in written
+    assert [p for p in specs.check(target) if "hardly more than the most frequent" not in p] == []
+
+
 KINDS = [images_in_parquet, image_folder, embeddings_in_npz, data_frame, table_in_csv, sound_folder]
 
 

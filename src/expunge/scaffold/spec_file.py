@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from expunge.data.paths import require_file
 from expunge.data.splitting import n_held_out
+from expunge.data.transforms import HubProcessor, has_processor
 from expunge.errors import ConfigError
 from expunge.scaffold.data import (
     InspectedData,
@@ -121,7 +124,11 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     model = guess_model(request.model, request.arguments, data, folder=folder)
     weights = require_file(request.weights) if request.weights else None
     is_trained = weights is not None or pretrained is not None
-    data, scale = (data, "") if pretrained else _scaled(data, weights)
+    view, scale = _VIEWS.get(data.kind, "none"), ""
+    if pretrained is None:
+        data, scale = _scaled(data, weights)
+    elif data.kind in ("image", "audio") and has_processor(pretrained):
+        data, view = _processed(data, pretrained, folder)
     sets: dict[str, dict[str, str]] = {k: {"path": _relative(v, folder)} for k, v in splits.items()}
     for name, keys in sets.items():
         if name != "train" and splits[name] == splits["train"] and splits[name].is_dir():
@@ -131,7 +138,7 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     lines = [
         *_head(target, request.name, data, sets, is_trained=is_trained),
         *_model_table(model, weights, folder, request.training),
-        *_data_tables(data, sets, scale=scale),
+        *_data_tables(data, sets, scale=scale, view=view),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     write_file(target, "\n".join(lines) + "\n", error=ConfigError)
@@ -154,6 +161,22 @@ def _scaled(data: InspectedData, weights: Path | None) -> tuple[InspectedData, s
     else:
         return data, "none"
     return replace(data, config=replace(data.config, mean=mean, std=std)), comment
+
+
+def _processed(data: InspectedData, model: Path, folder: Path) -> tuple[InspectedData, str]:
+    """Prepare images and sound by the processor of the model's folder; and the view that fits.
+
+    What the processor makes of a clip is a waveform still, or a spectrogram, which no view of audio
+    takes.
+    """
+    config = replace(data.config, transform=_relative(model, folder), size=None)
+    if data.kind == "image":
+        return replace(data, config=config), _VIEWS["image"]
+    processor = HubProcessor(model)
+    rate = int(processor.settings["sampling_rate"])
+    is_waveform = processor(np.zeros(rate, dtype=np.float32)).ndim == 1
+    config = replace(config, sample_rate=rate)
+    return replace(data, config=config), _VIEWS["audio"] if is_waveform else "none"
 
 
 def _head(
@@ -214,15 +237,17 @@ def _model_table(
 
 
 def _data_tables(
-    data: InspectedData, sets: Mapping[str, Mapping[str, str]], *, scale: str
+    data: InspectedData, sets: Mapping[str, Mapping[str, str]], *, scale: str, view: str
 ) -> list[str]:
-    shared = settings(replace(data.config, view=_VIEWS.get(data.kind, "none")))
+    shared = settings(replace(data.config, view=view))
     mirrored = '; "crop-flip" if mirrored images keep their class'
     comments = {"view": "random views" + (mirrored if data.kind == "image" else "")}
     if data.unused:
         comments["input"] = f"not used: {', '.join(data.unused)}"
     if data.config.mean:
         comments["mean"] = scale
+    if data.config.transform:
+        comments["transform"] = "the processor of the model prepares every input"
     lines = ["[data]", *toml_lines(shared, comments)]
     if scale == "none":
         lines.append(f"# mean, std: {CHANGE}: those of the training of the weights, if any")
