@@ -146,6 +146,22 @@ def test_data_sets_of_audio_have_a_sample_rate_and_other_inputs_have_none():
     assert from_dataset(items, sample_rate=8000, view="speech").sample_rate == 8000
     with pytest.raises(DataError, match="the inputs are not audio, and there is sample_rate"):
         from_dataset([(torch.zeros(1, 8, 8), i % 2) for i in range(4)], sample_rate=8000)
+    with pytest.raises(DataError, match=r"a clip has shape \(2, 4000\).*\n  fix: x\[:, 0\]"):
+        from_arrays(np.zeros((4, 2, 4000), np.float32), [0, 1, 0, 1], sample_rate=8000)
+
+
+def test_decoded_sound_of_the_hub_is_read_and_undecoded_sound_gets_a_way_out():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"audio": {"array": rng.random(20), "sampling_rate": 8000, "path": None}, "label": i % 2}
+        for i in range(4)
+    ]
+    samples = from_dataset(rows, sample_rate=8000)
+    expected = np.stack([row["audio"]["array"] for row in rows]).astype(np.float32)
+    np.testing.assert_array_equal(samples.inputs.batch(np.arange(4)), expected)
+    encoded = [{"audio": {"bytes": b"RIFF", "path": None}, "label": i % 2} for i in range(4)]
+    with pytest.raises(DataError, match=r"fix: decode it: .* of sound datasets\.Audio\(\)"):
+        from_dataset(encoded)
 
 
 # --- sample rate, length and channels -----------------------------------------------------------

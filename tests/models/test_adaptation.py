@@ -209,6 +209,16 @@ def test_several_parts_that_may_be_the_logits_are_noted(caplog):
     assert caplog.messages == [f"WithFeatures: {note}"]
 
 
+def test_inputs_that_look_like_sound_are_noted_unless_they_have_a_sample_rate():
+    clips = np.sin(np.outer(np.arange(1, 7), np.linspace(0, 50, 4000))).astype(np.float32)
+    model, y = nn.Linear(4000, 2), np.arange(6) % 2
+    (note,) = adapt_model(model, expunge.from_arrays(clips, y)).notes
+    assert note.startswith("the inputs look like sound; with sample_rate")
+    assert adapt_model(model, expunge.from_arrays(clips, y, sample_rate=8000)).notes == ()
+    other = np.random.default_rng(0).uniform(-1, 1, clips.shape).astype(np.float32)
+    assert adapt_model(model, expunge.from_arrays(other, y)).notes == ()
+
+
 class TwoParts(nn.Module):
     """Logits and features under names that say nothing."""
 

@@ -26,6 +26,7 @@ from expunge.data.encoded import (
 )
 from expunge.data.inputs import Inputs, TensorInputs
 from expunge.data.lazy_inputs import LazyInputs
+from expunge.data.waveforms import MAX_CHANNELS
 from expunge.data.workers import choose_workers
 from expunge.errors import DataError, extra_required, group_by_reason
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")
 # Hz. The filter between rates outside of these would not fit into memory.
 SAMPLE_RATES = (1_000, 384_000)
-MAX_CHANNELS = 32
 # Floats beyond full scale are clipped up to this level; larger ones are in other units.
 MAX_LEVEL = 16.0
 # Values that are decoded of one clip: an hour at 16 kHz.

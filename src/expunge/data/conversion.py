@@ -245,6 +245,8 @@ def item_tensor(item: object) -> Tensor:
         return to_cpu_tensor(item)
     if isinstance(item, list | tuple | int | float) and not isinstance(item, bool):
         return to_cpu_tensor(np.asarray(item))
+    if isinstance(item, Mapping) and "array" in item and "sampling_rate" in item:
+        return to_cpu_tensor(np.asarray(item["array"], dtype=np.float32))  # the Hub's decoded sound
     from PIL import Image
 
     if isinstance(item, Image.Image):
@@ -262,7 +264,10 @@ def fix_item(item: object) -> str:
     if isinstance(item, str | bytes | Path):
         return "open files, e.g. with PIL.Image.open; expunge.from_texts reads texts"
     if isinstance(item, Mapping) and "bytes" in item:
-        return "decode it: dataset.cast_column(name of the column, datasets.Image())"
+        return (
+            "decode it: dataset.cast_column(name of the column, datasets.Image()), of sound "
+            "datasets.Audio(); or read it from a file: dataset.to_parquet, and a spec"
+        )
     # Pillow clips images of floats and of large integers.
     if hasattr(item, "convert") and getattr(item, "mode", "F") not in ("F", "I"):
         return 'image.convert("RGB") or image.convert("L"), as in training'

@@ -20,6 +20,7 @@ from expunge.data.samples import Samples, View
 from expunge.data.texts import Texts, Tokenizer, tokenize
 from expunge.data.transforms import Transform
 from expunge.data.views import view as named_view
+from expunge.data.waveforms import has_channel_axis
 from expunge.errors import USER_ERRORS, ConfigError, DataError, check_range, group_by_reason
 
 if TYPE_CHECKING:
@@ -241,6 +242,14 @@ def _check_audio_settings(
     if sample_rate is None:
         return
     example = inputs.batch(np.arange(1))
+    if has_channel_axis(example):
+        shape = tuple(example.shape[1:])
+        raise DataError(
+            f"a clip has shape {shape}, expected [samples] without channels",
+            where=where,
+            fix="x[:, 0] is the first channel, x.mean(1) the mean of all; the model's forward adds "
+            "the channel, x[:, None]",
+        )
     if not isinstance(example, torch.Tensor) or example.dim() != 2:
         _check_unset(where, "the inputs are not audio", {"sample_rate": sample_rate})
     low, high = audio.SAMPLE_RATES

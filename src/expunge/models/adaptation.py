@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from expunge._core.arrays import Ints
 from expunge._core.rng import temp_seed
 from expunge.data import Samples
+from expunge.data.waveforms import looks_like_sound
 from expunge.errors import ModelError
 from expunge.models.calls import (
     FORWARD_ERRORS,
@@ -54,6 +56,12 @@ _SEVERAL = (
 )
 
 
+_SOUND = (
+    "the inputs look like sound; with sample_rate (of expunge.from_arrays, expunge.from_dataset or "
+    "[data] in a spec) they are compared by their spectra"
+)
+
+
 class Adapted(NamedTuple):
     """A model as the stages take it, and notes about what was changed for that."""
 
@@ -87,6 +95,9 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
     Cost: six samples through the model, up to 256 if its output lies in [0, 1].
     """
     model, notes = unwrap(model)
+    if samples.sample_rate is None and looks_like_sound(samples.batch(_first(samples, 32))):
+        notes = (*notes, _SOUND)
+        _log_once(samples.name, _SOUND)
     if output_form(model) == OutputForm():
         model, new = _mark_evaluation(model, samples)
         notes = (*notes, *new)
@@ -125,7 +136,7 @@ def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
     Layers without parts, such as batch norm, stay in evaluation mode, and nothing is dropped out:
     the logits are those scores that are the same in both modes. None also if none are.
     """
-    x = to_device(samples.batch(np.arange(min(2, len(samples)))), device_of(model))
+    x = to_device(samples.batch(_first(samples, 2)), device_of(model))
     try:
         with eval_mode(model), torch.no_grad(), temp_seed(0, "check"):
             expected = logits_of(model, x)
@@ -140,6 +151,11 @@ def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
         if _gives(output, form, expected):
             return None if form == usual else form
     return None
+
+
+def _first(samples: Samples, n: int) -> Ints:
+    """The positions of the first n samples, or of all."""
+    return np.arange(min(n, len(samples)))
 
 
 class _WithoutDropout(TorchFunctionMode):
