@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ MAX_CHANNELS = 32
 MIN_CORRELATION = 0.5
 
 
-def has_channel_axis(x: Batch) -> bool:
+def has_channel_axis(x: Batch) -> TypeGuard[Tensor]:
     """Whether a batch has the shape of clips with channels, ``[b, channels, samples]``."""
     return (
         isinstance(x, Tensor)
