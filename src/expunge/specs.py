@@ -37,6 +37,7 @@ from expunge.errors import (
     ModelError,
     check_range,
     did_you_mean,
+    format_ids,
     group_by_reason,
     raise_all,
 )
@@ -497,6 +498,9 @@ def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[s
         attempt(samples.check_finite)
         for line in group_by_reason("samples", samples.skipped):
             on_note(f"{samples.name}, left out: {line}")
+    if train is not None and (unused := {*range(len(train.classes))} - {*train.labels.tolist()}):
+        names = format_ids(train.classes[k] for k in sorted(unused))
+        on_note(f"{train.name}: no sample has the class {names}")
     if not invalid & {"model", "train"} and not spec.model.has_weights and spec.train is None:
         problems.append("the model has no weights, and there is no table [train]")
     if "model" not in invalid:

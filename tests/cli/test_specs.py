@@ -279,6 +279,16 @@ def test_check_finds_what_model_and_data_do_not_agree_on(tmp_path):
         assert message in problem
 
 
+def test_check_notes_classes_without_samples(tmp_path):
+    write_spec(tmp_path)
+    stored = dict(np.load(tmp_path / "train.npz"))
+    kept = ~np.isin(stored["y"], (3, 5))
+    np.savez(tmp_path / "train.npz", **{name: values[kept] for name, values in stored.items()})
+    notes = []
+    assert specs.check(write_spec(tmp_path), on_note=notes.append) == []
+    assert "no sample has the class 3, 5" in "\n".join(notes)
+
+
 def test_check_names_the_order_of_the_classes_that_the_model_knows(tmp_path):
     names = np.array(list("bcdefghija"))
     write_spec(tmp_path)
