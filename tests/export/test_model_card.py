@@ -70,3 +70,11 @@ def test_the_task_follows_the_inputs(shapes, sample_rate, task):
     assert f"pipeline_tag: {task}\n" in card
     assert "What was found" not in card
     assert "copy m.py into this folder" in card
+
+
+def test_packages_are_installed_and_what_a_constructor_loads_is_named():
+    inputs = {"input": InputFormat((5,), "float32", 1.0)}
+    manifest = Manifest("numpy:Net.from_pretrained", {}, ("a", "b"), inputs, {})
+    card = render_model_card(manifest)
+    assert "It imports numpy: install that. Its constructor loads what its arguments name" in card
+    assert "copy" not in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,10 +76,23 @@ def _columns(names: Sequence[str]) -> str:
 
 def needed_code(manifest: Manifest) -> str:
     """What must be importable where the model is used; empty if that is expunge alone."""
-    modules, files = manifest.modules, ", ".join(f"{name}.py" for name in manifest.modules)
-    if not modules:
+    if not manifest.modules:
         return ""
-    return f"It imports {' and '.join(modules)}: install that, or copy {files} into this folder."
+    files = ", ".join(f"{name}.py" for name in manifest.modules if not _is_package(name))
+    copied = f", or copy {files} into this folder" if files else ""
+    found = f"It imports {' and '.join(manifest.modules)}: install that{copied}."
+    if manifest.constructor.endswith(".from_pretrained"):
+        found += (
+            " Its constructor loads what its arguments name, which must be there too. With "
+            "model.pretrained in the spec, the exported folder holds all."
+        )
+    return found
+
+
+def _is_package(name: str) -> bool:
+    """Whether a module is a folder, and no file that could be copied."""
+    module = sys.modules.get(name)
+    return module is not None and hasattr(module, "__path__")
 
 
 def render_pretrained_card(
