@@ -345,6 +345,7 @@ def test_a_repair_that_does_harm_is_reverted(tmp_path):
     assert "Decision: revert, because the repair would change accuracy by −" in expunge.report(
         result
     )
+    assert "Nothing is pruned: the model is unchanged." in expunge.report(result)
     told = json.loads((tmp_path / "result.json").read_text())["decision"]
     assert told["action"] == "revert"
     assert told["gain"]["value"] == result.decision.gain.value

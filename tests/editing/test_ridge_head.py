@@ -90,6 +90,7 @@ def test_an_instant_repair_resumes_exports_and_loads(tmp_path):
     first = expunge.repair(memorised(), train, test, **settings)
     again = expunge.repair(memorised(), train, test, **settings)
     assert first.decision.action == "keep"
+    assert "The recipe prunes no units." in expunge.report(first)
     assert first.head == again.head
     assert list(first.baselines) == ["sap", "ssd"]  # a network retrained for no epoch says nothing
     for name, tensor in first.model.state_dict().items():

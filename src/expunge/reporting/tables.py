@@ -247,8 +247,11 @@ def skipped_lines(result: RepairResult) -> list[str]:
 
 def pruning_skipped(result: RepairResult) -> str:
     """A sentence for a repair that cut nothing, with the reason if there is one."""
-    reason = result.prune_skipped_reason
-    return f"Pruning skipped: {reason}." if reason else "Pruning skipped."
+    if result.prune_skipped_reason:
+        return f"Pruning skipped: {result.prune_skipped_reason}."
+    if result.decision.kept:
+        return "The recipe prunes no units."
+    return "Nothing is pruned: the model is unchanged."
 
 
 class DepthRow(NamedTuple):
