@@ -347,6 +347,7 @@ def load_spec(
     seed: int | None = None,
     recipe: str | None = None,
     fdr: float | None = None,
+    epochs: int | None = None,
     minutes: float | None = None,
     workers: int | None = None,
     progress: Progress = silent,
@@ -363,15 +364,17 @@ def load_spec(
         The run folder whose trained model is used, instead of this run's own.
     overwrite
         Discard what the run folder holds.
-    seed, recipe, fdr, minutes, workers
-        Instead of ``seed``, ``recipe``, ``partition.fdr``, ``minutes`` and ``data.workers`` of the
-        spec.
+    seed, recipe, fdr, epochs, minutes, workers
+        Instead of ``seed``, ``recipe``, ``partition.fdr``, ``tune.epochs``, ``minutes`` and
+        ``data.workers`` of the spec.
     progress
         Called as ``progress(what, done, total)``.
     """
     spec, folder = read_spec(path), Path(path).resolve().parent
     if fdr is not None:
         spec = replace(spec, partition={**spec.partition, "fdr": fdr})
+    if epochs is not None:
+        spec = replace(spec, tune={**spec.tune, "epochs": epochs})
     if workers is not None:
         spec = _with_workers(spec, workers)
     seed = spec.seed if seed is None else seed

@@ -158,8 +158,12 @@ def test_repair_prints_a_table_and_json_is_result_json(call, tmp_path):
     assert (found["recipe"], found["seed"], found["run"]) == ("finetune-only", 4, "o")
 
 
-def test_a_better_network_is_made_by_the_command_that_is_printed(call, tmp_path, monkeypatch):
-    repair, spec = pipeline.repair, write_spec(tmp_path)
+@pytest.mark.parametrize(("later", "epochs"), [(None, 1), ([1, 2], 4)])
+def test_a_better_network_is_made_by_the_command_that_is_printed(
+    call, tmp_path, monkeypatch, later, epochs
+):
+    rounds = {"rounds": {"epochs": later}} if later else {}
+    repair, spec = pipeline.repair, write_spec(tmp_path, rounds)
     better = Decision("retrain", "it is better", recipe="retrain-filtered")
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "repair", lambda *a, **k: replace(repair(*a, **k), decision=better))
@@ -168,6 +172,8 @@ def test_a_better_network_is_made_by_the_command_that_is_printed(call, tmp_path,
     assert call(*shlex.split(line.partition("#")[0])[1:]).code == 0
     found = json.loads(Path("runs/spec-retrain-filtered/result.json").read_text())
     assert found["recipe"] == "retrain-filtered"
+    header = json.loads(Path("runs/spec-retrain-filtered/run.json").read_text())
+    assert header["settings"]["tune"]["epochs"] == epochs
 
 
 def test_the_json_has_the_keys_that_others_rely_on(call, tmp_path):

@@ -40,6 +40,10 @@ Fdr = Annotated[
         "flagged ones is at most this."
     ),
 ]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=0, help="Epochs of the tuning; of a recipe of several rounds, of the first."),
+]
 Minutes = Annotated[
     float | None,
     typer.Option(help="Time budget of the repair, without the baselines, which have as much each."),
@@ -142,6 +146,7 @@ def repair(
     seed: Seed = None,
     recipe: RecipeName = None,
     fdr: Fdr = None,
+    epochs: Epochs = None,
     minutes: Minutes = None,
     workers: Workers = None,
     as_json: Json = False,
@@ -162,6 +167,7 @@ def repair(
             seed=seed,
             recipe=recipe,
             fdr=fdr,
+            epochs=epochs,
             minutes=minutes,
             workers=workers,
             progress=show,
@@ -193,13 +199,24 @@ def _print_next(result: RepairResult, spec: Path, *, is_default: bool) -> None:
     }
     if better := result.decision.recipe:
         folder = shlex.quote(f"{result.run}-{better}")
-        steps[f"repair {file} --recipe {better} --out {folder}"] = "the better network"
+        epochs = _epochs_of_baseline(result, better)
+        steps[f"repair {file} --recipe {better}{epochs} --out {folder}"] = "the better network"
     if result.decision.kept:
         steps[f"export {file}{run}"] = "the repaired model for use"
     width = max(map(len, steps))
     echo("next:")
     for step, purpose in steps.items():
         echo(f"  expunge {step:{width}}  # {purpose}")
+
+
+def _epochs_of_baseline(result: RepairResult, name: str) -> str:
+    """The option that trains a network for as long as beside a repair of several rounds."""
+    from expunge.config import build
+    from expunge.recipes import Recipe, recipes
+
+    repaired = build(Recipe, result.config, where="recipe")
+    epochs = recipes.get(name)(repaired).tune.epochs
+    return f" --epochs {epochs}" if repaired.rounds.epochs and epochs else ""
 
 
 @app.command()
