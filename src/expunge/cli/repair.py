@@ -214,7 +214,7 @@ def _epochs_of_baseline(result: RepairResult, name: str) -> str:
     from expunge.config import build
     from expunge.recipes import Recipe, recipes
 
-    repaired = build(Recipe, result.config, where="recipe")
+    repaired = build(Recipe, dict(result.config), where="recipe")
     epochs = recipes.get(name)(repaired).tune.epochs
     return f" --epochs {epochs}" if repaired.rounds.epochs and epochs else ""
 
