@@ -45,6 +45,19 @@ def test_it_runs_where_the_caller_infers():
     assert equal(inferring, stages.tune(network(), samples, split, config))
 
 
+def test_memorised_labels_are_forgotten_where_the_partition_says_so():
+    samples, truth = noisy(), noisy(rate=0.0).labels
+    wrong = samples.labels != truth
+    split = split_of(samples, 0.9 * wrong, truth, sure=0.9)
+    left = []
+    for is_memorised in (False, True):
+        known = replace(split, memorised=is_memorised)
+        tuned = stages.tune(memorised(), samples, known, replace(CONFIG, lr=0.005, epochs=6))
+        found = stages.evaluate(tuned, samples.subset(np.flatnonzero(wrong)))
+        left.append(found.accuracy.value)
+    assert left[1] < left[0]
+
+
 @pytest.mark.parametrize("limit", [bootstrap._MAX_PREDICTIONS, 300, 0])
 def test_labels_that_are_surely_wrong_are_not_read(limit, monkeypatch):
     monkeypatch.setattr(bootstrap, "_MAX_PREDICTIONS", limit)

@@ -92,10 +92,19 @@ def test_the_rate_of_adamw_falls_with_the_width():
     assert_close(rates, [0.03 / 64, 0.03 / 256, 0.03 / 1024])
 
 
+def test_weights_that_start_smaller_than_they_become_do_not_lower_the_rate():
+    layer = nn.Linear(400, 400)
+    rates = []
+    for size in (1e-3, 0.02, 0.05, 0.1):  # 0.05 is 1 / √400
+        nn.init.constant_(layer.weight, size)
+        rates.append(adamw_learning_rate(layer))
+    assert_close(rates, [0.03 / 400, 0.03 / 400, 0.03 / 400, 0.06 / 400])
+
+
 def test_few_trainable_weights_take_ten_times_the_rate():
     body, head = nn.Linear(400, 400).requires_grad_(False), nn.Linear(400, 4)
-    nn.init.constant_(head.weight, 0.02)
-    expected = 0.03 * 0.02 / math.sqrt(400)
+    nn.init.constant_(head.weight, 0.08)
+    expected = 0.03 * 0.08 / math.sqrt(400)
     assert_close(adamw_learning_rate(nn.Sequential(body, head)), 10 * expected)
     assert_close(adamw_learning_rate(nn.Sequential(body, head), 3.0), 10 * expected)
     assert_close(adamw_learning_rate(head), expected)

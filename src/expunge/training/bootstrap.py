@@ -16,8 +16,9 @@ from expunge.training.targets import Targets
 
 # Samples below this probability of a wrong label keep their label alone.
 _MIN_DOUBT = 0.01
-# Momentum of the running predictions, one update an epoch.
-_MOMENTUM = 0.7
+# Momentum of the running predictions, one update an epoch, of any network and of one that has
+# memorised wrong labels, which it repeats at first.
+_MOMENTUM, _MEMORISED_MOMENTUM = 0.7, 0.9
 # The most running predictions that are kept: samples times classes.
 _MAX_PREDICTIONS = 1 << 27
 
@@ -26,8 +27,9 @@ def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
     """Make the loss on given labels as far as they are right, else on the network's predictions.
 
     Sample i has the target ``(1 − p_i) y_i + p_i t_i`` with the probability p of a wrong label and
-    the running mean t of the network's predictions, ``t ← 0.7 t + 0.3 f(x)`` at every visit. It
-    starts with the suggested label, by its probability.
+    the running mean t of the network's predictions, ``t ← 0.7 t + 0.3 f(x)`` at every visit, or
+    ``t ← 0.9 t + 0.1 f(x)`` if wrong labels were memorised. It starts with the suggested label, by
+    its probability.
 
     Parameters
     ----------
@@ -56,6 +58,8 @@ def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
     arXiv:1610.02242.
     """
 
+    momentum = _MEMORISED_MOMENTUM if split.memorised_wrong_labels else _MOMENTUM
+
     def make(targets: Targets, attempt: Attempt) -> BatchLoss:
         doubt = _doubt(split)[targets.positions]
         doubtful = _most_doubtful(doubt, _MAX_PREDICTIONS // n_classes)
@@ -75,7 +79,7 @@ def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
             believed = (predictions[at] * log_probs).sum(dim=1)
             loss = -(w * ((1 - p) * given + p * believed)).sum()
             probs = step.gather(logits.detach().softmax(dim=1))
-            _remember(predictions, step.to_device(place[step.batch]), probs)
+            _remember(predictions, step.to_device(place[step.batch]), probs, momentum)
             return loss / max(float(weights[step.batch].sum()), 1.0)
 
         return loss_of
@@ -112,8 +116,8 @@ def _suggestions(split: Partition, positions: Ints, classes: int) -> Floats32:
 
 
 @torch.no_grad()
-def _remember(predictions: Tensor, place: Tensor, probs: Tensor) -> None:
+def _remember(predictions: Tensor, place: Tensor, probs: Tensor, momentum: float) -> None:
     """Move the running predictions of the doubtful samples of a batch towards the new ones."""
     kept = place >= 0
     at = place[kept]
-    predictions[at] = _MOMENTUM * predictions[at] + (1 - _MOMENTUM) * probs[kept]
+    predictions[at] = momentum * predictions[at] + (1 - momentum) * probs[kept]

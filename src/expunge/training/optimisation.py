@@ -195,8 +195,10 @@ def adamw_learning_rate(model: nn.Module, factor: float = 1.0) -> float:
     A step of size η changes every weight by η, so that the output of a layer with d inputs and
     weights of root mean square w can change by the fraction ``η √d / w``. The rate makes that 0.03
     for the median layer, times a factor: 8e-5 for a sentence encoder of width 384, 8e-4 for a
-    small one of width 32. It is ten times as large, whatever the factor, where at most 5 % of all
-    weights are trained (adapters, heads), and lies in [1e-5, 3e-3].
+    small one of width 32. Weights smaller than ``w = 1 / √d``, which keeps the variance of the
+    inputs, count as that large: layers that start smaller grow. The rate is ten times as large,
+    whatever the factor, where at most 5 % of all weights are trained (adapters, heads), and lies
+    in [1e-5, 3e-3].
 
     Parameters
     ----------
@@ -212,9 +214,9 @@ def adamw_learning_rate(model: nn.Module, factor: float = 1.0) -> float:
     Examples
     --------
     >>> layer = nn.Linear(100, 50)
-    >>> _ = nn.init.constant_(layer.weight, 0.05)
+    >>> _ = nn.init.constant_(layer.weight, 0.2)
     >>> round(adamw_learning_rate(layer), 6)
-    0.00015
+    0.0006
     """
     steps = []
     for module in model.modules():
@@ -222,8 +224,8 @@ def adamw_learning_rate(model: nn.Module, factor: float = 1.0) -> float:
             continue
         for weight in module.parameters(recurse=False):
             if weight.dim() >= 2 and weight.requires_grad and weight.any():
-                rms = float(weight.detach().float().square().mean().sqrt())
-                steps.append(rms / math.sqrt(weight[0].numel()))
+                rms, d = float(weight.detach().float().square().mean().sqrt()), weight[0].numel()
+                steps.append(max(rms, 1 / math.sqrt(d)) / math.sqrt(d))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     is_few = trained <= MAX_FEW_WEIGHTS * sum(p.numel() for p in model.parameters())
     lr = ADAMW_STEP * float(np.median(steps)) if steps else ADAMW_LR_RANGE[0]
