@@ -719,7 +719,8 @@ def tune(
     targets = build_targets(samples, split, config)
     make_loss = None
     if config.targets == "bootstrap" and split is not None:
-        make_loss = bootstrapped(_rows_of(split, samples), len(samples.classes))
+        rows = _rows_of(split, samples)
+        make_loss = bootstrapped(rows, len(samples.classes), config.optimizer)
     if config.targets == "semi" and split is not None:
         return tune_semi_supervised(
             model,

@@ -16,20 +16,19 @@ from expunge.training.targets import Targets
 
 # Samples below this probability of a wrong label keep their label alone.
 _MIN_DOUBT = 0.01
-# Momentum of the running predictions, one update an epoch, of any network and of one that has
-# memorised wrong labels, which it repeats at first.
-_MOMENTUM, _MEMORISED_MOMENTUM = 0.7, 0.9
+# Momentum of the running predictions, one update an epoch, by optimiser: with AdamW a network goes on
+# to repeat what it has memorised.
+_MOMENTUM = {"sgd": 0.7, "adamw": 0.9}
 # The most running predictions that are kept: samples times classes.
 _MAX_PREDICTIONS = 1 << 27
 
 
-def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
+def bootstrapped(split: Partition, n_classes: int, optimizer: str) -> MakeBatchLoss:
     """Make the loss on given labels as far as they are right, else on the network's predictions.
 
     Sample i has the target ``(1 − p_i) y_i + p_i t_i`` with the probability p of a wrong label and
-    the running mean t of the network's predictions, ``t ← 0.7 t + 0.3 f(x)`` at every visit, or
-    ``t ← 0.9 t + 0.1 f(x)`` if wrong labels were memorised. It starts with the suggested label, by
-    its probability.
+    the running mean t of the network's predictions, ``t ← 0.7 t + 0.3 f(x)`` at every visit, with
+    AdamW ``t ← 0.9 t + 0.1 f(x)``. It starts with the suggested label, by its probability.
 
     Parameters
     ----------
@@ -37,6 +36,8 @@ def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
         The partition of the samples, in their order.
     n_classes
         The number of classes.
+    optimizer
+        ``"sgd"`` or ``"adamw"``.
 
     Returns
     -------
@@ -58,7 +59,7 @@ def bootstrapped(split: Partition, n_classes: int) -> MakeBatchLoss:
     arXiv:1610.02242.
     """
 
-    momentum = _MEMORISED_MOMENTUM if split.memorised_wrong_labels else _MOMENTUM
+    momentum = _MOMENTUM[optimizer]
 
     def make(targets: Targets, attempt: Attempt) -> BatchLoss:
         doubt = _doubt(split)[targets.positions]
