@@ -16,8 +16,8 @@ from expunge.training.targets import Targets
 
 # Samples below this probability of a wrong label keep their label alone.
 _MIN_DOUBT = 0.01
-# Momentum of the running predictions, one update an epoch, by optimiser: with AdamW a network goes on
-# to repeat what it has memorised.
+# Momentum of the running predictions, one update an epoch, by optimiser: with AdamW a network keeps
+# what it has memorised for longer.
 _MOMENTUM = {"sgd": 0.7, "adamw": 0.9}
 # The most running predictions that are kept: samples times classes.
 _MAX_PREDICTIONS = 1 << 27
