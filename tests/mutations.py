@@ -275,8 +275,8 @@ OTHER_MUTATIONS = [
     ),
     Mutation(
         CORE + "pipeline/recipe_run.py",
-        "epochs = sum(rounds.epochs[number:]) if is_last",
-        "epochs = rounds.epochs[number] if is_last",
+        "epochs = sum(rounds.n_epochs[number:]) if is_last",
+        "epochs = rounds.n_epochs[number] if is_last",
         "tests/test_pipeline.py",
     ),
     Mutation(

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from expunge import stages
 from expunge.data import from_arrays
 from expunge.errors import ConfigError, DataError, PruneError
+from expunge.recipes import resolve
 from expunge.records import Partition, PrunePlan
 from expunge.training.optimisation import TuneConfig
 from oracles_digits import clean, memorised
@@ -107,6 +108,14 @@ def test_epochs_that_are_left_open_fit_the_model(optimizer, memorised_labels, ep
     assert stages.with_default_epochs(config, memorised(), split).epochs == epochs
     given = replace(config, epochs=1)
     assert stages.with_default_epochs(given, memorised(), split) is given
+
+
+@pytest.mark.parametrize(("optimizer", "epochs"), [("auto", (3, 30)), ("adamw", (3, 8))])
+def test_rounds_that_are_left_open_fit_the_optimiser(optimizer, epochs):
+    recipe, config = resolve("semi"), TuneConfig(optimizer=optimizer)
+    assert stages.with_default_rounds(recipe.rounds, config, memorised()).epochs == epochs
+    given = replace(recipe.rounds, epochs=(1, 2))
+    assert stages.with_default_rounds(given, config, memorised()) is given
 
 
 def test_units_that_cannot_be_cut_are_masked_as_the_error_says():

@@ -39,6 +39,8 @@ MIN_FLAGGED_FRACTION = 0.02
 # The fraction of units that is pruned where the repair decides. It cost no accuracy in models that
 # had memorised wrong labels, and 0.3 points in others (development seeds).
 DEFAULT_PRUNE_FRACTION = 0.2
+# Epochs of further rounds that a recipe leaves open, by optimiser.
+OPEN_ROUNDS = {"sgd": (3, 30), "adamw": (3, 8)}
 # What a repair is compared with by default, from the same partition.
 DEFAULT_BASELINES = ("finetune-only", "random-units", "magnitude", "retrain-filtered")
 
@@ -271,7 +273,8 @@ class RoundsConfig:
     Parameters
     ----------
     epochs
-        Epochs of the tuning in each further round, 1 or more each. Empty: no further round.
+        Epochs of the tuning in each further round, 1 or more each. Empty: no further round. None: 3
+        and 30, with AdamW 3 and 8.
     views
         Number of random views when the repaired model scores, 0 or more.
     targets
@@ -281,7 +284,7 @@ class RoundsConfig:
         the skipped rounds are added to it.
     """
 
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[int, ...] | None = ()
     views: int = 0
     targets: TargetKind = "filter"
     min_flag_change: float = 0.01
@@ -291,9 +294,14 @@ class RoundsConfig:
             "rounds.views": (self.views, "[0, inf)"),
             "rounds.min_flag_change": (self.min_flag_change, "[0, 1]"),
         }
-        for i, epochs in enumerate(self.epochs):
+        for i, epochs in enumerate(self.n_epochs):
             limits[f"rounds.epochs[{i}]"] = (epochs, "[1, inf)")
         check_range(ConfigError, limits)
+
+    @property
+    def n_epochs(self) -> tuple[int, ...]:
+        """The epochs of each further round; 3 and 30 where they were left open."""
+        return OPEN_ROUNDS["sgd"] if self.epochs is None else self.epochs
 
 
 @dataclass(frozen=True)

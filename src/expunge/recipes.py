@@ -149,7 +149,7 @@ def semi(recipe: Recipe) -> Recipe:
         _without_pruning(recipe),
         min_flagged_fraction=0.0,
         tune=replace(recipe.tune, targets="filter", epochs=2),
-        rounds=RoundsConfig(epochs=(3, 30), targets="bootstrap"),
+        rounds=RoundsConfig(epochs=None, targets="bootstrap"),
     )
 
 
@@ -316,7 +316,7 @@ def _edited(recipe: Recipe, method: str, **options: Any) -> Recipe:
 
 def _total_epochs(recipe: Recipe) -> int | None:
     """The epochs of all rounds; None where there is one round and its epochs are left open."""
-    later = recipe.rounds.epochs
+    later = recipe.rounds.n_epochs
     return recipe.tune.n_epochs + sum(later) if later else recipe.tune.epochs
 
 

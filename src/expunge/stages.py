@@ -23,6 +23,7 @@ from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import subsample
 from expunge.config import (
+    OPEN_ROUNDS,
     EditConfig,
     EditKeywords,
     PartitionConfig,
@@ -32,6 +33,7 @@ from expunge.config import (
     PruneMode,
     RankConfig,
     RankKeywords,
+    RoundsConfig,
     ScoreConfig,
     ScoreKeywords,
     TuneKeywords,
@@ -767,6 +769,13 @@ def with_default_epochs(config: TuneConfig, model: nn.Module, split: Partition) 
         return replace(config, epochs=DEFAULT_EPOCHS)
     optimizer = with_optimizer(config, model).optimizer
     return replace(config, epochs=ADAMW_EPOCHS if optimizer == "adamw" else LONG_EPOCHS)
+
+
+def with_default_rounds(rounds: RoundsConfig, config: TuneConfig, model: nn.Module) -> RoundsConfig:
+    """Fill in the epochs of further rounds, where they are left open."""
+    if rounds.epochs is not None:
+        return rounds
+    return replace(rounds, epochs=OPEN_ROUNDS[with_optimizer(config, model).optimizer])
 
 
 def with_default_lr(

@@ -216,7 +216,7 @@ def _epochs_of_baseline(result: RepairResult, name: str) -> str:
 
     repaired = build(Recipe, dict(result.config), where="recipe")
     epochs = recipes.get(name)(repaired).tune.epochs
-    return f" --epochs {epochs}" if repaired.rounds.epochs and epochs else ""
+    return f" --epochs {epochs}" if repaired.rounds.n_epochs and epochs else ""
 
 
 @app.command()

@@ -64,7 +64,7 @@ def run_recipe(
     if recipe.tune.n_epochs and until == "tune":
         later = _later_cost(recipe, 0) if recipe.start == "model" else 0.0
         outcome = cached_tune(context, recipe, outcome, later=later)
-        n_rounds = len(recipe.rounds.epochs) if recipe.start == "model" else 0
+        n_rounds = len(recipe.rounds.n_epochs) if recipe.start == "model" else 0
         for number in range(n_rounds):
             outcome, is_last = _run_round(context, recipe, outcome, number)
             if is_last:
@@ -163,7 +163,7 @@ def _run_round(
     _, split, chain = cached_review(context, chain, split)
     split = replace(split, memorised=before.memorised)
     is_last = bool((before.flagged != split.flagged).mean() < rounds.min_flag_change)
-    epochs = sum(rounds.epochs[number:]) if is_last else rounds.epochs[number]
+    epochs = sum(rounds.n_epochs[number:]) if is_last else rounds.n_epochs[number]
     tune = replace(recipe.tune, targets=rounds.targets, epochs=epochs)
     if len(classes_without_samples(split, tune)):
         return replace(outcome, chain=chain), True
@@ -174,4 +174,4 @@ def _run_round(
 
 def _later_cost(recipe: Recipe, number: int) -> float:
     """The cost of the tuning from this round on, in epochs on the kept samples."""
-    return tuning_cost(recipe.rounds.targets, sum(recipe.rounds.epochs[number:]), recipe.tune)
+    return tuning_cost(recipe.rounds.targets, sum(recipe.rounds.n_epochs[number:]), recipe.tune)

@@ -196,8 +196,10 @@ def _detect(context: RepairContext, scores: Scores, chain: Chain) -> tuple[Repai
     context = with_answers(context, chain.run)
     split, chain = cached_partition(context, chain, context.recipe.partition, scores)
     context, split, chain = cached_review(context, chain, split)
-    tune = stages.with_default_epochs(context.recipe.tune, context.model, split)
-    context = replace(context, recipe=replace(context.recipe, tune=tune))
+    recipe, model = context.recipe, context.model
+    tune = stages.with_default_epochs(recipe.tune, model, split)
+    rounds = stages.with_default_rounds(recipe.rounds, tune, model)
+    context = replace(context, recipe=replace(recipe, tune=tune, rounds=rounds))
     return context, Detected(scores, split, chain)
 
 
