@@ -148,7 +148,7 @@ def semi(recipe: Recipe) -> Recipe:
     return replace(
         _without_pruning(recipe),
         min_flagged_fraction=0.0,
-        tune=replace(recipe.tune, targets="filter", epochs=2),
+        tune=replace(recipe.tune, epochs=2),
         rounds=RoundsConfig(epochs=None, targets="bootstrap"),
     )
 
