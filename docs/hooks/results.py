@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expunge_bench.repair import with_oracle_gaps
 from expunge_bench.results import Row, Table, format_mean, group_rows
 
 FOLDER = Path(__file__).parents[1] / "results"
@@ -64,7 +65,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
     "recall": ("recall of found (%)", ".1f", 100),
     "samples_per_second": ("samples/s", ".0f", 1),
     "seconds": ("seconds", ".1f", 1),
-    "training_time": ("training time (%)", ".0f", 100),
+    "seconds / train_seconds": ("training time (%)", ".0f", 100),
     "width": ("interval width", ".3f", 1),
     "worst_f1": ("F1, worst decile", ".3f", 1),
 }
@@ -78,7 +79,9 @@ def entries(folder: Path = FOLDER) -> list[dict[str, Any]]:
 def rows_of(entry: Mapping[str, Any], folder: Path = FOLDER) -> list[Row]:
     """The rows of a page."""
     text = (folder / "rows" / f"{entry['name']}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in text.splitlines()]
+    is_repair = all("recipe" in row and "train_seconds" in row for row in rows)
+    return with_oracle_gaps(rows) if is_repair else rows
 
 
 def page(entry: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -164,11 +167,14 @@ def chosen(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
 
 
 def number(row: Row, name: str) -> float | None:
-    """A column, or the difference of two: ``"max_f1 - f1"``."""
-    found = [row.get(part) for part in name.split(" - ")]
+    """A column, the difference of two, ``"max_f1 - f1"``, or the ratio of two."""
+    first, operator, second = name.partition(" / " if " / " in name else " - ")
+    found = [row.get(part) for part in (first, second) if part]
     if None in found:
         return None
     numbers = [float(v.split(" ± ")[0] if isinstance(v, str) else v) for v in found]
+    if operator == " / ":
+        return numbers[0] / numbers[1]
     return numbers[0] - sum(numbers[1:])
 
 
