@@ -478,6 +478,16 @@ def test_a_round_that_sees_nothing_new_is_the_last_and_has_the_epochs_of_all(tmp
     assert total["rounds/2/5-tune"] == 2 * total["5-tune"]  # of four epochs and of two
 
 
+def test_rounds_that_a_recipe_leaves_open_fit_the_optimiser():
+    progress: list[tuple[str, int, int]] = []
+    settings = {**FAST, "tune": {**FAST["tune"], "optimizer": "adamw"}}
+    repaired(overrides=settings, baselines=["semi"], progress=lambda *said: progress.append(said))
+    total = {what: total for what, _, total in progress if what.endswith("tune")}
+    steps = total["baselines/semi/5-tune"] // 2  # of two epochs
+    later = [n for what, n in total.items() if what.startswith("baselines/semi/rounds/")]
+    assert sum(later) == (3 + 8) * steps
+
+
 def test_what_the_first_look_says_of_inputs_stands_in_all_rounds():
     rounds = {**FAST, "score": {}, "rounds": {"epochs": [1], "min_flag_change": 0.0}}
     first = repaired(overrides={**rounds, "rounds": {"epochs": []}}).partition

@@ -26,7 +26,7 @@ from expunge.errors import ModelError, PruneError
 from expunge.evaluation import decision as decisions
 from expunge.models.copying import copy_model
 from expunge.pipeline.recipe_run import Detected, run_recipe
-from expunge.recipes import recipes
+from expunge.recipes import Recipe, recipes
 from expunge.records import Decision, NeuronRanking, Partition, PrunePlan, RepairResult, Scores
 from expunge.repair_context import (
     RepairContext,
@@ -198,9 +198,13 @@ def _detect(context: RepairContext, scores: Scores, chain: Chain) -> tuple[Repai
     context, split, chain = cached_review(context, chain, split)
     recipe, model = context.recipe, context.model
     tune = stages.with_default_epochs(recipe.tune, model, split)
-    rounds = stages.with_default_rounds(recipe.rounds, tune, model)
-    context = replace(context, recipe=replace(recipe, tune=tune, rounds=rounds))
+    context = replace(context, recipe=_with_rounds(replace(recipe, tune=tune), model))
     return context, Detected(scores, split, chain)
+
+
+def _with_rounds(recipe: Recipe, model: nn.Module) -> Recipe:
+    """Fill in the epochs of the rounds that a recipe leaves open."""
+    return replace(recipe, rounds=stages.with_default_rounds(recipe.rounds, recipe.tune, model))
 
 
 def _run_baselines(
@@ -229,7 +233,7 @@ def _run_baseline(
     would have no sample left to learn from, or if the baseline would do nothing: one that trains as
     long as a repair that trains nothing.
     """
-    recipe = recipes.get(name)(context.recipe)
+    recipe = _with_rounds(recipes.get(name)(context.recipe), context.model)
     if name != "no-op" and recipe == recipes.get("no-op")(recipe):
         return None
     same = replace(recipe, rank=context.recipe.rank, prune=context.recipe.prune) == context.recipe
