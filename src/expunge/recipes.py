@@ -140,9 +140,9 @@ def iterative(recipe: Recipe) -> Recipe:
 def semi(recipe: Recipe) -> Recipe:
     """Repair in three rounds; doubtful samples are learned from by the network's own predictions.
 
-    The longest repair and the best one: its last rounds learn from all samples, each by its given
-    label as far as that is right, else by the running mean of the network's predictions for it.
-    Nothing is pruned. It is not skipped where little noise was found: held-out labels tell whether
+    The longest repair and the best one: it learns from all samples, each by its given label as far
+    as that is right, else by the running mean of the network's predictions for it, and scores the
+    data again after each round. Nothing is pruned. It is not skipped where little noise was found: held-out labels tell whether
     it helped.
     """
     return replace(
