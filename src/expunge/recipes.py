@@ -142,8 +142,8 @@ def semi(recipe: Recipe) -> Recipe:
 
     The longest repair and the best one: it learns from all samples, each by its given label as far
     as that is right, else by the running mean of the network's predictions for it, and scores the
-    data again after each round. Nothing is pruned. It is not skipped where little noise was found: held-out labels tell whether
-    it helped.
+    data again after each round. Nothing is pruned. It is not skipped where little noise was found:
+    held-out labels tell whether it helped.
     """
     return replace(
         _without_pruning(recipe),
