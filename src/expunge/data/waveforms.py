@@ -26,6 +26,13 @@ def has_channel_axis(x: Batch) -> TypeGuard[Tensor]:
     )
 
 
+def is_long_enough(x: Batch) -> TypeGuard[Tensor]:
+    """Whether a batch has the type and the shape of clips, with channels or without."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return False
+    return has_channel_axis(x) or (x.dim() == 2 and x.shape[1] >= MIN_CLIP_VALUES)
+
+
 def looks_like_sound(x: Batch) -> bool:
     """Whether prepared inputs are long waves of both signs in [-1, 1].
 
@@ -35,11 +42,11 @@ def looks_like_sound(x: Batch) -> bool:
     >>> looks_like_sound(torch.sin(2000 * t)[None]), looks_like_sound(torch.rand(1, 8000))
     (True, False)
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    if not is_long_enough(x):
         return False
     if has_channel_axis(x):
         x = x[:, 0]
-    if x.dim() != 2 or x.shape[1] < MIN_CLIP_VALUES or not -1 <= x.min() < 0 < x.max() <= 1:
+    if not -1 <= x.min() < 0 < x.max() <= 1:
         return False
     x = x.float() - x.float().mean(dim=1, keepdim=True)
     power = (x * x).sum(dim=1).clamp_min(torch.finfo(x.dtype).tiny)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from expunge._core.arrays import Ints
 from expunge._core.rng import temp_seed
 from expunge.data import Samples
-from expunge.data.waveforms import looks_like_sound
+from expunge.data.waveforms import is_long_enough, looks_like_sound
 from expunge.errors import ModelError
 from expunge.models.calls import (
     FORWARD_ERRORS,
@@ -95,7 +94,7 @@ def adapt_model(model: nn.Module, samples: Samples) -> Adapted:
     Cost: six samples through the model, up to 256 if its output lies in [0, 1].
     """
     model, notes = unwrap(model)
-    if samples.sample_rate is None and looks_like_sound(samples.batch(_first(samples, 32))):
+    if samples.sample_rate is None and _are_clips(samples):
         notes = (*notes, _SOUND)
         _log_once(samples.name, _SOUND)
     if output_form(model) == OutputForm():
@@ -136,7 +135,7 @@ def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
     Layers without parts, such as batch norm, stay in evaluation mode, and nothing is dropped out:
     the logits are those scores that are the same in both modes. None also if none are.
     """
-    x = to_device(samples.batch(_first(samples, 2)), device_of(model))
+    x = to_device(samples.example(), device_of(model))
     try:
         with eval_mode(model), torch.no_grad(), temp_seed(0, "check"):
             expected = logits_of(model, x)
@@ -153,9 +152,11 @@ def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
     return None
 
 
-def _first(samples: Samples, n: int) -> Ints:
-    """The positions of the first n samples, or of all."""
-    return np.arange(min(n, len(samples)))
+def _are_clips(samples: Samples) -> bool:
+    """Whether the first 32 inputs look like sound; two rule out files of any other kind."""
+    if not is_long_enough(samples.example()):
+        return False
+    return looks_like_sound(samples.batch(np.arange(min(32, len(samples)))))
 
 
 class _WithoutDropout(TorchFunctionMode):
