@@ -18,8 +18,9 @@ import typer
 from expunge import cli, specs
 from expunge.cli.terminal import app
 from expunge.detection.detectors import detectors
-from expunge.recipes import recipes
+from expunge.recipes import Recipe, recipes
 from expunge.scaffold.examples import write_example
+from expunge.spec_check import check_spec
 
 pytestmark = pytest.mark.usefixtures("few_trees")
 
@@ -127,7 +128,7 @@ def test_the_spec_of_the_readme_fits_the_example_folder(tmp_path):
     write_example("digits", tmp_path / "first")
     (spec,) = blocks(ROOT / "README.md", "toml")
     (tmp_path / "first" / "readme.toml").write_text(spec, encoding="utf-8")
-    assert specs.check(tmp_path / "first" / "readme.toml") == []
+    assert check_spec(tmp_path / "first" / "readme.toml") == []
 
 
 def test_the_readme_is_short():
@@ -223,7 +224,7 @@ def test_every_key_of_a_data_set_is_in_the_reference_of_specs():
     missing = [name for name in (*data, *tune, *model) if f"`{name}`" not in text]
     assert missing == []
     for stage in ("score", "partition", "rank", "prune", "rounds"):
-        for f in fields(type(getattr(recipes.get("default")(specs.Recipe()), stage))):
+        for f in fields(type(getattr(recipes.get("default")(Recipe()), stage))):
             assert f"`{stage}.{f.name}" in text, f"{stage}.{f.name}"
 
 

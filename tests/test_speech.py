@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from expunge import cli, pipeline, specs
 from expunge.evaluation import metrics
 from expunge.export.exported_model import export_run
+from expunge.spec_check import check_spec
 from oracles_audio import encoded
 from oracles_specs import toml
 
@@ -74,7 +75,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_check_names_what_is_left_out_and_that_is_no_problem(spec):
     notes: list[str] = []
-    assert specs.check(spec, on_note=notes.append) == []
+    assert check_spec(spec, on_note=notes.append) == []
     assert notes == [
         "training data, left out: samples that cannot be decoded (damaged, or no audio): "
         "ids low/broken.wav"

@@ -28,6 +28,7 @@ from expunge.models.inspection import inspect_layers
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.reporting.media import rows_for
+from expunge.spec_check import check_spec
 from oracles_specs import toml
 from oracles_text_models import bert, documents, tokenizer
 
@@ -317,7 +318,7 @@ def test_what_is_no_classifier_is_refused(tmp_path, trained):
     data = {"train": {"path": "a.csv"}, "input": "text"}
     spec = toml({"model": {"pretrained": "none"}, "data": data})
     (tmp_path / "spec.toml").write_text(spec)
-    assert len(found := specs.check(tmp_path / "spec.toml")) == 1
+    assert len(found := check_spec(tmp_path / "spec.toml")) == 1
     assert "no such model folder" in found[0]
     with pytest.raises(ModelError, match=r"neither config\.json nor adapter_config\.json"):
         load_pretrained(tmp_path)

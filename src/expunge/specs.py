@@ -1,4 +1,4 @@
-"""The spec file (TOML): which model, weights, data and recipe. Also `check`: all its problems.
+"""The spec file (TOML): which model, weights, data and recipe.
 
 A spec names code (the model's constructor), which is imported: run specs that you trust.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,33 +16,17 @@ from torch import nn
 
 from expunge import pipeline, stages
 from expunge._core.progress import Progress, silent
-from expunge._core.registry import Registry
-from expunge._core.rng import subsample
 from expunge.config import DEFAULT_BASELINES, RepairKeywords, build
 from expunge.data import DataConfig, Samples, check_alike, check_disjoint, hold_out, read
-from expunge.data.checks import require_two_labels
-from expunge.data.inputs import is_ragged
-from expunge.data.overlap import without_copies
 from expunge.data.paths import resolve_path
-from expunge.data.splitting import MAX_FRACTION, n_held_out
-from expunge.detection.detectors import detectors
-from expunge.detection.partitioners import partitioners
+from expunge.data.splitting import MAX_FRACTION
 from expunge.editing.earlier_cuts import cut_again, read_cuts
-from expunge.editing.editors import editors
 from expunge.errors import (
     ConfigError,
-    ExpungeError,
-    ModelError,
     check_range,
     did_you_mean,
-    format_ids,
-    group_by_reason,
     raise_all,
 )
-from expunge.evaluation.familiarity import MAX_SAMPLES, likely_class_order, why_unfamiliar
-from expunge.models.adaptation import adapt_model, stability_notes
-from expunge.models.calls import module_named
-from expunge.models.checks import check_fit, check_model, check_training
 from expunge.models.constructors import construct
 from expunge.models.huggingface import (
     class_names,
@@ -52,18 +34,12 @@ from expunge.models.huggingface import (
     load_pretrained,
     require_model_folder,
 )
-from expunge.models.inspection import inspect_model
-from expunge.pruning.head_readouts import readable_heads
-from expunge.pruning.ranking import rankers
-from expunge.pruning.selection import pruners
-from expunge.recipes import Recipe, recipes, resolve
-from expunge.reporting.formatting import percent
+from expunge.recipes import recipes, resolve
 from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import read_json, read_toml
 from expunge.storage.reading import is_file
 from expunge.storage.run_folder import check_run_folder, differences
 from expunge.storage.weights import load_weights
-from expunge.tracking import check_trackers
 from expunge.training.optimisation import TuneConfig
 
 DATA_SETS = ("train", "validation", "held_out")
@@ -153,12 +129,12 @@ class Spec:
 
 def read_spec(path: str | Path) -> Spec:
     """Read a spec file; everything that is wrong with it is in one error."""
-    spec = build(Spec, _values(Path(path)), where=str(path))
-    _check_hold_out(spec, where=str(path))
+    spec = build(Spec, read_values(Path(path)), where=str(path))
+    check_hold_out(spec, where=str(path))
     return spec
 
 
-def _check_hold_out(spec: Spec, *, where: str) -> None:
+def check_hold_out(spec: Spec, *, where: str) -> None:
     """Refuse samples to hold out where others are named, or the model has seen all."""
     if spec.hold_out and spec.held_out_data is not None:
         raise ConfigError(
@@ -174,7 +150,7 @@ def _check_hold_out(spec: Spec, *, where: str) -> None:
         )
 
 
-def _values(file: Path) -> dict[str, Any]:
+def read_values(file: Path) -> dict[str, Any]:
     """Return the values of the file, by the names of `Spec`."""
     if not is_file(file):
         raise ConfigError("there is no such spec file", where=str(file), fix="check the path")
@@ -276,7 +252,7 @@ def read_data(spec: Spec, folder: Path) -> tuple[Samples, Samples | None, Sample
     train = read_train(spec, folder)
     validation, held_out = (
         read_set(spec, config, folder, classes=train.classes, name=name) if config else None
-        for name, config in _others(spec)
+        for name, config in other_sets(spec)
     )
     return train, validation, held_out
 
@@ -304,7 +280,7 @@ def read_set(
     return read(config, folder=folder, classes=classes, name=name)
 
 
-def _others(spec: Spec) -> list[tuple[str, DataConfig | None]]:
+def other_sets(spec: Spec) -> list[tuple[str, DataConfig | None]]:
     """Return the settings of the optional sets, with their names in messages."""
     return [("validation data", spec.validation_data), ("held-out data", spec.held_out_data)]
 
@@ -457,141 +433,3 @@ def _with_workers(spec: Spec, workers: int) -> Spec:
     names = [f"{name}_data" for name in DATA_SETS]
     given = {name: config for name in names if (config := getattr(spec, name)) is not None}
     return replace(spec, **{k: replace(c, workers=workers) for k, c in given.items()})
-
-
-def check(path: str | Path, *, on_note: Callable[[str], object] = str) -> list[str]:
-    """All problems of a spec, found without training: settings, data, model, weights, layers.
-
-    on_note: called with what is no problem but worth knowing: which samples are left out, and why.
-    """
-    problems: list[str] = []
-
-    def attempt(step: Callable[[], Any]) -> Any:
-        try:
-            return step()
-        except ExpungeError as error:
-            problems.extend(error.problems)
-            return None
-
-    values = attempt(lambda: _values(Path(path)))
-    if values is None:
-        return problems
-    folder = Path(path).resolve().parent
-    attempt(lambda: build(Spec, values, where=str(path)))
-    spec, invalid = _valid_parts(values)
-    attempt(lambda: _check_hold_out(spec, where=str(path)))
-    recipe = _checked_recipe(spec, attempt)
-    train = model = None
-    if "train_data" not in invalid:
-        train = attempt(lambda: read_train(spec, folder))
-    sets = [train] if train is not None else []
-    classes = train.classes if train else None
-    for name, config in _others(spec):
-        if config is not None:
-            other = attempt(partial(read_set, spec, config, folder, classes=classes, name=name))
-            sets += [other] if other is not None else []
-            if train is not None and other is not None:
-                attempt(partial(check_disjoint, train, other))
-                attempt(partial(check_alike, train, other))
-                if name == "held-out data":
-                    attempt(partial(without_copies, train, other))
-    if train is not None and spec.holds_out and (n := n_held_out(len(train), spec.hold_out)):
-        on_note(held_out_note(n, len(train)))
-    for samples in sets:
-        attempt(samples.check_finite)
-        for line in group_by_reason("samples", samples.skipped):
-            on_note(f"{samples.name}, left out: {line}")
-    if train is not None and (unused := {*range(len(train.classes))} - {*train.labels.tolist()}):
-        names = format_ids(train.classes[k] for k in sorted(unused))
-        on_note(f"{train.name}: no sample has the class {names}")
-    if not invalid & {"model", "train"} and not spec.model.has_weights and spec.train is None:
-        problems.append("the model has no weights, and there is no table [train]")
-    if "model" not in invalid:
-        model = attempt(lambda: build_model(spec.model, folder, spec.seed, train))
-    if model is not None:
-        attempt(lambda: check_model(model))
-    if model is not None and train is not None:
-        adapted = attempt(lambda: adapt_model(model, train))
-        if adapted is not None:
-            for note in (*adapted.notes, *stability_notes(adapted.model, train)):
-                on_note(note)
-        if adapted is not None and attempt(lambda: _check_layers(adapted.model, train, recipe)):
-            for other in sets[1:]:
-                attempt(partial(check_fit, adapted.model, other))
-            attempt(lambda: check_training(adapted.model, train))
-            if spec.model.has_weights:
-                attempt(lambda: _check_familiarity(adapted.model, train))
-    return list(dict.fromkeys(problems))
-
-
-def _valid_parts(values: dict[str, Any]) -> tuple[Spec, set[str]]:
-    """A spec of the entries that are right by themselves, and the names of the others."""
-    stub = {"model": {"constructor": "module:function"}, "train_data": {"path": ""}}
-    valid, invalid = dict(stub), {name for name in stub if name not in values}
-    for name, value in values.items():
-        try:
-            build(Spec, {**stub, name: value}, where="")
-            valid[name] = value
-        except ConfigError:
-            invalid.add(name)
-    return build(Spec, valid, where=""), invalid
-
-
-def _checked_recipe(spec: Spec, attempt: Callable[[Callable[[], Any]], Any]) -> Recipe | None:
-    """The recipe, if it is valid; every name in it is looked up."""
-    known = attempt(lambda: recipes.get(spec.recipe)) is not None
-    for name in spec.baselines:
-        attempt(lambda name=name: recipes.get(name))  # type: ignore[misc]
-    attempt(lambda: check_trackers(spec.trackers))
-    recipe = attempt(lambda: resolve(spec.recipe if known else "default", spec.overrides()))
-    if recipe is None:
-        return None
-    used: list[tuple[Registry[Any, Any], str, dict[str, Any]]] = [
-        *((detectors, name, {}) for name in recipe.score.detectors),
-        *((detectors, name, options) for name, options in recipe.score.options.items()),
-        (partitioners, recipe.partition.method, recipe.partition.method_options),
-        (rankers, recipe.rank.method, recipe.rank.options),
-        (pruners, recipe.prune.method, recipe.prune.options),
-        *([(editors, recipe.edit.method, recipe.edit.options)] if recipe.edit.method else []),
-    ]
-    for registry, name, options in used:
-        attempt(lambda r=registry, n=name, o=options: r.check_options(n, o))  # type: ignore[misc]
-    return recipe if known else None
-
-
-def _check_familiarity(model: nn.Module, train: Samples) -> None:
-    """The model knows the data that it was trained on: a few hundred of them tell."""
-    some = train.subset(subsample(len(train), min(MAX_SAMPLES, len(train)), 0, "check"))
-    predicted = stages.predict(model, some)
-    message = why_unfamiliar(float((predicted == some.labels).mean()), some.labels)
-    if not message:
-        return
-    fix = "compare mean, std, size, channels and class names with the model's training, or name "
-    fix += "your own preprocessing with data.transform"
-    if is_ragged(train.inputs):
-        fix = "compare the tokenizer, length and class names with the model's training"
-    # Numbers are indices of the classes or their names: another order would be ambiguous.
-    are_names = not any(name.isdecimal() for name in some.classes)
-    if are_names and (found := likely_class_order(predicted, some.labels, some.classes)):
-        order, agreement = found
-        fix = f"it predicts {percent(agreement)} if the classes have the order of its training: "
-        fix += f"classes = {json.dumps(order, ensure_ascii=False)} in [data]"
-    raise ModelError(message, where="model", fix=fix)
-
-
-def _check_layers(model: nn.Module, train: Samples, recipe: Recipe | None) -> bool:
-    """The layers that the recipe names are in the model, which takes the samples."""
-    check_fit(model, train)
-    require_two_labels(train.labels, where=train.name)
-    layout = inspect_model(model, train)
-    if recipe is not None:
-        for name in (*recipe.score.feature_layers, *filter(None, [recipe.score.attribution_layer])):
-            module_named(model, name)
-        ranked = recipe.rank.layers
-        known = set(layout.readouts)
-        if not known.issuperset(ranked):
-            known.update(readable_heads(model, train.example()))
-        for name in ranked:
-            if name not in known:
-                raise ModelError(f"no layer of units: '{name}'", fix=did_you_mean(name, known))
-    return True

@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 import expunge
-from expunge import specs
 from expunge.data import DataConfig, read
 from expunge.data.feature_files import read_labelled_features
 from expunge.errors import ExpungeError
 from expunge.models.zoo import mlp
 from expunge.nmtune import NMTune, NMTuneConfig
 from expunge.nmtune.files import read_embeddings
+from expunge.spec_check import check_spec
 from expunge.storage.artefacts import Artefact, read_artefact, write_artefact
 from expunge.storage.json_files import read_json
 from expunge.storage.weights import load_weights, save_weights
@@ -175,7 +175,7 @@ READERS: dict[str, Reader] = {
     "embeddings": Reader(
         "d.npy", lambda p: np.save(p, X), lambda p: read_embeddings(p, column="x")
     ),
-    "spec": Reader("s.toml", _write_spec, specs.check),
+    "spec": Reader("s.toml", _write_spec, check_spec),
     "weights": Reader("w.safetensors", lambda p: save_weights(mlp(inputs=4, classes=2), p), _load),
     "torch": Reader("w.pt", lambda p: torch.save(mlp(inputs=4, classes=2).state_dict(), p), _load),
     "legacy torch": Reader("w.pt", _legacy, _load),

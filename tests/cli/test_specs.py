@@ -19,6 +19,7 @@ import expunge
 from data.test_data import cifar, labels, pixels
 from expunge import pipeline, specs
 from expunge.errors import ConfigError, DataError, ExpungeError, ModelError, RunError
+from expunge.spec_check import check_spec
 from expunge.training.loop import TuneConfig
 from oracles_digits import contents, memorised, network, noisy_arrays
 from oracles_specs import merged, write_spec
@@ -119,7 +120,7 @@ def test_parquet_images_a_constructor_beside_the_spec_and_weights(tmp_path, suff
         torch.save(model.state_dict(), tmp_path / "w.pt")
     else:
         save_file(model.state_dict(), tmp_path / "w.safetensors")
-    assert all("of the given labels" in problem for problem in specs.check(path))  # untrained
+    assert all("of the given labels" in problem for problem in check_spec(path))  # untrained
     job = specs.load_spec(path, out=tmp_path / "out")
     assert sys.path == before
     assert_same_weights(job.model, model)
@@ -138,14 +139,14 @@ def test_environment_variables_stand_in_paths(tmp_path, monkeypatch):
         },
     )
     monkeypatch.setenv("SOME_WEIGHTS", str(tmp_path / "s"))
-    assert specs.check(path) == []
+    assert check_spec(path) == []
     monkeypatch.setenv("SOME_DATA", str(tmp_path / "nowhere"))
-    (problem,) = specs.check(path)
+    (problem,) = check_spec(path)
     assert "nowhere/train.npz" in problem
     monkeypatch.setenv("SOME_DATA", "s")  # relative: to the working directory
-    assert specs.check(path) == []
+    assert check_spec(path) == []
     monkeypatch.delenv("SOME_WEIGHTS")
-    (problem,) = specs.check(path)
+    (problem,) = check_spec(path)
     assert "SOME_WEIGHTS is not set" in problem
 
 
@@ -207,7 +208,7 @@ def test_a_sound_spec_has_no_problems_and_nothing_is_written(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     path = write_spec(tmp_path)
     before = contents(tmp_path)
-    assert specs.check(path) == []
+    assert check_spec(path) == []
     assert contents(tmp_path) == before
 
 
@@ -225,7 +226,7 @@ def test_check_lists_five_independent_mistakes_at_once(tmp_path, monkeypatch):
     )
     before = contents(tmp_path)
     monkeypatch.setattr(pipeline, "train", lambda *a, **k: pytest.fail("nothing is trained"))
-    problems = specs.check(path)
+    problems = check_spec(path)
     text = "\n".join(problems)
     for part in (
         "no recipe is called 'defualt'\n  fix: did you mean 'default'?",
@@ -243,7 +244,7 @@ def test_check_lists_five_independent_mistakes_at_once(tmp_path, monkeypatch):
 def test_each_of_several_problems_of_one_kind_is_listed_by_itself(tmp_path):
     path = write_spec(tmp_path, {"sede": 1, "data": {"train": {"paht": "x"}}})
     where = f"{path}: unknown key"
-    assert specs.check(path) == [
+    assert check_spec(path) == [
         f"{where} 'sede': did you mean 'seed'?",
         f"{where} 'data.train.paht': did you mean 'path'?",
     ]
@@ -259,7 +260,7 @@ def test_every_unknown_name_and_option_of_a_recipe_is_listed(tmp_path):
             "prune": {"method": "ranekd"},
         },
     )
-    text = "\n".join(specs.check(path))
+    text = "\n".join(check_spec(path))
     for name in ("'margni'", "'attributoin'", "'mixtrue'", "'ranekd'", "'nonsense'"):
         assert text.count(f"{name}") == 1, (name, text)
     assert "did you mean 'margin'?" in text
@@ -267,7 +268,7 @@ def test_every_unknown_name_and_option_of_a_recipe_is_listed(tmp_path):
 
 def test_check_finds_what_model_and_data_do_not_agree_on(tmp_path):
     path = write_spec(tmp_path, {"model": {"weights": None}, "train": {"epochs": 1}})
-    assert specs.check(path) == []
+    assert check_spec(path) == []
     for arguments, message in (
         ({"classes": 7}, "the model gives 7 logits, the data have 10 classes"),
         ({"inputs": 60}, "the model fails on the first sample"),
@@ -275,7 +276,7 @@ def test_check_finds_what_model_and_data_do_not_agree_on(tmp_path):
         ({"hidden": -3}, "RuntimeError"),
     ):
         changes = {"model": {"weights": None, "arguments": arguments}, "train": {"epochs": 1}}
-        (problem,) = specs.check(write_spec(tmp_path, changes))
+        (problem,) = check_spec(write_spec(tmp_path, changes))
         assert message in problem
 
 
@@ -285,7 +286,7 @@ def test_check_notes_classes_without_samples(tmp_path):
     kept = ~np.isin(stored["y"], (3, 5))
     np.savez(tmp_path / "train.npz", **{name: values[kept] for name, values in stored.items()})
     notes = []
-    assert specs.check(write_spec(tmp_path), on_note=notes.append) == []
+    assert check_spec(write_spec(tmp_path), on_note=notes.append) == []
     assert "no sample has the class 3, 5" in "\n".join(notes)
 
 
@@ -295,10 +296,10 @@ def test_check_names_the_order_of_the_classes_that_the_model_knows(tmp_path):
     for file in (tmp_path / "train.npz", tmp_path / "test.npz"):
         stored = dict(np.load(file))
         np.savez(file, **{**stored, "y": names[stored["y"]]})
-    (problem,) = specs.check(write_spec(tmp_path))
+    (problem,) = check_spec(write_spec(tmp_path))
     order = json.dumps(names.tolist())
     assert f"if the classes have the order of its training: classes = {order} in [data]" in problem
-    assert specs.check(write_spec(tmp_path, {"data": {"classes": names.tolist()}})) == []
+    assert check_spec(write_spec(tmp_path, {"data": {"classes": names.tolist()}})) == []
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_errors_in_the_user_s_own_file_are_problems_beside_others(tmp_path, sour
     (tmp_path / f"{name}.py").write_text(source)
     model = {"constructor": f"{name}:make", "weights": None, "arguments": None}
     path = write_spec(tmp_path, {"model": model, "train": {"epochs": 1}, "baselines": ["no-oop"]})
-    problems = specs.check(path)
+    problems = check_spec(path)
     assert len(problems) == 2, problems
     assert message.replace("own_0", name) in "\n".join(problems)
     with pytest.raises(ExpungeError):
@@ -329,9 +330,9 @@ def test_errors_in_the_user_s_own_file_are_problems_beside_others(tmp_path, sour
 
 
 def test_check_names_layers_that_are_not_there(tmp_path):
-    (problem,) = specs.check(write_spec(tmp_path, {"rank": {"layers": ["1", "33"]}}))
+    (problem,) = check_spec(write_spec(tmp_path, {"rank": {"layers": ["1", "33"]}}))
     assert "no layer of units: '33'" in problem
-    (problem,) = specs.check(write_spec(tmp_path, {"score": {"attribution_layer": "net"}}))
+    (problem,) = check_spec(write_spec(tmp_path, {"score": {"attribution_layer": "net"}}))
     assert "the model has no layer 'net'" in problem
 
 
@@ -366,7 +367,7 @@ def test_check_names_layers_that_are_not_there(tmp_path):
     ],
 )
 def test_check_gives_one_clear_sentence_for_one_mistake(tmp_path, changes, message):
-    problems = specs.check(write_spec(tmp_path, changes))
+    problems = check_spec(write_spec(tmp_path, changes))
     assert len(problems) == 1, problems
     assert re.search(message, problems[0])
 
@@ -386,13 +387,13 @@ def test_a_file_that_is_no_spec_is_an_error(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         specs.read_spec(path)
-    assert re.search(message, "\n".join(specs.check(path)))
+    assert re.search(message, "\n".join(check_spec(path)))
 
 
 def test_a_missing_spec_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="there is no such spec file\n  fix: check the path"):
         specs.read_spec(tmp_path / "none.toml")
-    (problem,) = specs.check(tmp_path / "none.toml")
+    (problem,) = check_spec(tmp_path / "none.toml")
     assert "no such spec file" in problem
 
 
@@ -427,7 +428,7 @@ def test_the_examples_have_no_problems_where_the_data_are(path, tmp_path, monkey
     monkeypatch.setenv("EXPUNGE_DATA", str(data.resolve()))
     monkeypatch.chdir(tmp_path)
     assert EXAMPLES
-    assert specs.check(path) == []
+    assert check_spec(path) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -456,7 +457,7 @@ def test_a_training_holds_samples_out_where_the_spec_names_none(tmp_path, monkey
     trained = {"model": {"weights": None}, "train": {"epochs": 1}}
     path = write_spec(tmp_path, {**trained, "hold_out": 0.2})
     notes = []
-    assert specs.check(path, on_note=notes.append) == []
+    assert check_spec(path, on_note=notes.append) == []
     assert any(note.startswith("40 of 200 training samples are held out") for note in notes)
     loaded = specs.load_spec(path)
     assert (len(loaded.train), len(loaded.held_out)) == (160, 40)
@@ -488,7 +489,7 @@ def test_what_cannot_be_held_out_is_refused(tmp_path, changes, message):
     path = write_spec(tmp_path, merged(trained, changes))
     with pytest.raises(ConfigError, match=message):
         specs.read_spec(path)
-    assert sum(message in problem for problem in specs.check(path)) == 1
+    assert sum(message in problem for problem in check_spec(path)) == 1
 
 
 def test_the_columns_of_a_table_may_be_a_list(tmp_path):

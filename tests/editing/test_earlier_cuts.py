@@ -19,6 +19,7 @@ from expunge.editing.earlier_cuts import (
 )
 from expunge.errors import ModelError
 from expunge.export.exported_model import export_run
+from expunge.spec_check import check_spec
 from expunge.storage.weights import save_weights
 from oracles_digits import clean, memorised
 from oracles_specs import write_spec
@@ -57,7 +58,7 @@ def test_a_run_goes_on_from_a_cut_model_and_is_exported(tmp_path, monkeypatch):
     one = expunge.repair(model, train, validation, held_out=held_out, **options)
     weights = {"weights": "first/model.safetensors"}
     second = write_spec(tmp_path, {"out": "second", "baselines": [], "model": weights}, "second")
-    assert specs.check(second) == []
+    assert check_spec(second) == []
     model, train, validation, held_out, options = specs.load_spec(second)
     example = train.example()
     torch.testing.assert_close(model.eval()(example), one.model(example))

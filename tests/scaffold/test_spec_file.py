@@ -24,6 +24,7 @@ from expunge.scaffold.data import NamedColumns, find_splits, inspect_data
 from expunge.scaffold.examples import write_example
 from expunge.scaffold.model import noted_scale, parse_arguments
 from expunge.scaffold.spec_file import Request, write_spec
+from expunge.spec_check import check_spec
 from oracles_text_models import bert, documents, tokenizer
 
 pytestmark = pytest.mark.usefixtures("few_trees")
@@ -125,7 +126,7 @@ def test_texts_in_csv_are_read_with_the_tokenizer_of_the_model_that_is_named(tmp
     facts = write_spec(Request(tmp_path / "texts.csv", str(tmp_path / "model")), target)
     assert facts[0] == "80 training samples: texts"
     assert tomllib.loads(target.read_text())["model"] == {"pretrained": "model"}
-    assert [p for p in specs.check(target) if "hardly more than the most frequent" not in p] == []
+    assert [p for p in check_spec(target) if "hardly more than the most frequent" not in p] == []
     loaded = specs.load_spec(target, out=tmp_path / "run")
     overrides = {"tune": {"epochs": 1}, "score": {"views": 1}}
     options = {**loaded.options, "overrides": overrides}
@@ -168,7 +169,7 @@ def test_the_processor_of_a_model_prepares_its_inputs(tmp_path, make_data, make_
     written = tomllib.loads(target.read_text())["data"]
     assert written | expected == written
     assert "size" not in written
-    assert [p for p in specs.check(target) if "hardly more than the most frequent" not in p] == []
+    assert [p for p in check_spec(target) if "hardly more than the most frequent" not in p] == []
 
 
 KINDS = [images_in_parquet, image_folder, embeddings_in_npz, data_frame, table_in_csv, sound_folder]
@@ -183,7 +184,7 @@ def test_data_of_every_kind_lead_to_a_spec_without_problems_and_a_repair(make, t
     target = tmp_path / "spec.toml"
     facts = write_spec(Request(path, training={"epochs": 2}), target)
     assert facts[0] == f"{len(found.samples)} training samples: {expected['fact']}"
-    assert specs.check(target) == []
+    assert check_spec(target) == []
     loaded = specs.load_spec(target, out=tmp_path / "run")
     options = {**loaded.options, "baselines": ()}
     result = pipeline.repair(
@@ -238,7 +239,7 @@ def test_the_constructor_that_is_named_gets_what_the_data_say(tmp_path):
     assert "CHANGE: required too: width" in target.read_text()
     named = Request(path, model="mine:network", arguments=parse_arguments(["width=8"]))
     write_spec(named, target, overwrite=True)
-    assert specs.check(target) == []
+    assert check_spec(target) == []
 
 
 def test_weights_bring_the_scale_of_their_training_or_none(tmp_path):
@@ -316,7 +317,7 @@ def test_a_test_set_in_the_same_file_is_the_validation_set(tmp_path):
     write_spec(Request(tmp_path / "a.npz"), target)
     train, validation, _ = specs.read_data(specs.read_spec(target), tmp_path)
     assert (len(train), len(validation)) == (60, 20)
-    assert specs.check(target) == []
+    assert check_spec(target) == []
 
 
 def test_grey_images_of_16_bits_stay_as_they_are_and_are_grey_beside_others(tmp_path):
@@ -400,7 +401,7 @@ def test_a_clone_of_the_hub_brings_its_other_sets(tmp_path, held_out):
     assert find_splits(clone) == dict.fromkeys(sets, clone)
     assert inspect_data(clone).config.input == "emb"
     assert init(clone, "--out", tmp_path / "spec.toml").exit_code == 0
-    assert specs.check(tmp_path / "spec.toml") == []
+    assert check_spec(tmp_path / "spec.toml") == []
     spec = specs.read_spec(tmp_path / "spec.toml")
     assert [len(made) for made in specs.read_data(spec, tmp_path) if made] == [N] * len(sets)
     splits = [c.split for c in (spec.train_data, spec.validation_data, spec.held_out_data) if c]
@@ -430,7 +431,7 @@ def test_columns_that_are_not_clear_are_asked_for(tmp_path):
 @pytest.mark.parametrize("name", ["digits", "images", "text", "sound", "table"])
 def test_examples_are_folders_with_a_spec_without_problems(name, tmp_path):
     write_example(name, tmp_path / name)
-    assert specs.check(tmp_path / name / "spec.toml") == []
+    assert check_spec(tmp_path / name / "spec.toml") == []
     train, validation, held_out = specs.read_data(
         specs.read_spec(tmp_path / name / "spec.toml"), tmp_path / name
     )

@@ -61,11 +61,11 @@ def init(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the spec file.")] = False,
 ) -> None:
     """Look at data and model, and write a spec with comments. Without DATA it asks."""
-    from expunge import specs
     from expunge.scaffold.data import NamedColumns
     from expunge.scaffold.examples import SPEC, write_example
     from expunge.scaffold.model import parse_arguments
     from expunge.scaffold.spec_file import Request, write_spec
+    from expunge.spec_check import check_spec
 
     if example is not None:
         folder = out or Path(example.value)
@@ -85,7 +85,7 @@ def init(
             columns=NamedColumns(label, names, ids),
         )
         facts = write_spec(request, target, overwrite=overwrite)
-    problems = specs.check(target)
+    problems = check_spec(target)
     if as_json:
         print_json({"spec": str(target), "found": facts, "problems": problems})
     else:

@@ -119,10 +119,10 @@ def demo(
 @app.command()
 def check(spec: SpecPath, as_json: Json = False) -> None:
     """List all problems of a spec without training anything."""
-    from expunge import specs
+    from expunge.spec_check import check_spec
 
     notes: list[str] = []
-    problems = specs.check(spec, on_note=notes.append)
+    problems = check_spec(spec, on_note=notes.append)
     if as_json:
         print_json({"spec": str(spec), "problems": problems, "notes": notes})
     else:

@@ -88,7 +88,7 @@ class Request:
 
 
 def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> list[str]:
-    """Look at the data and the model, and write a spec that `expunge.specs.check` can check.
+    """Look at the data and the model, and write a spec that `check_spec` can check.
 
     Parameters
     ----------
