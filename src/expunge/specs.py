@@ -23,6 +23,7 @@ from expunge.data.splitting import MAX_FRACTION
 from expunge.editing.earlier_cuts import cut_again, read_cuts
 from expunge.errors import (
     ConfigError,
+    RunError,
     check_range,
     did_you_mean,
     raise_all,
@@ -38,7 +39,7 @@ from expunge.recipes import recipes, resolve
 from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import read_json, read_toml
 from expunge.storage.reading import is_file
-from expunge.storage.run_folder import check_run_folder, differences
+from expunge.storage.run_folder import OtherInputsError, check_run_folder, differences
 from expunge.storage.weights import load_weights
 from expunge.training.optimisation import TuneConfig
 
@@ -326,6 +327,7 @@ def load_spec(
     epochs: int | None = None,
     minutes: float | None = None,
     workers: int | None = None,
+    check_data: Callable[[Samples, Samples | None], object] | None = None,
     progress: Progress = silent,
 ) -> LoadedSpec:
     """Read the data and build the model of a spec; train it first if it has no weights.
@@ -343,6 +345,8 @@ def load_spec(
     seed, recipe, fdr, epochs, minutes, workers
         Instead of ``seed``, ``recipe``, ``partition.fdr``, ``tune.epochs``, ``minutes`` and
         ``data.workers`` of the spec.
+    check_data
+        Called with the training and the held-out data before a training.
     progress
         Called as ``progress(what, done, total)``.
     """
@@ -373,18 +377,26 @@ def load_spec(
     notes: tuple[str, ...] = ()
     if spec.holds_out:
         train, held_out, notes = hold_out_some(spec, train, seed)
+    if check_data is not None:
+        check_data(train, held_out)
     model, seconds = build_model(spec.model, folder, seed, train), None
     if not spec.model.has_weights and spec.train is not None:
         check_run_folder(target, overwrite=overwrite or trained is not None)
-        model, seconds = pipeline.train(
-            model,
-            train,
-            spec.train,
-            seed=seed,
-            out=(trained or target) / "0-train",
-            overwrite=overwrite and trained is None,
-            progress=progress,
-        )
+        try:
+            model, seconds = pipeline.train(
+                model,
+                train,
+                spec.train,
+                seed=seed,
+                out=(trained or target) / "0-train",
+                overwrite=overwrite and trained is None,
+                progress=progress,
+            )
+        except OtherInputsError as error:
+            if trained is None:
+                raise
+            fix = "undo the change, or name another folder, in which a model is trained: out=…"
+            raise RunError(error.what, where=error.where, fix=fix) from error
     if spec.model.checkpoints:
         files = [resolve_path(file, folder) for file in spec.model.checkpoints]
         seen = stages.average_checkpoint_probs(model, train, files, progress=progress)

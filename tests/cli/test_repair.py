@@ -437,6 +437,8 @@ def test_samples_that_a_file_names_are_forgotten(call, tmp_path):
     assert found["partition"]["flagged"] == found["audit"]["samples"] == len(named)
     text = call("forget", spec, "--ids", tmp_path / "ids.txt", "--out", tmp_path / "run").out
     assert "given labels of flagged samples that the model reproduces" in text
+    step = text.splitlines()[-1].removeprefix("next: expunge ")
+    assert call(*shlex.split(step), "--out", tmp_path / "exported").code == 0
 
 
 def test_samples_like_those_in_the_file_are_found(call, tmp_path):
@@ -494,6 +496,39 @@ def test_a_file_that_names_a_stranger_is_an_error(call, tmp_path):
     assert (said.code, said.out) == (1, "")
     assert "no training sample has the id 77" in said.err
     assert call("forget", spec, "--ids", tmp_path / "none.txt").code == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "options", "message"),
+    [
+        ([], (), "no id is given"),
+        ([77], (), "no training sample has the id 77"),
+        (noisy(200).ids, (), "would be left"),
+        (noisy(200).ids[:4], ("--find-more",), "name 5 samples or more"),
+    ],
+)
+def test_ids_are_examined_before_a_training(call, tmp_path, named, options, message):
+    spec = write_spec(tmp_path / "job", {"model": {"weights": None}, "train": {"epochs": 1}})
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, named)))
+    said = call("forget", spec, "--ids", tmp_path / "ids.txt", *options)
+    assert (said.code, said.out) == (1, "")
+    assert message in said.err
+    assert not Path("runs").exists()
+
+
+def test_a_model_of_other_settings_than_the_repairs_is_trained_in_a_folder_of_its_own(
+    call, tmp_path
+):
+    spec = write_spec(tmp_path / "job", {"model": {"weights": None}, "train": {"epochs": 1}})
+    assert call("repair", spec).code == 0
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, noisy(200).ids[:5])))
+    command = ("forget", spec, "--ids", tmp_path / "ids.txt", "--seed", 5, "--overwrite")
+    said = call(*command)
+    assert (said.code, said.out) == (1, "")
+    assert "seed: was 0, is 5" in said.err
+    assert "fix: undo the change, or name another folder, in which a model is trained" in said.err
+    assert "--out FOLDER" in said.err
+    assert call(*command, "--out", "own").code == 0
 
 
 def test_a_file_of_ids_that_is_no_text_is_an_error(call, tmp_path):

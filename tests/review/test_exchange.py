@@ -300,3 +300,12 @@ def test_documents_are_read_by_id(tmp_path):
         read_texts(tmp_path / "t.csv", "text")
     with pytest.raises(DataError, match="unsupported file type"):
         read_texts(tmp_path / "t.xml", "text")
+
+
+def test_fiftyone_needs_images_and_leaves_no_folder_without(tmp_path):
+    with (
+        opened_review(tmp_path, "table", CLASSES) as (session, cards, _),
+        pytest.raises(DataError, match="no images, which FiftyOne needs"),
+    ):
+        export_questions(session, cards, tmp_path / "f", format="fiftyone")
+    assert not (tmp_path / "f").exists()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import expunge
 from expunge.data.texts import TextInputs
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.review.answer_log import AnswerLog
@@ -273,6 +274,21 @@ def test_neighbours_are_the_nearest(tmp_path):
     found = distance[cards.neighbours(5)]
     np.testing.assert_allclose(found, np.sort(distance)[:8], atol=1e-6)
     session.close()
+
+
+def test_cards_show_the_evidence_of_a_detection_without_probabilities():
+    rng = np.random.default_rng(0)
+    right = np.repeat([0, 1, 2], 40)
+    given = right.copy()
+    given[::10] = (right[::10] + 1) % 3
+    result = expunge.detect(np.eye(3)[right] * 8 + rng.standard_normal((120, 3)), given)
+    assert result.scores is not None
+    cards = Cards(result, result.scores, tuple("abc"))
+    card = cards.card(50, result)
+    assert card["suggestions"][0]["name"] == "b"
+    assert card["suggestions"][0]["probability"] > 0.5
+    assert "and 'b' one of" in card["reasons"][0]
+    assert np.mean(right[cards.neighbours(50)] == right[50]) == 1
 
 
 def test_an_answer_takes_no_longer_with_many_samples(tmp_path):

@@ -248,12 +248,22 @@ def forget(
 ) -> None:
     """Unlearn the samples that a file names: a deletion request, or a poisoned batch."""
     from expunge import pipeline, specs
+    from expunge.pipeline.forget_run import named_samples
+    from expunge.recipes import resolve
     from expunge.reporting.summary import summarise
     from expunge.reporting.tables import unlearning_lines
 
     read = specs.read_spec(spec)
     repaired = None if out else specs.run_folder(read, spec)
     named = _read_ids(ids)
+
+    def check_data(train: Samples, held_out: Samples | None) -> None:
+        nonlocal named
+        if read.holds_out and held_out is not None:
+            named = _without_unseen(named, held_out)
+        unlearning = resolve(recipe or read.recipe, read.overrides())
+        named_samples(train, named, unlearning, find_more=find_more)
+
     with progress() as show:
         loaded = specs.load_spec(
             spec,
@@ -263,10 +273,9 @@ def forget(
             seed=seed,
             recipe=recipe,
             workers=workers,
+            check_data=check_data,
             progress=show,
         )
-        if read.holds_out and loaded.held_out is not None:
-            named = _without_unseen(named, loaded.held_out)
         result = pipeline.forget(
             loaded.model,
             loaded.train,
@@ -282,6 +291,8 @@ def forget(
         print_result(result)
         for line in unlearning_lines(result):
             echo(f"- {line}")
+        run = shlex.quote(str(result.run))
+        echo(f"next: expunge export {shlex.quote(str(spec))} --run {run}")
     _exit(result, strict)
 
 

@@ -50,6 +50,16 @@ class SimilarSamples:
     sources: Mapping[str, float]
 
 
+def require_examples(named: Bools) -> None:
+    """Refuse too few named samples to find more, and all; ``named`` is ``bool[n]``."""
+    if named.sum() < MIN_NAMED or named.all():
+        raise DataError(
+            f"{int(named.sum())} of {len(named)} samples are named",
+            where="find more",
+            fix=f"name {MIN_NAMED} samples or more, and not all, or forget the named ones alone",
+        )
+
+
 def find_similar(
     sources: Mapping[str, AnyFloats], labels: Ints, named: Bools, *, seed: int = 0
 ) -> SimilarSamples:
@@ -121,12 +131,7 @@ def find_similar(
     >>> bool(((found.p > 0.5) == bad).mean() > 0.98), round(found.rate[0], 1)
     (True, 0.2)
     """
-    if named.sum() < MIN_NAMED or named.all():
-        raise DataError(
-            f"{int(named.sum())} of {len(named)} samples are named",
-            where="find more",
-            fix=f"name {MIN_NAMED} samples or more, and not all, or forget the named ones alone",
-        )
+    require_examples(named)
     by_source, fold = scorers(sources, labels, named), _folds(labels, named, seed)
     examples = named[:, None] & (fold[:, None] != np.arange(fold.max() + 1))
     p, aurocs, rate = examples.astype(np.float64), dict.fromkeys(by_source, 0.5), (0.0, 0.0, 0.0)

@@ -123,8 +123,8 @@ def _sources(signals: Signals, plain: Signals, scores: Scores) -> dict[str, AnyF
     if plain.inputs is not None:
         sources["input"] = plain.inputs
     logits = sources["model"] = np.asarray(plain.logits)
-    probs = scores.class_probs if scores.pooled is None else scores.pooled.probs
-    evidence = np.log(np.maximum(np.asarray(probs), 1e-4)).astype(np.float32)
+    probs = np.asarray(scores.evidence_probs)
+    evidence = np.log(np.maximum(probs, 1e-4)).astype(np.float32)
     sources["class evidence"] = evidence
     sources["label evidence"] = label_margin(evidence, signals.labels)
     sources["model margin"] = label_margin(logits, signals.labels)

@@ -14,9 +14,11 @@ from expunge._core.isolation import isolated
 from expunge.config import RepairKeywords, RepairOptions
 from expunge.data import DataLike, Samples
 from expunge.data.conversion import to_column
+from expunge.detection.similar_samples import require_examples
 from expunge.detection.similar_scores import MIN_SIMILARITY, score_similar, similar_note
 from expunge.errors import ConfigError, DataError, format_ids
 from expunge.pipeline.repair_run import open_repair, repair_from_scores
+from expunge.recipes import Recipe
 from expunge.records import RepairResult, Scores
 from expunge.repair_context import RepairContext, validate_inputs
 from expunge.storage import serialization
@@ -85,9 +87,7 @@ def forget(
         "rounds": {"epochs": ()},
     }
     context = validate_inputs(model, train, validation, None, replace(given, overrides=settings))
-    named = mask_of_ids(context.train, ids)
-    if context.recipe.tune.n_epochs:
-        _check_classes_remain(context.train, named)
+    named = named_samples(context.train, ids, context.recipe, find_more=find_more)
     deleted = digest(context.train.ids[named].tolist())
     context = replace(
         context,
@@ -111,6 +111,25 @@ def forget(
         if find_more:
             context = replace(context, notes=(*context.notes, similar_note(scores)))
         return repair_from_scores(context, scores, chain)
+
+
+def named_samples(
+    samples: Samples, ids: Collection[Any] | Array, recipe: Recipe, *, find_more: bool
+) -> Bools:
+    """Return which samples have one of these ids, ``bool[n]``, if a recipe can unlearn them.
+
+    Raises
+    ------
+    DataError
+        If an id is not there, if no sample of a class would be left to tune on, or if there are too
+        few to find more.
+    """
+    named = mask_of_ids(samples, ids)
+    if find_more:
+        require_examples(named)
+    if recipe.tune.n_epochs:
+        _check_classes_remain(samples, named)
+    return named
 
 
 def mask_of_ids(samples: Samples, ids: Collection[Any] | Array) -> Bools:

@@ -285,6 +285,11 @@ class Scores:
     def __repr__(self) -> str:
         return f"Scores({len(self.ids):,} samples, detectors {', '.join(self.values)})"
 
+    @property
+    def evidence_probs(self) -> np.ndarray | TopClasses:
+        """``float32[n, c]``: the pooled distribution if there is one, else `class_probs`."""
+        return self.class_probs if self.pooled is None else self.pooled.probs
+
     def to_table(self) -> pa.Table:
         """``id, label, trusted`` and one column a detector."""
         columns = {"id": self.ids, "label": self.labels, "trusted": self.trusted, **self.values}

@@ -137,7 +137,7 @@ class Cards:
     def _suggestions(self, row: int) -> list[dict[str, Any]]:
         """The likeliest other labels with their probabilities; those of the partition first."""
         given = int(self._partition.labels[row])
-        probs = self._scores.class_probs[row].astype(np.float64)
+        probs = self._scores.evidence_probs[row].astype(np.float64)
         order = np.argsort(-probs, kind="stable")[: MAX_SUGGESTIONS + 1].tolist()
         first = int(self._partition.suggested_label[row])
         found = [k for k in dict.fromkeys([first, *order]) if k != given][:MAX_SUGGESTIONS]
@@ -149,7 +149,7 @@ class Cards:
 
     def _reasons(self, row: int) -> list[str]:
         """Why the sample is suspected, or why it is not."""
-        given, probs = int(self._partition.labels[row]), self._scores.class_probs[row]
+        given, probs = int(self._partition.labels[row]), self._scores.evidence_probs[row]
         best = int(probs.argmax())
         lines = [f"The evidence gives '{self.classes[given]}' a probability of {probs[given]:.0%}"]
         if best != given:
@@ -172,7 +172,7 @@ class Cards:
         else:
             layers = self._scores.loo_probs
             tables = [] if layers is None else [layers[k] for k in range(len(layers))][-2:]
-            tables = tables or [self._scores.class_probs]
+            tables = tables or [self._scores.evidence_probs]
         width = sum(table.shape[1] for table in tables)
         # Random directions keep distances (Johnson and Lindenstrauss).
         shape = (width, _NEIGHBOUR_COLUMNS)

@@ -193,6 +193,12 @@ def fiftyone_format() -> Format:
     """
 
     def write(rows: Sequence[dict[str, Any]], cards: Cards, path: Path) -> None:
+        if cards.kind != "image":
+            raise DataError(
+                "the samples have no images, which FiftyOne needs",
+                where=str(path),
+                fix="choose another format, or name the spec of the images with --spec",
+            )
         (path / "data").mkdir(parents=True, exist_ok=True)
         labels = {}
         for row in rows:
