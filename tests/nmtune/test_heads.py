@@ -322,6 +322,8 @@ def test_a_saved_head_is_the_same(tmp_path):
         *(fitted.learning_rate, fitted.trials, fitted.config),
     )
     np.testing.assert_array_equal(again.spectra["features"], fitted.spectra["features"])
+    with pytest.raises(ConfigError, match="no device 'nowhere'"):
+        NMTune.load(tmp_path / "head", device="nowhere")
     assert pages.report(again) == pages.report(fitted)
 
 
@@ -393,6 +395,9 @@ def test_what_cannot_be_fitted_is_said():
         NMTune.fit(x, y, config=QUICK, held_out=1.0)
     with pytest.raises(DataError, match="fitted with 12"):
         NMTune.fit(x, y, config=QUICK).predict(x[:, :5])
+    for device in ("cuda:99", "nowhere"):
+        with pytest.raises(ConfigError, match=f"no device '{device}'"):
+            NMTune.fit(x, y, config=QUICK, device=device)
     with pytest.raises(ModelError, match=r"nmtune 1e\+30: (the loss|features) became"):
         NMTune.fit(x, y, config=replace(QUICK, learning_rates=(1e30,)))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from expunge._core.isolation import callers_device
 from expunge.data import Batch
-from expunge.errors import ModelError, did_you_mean
+from expunge.errors import ConfigError, ModelError, did_you_mean
 from expunge.models.copying import unchanged_attributes
 from expunge.models.outputs import output_form, output_tensor, to_logits
 
@@ -172,6 +172,17 @@ def device_of(model: nn.Module) -> torch.device:
     """The device of the model's weights; the CPU for a model without any."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((t.device for t in tensors), torch.device("cpu"))
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, ``"cpu"`` or ``"cuda:1"``; ConfigError if there is none."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ConfigError(
+            f"no device '{name}': {str(error).splitlines()[0]}",
+            fix="name one that torch has here: cpu, cuda, cuda:1, …",
+        ) from error
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -25,6 +25,7 @@ from expunge.errors import (
     did_you_mean,
     format_ids,
 )
+from expunge.models.calls import find_device
 from expunge.nmtune.networks import Head, ViewHead, input_scale
 from expunge.nmtune.objectives import PRESETS, NMTuneConfig
 from expunge.nmtune.spectra import check_features, singular_values
@@ -172,7 +173,7 @@ class NMTune:
             If features and labels do not match, are not finite, or a class is too small to hold
             samples out.
         ConfigError
-            If there is no such preset, or ``held_out`` is out of range.
+            If there is no such preset or device, or ``held_out`` is out of range.
         ModelError
             If the loss is not finite.
 
@@ -183,7 +184,7 @@ class NMTune:
         """
         chosen = config or _preset(preset)
         x, y, names = _check_data(features, labels, tuple(classes))
-        views = torch.from_numpy(x).to(device)
+        views = torch.from_numpy(x).to(find_device(device))
         task = _Task(views, y, names, chosen, seed, progress, checkpoints)
         everything, learning_rate = np.arange(len(y)), chosen.learning_rates[0]
         trials: tuple[Trial, ...] = ()
@@ -258,6 +259,8 @@ class NMTune:
         ModelError
             If the folder has no head, a damaged one, one that has changed, or one of another
             format.
+        ConfigError
+            If there is no such device.
         """
         where = str(Path(folder) / HEAD_FILE)
         tensors, facts = read_tensors(Path(where), error=ModelError, fix=_FIX)
@@ -275,7 +278,7 @@ class NMTune:
             head = _make_head(int(facts["width"]), len(names), config, state)
             fit_weights(head, state, where=where)
         spectra = {k: v.numpy() for k, v in _with_prefix("spectrum.", tensors).items()}
-        return cls(head.to(device).eval(), config, names, learning_rate, trials, spectra)
+        return cls(head.to(find_device(device)).eval(), config, names, learning_rate, trials, spectra)
 
 
 @dataclass(frozen=True)

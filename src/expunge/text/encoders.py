@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ConfigError, DataError, ModelError, extra_required, format_ids
-from expunge.models.calls import device_of
+from expunge.models.calls import device_of, find_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -204,7 +204,7 @@ class HuggingFaceEncoder:
             from transformers import AutoModel, AutoTokenizer
         except ImportError:
             raise extra_required("transformers", "text") from None
-        path = bundled_encoder() if name == BUNDLED else name
+        path, place = bundled_encoder() if name == BUNDLED else name, find_device(device)
         try:
             with _no_progress_bar():
                 model = AutoModel.from_pretrained(path, use_safetensors=True)
@@ -215,11 +215,7 @@ class HuggingFaceEncoder:
                 where=f"encoder '{name}'",
                 fix="name a folder with config, tokenizer and model.safetensors",
             ) from error
-        try:
-            model = model.eval().to(device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            raise ConfigError(f"no device '{device}': {str(error).splitlines()[0]}") from error
-        return cls(model, tokenizer, window=window, batch=batch, name=name)
+        return cls(model.eval().to(place), tokenizer, window=window, batch=batch, name=name)
 
     def __call__(self, texts: Sequence[str]) -> list[TokenStates]:
         """Encode texts; an empty text has no tokens."""
