@@ -419,8 +419,12 @@ def test_an_encoder_gives_what_the_head_of_its_model_reads():
     x = samples.batch(np.arange(70))
     with torch.no_grad():
         torch.testing.assert_close(model[-1](torch.from_numpy(f[0])), model(x))
+    pair = (x.numpy(), samples.labels)  # arrays are data, too
+    assert np.array_equal(embed(without_head(model, pair), pair), f)
     with pytest.raises(ConfigError, match="no views"):
         embed(encoder, samples, views=2)
+    with pytest.raises(ConfigError, match="views must be 0 or more"):
+        embed(encoder, samples, views=-1)
     with pytest.raises(ModelError, match=r"expected features \[batch, d\], got \[70, 1, 8, 8\]"):
         embed(nn.Identity(), samples)
 

@@ -212,6 +212,12 @@ def test_inputs_that_are_no_pixels_are_refused():
         robustness(small(), bright(), epsilons=(8.0,))
     with pytest.raises(ConfigError, match="0 or more"):
         fgsm(small(), *pixels(bright(4)), eps=-1.0)
+    with pytest.raises(DataError, match="labels reach 2, the model has 2 outputs"):
+        robustness(small(), bright(classes=3))
+    linear, flat = nn.Linear(36, 2), (np.zeros((4, 36), dtype=np.float32), np.arange(4) % 2)
+    with pytest.raises(ConfigError, match="queries=0 leaves it out"):
+        robustness(linear, flat)
+    assert robustness(linear, flat, steps=1, queries=0).n == 4
 
 
 def test_adversarial_training_withstands_what_plain_training_does_not():

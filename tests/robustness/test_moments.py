@@ -426,6 +426,9 @@ def test_settings_that_cannot_be_are_refused():
         closed_form("second_order")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="1 or more"):
         sampled(0)
+    for objective in (closed_form(), linearised(), first_order_adversarial(), sampled(1)):
+        with pytest.raises(ModelError, match="Sequential has no noise"):
+            objective(net, torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
 
 
 def test_every_rule_of_a_function_is_that_of_its_layer():

@@ -264,6 +264,10 @@ def test_features_are_the_input_of_the_head_whatever_the_batch():
     with torch.no_grad():
         wanted = model[:-1](x).numpy()
     assert_allclose(extract_features(model, data), wanted, atol=1e-6)
+    pair = (data.inputs.batch(np.arange(len(data))).numpy(), data.labels)
+    assert_allclose(extract_features(model, pair), wanted, atol=1e-6)
+    with pytest.raises(DataError, match=r"features of the encoder is NaN or infinite for ids"):
+        extract_features(lambda x: x.flatten(1) * float("nan"), data)
     assert_allclose(extract_features(model, data, batch_size=7), wanted, atol=1e-5)
     assert_allclose(extract_features(FeatureExtractor(model, x), data), wanted, atol=1e-6)
     assert_allclose(extract_features(lambda batch: batch.flatten(1), data), x.flatten(1).numpy())

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
-from expunge.data import Batch, Samples
+from expunge.data import Batch, DataLike, Samples, as_samples
 from expunge.errors import ConfigError, ModelError, check_range
 from expunge.models.calls import call_model, device_of, eval_mode, to_channels_last
 from expunge.models.copying import copy_model
@@ -30,7 +30,7 @@ BLOCK_SIZE = 256
 DEFAULT_RANK = 8
 
 
-def without_head(model: nn.Module, samples: Samples) -> nn.Module:
+def without_head(model: nn.Module, samples: DataLike) -> nn.Module:
     """Copy a classifier without its last linear layer: it returns features ``float[b, d]``.
 
     Parameters
@@ -54,13 +54,13 @@ def without_head(model: nn.Module, samples: Samples) -> nn.Module:
     torch.Size([1, 3])
     """
     fix = "give an encoder that returns its features"
-    name = find_head(model, samples.example(), fix=fix)
+    name = find_head(model, as_samples(samples).example(), fix=fix)
     encoder = copy_model(model)
     return _replace_module(encoder, name, nn.Identity())
 
 
 @isolated
-def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
+def attach(model: nn.Module, fitted: NMTune, samples: DataLike) -> nn.Module:
     """Copy a classifier with a fitted head in place of its last linear layer.
 
     The result returns logits of the head's classes. Compare, export and save it like any model.
@@ -79,7 +79,7 @@ def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
     ModelError
         If no linear layer computes the logits, or it has another width.
     """
-    name = inspect_layers(model, samples.example()).head
+    name = inspect_layers(model, as_samples(samples).example()).head
     width = getattr(model.get_submodule(name), "in_features", None) if name else None
     if width != fitted.head.linear.in_features:
         raise ModelError(
@@ -93,7 +93,7 @@ def attach(model: nn.Module, fitted: NMTune, samples: Samples) -> nn.Module:
 @isolated
 def embed(
     encoder: nn.Module,
-    samples: Samples,
+    samples: DataLike,
     *,
     views: int = 0,
     seed: int = 0,
@@ -125,7 +125,7 @@ def embed(
     ModelError
         If the output has another shape, or is NaN or infinite.
     ConfigError
-        If views are requested of samples that have none.
+        If views are requested of samples that have none, or their number is negative.
 
     Notes
     -----
@@ -138,6 +138,8 @@ def embed(
     >>> embed(nn.Linear(4, 3), samples).shape
     (1, 4, 3)
     """
+    check_range(ConfigError, {"views": (views, "[0, inf)")}, where="embed")
+    samples = as_samples(samples)
     if views and samples.view is None:
         raise ConfigError("the samples have no views", where=samples.name, fix="views=0")
     device = device_of(encoder)
@@ -161,7 +163,7 @@ def embed(
 @isolated
 def adapt(
     encoder: nn.Module,
-    samples: Samples,
+    samples: DataLike,
     *,
     config: NMTuneConfig | None = None,
     learning_rate: float = 1e-3,
@@ -216,7 +218,7 @@ def adapt(
     LoRA, https://arxiv.org/abs/2106.09685; NMTune, https://arxiv.org/abs/2309.17002.
     """
     check_range(ConfigError, {"rank": (rank, "[1, inf)")}, where="adapt")
-    config = replace(config or PRESETS["code"], consistency=0.0)
+    config, samples = replace(config or PRESETS["code"], consistency=0.0), as_samples(samples)
     model = copy_model(encoder).eval().requires_grad_(False)
     device = device_of(model)
     first = _features(

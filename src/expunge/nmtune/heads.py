@@ -278,7 +278,9 @@ class NMTune:
             head = _make_head(int(facts["width"]), len(names), config, state)
             fit_weights(head, state, where=where)
         spectra = {k: v.numpy() for k, v in _with_prefix("spectrum.", tensors).items()}
-        return cls(head.to(find_device(device)).eval(), config, names, learning_rate, trials, spectra)
+        return cls(
+            head.to(find_device(device)).eval(), config, names, learning_rate, trials, spectra
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from expunge._core.distributed import this_process
 from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
-from expunge.data import Batch, Preparation, Samples
+from expunge.data import Batch, DataLike, Preparation, Samples, as_samples
 from expunge.errors import ConfigError, DataError, format_ids
 from expunge.export.onnx import PreparedModel
 from expunge.models.calls import eval_mode, logits_of, on_device
@@ -258,7 +258,7 @@ class Robustness:
 @isolated
 def robustness(
     model: nn.Module,
-    samples: Samples,
+    samples: DataLike,
     *,
     epsilons: Sequence[float] = EPSILONS,
     steps: int = 20,
@@ -275,8 +275,10 @@ def robustness(
     epsilons: budgets, as parts of the range of pixels. steps, restarts: of PGD. queries: of the
     black-box attack, which needs the package adversarial-robustness-toolbox; 0 leaves it out.
     surrogate: a model whose adversarial examples are tried too. Cost a sample and budget: about
-    ``2 · restarts · steps`` forward and backward passes and ``3 · queries`` forward passes.
+    ``2 · restarts · steps`` forward and backward passes and ``3 · queries`` forward passes. Raises
+    DataError for inputs outside [0, 1], and for labels that the model has no output for.
     """
+    samples = as_samples(samples)
     if not epsilons or any(not 0 < eps <= 1 for eps in epsilons):
         raise ConfigError(
             f"budgets must lie in (0, 1], not {format_ids(epsilons)}", where="robustness"
@@ -293,6 +295,13 @@ def robustness(
             stored = samples.inputs.batch(rows)
             x = Preparation()(stored.to(device)) if isinstance(stored, Tensor) else stored
             x, y = _as_pixels(x, samples.name), torch.from_numpy(samples.labels[rows]).to(device)
+            if queries and x.dim() != 4:
+                raise ConfigError(
+                    f"the black-box attack takes images, not inputs of shape {list(x.shape[1:])}",
+                    where="robustness",
+                    fix="queries=0 leaves it out",
+                )
+            _check_labels(whole, samples, x[:1])
             tries = _Tries(whole, other, x, y, steps, restarts, queries, seed + number)
             for key, count in tries.counts(sorted(epsilons)).items():
                 sums[key] = sums.get(key, 0.0) + count
@@ -306,6 +315,18 @@ def robustness(
     losses = {eps: v for (a, eps), v in shares.items() if a == "loss"}
     found = checks(accuracy, shares[("none", 0.0)], losses, shares[("pgd", UNBOUNDED)])
     return Robustness(len(samples), shares[("none", 0.0)], accuracy, found)
+
+
+def _check_labels(model: nn.Module, samples: Samples, x: Tensor) -> None:
+    """Refuse labels that the model has no output for."""
+    with eval_mode(model), torch.no_grad():
+        n_outputs = logits_of(model, x).shape[1]
+    if samples.labels.max() >= n_outputs:
+        raise DataError(
+            f"labels reach {samples.labels.max()}, the model has {n_outputs} outputs",
+            where=samples.name,
+            fix="give a model and samples of the same classes",
+        )
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def closed_form(loss: LossName = "bound") -> Objective:
         raise ConfigError(f"there is no loss '{loss}'", fix=did_you_mean(loss, LOSSES))
 
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
-        return LOSSES[loss](model(x, "moments"), y)
+        return LOSSES[loss](_noisy_pass(model, x, "moments"), y)
 
     return objective
 
@@ -245,7 +245,7 @@ def first_order_adversarial() -> Objective:
         if not gradients:
             return losses
         moves = {site: _sigma(model)[site] ** 2 * g for site, g in gradients.items()}
-        logits = model(x, "moved", moves)
+        logits = _noisy_pass(model, x, "moved", moves)
         return F.cross_entropy(logits.float(), y, reduction="none")
 
     return objective
@@ -258,7 +258,7 @@ def _gradients_at_sites(
 
     twice: whether the gradients can be differentiated again.
     """
-    logits, shifts = model(x, "shifts")
+    logits, shifts = _noisy_pass(model, x, "shifts")
     losses = F.cross_entropy(logits.float(), y, reduction="none")
     if not shifts:
         return losses, {}
@@ -266,8 +266,22 @@ def _gradients_at_sites(
     return losses, dict(zip(shifts, gradients, strict=True))
 
 
+def _noisy_pass(
+    model: nn.Module, x: Batch, how: Pass, moves: Mapping[str, Tensor] | None = None
+) -> Any:
+    """What a `NoisyNetwork` returns; ModelError for another model."""
+    _sigma(model)
+    return model(x, how, moves)
+
+
 def _sigma(model: nn.Module) -> Mapping[str, float]:
     bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if not hasattr(bare, "sigma"):
+        raise ModelError(
+            f"{type(bare).__name__} has no noise",
+            where="noise",
+            fix="train NoisyNetwork(model, sigma)",
+        )
     sigma: Mapping[str, float] = bare.sigma  # type: ignore[assignment]
     return sigma
 
@@ -295,7 +309,8 @@ def sampled(draws: int = 1) -> Objective:
 
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
         losses = [
-            F.cross_entropy(model(x, "sample").float(), y, reduction="none") for _ in range(draws)
+            F.cross_entropy(_noisy_pass(model, x, "sample").float(), y, reduction="none")
+            for _ in range(draws)
         ]
         return torch.stack(losses).mean(0)
 

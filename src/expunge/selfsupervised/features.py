@@ -12,10 +12,11 @@ from expunge._core.arrays import Floats32
 from expunge._core.distributed import this_process
 from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
-from expunge.data import Batch, Samples, require_tensor
+from expunge.data import Batch, DataLike, as_samples, require_tensor
 from expunge.errors import DataError
 from expunge.models.calls import capture_outputs, eval_mode, logits_of, module_named, on_device
 from expunge.models.inspection import find_head
+from expunge.records.arrays import require_finite
 
 # Inputs to features ``float[b, d]``: a network without its head, or any function.
 Encoder = Callable[[Tensor], Tensor]
@@ -58,7 +59,7 @@ class FeatureExtractor(nn.Module):
 @isolated
 def extract_features(
     encoder: nn.Module | Encoder,
-    samples: Samples,
+    samples: DataLike,
     *,
     batch_size: int = 256,
     progress: Progress = silent,
@@ -88,7 +89,7 @@ def extract_features(
     Raises
     ------
     DataError
-        If the encoder does not give one row for each sample.
+        If the encoder does not give one row for each sample, or a feature is NaN or infinite.
 
     Notes
     -----
@@ -103,7 +104,7 @@ def extract_features(
     (6, 4)
     """
     device = this_process().device
-    samples = samples.to_device(device)
+    samples = as_samples(samples).to_device(device)
     module = encoder if isinstance(encoder, nn.Module) else nn.Identity()
     function = encoder
     if isinstance(encoder, nn.Module) and not isinstance(encoder, FeatureExtractor):
@@ -117,4 +118,5 @@ def extract_features(
     features = np.concatenate(parts)
     if features.shape[:1] != (len(samples),) or features.ndim != 2:
         raise DataError(f"expected features [{len(samples)}, d], got {list(features.shape)}")
+    require_finite(features, samples.ids, "features of the encoder")
     return features

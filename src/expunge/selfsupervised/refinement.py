@@ -21,7 +21,7 @@ from expunge._core.arrays import Floats, Ints
 from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
-from expunge.data import Samples, View
+from expunge.data import DataLike, Samples, View, as_samples
 from expunge.detection.signals import collect
 from expunge.errors import ConfigError, check_range
 from expunge.models.calls import module_named
@@ -170,7 +170,7 @@ class Refined:
 @isolated
 def refine(
     model: nn.Module,
-    samples: Samples,
+    samples: DataLike,
     config: RefineConfig | None = None,
     *,
     encoder: nn.Module | None = None,
@@ -233,7 +233,7 @@ def refine(
     >>> refine(network, samples, config, encoder=network).labels.shape
     (8,)
     """
-    config = config or RefineConfig()
+    config, samples = config or RefineConfig(), as_samples(samples)
     check_model(encoder or model)
     header = {
         "refinement": asdict(config),

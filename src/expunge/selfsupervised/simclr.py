@@ -20,7 +20,7 @@ from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import temp_seed, torch_generator
 from expunge.config import Precision
-from expunge.data import Samples, require_tensor
+from expunge.data import DataLike, Samples, as_samples, require_tensor
 from expunge.errors import ConfigError, DataError, ModelError, check_range
 from expunge.models.calls import call_model, device_of, eval_mode, logits_of, to_channels_last
 from expunge.models.checks import check_model
@@ -172,7 +172,7 @@ class Pretrained(NamedTuple):
 @isolated
 def pretrain(
     model: nn.Module,
-    samples: Samples,
+    samples: DataLike,
     config: SimclrConfig | None = None,
     *,
     seed: int = 0,
@@ -234,7 +234,7 @@ def pretrain(
     >>> bool((encoder[1].weight != network[1].weight).any())
     True
     """
-    config = config or SETTINGS["two-cores"]
+    config, samples = config or SETTINGS["two-cores"], as_samples(samples)
     check_model(model)
     header = {
         "simclr": asdict(config),
