@@ -392,6 +392,17 @@ SETTINGS: dict[str, Case] = {
         ConfigError,
         "unknown option 'heldout': did you mean 'held_out'",
     ),
+    "options of wrong types": (
+        lambda f: expunge.repair(memorised(), noisy(60), recipe=None, overrides=["a"], out=3),
+        ConfigError,
+        "recipe must be a name, not None(.|\n)*overrides must be settings by stage, not"
+        r"(.|\n)*out must be a path, not 3",
+    ),
+    "an unknown tracker as a text": (
+        lambda f: fixing(trackers="tensorbord"),
+        ConfigError,
+        "no tracker is called 'tensorbord'",
+    ),
     "an unknown key": (
         lambda f: fixing(overrides={"tune": {"epohcs": 1}}),
         ConfigError,

@@ -95,6 +95,9 @@ def test_pipelines_cross_validation_and_frames_with_categories():
     assert (model.fit(frame, Y).predict(frame) == RIGHT).mean() > 0.97
     scores = cross_val_score(make_pipeline(StandardScaler(), NoiseFilter()), X, Y, cv=2)
     assert scores.min() > 0.6
+    dated = frame.drop(columns="kind").assign(day=pd.date_range("2020", periods=len(frame)))
+    with pytest.raises(ValueError, match="hold no numbers: day; encode them"):
+        NoiseFilter().fit(dated, Y)
     with pytest.raises(ValueError, match="hold no numbers: kind; encode them"):
         NoiseFilter().fit(frame, Y)
 

@@ -364,14 +364,19 @@ class RepairOptions:
         problems: list[str] = []
         if not isinstance(self.seed, SupportsInt):
             problems.append(f"seed must be an integer, not {self.seed!r}")
+        if not isinstance(self.recipe, str):
+            problems.append(f"recipe must be a name, not {self.recipe!r}")
+        if not isinstance(self.overrides, Mapping | None):
+            problems.append(f"overrides must be settings by stage, not {self.overrides!r}")
+        if not isinstance(self.out, str | Path | None):
+            problems.append(f"out must be a path, not {self.out!r}")
         if not callable(self.progress):
             problems.append("progress must be a function of what, done and total")
         raise_all(ConfigError, problems, where="options of a repair")
-        names = (self.baselines,) if isinstance(self.baselines, str) else self.baselines
         object.__setattr__(self, "seed", int(self.seed))
-        object.__setattr__(self, "baselines", tuple(names))
-        object.__setattr__(self, "trackers", tuple(self.trackers))
-        object.__setattr__(self, "notes", tuple(self.notes))
+        for name in ("baselines", "trackers", "notes"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
 
     @property
     def budget_minutes(self) -> float | None:

@@ -117,7 +117,7 @@ class NoiseFilter(ClassifierMixin, BaseEstimator):
                 dtype=[np.float64, np.float32],
                 ensure_all_finite="allow-nan",
             )
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # of dates
             texts = _columns_without_numbers(X)
             if not texts:
                 raise

@@ -181,7 +181,7 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ConfigError(
             f"no device '{name}': {str(error).splitlines()[0]}",
-            fix="name one that torch has here: cpu, cuda, cuda:1, …",
+            fix="cpu works everywhere; others need a torch that was built for them",
         ) from error
 
 
