@@ -139,3 +139,5 @@ def test_rows_are_computed_once_and_compared_with_retraining(tmp_path, monkeypat
     assert corrective.bench(Digits(), manipulations=("poison",), **given) == rows
     with pytest.raises(ConfigError, match="unknown method 'retain'"):
         corrective.bench(Digits(), **{**given, "names": ("retain",)})
+    with pytest.raises(ConfigError, match=r"known 0\.1 names fewer than the 5 that find-more"):
+        corrective.bench(Digits(), **{**given, "known": (0.1, 0.5)})

@@ -9,7 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from expunge.demo.noise import GroundTruth
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, DataError
+from expunge_bench import without_model
 from expunge_bench.zoo import bench, measure, summary, zoo_settings
 from expunge_bench.zoo_data import FROM_FILES, ZooSetting, load_zoo_set, with_noise, zoo_sets
 
@@ -39,6 +40,13 @@ def test_every_set_is_small_and_the_same_every_time(name):
 def test_sets_from_files_ask_for_their_folder(name):
     with pytest.raises(ConfigError, match="needs a folder"):
         load_zoo_set(name, 0)
+
+
+@pytest.mark.parametrize("run", [bench, without_model.bench])
+def test_a_folder_without_the_files_is_refused_before_anything_is_measured(tmp_path, run):
+    with pytest.raises(DataError, match=r"(?s)there is no .*bbc_news_summary/train.*--data"):
+        run(part="reported", out=tmp_path / "out", data=tmp_path)
+    assert not list(tmp_path.glob("out/rows*"))
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def bench_corrective(
         typer.Option(min=100, help="Training samples. Default: 25,000 images, 1,000 digits."),
     ] = None,
     manipulated: Annotated[
-        int | None, typer.Option(min=2, help="Manipulated samples. Default: n / 50.")
+        int | None, typer.Option(min=2, help="Manipulated samples. Default: n / 50, at least 50.")
     ] = None,
 ) -> list[Row]:
     """Unlearning of manipulated samples of which a part is known, beside published methods."""

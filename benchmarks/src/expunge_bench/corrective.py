@@ -14,7 +14,8 @@ from expunge import pipeline, stages
 from expunge._core.arrays import Bools
 from expunge._core.progress import Progress, silent
 from expunge.demo.noise import GroundTruth, NoisyDataset
-from expunge.errors import ConfigError, check_range
+from expunge.detection.similar_samples import MIN_NAMED
+from expunge.errors import ConfigError, check_range, format_ids
 from expunge.models.initialisation import reinitialise
 from expunge.recipes import resolve
 from expunge.records import RepairResult
@@ -24,6 +25,7 @@ from expunge_bench.corrective_data import (
     Manipulated,
     Manipulation,
     manipulate,
+    n_known,
 )
 from expunge_bench.datasets import BenchmarkDataset, Setting, State, cached_model
 from expunge_bench.oracles import partition_of_mask
@@ -44,6 +46,8 @@ KNOWN_SHARES = (0.1, 0.2, 0.5, 1.0)
 # Methods that do not depend on what is known, and the retraining that others are compared with.
 UNREPAIRED, ORACLE, RETRAIN = "no-op", "oracle-retrain", "retrain"
 _SCRUB_LEARNING_RATE = 0.01
+# The least that are manipulated by default: a tenth of them are enough examples for find-more.
+_MIN_MANIPULATED = 50
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def bench(
     n
         Training samples; the data set's default, if None.
     manipulated
-        Manipulated samples; n / 50, if None.
+        Manipulated samples; n / 50 and at least 50, if None.
     out
         Where networks, rows and tables go.
     command, progress
@@ -143,7 +147,7 @@ def bench(
     Raises
     ------
     ConfigError
-        If a name is unknown or a share out of range.
+        If a name is unknown, a share out of range, or too small for ``"find-more"``.
 
     Notes
     -----
@@ -153,7 +157,9 @@ def bench(
     check_names("manipulation", manipulations, MANIPULATIONS)
     check_range(ConfigError, {f"known {share:g}": (share, "(0, 1]") for share in known})
     size = n or dataset.default_n
-    count = manipulated or size // 50
+    count = manipulated or max(size // 50, _MIN_MANIPULATED)
+    if FIND_MORE in names:
+        _check_examples(known, count)
 
     def keys(manipulation: Manipulation, seed: int) -> list[Row]:
         shared = {"data": dataset.name, "n": size, "manipulation": manipulation}
@@ -182,6 +188,17 @@ def bench(
         for seed in seeds
     ]
     return SUITE.run(groups, out=out, command=command)
+
+
+def _check_examples(known: Sequence[float], count: int) -> None:
+    """Refuse shares with fewer known samples than `find-more` needs."""
+    few = [share for share in known if n_known(share, count) < MIN_NAMED]
+    if few:
+        raise ConfigError(
+            f"of {count} manipulated samples, known {format_ids(few)} names fewer than the "
+            f"{MIN_NAMED} that find-more needs",
+            fix="raise --manipulated or --known, or choose other methods with --method",
+        )
 
 
 def _rows(

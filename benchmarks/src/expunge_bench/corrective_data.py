@@ -56,8 +56,13 @@ class Manipulated:
         """Draw the manipulated samples that are known, ``bool[n]``; a larger share adds to them."""
         rows = generator(seed, "known").permutation(np.flatnonzero(self.bad))
         known = np.zeros(len(self.bad), dtype=bool)
-        known[rows[: max(1, round(share * len(rows)))]] = True
+        known[rows[: n_known(share, len(rows))]] = True
         return known
+
+
+def n_known(share: float, count: int) -> int:
+    """The number of manipulated samples that are known: a share of them, and at least one."""
+    return max(1, round(share * count))
 
 
 def manipulate(

@@ -41,7 +41,8 @@ def cifar_folder(path: Path) -> Path:
         f"expected train.parquet, {CIFAR_BATCH}, a folder {CIFAR_FOLDER}, or Speech Commands' "
         f"{SPEECH_LIST}; none of them is there",
         where=str(path),
-        fix=f"unpack {CIFAR_SOURCE} there, name another folder with --data, or use --data digits",
+        fix=f"unpack {CIFAR_SOURCE} there, or name another folder with --data; `expunge bench "
+        "repair --data digits` needs none",
     )
 
 

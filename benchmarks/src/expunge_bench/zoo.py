@@ -38,7 +38,7 @@ from expunge.storage import serialization
 from expunge.storage.artefacts import Artefact
 from expunge_bench.peers import confident_learning
 from expunge_bench.results import ResultStore, Row, Table
-from expunge_bench.zoo_data import FROM_FILES, Fit, Part, ZooSetting, make_case
+from expunge_bench.zoo_data import FROM_FILES, Fit, Part, ZooSetting, make_case, require_zoo_files
 
 # What is put in, and how the network is trained; every set takes some of them in turn.
 _FAULTS: tuple[tuple[str, float, Fit], ...] = (
@@ -130,6 +130,8 @@ def bench(
     store, cache = ResultStore(out, KEYS), cache or out / "cache"
     chosen = [s for s in settings or zoo_settings() if s.part == part]
     chosen = [s for s in chosen if data is not None or s.data not in FROM_FILES]
+    if data is not None:
+        require_zoo_files([s.data for s in chosen], data)
     for number, setting in enumerate(chosen):
         signals, held, truth, facts = zoo_signals(setting, cache, data)
         scores = zoo_scores(setting, signals, cache)

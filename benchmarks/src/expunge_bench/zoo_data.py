@@ -6,7 +6,7 @@ Every set is small enough for seconds on one core. Truth about the noise stays i
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -28,8 +28,9 @@ from expunge._core.rng import generator, temp_seed
 from expunge.data import Samples
 from expunge.data.arrays import from_arrays
 from expunge.demo.noise import GroundTruth, gaussian_inputs, mild_inputs, wrong_labels
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, DataError
 from expunge.models.zoo import convnet, mlp
+from expunge.storage.reading import reading
 from expunge_bench.instance_noise import ambiguous
 
 Fit = Literal["early", "half", "late"]
@@ -225,7 +226,7 @@ def words(seed: int) -> ZooData:
 
 def news(seed: int, folder: Path) -> ZooData:
     """BBC articles as 100 latent semantic columns, five categories."""
-    table = pq.read_table(folder / "bbc_news_summary" / "train.parquet")
+    table = pq.read_table(folder / _FILES["news"])
     text, names = table["document"].to_pylist(), table["category"].to_pylist()
     counts = TfidfVectorizer(sublinear_tf=True, min_df=3, stop_words="english").fit_transform(text)
     x = TruncatedSVD(100, random_state=0).fit_transform(counts)
@@ -235,7 +236,7 @@ def news(seed: int, folder: Path) -> ZooData:
 def cifar(seed: int, folder: Path) -> ZooData:
     """2,000 CIFAR-10 images, with labels by people and by a published instance-dependent noise."""
     names = ["human_random1", "human_aggregate", "idn_20"]
-    table = pq.read_table(folder / "cifar10" / "train.parquet")
+    table = pq.read_table(folder / _FILES["cifar"])
     table = table.slice(2000 * (seed % 25), 2000)
     pictures = [Image.open(io.BytesIO(cell["bytes"])) for cell in table["image"].to_pylist()]
     x = np.stack([np.asarray(p, dtype=np.float32).transpose(2, 0, 1) / 255 for p in pictures])
@@ -245,15 +246,31 @@ def cifar(seed: int, folder: Path) -> ZooData:
 
 # Sets that are read from a folder with ``bbc_news_summary`` and ``cifar10`` (Parquet).
 FROM_FILES: dict[str, Callable[[int, Path], ZooData]] = {"news": news, "cifar": cifar}
+_FILES = {"news": "bbc_news_summary/train.parquet", "cifar": "cifar10/train.parquet"}
 
 
 def load_zoo_set(name: str, seed: int, folder: Path | None = None) -> ZooData:
     """A data set by name; folder: where those that are read from files are."""
     if name not in FROM_FILES:
         return zoo_sets.get(name)(seed)
-    if folder is None or not folder.is_dir():
+    if folder is None:
         raise ConfigError(f"zoo data set '{name}' needs a folder of data", fix="name it: --data")
-    return FROM_FILES[name](seed, folder)
+    require_zoo_files([name], folder)
+    with reading(folder / _FILES[name]):
+        return FROM_FILES[name](seed, folder)
+
+
+def require_zoo_files(names: Iterable[str], folder: Path) -> None:
+    """Raise DataError unless a folder holds the files of these data sets, if they have any."""
+    files = [_FILES[name] for name in dict.fromkeys(names) if name in _FILES]
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise DataError(
+            f"there is no {' and no '.join(missing)}",
+            where=str(folder),
+            fix="name the folder that holds them with --data, or leave these data sets out: "
+            "no --data",
+        )
 
 
 def _weak_predictions(data: ZooData) -> Floats:
