@@ -236,7 +236,10 @@ def changes_since(run: Path, spec: Spec) -> list[str]:
 def undo_or_repair(path: str | Path, run: Path) -> str:
     """What to do about a spec that has changed since its run was made."""
     again = shlex.join(["expunge", "repair", str(path), "--out", str(run)])
-    return f"undo the change, or run `{again}`: it resumes if model and data are the same"
+    return (
+        f"undo the change, or run `{again}`: it resumes if model, data and settings are the same, "
+        "and needs --overwrite or another folder if not"
+    )
 
 
 def noted_spec(run: Path) -> Path | None:

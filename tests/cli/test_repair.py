@@ -278,7 +278,7 @@ def test_commands_name_what_a_spec_says_otherwise_than_when_its_run_was_made(cal
     quick["data"] = {"validation": None, "held_out": {"path": "test.npz"}}
     assert call("repair", write_spec(tmp_path, quick)).code == 0
     Path("former").rename("moved")
-    (tmp_path / "test.npz").unlink()  # the held-out set is not read again
+    held_out = (tmp_path / "test.npz").rename(tmp_path / "aside.npz")  # it is not read again
     moved = quick | {"out": "moved"}
     spec = write_spec(tmp_path, moved)
     for command in (("export", "--out", "a"), ("clean", "--out", "a.csv"), ("report", "--json")):
@@ -313,6 +313,12 @@ def test_commands_name_what_a_spec_says_otherwise_than_when_its_run_was_made(cal
     for command, message in (("clean", "no longer have 101"), ("export", "other training data")):
         said = says(data[0], command, "--out", "c.csv")
         assert (said.code, message in said.err) == (1, True), said.err
+    said = says(recipe[0], "report")
+    step = shlex.split(said.err.split("`")[1])[1:]
+    held_out.rename(tmp_path / "test.npz")
+    assert recipe[1] in call(*step).err
+    assert "needs --overwrite or another folder" in said.err
+    assert call(*step, "--overwrite").code == 0
 
 
 @pytest.mark.parametrize("command", ["report", "compare"])
