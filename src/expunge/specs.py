@@ -40,7 +40,7 @@ from expunge.recipes import recipes, resolve
 from expunge.storage.atomic_files import write_file
 from expunge.storage.json_files import read_json, read_toml
 from expunge.storage.reading import is_file
-from expunge.storage.run_folder import OtherInputsError, check_run_folder, differences
+from expunge.storage.run_folder import check_run_folder, differences
 from expunge.storage.weights import load_weights
 from expunge.training.optimisation import TuneConfig
 
@@ -396,9 +396,10 @@ def load_spec(
                 overwrite=overwrite and trained is None,
                 progress=progress,
             )
-        except OtherInputsError as error:
+        except RunError as error:
             if trained is None:
                 raise
+            # Whatever is wrong with it, the folder of another run is not overwritten.
             fix = "undo the change, or name another folder, in which a model is trained: out=…"
             raise RunError(error.what, where=error.where, fix=fix) from error
     if spec.model.checkpoints:

@@ -46,10 +46,6 @@ _MANAGED_FILES = frozenset(
 )
 
 
-class OtherInputsError(RunError):
-    """The folder or stage was made from other inputs or settings."""
-
-
 @dataclass
 class Run:
     """An open run. Without a folder nothing is kept and every stage is computed.
@@ -308,7 +304,7 @@ def _require_same(found: Any, wanted: Any, where: str) -> None:
         listed = "\n".join(f"  {line}" for line in differing[:12])
         if any("max_minutes" in line for line in differing):
             listed += "\n  (max_minutes is what `minutes` left for this tuning)"
-        raise OtherInputsError(
+        raise RunError(
             f"this folder belongs to a run with other inputs; what differs:\n{listed}",
             where=where,
             fix="undo the change; or choose another folder: out=…; or discard what is there: "
