@@ -295,13 +295,8 @@ def robustness(
             stored = samples.inputs.batch(rows)
             x = Preparation()(stored.to(device)) if isinstance(stored, Tensor) else stored
             x, y = _as_pixels(x, samples.name), torch.from_numpy(samples.labels[rows]).to(device)
-            if queries and x.dim() != 4:
-                raise ConfigError(
-                    f"the black-box attack takes images, not inputs of shape {list(x.shape[1:])}",
-                    where="robustness",
-                    fix="queries=0 leaves it out",
-                )
-            _check_labels(whole, samples, x[:1])
+            if number == 0:
+                _check_attacks(whole, samples, x[:1], queries)
             tries = _Tries(whole, other, x, y, steps, restarts, queries, seed + number)
             for key, count in tries.counts(sorted(epsilons)).items():
                 sums[key] = sums.get(key, 0.0) + count
@@ -317,8 +312,14 @@ def robustness(
     return Robustness(len(samples), shares[("none", 0.0)], accuracy, found)
 
 
-def _check_labels(model: nn.Module, samples: Samples, x: Tensor) -> None:
-    """Refuse labels that the model has no output for."""
+def _check_attacks(model: nn.Module, samples: Samples, x: Tensor, queries: int) -> None:
+    """Refuse a black-box attack on other inputs than images, and labels without an output."""
+    if queries and x.dim() != 4:
+        raise ConfigError(
+            f"the black-box attack takes images, not inputs of shape {list(x.shape[1:])}",
+            where="robustness",
+            fix="queries=0 leaves it out",
+        )
     with eval_mode(model), torch.no_grad():
         n_outputs = logits_of(model, x).shape[1]
     if samples.labels.max() >= n_outputs:
