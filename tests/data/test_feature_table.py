@@ -139,6 +139,13 @@ def test_a_column_of_row_numbers_is_left_out_and_said():
         assert as_feature_table({name: numbers, "size": size}).names == (name, "size")
 
 
+@pytest.mark.parametrize("empty", [[None, None], np.full(2, np.nan)])
+def test_a_column_without_values_is_left_out_and_said(empty):
+    table = as_feature_table({"size": [1.0, 2.0], "note": empty})
+    assert table.names == ("size",)
+    assert table.notes == ("column 'note' is empty and was left out",)
+
+
 def test_the_index_of_a_frame_names_its_rows():
     frame = pd.DataFrame({"x": [1.0, 2.0]}, index=["a", "b"])
     assert as_feature_table(frame).index.tolist() == ["a", "b"]

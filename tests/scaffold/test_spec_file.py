@@ -350,6 +350,44 @@ def test_an_index_or_id_of_a_data_frame_is_no_feature(tmp_path):
     assert "# not used: note" in (tmp_path / "spec.toml").read_text()
 
 
+def test_a_column_without_values_is_no_feature(tmp_path):
+    x, y = vectors()
+    frame = pd.DataFrame(x[:, :2], columns=["a", "b"]).assign(y=y, c=np.nan, d="NA")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        found = inspect_data(tmp_path / name)
+        assert (found.config.input, found.unused) == ("a, b", ("c", "d"))
+    frame.assign(b=["NA", *frame.b[1:]]).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match="missing values: 1 in column 'b'"):
+        inspect_data(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("numbers", [(-1, 1), (1, 2), (90_210, 10_115)])
+def test_numbers_that_are_no_indices_name_the_classes(numbers, suffix, tmp_path):
+    x, y = vectors()
+    path, given = tmp_path / f"t{suffix}", np.where(y == y[0], *numbers)
+    frame = pd.DataFrame(x[:, :2], columns=["a", "b"]).assign(y=given)
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+    write_spec(Request(path), tmp_path / "spec.toml")
+    assert not check_spec(tmp_path / "spec.toml")
+    spec = tomllib.loads((tmp_path / "spec.toml").read_text())
+    assert spec["data"]["classes"] == [str(n) for n in sorted(numbers)]
+    assert spec["model"]["arguments"]["classes"] == 2
+    train = inspect_data(path).samples
+    assert np.array(train.classes)[train.labels].tolist() == given.astype(str).tolist()
+
+
+def test_weights_may_have_an_output_for_a_number_that_is_left_out(tmp_path):
+    x, y = vectors()
+    frame = pd.DataFrame(x[:, :2], columns=["a", "b"])
+    frame.assign(y=np.where(y == y[0], 1, 2)).to_csv(tmp_path / "t.csv", index=False)
+    assert inspect_data(tmp_path / "t.csv", has_weights=True).samples.classes == ("0", "1", "2")
+    frame.assign(y=np.where(y == y[0], -1, 1)).to_csv(tmp_path / "t.csv", index=False)
+    assert inspect_data(tmp_path / "t.csv", has_weights=True).samples.classes == ("-1", "1")
+
+
 def test_of_several_text_columns_the_longest_is_the_input(tmp_path):
     long = "a document of many words that never ends. " * 40  # no file can be called so
     rows = {"title": ["three words only"] * 20, "body": [f"{i} {long}" for i in range(20)]}

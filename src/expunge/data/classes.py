@@ -26,6 +26,7 @@ MAX_CLASSES = 100_000
 # Characters of a label that a message shows: a text in the wrong column may be long.
 _MAX_SHOWN = 40
 _NUMBER = re.compile(r"-?\d{1,18}(\.0*)?")
+_PADDED = re.compile(r"-?0\d")  # 01 … 12 are names
 _DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _SEPARATORS = re.compile(r"\s*[,;|]\s*")
 _MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
@@ -149,6 +150,23 @@ def is_numbered(names: Sequence[str]) -> bool:
     return all(name == str(i) for i, name in enumerate(names))
 
 
+def label_numbers(values: np.ndarray) -> list[int]:
+    """The different whole numbers that labels hold, sorted; none if some are names.
+
+    Examples
+    --------
+    >>> label_numbers(np.array(["10", "9", "10.0"])), label_numbers(np.array(["01", "02"]))
+    ([9, 10], [])
+    """
+    found = np.unique(_whole(values))
+    if found.dtype.kind == "U":
+        texts = clean_names(found).tolist()
+        if not all(map(_NUMBER.fullmatch, texts)) or any(map(_PADDED.match, texts)):
+            return []
+        found = np.unique(np.array([int(text.partition(".")[0]) for text in texts], dtype=np.int64))
+    return found.tolist() if found.dtype.kind in "iu" else []
+
+
 def _from_booleans(values: np.ndarray, known: tuple[str, ...]) -> np.ndarray:
     """Truth values as text if the classes are called false and true, else as 0 and 1."""
     by_truth = {name.lower(): name for name in known}
@@ -170,8 +188,8 @@ def _are_numbers(values: np.ndarray, ids: np.ndarray, where: str) -> bool:
             where=where,
             fix="give class indices or class names",
         )
-    if any(re.match(r"-?0\d", v) for v in texts):
-        return False  # 01 … 12 are names
+    if any(map(_PADDED.match, texts)):
+        return False
     if len(texts) < len(found):
         raise DataError(
             "missing values (NaN or null) in labels: ids "

@@ -308,13 +308,14 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
     if pa.types.is_dictionary(kind):
         column, kind = column.dictionary_decode(), column.type.value_type
     if column.null_count == len(column):
-        yield _Column(np.empty((len(column), 0)), (), f"column '{name}' is empty and was left out")
+        yield _left_out(name, "is empty", len(column))
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         # Integers beyond 2⁵³ are rounded.
         values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        if name.lower() in _INDEX_NAMES and _counts_rows(values):
-            note = f"column '{name}' counts the rows and was left out"
-            yield _Column(np.empty((len(values), 0)), (), note)
+        if np.isnan(values).all():
+            yield _left_out(name, "is empty", len(values))
+        elif name.lower() in _INDEX_NAMES and _counts_rows(values):
+            yield _left_out(name, "counts the rows", len(values))
         else:
             yield _Column(values[:, None], (name,))
     elif pa.types.is_decimal(kind):
@@ -338,14 +339,17 @@ def _encode(rows: Any, name: str, where: str) -> Iterator[_Column]:
         )
 
 
+def _left_out(name: str, why: str, n: int) -> _Column:
+    return _Column(np.empty((n, 0)), (), f"column '{name}' {why} and was left out")
+
+
 def _encode_texts(column: Any, name: str) -> _Column:
     counts = pc.value_counts(column.drop_null())
     texts = np.array(counts.field("values").to_pylist(), dtype=object)
     frequency = counts.field("counts").to_numpy()
     n = len(column)
     if len(texts) > MAX_TEXTS and len(texts) > MAX_TEXT_SHARE * n:
-        note = f"column '{name}' holds {len(texts):,} different texts and was left out"
-        return _Column(np.empty((n, 0)), (), note)
+        return _left_out(name, f"holds {len(texts):,} different texts", n)
     chosen = np.sort(texts[np.argsort(-frequency, kind="stable")[:MAX_CATEGORIES]])
     is_value = [pc.fill_null(pc.equal(column, pa.scalar(t, column.type)), False) for t in chosen]
     values = np.column_stack([flag.to_numpy(zero_copy_only=False) for flag in is_value])

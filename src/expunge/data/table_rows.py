@@ -123,7 +123,8 @@ def _check_gaps(gaps: dict[str, Bools], ids: Array, path: Path) -> None:
         raise DataError(
             f"missing values: {columns}; ids {format_ids(ids[rows])}",
             where=str(path),
-            fix="fill in or remove these rows; `expunge detect` takes them as they are",
+            fix="fill in these values, leave these rows out, or leave these columns out: input "
+            "(--input of init) names those that are used; `expunge detect` takes all as they are",
         )
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from expunge.data.labels import is_gap
 from expunge.data.shards import find_shards
 from expunge.data.text_tables import read_table
 from expunge.errors import DataError, did_you_mean
 from expunge.storage.reading import is_file
 
-Kind = Literal["encoded", "vector", "path", "text", "category", "number"]
+Kind = Literal["encoded", "vector", "path", "text", "category", "number", "empty"]
 
 # Usual names, the most usual first.
 LABEL_NAMES = (
@@ -176,8 +177,9 @@ def _describe(values: Sequence[Any], folder: Path) -> Column:
     order: dict[str, int] = {}
     codes = tuple(order.setdefault(str(v), len(order)) for v in values[::step])
     counts = len({str(v) for v in seen}), len(seen)
-    if all(_is_number(v) for v in seen):
-        return Column("number", *counts, codes=codes)
+    present = [v for v in seen if not (isinstance(v, str) and is_gap(v))]
+    if all(_is_number(v) for v in present):
+        return Column("number" if present else "empty", *counts, codes=codes)
     texts = [str(v) for v in seen]
     words = sum(len(text.split()) for text in texts) / len(texts)
     if words < _MIN_WORDS:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from expunge.data import Samples, read
+from expunge.data.classes import label_numbers, marks_unlabelled
 from expunge.data.data_config import DataConfig
 from expunge.data.encoded import Encoded
 from expunge.data.inputs import Inputs, require_tensor
@@ -72,11 +73,16 @@ class NamedColumns:
 
 
 def inspect_data(
-    path: Path, *, columns: NamedColumns | None = None, pretrained: Path | None = None
+    path: Path,
+    *,
+    columns: NamedColumns | None = None,
+    pretrained: Path | None = None,
+    has_weights: bool = False,
 ) -> InspectedData:
     """Read a data set with settings that are guessed from what it holds.
 
     pretrained: the folder of a Hugging Face model, whose tokenizer and class names are used.
+    has_weights: whether the model has weights, whose outputs may stand for classes without samples.
 
     Raises
     ------
@@ -93,6 +99,8 @@ def inspect_data(
         kind = "audio" if rows.is_audio else "image"
         find_form = _audio_form if rows.is_audio else _image_form
         config = replace(config, **find_form(rows.inputs))
+    if not rows.class_names and pretrained is None:
+        config = replace(config, classes=_numbers_as_names(rows.labels, has_weights=has_weights))
     samples = read(config, folder=path.parent, name="training data")
     example = samples.inputs.batch(np.arange(1))
     if isinstance(example, dict):
@@ -117,6 +125,19 @@ def _inspect_texts(path: Path, config: DataConfig, pretrained: Path | None) -> I
     classes = class_names(pretrained) or None
     samples = read(tokenized, folder=path.parent, classes=classes, name="training data")
     return InspectedData(config, samples, "text", (), False)
+
+
+def _numbers_as_names(labels: np.ndarray, *, has_weights: bool) -> tuple[str, ...]:
+    """The class names of numbers that leave out some (10, 20, 40); () for 0 … c - 1 and for texts.
+
+    Weights may have an output for each number that is left out, but none for negative ones.
+    """
+    numbers = label_numbers(labels)
+    names = tuple(map(str, numbers))
+    if not numbers or marks_unlabelled(names):
+        return ()
+    has_gaps = numbers[-1] >= len(numbers) and not has_weights
+    return names if has_gaps or numbers[0] < 0 else ()
 
 
 class _Guess(NamedTuple):

@@ -119,7 +119,12 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     given = {"validation": request.validation, "held_out": request.held_out}
     splits |= {name: path for name, path in given.items() if path is not None}
     pretrained = pretrained_folder(request.model)
-    data = inspect_data(splits["train"], columns=request.columns, pretrained=pretrained)
+    data = inspect_data(
+        splits["train"],
+        columns=request.columns,
+        pretrained=pretrained,
+        has_weights=request.weights is not None,
+    )
     folder = target.parent.resolve()  # a link is replaced, not followed
     model = guess_model(request.model, request.arguments, data, folder=folder)
     weights = require_file(request.weights) if request.weights else None
