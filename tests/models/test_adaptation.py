@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 import expunge
@@ -50,20 +52,27 @@ def single(net: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(copy.deepcopy(net[0]), nn.ReLU(), one)
 
 
-class Squeezed(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
+class Converted(nn.Module):
+    """A network whose forward ends in a function, which is no layer."""
+
+    def __init__(self, inner: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.function = inner, function
 
     def forward(self, x):
-        return self.inner(x).squeeze(1)
+        return self.function(self.inner(x))
 
 
 FORMS = {
     "softmax": lambda net: nn.Sequential(*net, nn.Softmax(dim=1)),
     "log-softmax": lambda net: nn.Sequential(*net, nn.LogSoftmax(dim=1)),
     "one logit": single,
-    "one logit without its dimension": lambda net: Squeezed(single(net)),
+    "softmax by a function": lambda net: Converted(net, lambda z: F.softmax(z, dim=1)),
+    "log-softmax by a function": lambda net: Converted(net, lambda z: F.log_softmax(z, dim=1)),
+    "one logit without its dimension": lambda net: Converted(single(net), lambda z: z.squeeze(1)),
+    "probability without its dimension": lambda net: Converted(
+        single(net), lambda z: torch.sigmoid(z[:, 0])
+    ),
     "one probability": lambda net: nn.Sequential(*single(net), nn.Sigmoid()),
     "frozen probability": lambda net: nn.Sequential(*single(net), nn.Sigmoid()).requires_grad_(
         False
@@ -78,8 +87,7 @@ def test_every_form_of_output_gives_the_scores_of_the_logits(form):
     expected = expunge.score(net, (x, y), detectors=detectors, precision="float32")
     model = FORMS[form](net)
     found = expunge.score(model, (x, y), detectors=detectors, precision="float32")
-    # The layers of a model are found from its last linear one on, which squeeze hides.
-    for name in detectors[:1] if form == "one logit without its dimension" else detectors:
+    for name in detectors:
         np.testing.assert_allclose(found.values[name], expected.values[name], 1e-3, 1e-4)
     assert not [k for k in vars(model) if k.startswith("_expunge")]
 

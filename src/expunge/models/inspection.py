@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from expunge.data import Batch, Samples
 from expunge.errors import ModelError
@@ -60,6 +61,12 @@ _POOLING = (
     nn.AdaptiveMaxPool2d,
     nn.Flatten,
 )
+# Functions that make probabilities of logits, or give them another shape.
+_CONVERSIONS = {
+    *("softmax", "log_softmax", "sigmoid"),
+    *("squeeze", "unsqueeze", "flatten", "view", "reshape", "__getitem__"),
+    *("float", "double", "to", "contiguous", "clone"),
+}
 # A tensor and how often it was changed in place: `x += y` makes another value of the same tensor.
 Value = tuple[int, int]
 # For every value, the layers that read it and the values that they return.
@@ -83,7 +90,8 @@ class ModelLayout:
     Parameters
     ----------
     head
-        The linear layer that makes the logits; ``""`` if another operation makes them.
+        The linear layer that makes the logits, or what softmax, sigmoid and changes of the shape
+        make the scores from; ``""`` if another operation does.
     readouts
         For every other weight layer, the layer that ends its chain of normalisation and
         activation; a unit has the same index in both.
@@ -164,7 +172,7 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
     >>> layout.head, layout.readouts, layout.tail
     ('2', {'0': '1'}, ('0', '1', '2'))
     """
-    calls, scores, blocks = _record_calls(model, example)
+    calls, logits, blocks = _record_calls(model, example)
     leaves = [c for c in calls if is_leaf(c.module)]
     if not any(is_weight_layer(c.module) for c in leaves):
         raise ModelError(
@@ -172,7 +180,6 @@ def inspect_layers(model: nn.Module, example: Batch) -> ModelLayout:
             fix="pass the network itself, not a wrapper; make layers of weights that the forward "
             "multiplies by (nn.Linear)",
         )
-    logits = _before_probabilities(scores, leaves)
     makers = (c.name for c in leaves if isinstance(c.module, nn.Linear) and c.output == logits)
     head = next(makers, "")
     readouts, feature_layers = _readouts_and_features(calls, leaves, head, logits, blocks)
@@ -244,12 +251,32 @@ def _unused(model: nn.Module, calls: list[_Call]) -> tuple[str, ...]:
     return tuple(n for n, m in model.named_modules() if is_weight_layer(m) and m not in called)
 
 
-def _before_probabilities(scores: Value, leaves: list[_Call]) -> Value:
-    """What a last softmax or sigmoid reads; the scores themselves without one."""
-    kinds = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
-    return next(
-        (c.source for c in leaves if isinstance(c.module, kinds) and c.output == scores), scores
-    )
+class _Conversions(TorchFunctionMode):
+    """In this block, notes what softmax, sigmoid and changes of the shape make of which tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By the value that is made; an id is unique only as long as its tensor lives.
+        self._made: dict[Value, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if getattr(func, "__name__", "") in _CONVERSIONS and isinstance(output, Tensor):
+            source = args[0] if args else kwargs["input"]
+            if source is not output and source.numel() == output.numel():
+                self._made[_value(output)] = output, source
+        return output
+
+    def source_of(self, scores: Tensor) -> Tensor:
+        """The first table ``[b, c]`` that scores were made from; the scores themselves if none."""
+        found = scores
+        while (made := self._made.get(_value(scores))) is not None:
+            scores = made[1]
+            found = scores if scores.dim() == 2 else found
+        return found
 
 
 def _layers_by_sample(model: nn.Module, example: Batch, calls: list[_Call]) -> set[str]:
@@ -301,12 +328,12 @@ def _record_calls(model: nn.Module, example: Batch) -> tuple[list[_Call], Value,
         if name or is_weight_layer(module):  # a model may be one layer
             handles.append(module.register_forward_hook(record(name), with_kwargs=True))
     try:
-        with eval_mode(model), torch.no_grad(), unfused_attention():
+        with eval_mode(model), torch.no_grad(), unfused_attention(), _Conversions() as conversions:
             scores = raw_output(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return calls, _value(scores), blocks
+    return calls, _value(conversions.source_of(scores)), blocks
 
 
 def _repeated_modules(model: nn.Module) -> Iterator[str]:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 Stage = Literal["score", "partition", "review", "rank", "prune", "edit", "tune"]
 
 # Raised when a stage computes something else than before, so that old results are not reused.
-CACHE_VERSION = 33
+CACHE_VERSION = 34
 # The folder of every stage.
 FOLDERS: Mapping[Stage, str] = {
     "score": "1-score",
