@@ -69,6 +69,16 @@ def test_weights_are_found_beside_other_objects_which_are_not_made(
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize("averages", ["model_ema", "ema.module"])
+def test_averaged_weights_beside_those_that_are_read_are_named(tmp_path, caplog, averages):
+    first, *below = averages.split(".")
+    average = {f"module.{k}": v for k, v in network(seed=1).state_dict().items()}
+    beside = dict.fromkeys(below, average) | {"decay": 0.9} if below else average
+    torch.save({"model": network().state_dict(), first: beside}, tmp_path / "w.pt")
+    assert_loads(tmp_path / "w.pt")
+    assert f"under 'model' are read, not those of the same shapes under {averages};" in caplog.text
+
+
 def run_fix(message: str) -> None:
     """Run the code that a message advises."""
     start = message.index("torch.save(")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import warnings
 import zipfile
@@ -20,6 +21,7 @@ from expunge.errors import ModelError, format_ids
 from expunge.storage.json_files import read_json
 from expunge.storage.reading import is_file, reading
 
+_LOGGER = logging.getLogger(__name__)
 _DTYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool}
     | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -57,7 +59,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ``.safetensors``; the index of such files (``model.safetensors.index.json``); or one of
         `PICKLED` that torch's ``weights_only`` loader takes: a state dict, or a dict that holds one
         under ``state_dict``, ``model_state_dict`` or ``model``, or only one. Settings, arrays and
-        other objects beside it are not made. Nothing is executed.
+        other objects beside it are not made. Nothing is executed. A warning names averaged weights
+        beside those that are read.
 
     Raises
     ------
@@ -175,11 +178,18 @@ def _find_state(loaded: object, path: Path) -> dict[str, Tensor]:
         {str(k): v for k, v in loaded.items()} if isinstance(loaded, Mapping) else {"": loaded}
     )
     usual = [k for k in _USUAL_KEYS if isinstance(parts.get(k), Mapping | _Unmade)]
-    parts = {k: parts[k] for k in usual[:1] or parts}
+    everything, parts = parts, {k: parts[k] for k in usual[:1] or parts}
     states = {k: v for k, v in parts.items() if _is_state(v) and (v or usual)}
     opened = f"torch.load('{path.name}', weights_only=False)"
     if len(states) == 1:
-        return dict(*states.values())
+        ((key, state),) = states.items()
+        if others := [k for k in _alike(everything, state) if k != key]:
+            _LOGGER.warning(
+                "%s: the weights under '%s' are read, not those of the same shapes under %s; for "
+                "these, name a file of them alone",
+                *(path, key, format_ids(others)),
+            )
+        return dict(state)
     if states:
         raise ModelError(
             f"the file holds several state dicts: {format_ids(states)}",
@@ -199,6 +209,22 @@ def _find_state(loaded: object, path: Path) -> dict[str, Tensor]:
     raise ModelError(
         f"the file holds no state dict but {format_ids(held)}", where=str(path), fix=RESAVE_HINT
     )
+
+
+def _alike(parts: Mapping[str, object], state: Mapping[str, Tensor]) -> list[str]:
+    """The keys of state dicts that fit the same network, also one level below: its averages."""
+    below = {
+        f"{key}.{name}": part
+        for key, value in parts.items()
+        if isinstance(value, Mapping) and not _is_state(value)
+        for name, part in value.items()
+    }
+    shapes = [t.shape for t in state.values()]
+    return [
+        key
+        for key, part in {**parts, **below}.items()
+        if _is_state(part) and [t.shape for t in part.values()] == shapes
+    ]
 
 
 def _is_state(value: object) -> TypeGuard[Mapping[str, Tensor]]:
