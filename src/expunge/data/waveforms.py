@@ -26,7 +26,7 @@ def has_channel_axis(x: Batch) -> TypeGuard[Tensor]:
     )
 
 
-def is_long_enough(x: Batch) -> TypeGuard[Tensor]:
+def has_clip_shape(x: Batch) -> TypeGuard[Tensor]:
     """Whether a batch has the type and the shape of clips, with channels or without."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return False
@@ -42,7 +42,7 @@ def looks_like_sound(x: Batch) -> bool:
     >>> looks_like_sound(torch.sin(2000 * t)[None]), looks_like_sound(torch.rand(1, 8000))
     (True, False)
     """
-    if not is_long_enough(x):
+    if not has_clip_shape(x):
         return False
     if has_channel_axis(x):
         x = x[:, 0]

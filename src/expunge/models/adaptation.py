@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from expunge._core.rng import temp_seed
 from expunge.data import Samples
-from expunge.data.waveforms import is_long_enough, looks_like_sound
+from expunge.data.waveforms import has_clip_shape, looks_like_sound
 from expunge.errors import ModelError
 from expunge.models.calls import (
     FORWARD_ERRORS,
@@ -154,7 +154,7 @@ def _training_form(model: nn.Module, samples: Samples) -> OutputForm | None:
 
 def _are_clips(samples: Samples) -> bool:
     """Whether the first 32 inputs look like sound; two rule out files of any other kind."""
-    if not is_long_enough(samples.example()):
+    if not has_clip_shape(samples.example()):
         return False
     return looks_like_sound(samples.batch(np.arange(min(32, len(samples)))))
 
