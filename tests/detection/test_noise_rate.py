@@ -164,6 +164,20 @@ def test_labels_of_a_class_that_is_often_taken_for_another_are_found():
     assert (np.asarray(found.right[:]).argmax(axis=1) == right).mean() > 0.9
 
 
+@pytest.mark.parametrize("spread", [2.25, 2.5])
+def test_noise_of_one_class_is_found_where_all_classes_overlap(spread):
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 5, 3000)
+    logits = 5 * np.eye(5)[right] + spread * rng.standard_normal((3000, 5))
+    labels = np.where((right == 2) & (rng.random(3000) < 0.2), 4, right)
+    pooled = PooledEvidence(softmax(logits, axis=1), np.zeros(3000))
+    found = estimate_noise_rate(pooled, labels, everyone(labels))
+    assert abs(found.value - (labels != right).mean()) < 0.01
+    assert found.low <= (labels != right).mean() <= found.high
+    clean = estimate_noise_rate(pooled, right, everyone(right))
+    assert clean.value <= 0.005
+
+
 def test_noise_that_is_evident_to_an_earlier_layer_is_not_explained_away():
     pooled, labels, wrong = evidence(rate=0.2)
     probs = pooled.probs.copy()

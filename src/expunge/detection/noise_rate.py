@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit
+from scipy.stats import binom
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge.detection.calibration import (
@@ -75,6 +77,11 @@ _MOSTLY_LEARNED: Ramp = (0.8, 1.0)
 EXCESS_STDERRS: Ramp = (2.6, 3.6)
 EXCESS_PART: Ramp = (0.18, 0.24)
 _STRUCTURED_RATE, _STRUCTURED_HIGH = 1.3, 1.6
+# A class is noisy if its most confident fifth disagrees with more labels than the pool allows, at
+# least 5 %, so that chance gives a noisy class in one of 10 to 100 data sets; and at least half as
+# often as the whole class, as ambiguity spares the most confident.
+_TOP_OF_CLASS, _LEAST_WRONG, _LEAST_OF_CLASS = 0.2, 0.05, 0.5
+_CHANCE_DECADES: Ramp = (1.0, 2.0)
 # The pool makes the given labels likelier than their frequencies do by this many nats in all. Below
 # the range it knows nothing that could tell which labels are wrong.
 _KNOWLEDGE_NATS: Ramp = (0.0, 2.0)
@@ -128,7 +135,7 @@ class RateEstimate:
 def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -> RateEstimate:
     """Estimate the noise rate among usable samples from cross-fitted class distributions.
 
-    Three estimators that err in different directions:
+    Four estimators that err in different directions:
 
     - *posterior*: the mean of ``1 − π(y) T_yy / Σ_c π(c) T_cy``, with the transition T of the
       confident joint and the pool sharpened to π (`sharpening_exponent`). Right if noise does not
@@ -137,7 +144,9 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
       transition fitted by maximum likelihood (`transition_rate`), if that is larger. A lower bound
       that hard samples do not raise;
     - *disagreement*: the share with ``argmax p ≠ y``. An upper bound, except for labels that the
-      pool has learned from the noise.
+      pool has learned from the noise;
+    - *by class*: in classes with evident noise what is evident there, elsewhere the posterior.
+      Right where some classes are labelled worse than others, see `noise_by_class`.
 
     The rate of the *confident joint* is reported beside them: too high where classes overlap.
 
@@ -159,7 +168,8 @@ def estimate_noise_rate(evidence: PooledEvidence, labels: Ints, usable: Bools) -
     5. Is a region wrong? Where classes overlap, a calibrated pool is right about at least as many
        of the least confident samples as it says; an annotator who errs in a whole region near a
        boundary makes it wrong about more (`structured_fraction`), and about some that agree.
-    6. Does the pool know anything? If it makes the labels no likelier than their frequencies do,
+    6. Are some classes labelled worse than others? Then the rate is that by class.
+    7. Does the pool know anything? If it makes the labels no likelier than their frequencies do,
        the rate is 0.
 
     The upper bound of the interval is the disagreement; a pool that may have learned some of the
@@ -262,6 +272,10 @@ def _estimate(
     gap = _USUAL_GAP if held_out is None else max(0.0, agreement - held_out)
     value = _weigh(estimates, exponent, learned=learned, gap=gap, gain=gain)
     value += structured * max(0.0, _STRUCTURED_RATE * estimates["disagreement"] - value)
+    by_class = noise_by_class(known, given, log_odds[usable], value)
+    estimates["by_class"] = by_class.rate
+    structured *= 1 - by_class.weight
+    value += by_class.weight * (by_class.rate - value)
     nats = log_likelihood_gain(known, given) * len(given)
     value = max(value * ramp(nats, _KNOWLEDGE_NATS), _MIN_RATE)
     log_odds += margin
@@ -351,6 +365,72 @@ def evident_rate(probs: RowSource, labels: Ints) -> float:
     if probs.shape[1] <= _MAX_TRANSITION_CLASSES:
         rate = max(rate, transition_rate(probs, labels))
     return rate
+
+
+class NoiseByClass(NamedTuple):
+    """A noise rate, and how far classes with evident noise support it, in [0, 1]."""
+
+    rate: float
+    weight: float
+
+
+def noise_by_class(
+    probs: RowSource, labels: Ints, log_odds: Floats, elsewhere: float
+) -> NoiseByClass:
+    """Estimate the noise rate where some classes are labelled worse than others.
+
+    A class whose labels are often another one stands out among the samples that the pool predicts
+    as that class: the most confident fifth of them disagrees with the labels nearly as often as the
+    others do. In clean classes that overlap it hardly ever does. The rate is
+
+    ``1/n (Σ_{k noisy} n_k min(e_k, d_k) + s Σ_{i elsewhere} w_i)``,
+
+    with n_k samples predicted as k, of which d_k disagree, and e_k of the most confident fifth; w
+    is the posterior probability of a wrong label, and s ≤ 1 scales its mean down to ``elsewhere``.
+    A class is noisy if chance makes e_k that much larger than what the pool allows (binomial tail,
+    times the number of classes) less than once in ten data sets, and e_k is at least half of d_k.
+
+    Parameters
+    ----------
+    probs
+        ``[n, c]``, calibrated for the given labels, see `calibrate`.
+    labels
+        ``int[n]``, the given labels.
+    log_odds
+        ``float64[n]``, of a wrong label, see `wrong_log_odds`.
+    elsewhere
+        The rate without regard to classes, in [0, 1].
+
+    Returns
+    -------
+    NoiseByClass
+        The weight is 1 from one chance in a hundred on, and 0 without noisy classes.
+
+    Examples
+    --------
+    A third of class 0 is labelled 1, and the pool is as sure of these samples:
+
+    >>> labels = np.r_[np.tile([0, 0, 1], 40), np.ones(120, dtype=int)]
+    >>> probs = np.repeat([[0.9, 0.1], [0.02, 0.98]], 120, axis=0)
+    >>> rate, weight = noise_by_class(probs, labels, np.full(240, -9.0), 0.0)
+    >>> round(rate, 2), weight
+    (0.17, 1.0)
+    """
+    classes, confidence = predicted(probs), largest(probs)
+    disagrees, wrong, weight = classes != labels, expit(log_odds), 0.0
+    wrong *= min(1.0, elsewhere / max(float(wrong.mean()), 1e-9))
+    predicted_classes = np.unique(classes)
+    for k in predicted_classes:
+        own = np.flatnonzero(classes == k)
+        order = own[np.argsort(-confidence[own], kind="stable")]
+        top = order[: max(1, round(_TOP_OF_CLASS * len(own)))]
+        share, evident = float(disagrees[own].mean()), float(disagrees[top].mean())
+        allowed = max(float((1 - confidence[top]).mean()), _LEAST_WRONG)
+        tail = binom.sf(disagrees[top].sum() - 1, len(top), allowed) * len(predicted_classes)
+        if evident >= _LEAST_OF_CLASS * share and tail < 10 ** -_CHANCE_DECADES[0]:
+            weight = max(weight, ramp(-float(np.log10(max(tail, 1e-99))), _CHANCE_DECADES))
+            wrong[own] = min(evident, share)
+    return NoiseByClass(float(wrong.mean()), weight)
 
 
 def structured_fraction(probs: RowSource, labels: Ints) -> float:
