@@ -310,6 +310,12 @@ def with_noise(
         share = min(0.45, rate / max(np.isin(y, losing).mean(), 1e-9))
         rows = np.flatnonzero(np.isin(y, losing) & (rng.random(len(y)) < share))
         given[rows] = (y[rows] + 1) % c
+    elif noise == "one-class":  # of one class, this share has the label of one other
+        of, to = rng.permutation(c)[:2]
+        given[(y == of) & (rng.random(len(y)) < rate)] = to
+    elif noise == "most-frequent":  # of the other classes, this share has that label
+        most = int(np.bincount(y, minlength=c).argmax())
+        given[rng.random(len(y)) < rate] = most
     elif noise == "duplicates":  # contradicting copies replace other samples
         rows = rng.permutation(len(y))[: 2 * round(rate * len(y))]
         first, copy = np.array_split(rows, 2)
