@@ -54,6 +54,15 @@ def test_wrong_labels_are_found_and_corrected():
     assert all(source.name != "model" for source in REFERENCE.pooled.sources)
 
 
+@pytest.mark.parametrize("n", [20, 1000])
+def test_classes_without_samples_change_nothing(n):
+    labels = 7 + 4 * Y
+    found = expunge.detect(X, labels, classes=[str(k) for k in range(n)])
+    assert (found.flagged == REFERENCE.flagged).all()
+    np.testing.assert_allclose(found.noise_rate, REFERENCE.noise_rate, atol=1e-3)
+    assert set(found.suggested_label) == {7, 11, 15}
+
+
 @pytest.mark.parametrize(
     ("features", "labels", "values"),
     [

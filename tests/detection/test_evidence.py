@@ -51,6 +51,24 @@ def test_wrong_labels_are_found_though_the_model_has_memorised_them():
     assert weights["neighbours:input"] > 0.9
 
 
+@pytest.mark.parametrize("n_outputs", [50, 1000])
+def test_outputs_of_classes_without_samples_change_nothing(n_outputs):
+    made, _ = signals(fitted=False)
+    logits = np.full((300, n_outputs), 1.0)
+    logits[:, [4, 9, 30]] = made.logits
+    views = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([4, 9, 30])[made.labels]
+    wide = replace(made, labels=labels, logits=logits, augmented_probs=views, views=2)
+    shown = np.exp(made.logits) / np.exp(made.logits).sum(axis=1, keepdims=True)
+    few = pool_evidence(replace(made, augmented_probs=shown, views=2))
+    many = pool_evidence(wide)
+    probs = np.asarray(many.probs[:])
+    assert probs.shape == (300, n_outputs)
+    assert_allclose(probs[:, [4, 9, 30]], few.probs, atol=1e-4)
+    assert probs.sum(axis=1).max() < 1.001
+    assert many.log_likelihood_gain == pytest.approx(few.log_likelihood_gain, abs=1e-3)
+
+
 def test_a_model_that_has_not_memorised_joins():
     pooled = pool_evidence(signals(fitted=False)[0])
     assert {s.name: s.weight for s in pooled.sources}["model"] > 0.8

@@ -215,6 +215,35 @@ def _compact(table: Any, labels: Ints, *, in_logs: bool = False) -> ClassRows:
     return by_chunks(lambda rows: keep_top(table[rows], labels[rows], in_logs=in_logs), len(labels))
 
 
+def occurring_classes(labels: Ints, n_classes: int) -> Ints:
+    """Return the classes that have samples; all where one or more than 100 have.
+
+    Examples
+    --------
+    >>> occurring_classes(np.array([5, 2, 2]), 10)
+    array([2, 5])
+    """
+    found: Ints = np.unique(labels)
+    return found if 1 < len(found) <= MAX_DENSE_CLASSES else np.arange(n_classes)
+
+
+def take_classes(table: ClassRows, classes: Ints) -> AnyFloats:
+    """Return the columns of some classes, ``float[n, len(classes)]``."""
+    return by_chunks(lambda rows: np.asarray(table[rows])[:, classes], len(table))
+
+
+def spread_classes(table: ClassRows, classes: Ints, labels: Ints, n_classes: int) -> ClassRows:
+    """Return rows of all classes with the columns of some; the others are zero."""
+
+    def spread(rows: slice) -> ClassRows:
+        block = np.asarray(table[rows])
+        whole = np.zeros((len(block), n_classes), dtype=block.dtype)
+        whole[:, classes] = block
+        return keep_top(whole, labels[rows])
+
+    return by_chunks(spread, len(labels))
+
+
 def constant_rows(value: float, labels: Ints, classes: int) -> TopClasses:
     """Return rows in which every class has the same number."""
     rest = np.full(len(labels), value, dtype=np.float32)

@@ -9,6 +9,7 @@ expected one; sources that agree with few labels count little.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import itemgetter
 from typing import TypeVar
 
@@ -33,8 +34,11 @@ from expunge.detection.class_rows import (
     as_float64,
     by_chunks,
     compact,
+    occurring_classes,
     predicted,
     row_chunks,
+    spread_classes,
+    take_classes,
     zero_rows,
 )
 from expunge.detection.lda import layer_posteriors, loo_lda_posteriors
@@ -131,14 +135,49 @@ def pool_evidence(
 
     Notes
     -----
-    Samples are taken in the order of their ids, so that their order changes nothing. Memory: one
-    distribution a sample, whatever the number of sources; of more than 100 classes the best 32.
+    Samples are taken in the order of their ids, so that their order changes nothing. Classes
+    without samples have probability 0, if at most 100 have some. Memory: one distribution a sample,
+    whatever the number of sources; of more than 100 classes the best 32.
+
     Cost: ``n · 20,000 · 60`` for the neighbours, ``n · (300² + Σ d² + 300 c)`` for the other
     sources.
     """
-    inputs, signals = signals.inputs, compact(signals)
-    if inputs is None or len(signals.ids) < 2 * len(np.unique(signals.labels)):
+    labels, n_classes = signals.labels, signals.logits.shape[1]
+    if signals.inputs is None or len(labels) < 2 * len(np.unique(labels)):
         return None
+    classes = occurring_classes(labels, n_classes)
+    if len(classes) == n_classes:
+        return _pool_evidence(compact(signals), signals.inputs, held_out_agreement)
+    found = _pool_evidence(_of_classes(signals, classes), signals.inputs, held_out_agreement)
+    probs, probe_probs = found.probs, found.probe_probs
+    if probe_probs is not None:
+        probe_probs = spread_classes(probe_probs, classes, labels, n_classes)
+    probs = spread_classes(probs, classes, labels, n_classes)
+    return replace(found, probs=probs, probe_probs=probe_probs)
+
+
+def _of_classes(signals: Signals, classes: Ints) -> Signals:
+    """Return signals of the classes that have samples alone; their labels are positions."""
+
+    def taken(probs: ClassRows) -> AnyFloats:
+        p: AnyFloats = take_classes(probs, classes) + np.float32(1e-12)
+        p /= p.sum(axis=1, keepdims=True)
+        return p
+
+    views = signals.augmented_probs
+    return replace(
+        signals,
+        labels=np.searchsorted(classes, signals.labels),
+        logits=take_classes(signals.logits, classes),
+        augmented_probs=None if views is None else taken(views),
+        external_probs={name: taken(p) for name, p in signals.external_probs.items()},
+    )
+
+
+def _pool_evidence(
+    signals: Signals, inputs: AnyFloats, held_out_agreement: float | None
+) -> PooledEvidence:
+    """Pool the evidence of classes that have samples, or of very many classes."""
     order, c = np.argsort(signals.ids, kind="stable"), signals.logits.shape[1]
     labels = signals.labels[order]
     early = list(signals.features.items())[:N_EARLY_LAYERS]
