@@ -94,6 +94,30 @@ def test_each_layer_is_judged_by_its_own_fit():
     assert weights["linear:last"] < 1e-3
 
 
+def test_a_weak_layer_of_a_model_that_has_not_memorised_is_no_evidence_of_noise():
+    """It errs about a third of the samples at random, and is sure of them."""
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 3, 600)
+    wrong = rng.random(600) < 0.2
+    labels = np.where(wrong, (right + rng.integers(1, 3, 600)) % 3, right)
+    seen = np.where(rng.random(600) < 0.4, rng.integers(0, 3, 600), right)
+    features = {
+        "first": rng.standard_normal((600, 4)),
+        "weak": np.eye(3)[seen] + 0.05 * rng.standard_normal((600, 3)),
+        "deep": np.eye(3)[right] + 0.05 * rng.standard_normal((600, 3)),
+    }
+    features = {k: v.astype(np.float32) for k, v in features.items()}
+    inputs = rng.standard_normal((600, 5)).astype(np.float32)
+    made = Signals(np.arange(600), labels, 8.0 * np.eye(3)[right], features=features, inputs=inputs)
+    shown = 0.9 * np.eye(3)[right] + 0.1 / 3
+    pooled = pool_evidence(replace(made, augmented_probs=shown, views=4))
+    assert pooled.memorised_fraction < 0.1
+    assert pooled.layer_rate > 0.35
+    assert pooled.layer_weight < 0.2
+    memorised = replace(made, logits=8.0 * np.eye(3)[labels], augmented_probs=shown, views=4)
+    assert pool_evidence(memorised).layer_weight > 0.8
+
+
 def test_external_probabilities_that_were_fitted_on_the_labels_have_no_weight():
     made, wrong = signals()
     right = np.where(wrong, (made.labels + 1) % 3, made.labels)

@@ -119,7 +119,8 @@ def pool_evidence(
     A source that has memorised a little favours the given labels. That hardly changes the order
     but lowers the noise rate. Where the probes alone are nearly as good, they decide the rate:
     ``probe_probs`` and ``probe_weight``. Otherwise the rate is at least that which is evident to
-    the discriminant of the layer that is believed most: ``layer_rate`` and ``layer_weight``.
+    the discriminant of the layer that is believed most, ``layer_rate``, as far as the model has
+    memorised, ``layer_weight``.
 
     Parameters
     ----------
@@ -224,6 +225,7 @@ def _pool_evidence(
     probe_weight = 1 - ramp(1 - probe_gain / gain, _PROBES_WEAKER)
     evident = [_evident_rate(layer, labels) for layer in layers if probe_weight < 1]
     layer_rate, layer_weight = max(evident, key=itemgetter(1), default=(0.0, 0.0))
+    layer_weight *= min(1.0, memorised / _CAPPED_FROM)
     best = predicted(pooled)
     novelty: Floats = np.min([robust_deviation(v, best) for v in novelties], axis=0)
     back = np.argsort(order, kind="stable")
