@@ -427,8 +427,9 @@ def noise_by_class(
         share, evident = float(disagrees[own].mean()), float(disagrees[top].mean())
         allowed = max(float((1 - confidence[top]).mean()), _LEAST_WRONG)
         tail = binom.sf(disagrees[top].sum() - 1, len(top), allowed) * len(predicted_classes)
-        if evident >= _LEAST_OF_CLASS * share and tail < 10 ** -_CHANCE_DECADES[0]:
-            weight = max(weight, ramp(-float(np.log10(max(tail, 1e-99))), _CHANCE_DECADES))
+        own_weight = ramp(-float(np.log10(max(tail, 1e-99))), _CHANCE_DECADES)
+        if own_weight > 0 and evident >= _LEAST_OF_CLASS * share:
+            weight = max(weight, own_weight)
             wrong[own] = min(evident, share)
     return NoiseByClass(float(wrong.mean()), weight)
 
