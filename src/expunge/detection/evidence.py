@@ -119,8 +119,8 @@ def pool_evidence(
     A source that has memorised a little favours the given labels. That hardly changes the order
     but lowers the noise rate. Where the probes alone are nearly as good, they decide the rate:
     ``probe_probs`` and ``probe_weight``. Otherwise the rate is at least that which is evident to
-    the discriminant of the layer that is believed most, ``layer_rate``, as far as the model has
-    memorised, ``layer_weight``.
+    the discriminant of the layer that is believed most: ``layer_rate``, by ``layer_weight``, which
+    contains ``min(1, 2m)``, as layers hide wrong labels only if the model has memorised.
 
     Parameters
     ----------
@@ -139,7 +139,6 @@ def pool_evidence(
     Samples are taken in the order of their ids, so that their order changes nothing. Classes
     without samples have probability 0, if at most 100 have some. Memory: one distribution a sample,
     whatever the number of sources; of more than 100 classes the best 32.
-
     Cost: ``n · 20,000 · 60`` for the neighbours, ``n · (300² + Σ d² + 300 c)`` for the other
     sources.
     """
