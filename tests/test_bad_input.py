@@ -418,6 +418,40 @@ SETTINGS: dict[str, Case] = {
         ConfigError,
         "unknown key 'detector': did you mean 'detectors'",
     ),
+    "options of an unknown detector": (
+        lambda f: expunge.score(memorised(), noisy(60), options={"pooled_margins": {"views": 1}}),
+        ConfigError,
+        "no detector is called 'pooled_margins'\n  fix: did you mean 'pooled_margin'",
+    ),
+    "an unknown way to prune": (
+        lambda f: expunge.prune(
+            memorised(), expunge.PrunePlan({"0": (1,)}, requested=1), noisy(60), mode="cut"
+        ),
+        ConfigError,
+        "'mode' is 'cut'.*: choose one of: mask, remove",
+    ),
+    "a plan of an unknown layer": (
+        lambda f: expunge.prune(
+            memorised(), expunge.PrunePlan({"9": (1,)}, requested=1), noisy(60)
+        ),
+        PruneError,
+        r"plan: the model has no layer '9': choose one of: 1, 3, 5$",
+    ),
+    "a checkpoint instead of a list": (
+        lambda f: expunge.average_checkpoint_probs(memorised(), noisy(60), "last.safetensors"),
+        ConfigError,
+        r"trajectory: expected a list of checkpoints, got a str\n  fix: put it into a list",
+    ),
+    "a seed that is a text": (
+        lambda f: expunge.tune(memorised(), noisy(60), epochs=1, seed="1"),
+        ConfigError,
+        "seed must be an integer, not '1'",
+    ),
+    "a seed with decimals": (
+        lambda f: fixing(seed=1.5),
+        ConfigError,
+        "seed must be an integer, not 1.5",
+    ),
     "a wrong type": (
         lambda f: fixing(overrides={"tune": {"epochs": "three"}}),
         ConfigError,

@@ -7,6 +7,7 @@ keyword arguments, for the functions in `expunge.stages` and `expunge.pipeline`.
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import (
     Any,
     Literal,
-    SupportsInt,
+    SupportsIndex,
     TypedDict,
     TypeVar,
     Union,
@@ -362,7 +363,7 @@ class RepairOptions:
                 fix="give train_seconds, or minutes instead of time_share",
             )
         problems: list[str] = []
-        if not isinstance(self.seed, SupportsInt):
+        if not isinstance(self.seed, SupportsIndex):
             problems.append(f"seed must be an integer, not {self.seed!r}")
         if not isinstance(self.recipe, str):
             problems.append(f"recipe must be a name, not {self.recipe!r}")
@@ -373,7 +374,7 @@ class RepairOptions:
         if not callable(self.progress):
             problems.append("progress must be a function of what, done and total")
         raise_all(ConfigError, problems, where="options of a repair")
-        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "seed", operator.index(self.seed))
         for name in ("baselines", "trackers", "notes"):
             given = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))

@@ -40,7 +40,7 @@ from expunge.config import (
     merge,
 )
 from expunge.data import Batch, DataLike, Samples, as_samples
-from expunge.detection.detectors import detect, detectors, needs_of
+from expunge.detection.detectors import check_detectors, detect, detectors, needs_of
 from expunge.detection.memorisation import has_memorised_faults, label_agreement
 from expunge.detection.partitioners import partitioners
 from expunge.detection.signals import collect
@@ -53,6 +53,7 @@ from expunge.errors import (
     PartitionError,
     PruneError,
     format_ids,
+    type_with_article,
 )
 from expunge.evaluation import metrics
 from expunge.evaluation.audit import audit
@@ -167,7 +168,7 @@ def score(
     ModelError
         If the model does not accept the data, or its output is not finite.
     ConfigError
-        For unknown detectors and settings.
+        For unknown detectors, options and settings.
 
     Notes
     -----
@@ -186,6 +187,7 @@ def score(
     (60,)
     """
     samples, config = as_samples(data), merge(ScoreConfig, config, settings)
+    check_detectors(config.detectors, config.options)
     model = adapt_model(model, samples).model
     names = config.detectors
     if samples.external_probs and "external_margin" not in names:
@@ -257,7 +259,7 @@ def average_checkpoint_probs(
     Raises
     ------
     ConfigError
-        If there is no checkpoint.
+        If there is no checkpoint, or one is given where a list is expected.
     ModelError
         If weights do not fit the model.
 
@@ -274,6 +276,12 @@ def average_checkpoint_probs(
     >>> average_checkpoint_probs(model, data, [model.state_dict()]).shape
     (60, 2)
     """
+    if isinstance(checkpoints, str | Path | Mapping):
+        raise ConfigError(
+            f"expected a list of checkpoints, got {type_with_article(checkpoints)}",
+            where="trajectory",
+            fix="put it into a list: [checkpoint]",
+        )
     samples, total, count = as_samples(data), 0.0, 0
     other = copy_model(adapt_model(model, samples).model)
     for checkpoint in checkpoints:
@@ -518,6 +526,8 @@ def prune(
 
     Raises
     ------
+    ConfigError
+        For another mode.
     PruneError
         If the model has no such units, or the smaller model does not compute the same function of
         the remaining units.
@@ -533,6 +543,7 @@ def prune(
     6
     """
     _require_kind(plan, PrunePlan, "the plan")
+    mode = merge(PruneConfig, None, {"mode": mode}).mode
     samples = as_samples(data)
     found = adapt_model(model, samples).model
     return surgery.apply_plan(found, plan, samples.example(), mode=mode)

@@ -6,14 +6,17 @@ Nothing is drawn from a shared stream, so adding a consumer never changes anothe
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 import numpy as np
 import torch
 
 from expunge._core.arrays import Ints
+from expunge.errors import ConfigError
 
 
 def derive(seed: int, *names: str | int) -> int:
@@ -26,6 +29,11 @@ def derive(seed: int, *names: str | int) -> int:
     *names
         What the randomness is for. Another name, or another order, gives another seed.
 
+    Raises
+    ------
+    ConfigError
+        If the seed is no integer.
+
     Examples
     --------
     >>> derive(0)
@@ -33,8 +41,16 @@ def derive(seed: int, *names: str | int) -> int:
     >>> derive(0, "views", 1) == derive(0, "views", 2)
     False
     """
-    text = "\x1f".join([str(int(seed)), *(str(n) for n in names)])
+    text = "\x1f".join([str(as_seed(seed)), *(str(n) for n in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def as_seed(seed: SupportsIndex) -> int:
+    """Return the integer that a seed is, of Python, NumPy or torch."""
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        raise ConfigError(f"seed must be an integer, not {seed!r}") from error
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -8,7 +8,7 @@ built-in ones are in `label_detectors`, `feature_detectors`, `input_detectors` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,8 +121,7 @@ def detect(
     array([-3.,  3.])
     """
     chosen = tuple(names)
-    if not chosen:
-        raise ConfigError("no detector is named", fix=f"choose from: {detectors.names()}")
+    check_detectors(chosen, options or {})
     signals = compact(signals)
     found = {name: _run(signals, name, (options or {}).get(name, {})) for name in chosen}
     loo_probs = [q for d in found.values() if d.is_leave_one_out for q in d.class_probs]
@@ -145,9 +144,16 @@ def detect(
     )
 
 
+def check_detectors(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ConfigError for no detector, an unknown one, and an unknown option of one."""
+    if not names:
+        raise ConfigError("no detector is named", fix=f"choose from: {detectors.names()}")
+    for name in (*names, *options):
+        detectors.check_options(name, options.get(name, {}))
+
+
 def _run(signals: Signals, name: str, options: Mapping[str, Any]) -> Detection:
-    """Check the options and the signals, then run one detector."""
-    detectors.check_options(name, options)
+    """Check the signals, then run one detector."""
     missing = missing_needs(signals, needs_of((name,)))
     if missing:
         raise DataError(

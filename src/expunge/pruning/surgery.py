@@ -267,7 +267,8 @@ def _check_cuttable(traced: TracedModel, units: Units) -> None:
 def _trace_for(model: nn.Module, plan: PrunePlan, example: Batch) -> TracedModel:
     """Trace a model; names that no model of its kind can have are an error before that."""
     modules = dict(model.named_modules())
-    raise_all(PruneError, unknown_layers(model, plan.units, modules), where="plan")
+    unknown = unknown_layers(model, [name for name in plan.units if name not in modules])
+    raise_all(PruneError, unknown, where="plan")
     return trace(model, example)
 
 
