@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from operator import itemgetter
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -149,11 +149,7 @@ def pool_evidence(
     if len(classes) == n_classes:
         return _pool_evidence(compact(signals), signals.inputs, held_out_agreement)
     found = _pool_evidence(_of_classes(signals, classes), signals.inputs, held_out_agreement)
-    probs, probe_probs = found.probs, found.probe_probs
-    if probe_probs is not None:
-        probe_probs = spread_classes(probe_probs, classes, labels, n_classes)
-    probs = spread_classes(probs, classes, labels, n_classes)
-    return replace(found, probs=probs, probe_probs=probe_probs)
+    return found.with_rows(lambda rows: spread_classes(rows, classes, labels, n_classes))
 
 
 def _of_classes(signals: Signals, classes: Ints) -> Signals:
@@ -180,53 +176,24 @@ def _pool_evidence(
     """Pool the evidence of classes that have samples, or of very many classes."""
     order, c = np.argsort(signals.ids, kind="stable"), signals.logits.shape[1]
     labels = signals.labels[order]
-    early = list(signals.features.items())[:N_EARLY_LAYERS]
-    unweighted, pools, novelties = zero_rows(labels, c), [], []
-    agreements, evident_rates = [], []
-    for name, features in [("input", inputs), *early]:
-        pool = WeightedPool(labels, c)
-        logs, distances = _probe(pool, name, in_order(features, order))
-        unweighted = add_scaled(unweighted, logs, labels, 1.0)
-        rate, weight = _evident_rate(LazyRows(unweighted, _as_probs), labels)
-        agreements.append(label_agreement(unweighted, labels))
-        evident_rates.append(rate * weight)
-        pools.append(pool)
-        novelties.append(log_mean_distance(distances))
+    probed = _probe_early(signals, inputs, order)
     reference = expected_agreement(
-        signals, agreements[0], agreements[-1], max(evident_rates), held_out_agreement
+        signals, *probed.agreements, probed.evident_rate, held_out_agreement
     )
-    del unweighted
     agreement = label_agreement(signals.logits, signals.labels) if signals.has_model else 0.0
     memorised = memorised_fraction(agreement, reference)
-    of_probes = memorised_fraction(agreements[-1], reference)
-    pool = pools[0]
-    for other in pools[1:]:
-        cap = min(1.0, pool.largest_weight() / other.largest_weight())
-        credibility = (1 - memorised) ** _EARLY_POWER * cap ** min(1.0, memorised / _CAPPED_FROM)
-        pool.join(other, credibility * (1 - of_probes) ** TRAINED_POWER)
+    pool = _joined(probed, memorised, reference)
     probes = pool.calibrated()
     probe_gain = gain_above_chance(label_agreement(probes, labels), c)
     probe_probs = _as_float32(probes)
-    layers = []
-    for name, probs in _trained_sources(signals):
-        source = TakenRows(probs, order)
-        pool.add_trained(name, source, reference)
-        if name.startswith(_LAYER):
-            layers.append(source)
-    if signals.augmented_probs is not None and signals.views:
-        views = TakenRows(signals.augmented_probs, order)
-        pool.add("views", views, (1 - memorised) ** TRAINED_POWER)
-    for name, external in signals.external_probs.items():
-        if name != _TRAJECTORY:
-            pool.add_external(f"external:{name}", TakenRows(external, order))
+    layers = _add_trained(pool, signals, order, memorised=memorised, reference=reference)
     pooled = pool.calibrated()
     gain = gain_above_chance(label_agreement(pooled, labels), c)
     probe_weight = 1 - ramp(1 - probe_gain / gain, _PROBES_WEAKER)
     evident = [_evident_rate(layer, labels) for layer in layers if probe_weight < 1]
     layer_rate, layer_weight = max(evident, key=itemgetter(1), default=(0.0, 0.0))
-    layer_weight *= min(1.0, memorised / _CAPPED_FROM)
     best = predicted(pooled)
-    novelty: Floats = np.min([robust_deviation(v, best) for v in novelties], axis=0)
+    novelty: Floats = np.min([robust_deviation(v, best) for v in probed.novelties], axis=0)
     back = np.argsort(order, kind="stable")
     return PooledEvidence(
         probs=in_order(_as_float32(pooled), back),
@@ -240,8 +207,68 @@ def _pool_evidence(
         probe_weight=probe_weight,
         held_out_agreement=held_out_agreement,
         layer_rate=layer_rate,
-        layer_weight=layer_weight,
+        layer_weight=layer_weight * min(1.0, memorised / _CAPPED_FROM),
     )
+
+
+class _Probed(NamedTuple):
+    """Probes on the input and on early layers.
+
+    ``pools`` and ``novelties`` are those of the input and of each layer, ``agreements`` the shares
+    of the labels that the probes on the input predict and that all of them do.
+    """
+
+    pools: list[WeightedPool]
+    novelties: list[Floats]
+    agreements: tuple[float, float]
+    evident_rate: float
+
+
+def _probe_early(signals: Signals, inputs: AnyFloats, order: Ints) -> _Probed:
+    """Fit probes on the input and on early layers."""
+    labels, c = signals.labels[order], signals.logits.shape[1]
+    unweighted, pools, novelties = zero_rows(labels, c), [], []
+    agreements, evident_rates = [], []
+    for name, features in [("input", inputs), *list(signals.features.items())[:N_EARLY_LAYERS]]:
+        pool = WeightedPool(labels, c)
+        logs, distances = _probe(pool, name, in_order(features, order))
+        unweighted = add_scaled(unweighted, logs, labels, 1.0)
+        rate, weight = _evident_rate(LazyRows(unweighted, _as_probs), labels)
+        agreements.append(label_agreement(unweighted, labels))
+        evident_rates.append(rate * weight)
+        pools.append(pool)
+        novelties.append(log_mean_distance(distances))
+    return _Probed(pools, novelties, (agreements[0], agreements[-1]), max(evident_rates))
+
+
+def _joined(probed: _Probed, memorised: float, reference: float) -> WeightedPool:
+    """Join the probes; those on layers count the less, the more the model has memorised."""
+    pool, *others = probed.pools
+    of_probes = memorised_fraction(probed.agreements[1], reference)
+    for other in others:
+        cap = min(1.0, pool.largest_weight() / other.largest_weight())
+        credibility = (1 - memorised) ** _EARLY_POWER * cap ** min(1.0, memorised / _CAPPED_FROM)
+        pool.join(other, credibility * (1 - of_probes) ** TRAINED_POWER)
+    return pool
+
+
+def _add_trained(
+    pool: WeightedPool, signals: Signals, order: Ints, *, memorised: float, reference: float
+) -> list[RowSource]:
+    """Add what the training can have shaped, and external probabilities; return the layers."""
+    layers: list[RowSource] = []
+    for name, probs in _trained_sources(signals):
+        source = TakenRows(probs, order)
+        pool.add_trained(name, source, reference)
+        if name.startswith(_LAYER):
+            layers.append(source)
+    if signals.augmented_probs is not None and signals.views:
+        views = TakenRows(signals.augmented_probs, order)
+        pool.add("views", views, (1 - memorised) ** TRAINED_POWER)
+    for name, external in signals.external_probs.items():
+        if name != _TRAJECTORY:
+            pool.add_external(f"external:{name}", TakenRows(external, order))
+    return layers
 
 
 def in_order(rows: T, order: Ints) -> T:

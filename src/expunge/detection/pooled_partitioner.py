@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from expunge._core.arrays import Bools, Floats, Ints
+from expunge._core.arrays import Bools, Floats
 from expunge.detection.class_arithmetic import joint_with
 from expunge.detection.class_rows import occurring_classes, take_classes
 from expunge.detection.evidence import robust_deviation
@@ -18,7 +18,7 @@ from expunge.detection.noise_model_partitioner import noise_model, two_sided_fit
 from expunge.detection.noise_rate import RateEstimate, estimate_noise_rate
 from expunge.detection.partitioners import build_partition, most_probable_labels, partitioners
 from expunge.errors import ConfigError, check_range
-from expunge.records import Fit, Partition, PooledEvidence, Scores
+from expunge.records import Fit, Partition, Scores
 
 # Robust deviations from which on an input is unusual for its class, and the slope there.
 MIN_NOVELTY = 4.0
@@ -127,9 +127,11 @@ def evidence_pool(
     if usable.sum() < MIN_SAMPLES:
         usable = np.ones(len(labels), dtype=bool)
     # Classes without samples are neither right nor wrong labels.
-    classes = occurring_classes(labels, scores.pooled.probs.shape[1])
+    pooled, classes = scores.pooled, occurring_classes(labels, scores.pooled.probs.shape[1])
+    if len(classes) < pooled.probs.shape[1]:
+        pooled = pooled.with_rows(lambda rows: take_classes(rows, classes))
     given = np.searchsorted(classes, labels)
-    rate = estimate_noise_rate(_of_classes(scores.pooled, classes), given, usable)
+    rate = estimate_noise_rate(pooled, given, usable)
     if noise_rate is not None:
         estimates = {**rate.estimates, "known": noise_rate}
         rate = replace(rate, value=noise_rate, low=noise_rate, high=noise_rate, estimates=estimates)
@@ -156,16 +158,6 @@ def evidence_pool(
         noise_rate=_with_input_faults(rate, float(partition.p_noisy.mean()), inputs.p),
         rate_estimates=rate.estimates,
     )
-
-
-def _of_classes(pooled: PooledEvidence, classes: Ints) -> PooledEvidence:
-    """Return the evidence for some classes; the others have no samples."""
-    if len(classes) == pooled.probs.shape[1]:
-        return pooled
-    probe_probs = pooled.probe_probs
-    if probe_probs is not None:
-        probe_probs = take_classes(probe_probs, classes)
-    return replace(pooled, probs=take_classes(pooled.probs, classes), probe_probs=probe_probs)
 
 
 def shift_to_rate(log_odds: Floats, usable: Bools, rate: float) -> Floats:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -189,6 +189,13 @@ class PooledEvidence:
         freeze(self, probs=(self.probs, np.float32), novelty=(self.novelty, np.float64))
         if self.probe_probs is not None:
             freeze(self, probe_probs=(self.probe_probs, np.float32))
+
+    def with_rows(
+        self, change: Callable[[np.ndarray | TopClasses], np.ndarray | TopClasses]
+    ) -> PooledEvidence:
+        """Return the same evidence with its class distributions changed by a function."""
+        probe_probs = None if self.probe_probs is None else change(self.probe_probs)
+        return replace(self, probs=change(self.probs), probe_probs=probe_probs)
 
 
 @dataclass(frozen=True, repr=False)
