@@ -228,6 +228,33 @@ def test_every_key_of_a_data_set_is_in_the_reference_of_specs():
             assert f"`{stage}.{f.name}" in text, f"{stage}.{f.name}"
 
 
+def test_the_reference_has_every_command_with_its_options():
+    text = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in section(text, "Commands") if line.startswith("| `")]
+    described = {
+        name: set(re.findall(r"--[\w-]+", row[-1]))
+        for row in rows
+        for name in re.findall(r"`([a-z]+)", row[0])
+    }
+    groups = ("text", "nmtune", "bench")
+    for name, command in application().commands.items():
+        if name not in groups:
+            options = {o for p in command.params for o in p.opts if o.startswith("--")}
+            assert described[name] == options - {"--help"}, name
+    assert described.keys() >= set(groups)
+
+
+def test_the_readme_of_the_benchmarks_lists_every_one():
+    page = ROOT / "benchmarks" / "README.md"
+    listed = re.findall(r"^\| `bench ([\w-]+)`", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(application().commands["bench"].commands)
+
+
+def section(text: str, title: str) -> list[str]:
+    """The lines of a section of a page."""
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0].splitlines()
+
+
 def test_every_red_flag_is_in_its_reference_with_what_to_do():
     text = (ROOT / "docs" / "reference" / "flags.md").read_text(encoding="utf-8")
     sources = [*(ROOT / "src").rglob("*.py")]

@@ -40,8 +40,19 @@ class Interrupted(ExpungeError):
         )
 
 
+# The commands in the order of their use, as the help lists them; those of other packages are last.
+_ORDER = (
+    *("demo", "init", "check", "repair", "report", "compare", "review", "clean", "export"),
+    *("forget", "detect", "score", "partition", "rank", "prune", "tune", "list", "text", "nmtune"),
+)
+
+
 class _Commands(TyperGroup):
     """Commands in which Ctrl-C is one of our errors, also while packages are imported."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
 
     def invoke(self, ctx: Any) -> Any:
         try:
