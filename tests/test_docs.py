@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shlex
+from dataclasses import asdict
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -248,6 +249,19 @@ def test_the_readme_of_the_benchmarks_lists_every_one():
     page = ROOT / "benchmarks" / "README.md"
     listed = re.findall(r"^\| `bench ([\w-]+)`", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(application().commands["bench"].commands)
+
+
+def test_the_reference_has_every_setting_of_a_stage_and_the_default_detectors():
+    lines = section((ROOT / "docs" / "spec.md").read_text(encoding="utf-8"), "Stages")
+    heads = " ".join(line.split(" | ")[0] for line in lines)
+    default = recipes.get("default")(Recipe())
+    for stage in ("score", "partition", "rank", "prune", "edit", "rounds"):
+        for setting in asdict(getattr(default, stage)):
+            assert f"`{stage}.{setting}" in heads
+    for setting in asdict(default.tune):
+        assert f"`{setting}" in heads
+    (row,) = (line for line in lines if line.startswith("| `score.detectors`"))
+    assert tuple(re.findall(r"`(\w+)`", row.split(" | ")[-1])) == default.score.detectors
 
 
 def section(text: str, title: str) -> list[str]:

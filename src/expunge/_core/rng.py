@@ -82,9 +82,9 @@ def subsample(rows: int | Ints, max_rows: int, seed: int, *names: str | int) -> 
     return np.sort(generator(seed, *names).permutation(rows)[:max_rows])
 
 
-def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
-    """Return an independent torch generator for this seed and these names."""
-    return torch.Generator(device=device).manual_seed(derive(seed, *names))
+def torch_generator(seed: int, *names: str | int) -> torch.Generator:
+    """Return an independent torch generator of the CPU for this seed and these names."""
+    return torch.Generator().manual_seed(derive(seed, *names))
 
 
 @contextmanager

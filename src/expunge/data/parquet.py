@@ -120,11 +120,9 @@ def read_schema(path: Path) -> tuple[Any, int]:
         return file.schema_arrow, file.metadata.num_rows
 
 
-def _read(path: Path, columns: list[str], *, group: int | None = None) -> Any:
+def _read(path: Path, columns: list[str]) -> Any:
     with open_parquet(path, what="a damaged Parquet file") as file:
-        if group is None:
-            return file.read(columns=columns)
-        return file.read_row_group(group, columns=columns)
+        return file.read(columns=columns)
 
 
 def require_columns(schema: Any, names: list[str], path: Path) -> None:

@@ -141,7 +141,11 @@ def embed(
     check_range(ConfigError, {"views": (views, "[0, inf)")}, where="embed")
     samples = as_samples(samples)
     if views and samples.view is None:
-        raise ConfigError("the samples have no views", where=samples.name, fix="views=0")
+        raise ConfigError(
+            "the samples have no views",
+            where=samples.name,
+            fix="give the samples a view, or views=0",
+        )
     device = device_of(encoder)
     embedded, done = [], 0
     with eval_mode(encoder), torch.inference_mode():

@@ -16,6 +16,7 @@ from markupsafe import Markup
 HEIGHT = 168  # of a histogram's plot area, in pixels
 POINTS = 240  # of a curve
 COLUMNS = 120  # of a waveform
+_N_TICKS = 5  # of an axis, about
 
 # Of lines, two each: whole and dashed.
 LINES = ("#2a3a78", "#c2571a", "#207e8c", "#8a3ffc", "#7abe6e")
@@ -23,11 +24,11 @@ LINES = ("#2a3a78", "#c2571a", "#207e8c", "#8a3ffc", "#7abe6e")
 Curve = tuple[str, np.ndarray]  # CSS class, heights at POINTS places from left to right
 
 
-def ticks(low: float, high: float, target: int = 5) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers (steps of 1, 2 or 5 times a power of ten) from ``low`` to ``high``."""
     if not high > low:
         return [low]
-    rough = (high - low) / target
+    rough = (high - low) / _N_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -216,9 +217,7 @@ def _value_axis(across: Sequence[tuple[float, float]], rule: float | None) -> Ma
     return Markup("").join(parts)
 
 
-def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, width: int = 680
-) -> str:
+def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
     """Lines through points ``(x, y)``, y from 0 up, as an SVG file of its own with a legend.
 
     Raises nothing for a single point; a series without points is left out.
@@ -227,7 +226,8 @@ def line_chart(
     places = [p for points in series.values() for p in points]
     right = max((p[0] for p in places), default=1.0) or 1.0
     top = 1.06 * (max((p[1] for p in places), default=1.0) or 1.0)
-    left, plot, height = 52, width - 52 - 230, 280
+    width, left, height = 680, 52, 280
+    plot = width - left - 230
 
     def at(point: tuple[float, float]) -> str:
         return f"{left + plot * point[0] / right:.1f},{height * (1 - point[1] / top):.1f}"

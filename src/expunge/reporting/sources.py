@@ -31,8 +31,8 @@ def rate_lines(partition: Partition, pooled: PooledEvidence | None) -> list[str]
     lines = [f"noise rate by each estimator alone: {alone}"]
     if _has_model(pooled):
         lines.append(
-            f"memorised: {percent(pooled.memorised_fraction)} of what the model fits beyond the "
-            f"{percent(pooled.expected_agreement)} of the given labels that are to be expected"
+            f"memorised: {percent(pooled.memorised_fraction)} of the given labels beyond the "
+            f"{percent(pooled.expected_agreement)} that a model which has memorised none predicts"
         )
     lines += [f"to narrow the interval: {line}" for line in narrowing_lines(partition, pooled)]
     return lines

@@ -98,11 +98,7 @@ def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_tensors(
-    path: str | Path,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
-    *,
-    error: type[ExpungeError] = RunError,
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
     """Write tensors and plain values to one safetensors file, with a digest of both.
 
@@ -114,13 +110,16 @@ def save_tensors(
         By name, on any device.
     metadata
         Values that JSON can hold.
-    error
-        The class of error to raise.
+
+    Raises
+    ------
+    RunError
+        If the file cannot be written.
     """
     state = storable(tensors)
     text = json.dumps(dict(metadata), default=list)
     header = {_METADATA: text, _DIGEST: _digest(state, text)}
-    write_file(path, lambda file: save_file(state, file, metadata=header), error=error)
+    write_file(path, lambda file: save_file(state, file, metadata=header))
 
 
 def read_tensors(

@@ -59,9 +59,9 @@ def write_file(
             content(temporary)
 
 
-def make_folder(folder: Path, *, error: type[ExpungeError] = RunError) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder and its parents, unless it exists."""
-    with wrap_io_errors(folder, error):
+    with wrap_io_errors(folder, RunError):
         folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -92,16 +92,14 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: digest(plain)}
 
 
-def read_sealed(
-    path: Path, *, error: type[ExpungeError] = RunError, fix: str = ""
-) -> dict[str, Any]:
+def read_sealed(path: Path, *, fix: str = "") -> dict[str, Any]:
     """Read a JSON file that `seal` made, and check that no value has changed since."""
-    values = read_json(path, error=error, fix=fix)
+    values = read_json(path, error=RunError, fix=fix)
     stated = values.pop(SEAL, None)
-    with reading(path, error, fix=fix):
+    with reading(path, RunError, fix=fix):
         found = digest(values)
     if stated != found:
-        raise error("has changed since it was written", where=str(path), fix=fix)
+        raise RunError("has changed since it was written", where=str(path), fix=fix)
     return values
 
 
