@@ -423,6 +423,16 @@ SETTINGS: dict[str, Case] = {
         ConfigError,
         "no detector is called 'pooled_margins'\n  fix: did you mean 'pooled_margin'",
     ),
+    "a path as a data set": (
+        lambda f: expunge.from_dataset("train.csv"),
+        DataError,
+        r"expected a data set, got 'train.csv'\n  fix: expunge.data.read\(",
+    ),
+    "a path as features": (
+        lambda f: expunge.detect("x.csv", [0, 1]),
+        DataError,
+        "got str, expected an array.*\n  fix: read the file first",
+    ),
     "an unknown way to prune": (
         lambda f: expunge.prune(
             memorised(), expunge.PrunePlan({"0": (1,)}, requested=1), noisy(60), mode="cut"

@@ -1257,6 +1257,8 @@ def test_the_model_of_a_run_needs_its_network_to_be_called(tmp_path):
         weights(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ModelError, match="data are needed"):
         expunge.load_run(tmp_path / "run", network())
+    with pytest.raises(ModelError, match=r"(?s)has not the units that were cut.*fix: give"):
+        expunge.load_run(tmp_path / "run", torch.nn.Linear(64, 10), noisy())
     read = expunge.load_run(tmp_path / "run", torch.nn.DataParallel(network()), noisy())
     assert_same_weights(read.model, made.model)
     with pytest.raises(RunError, match="holds no finished run"):

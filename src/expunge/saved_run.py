@@ -13,7 +13,7 @@ from expunge._core.isolation import isolated
 from expunge.config import PruneMode
 from expunge.data import DataLike, as_samples
 from expunge.editing.readout import rebuild
-from expunge.errors import ModelError, RunError
+from expunge.errors import ModelError, PruneError, RunError
 from expunge.models.adaptation import unwrap
 from expunge.records import (
     Baseline,
@@ -188,7 +188,14 @@ def _model_of(
             fix="expunge.load_run(folder, model=network, data=samples)",
         )
     example = None if data is None else as_samples(data).example()
-    return rebuild(unwrap(model).model, *plans, state, example=example, mode=mode)
+    try:
+        return rebuild(unwrap(model).model, *plans, state, example=example, mode=mode)
+    except PruneError as error:
+        raise ModelError(
+            f"the network given has not the units that were cut: {error.what}",
+            where=str(path),
+            fix="give the network of this run, as its constructor makes it",
+        ) from error
 
 
 def _metric(found: Mapping[str, Any] | None) -> Metric | None:

@@ -394,7 +394,14 @@ def rank(
     Raises
     ------
     ModelError
-        If the model has no layer whose units could be ranked.
+        If the model has no layer whose units could be ranked, or a layer that is named is no hidden
+        one.
+    PruneError
+        If the model has no layer of a name that is given.
+    ConfigError
+        For unknown rankers, options and settings.
+    DataError
+        If the partition is of other samples or labels.
 
     Notes
     -----
@@ -594,6 +601,8 @@ def edit(
         For an unknown editor or option, or none.
     PartitionError
         If every sample was flagged.
+    DataError
+        If the partition is of other samples or labels.
 
     Notes
     -----
@@ -688,7 +697,13 @@ def tune(
     PartitionError
         If the partition leaves no sample, or none of a class.
     ModelError
-        If the loss is not finite.
+        If the model does not accept the data, or the loss is not finite.
+    ConfigError
+        For an unknown trainer and unknown settings.
+    DataError
+        If the partition is of other samples or labels.
+    PruneError
+        With ``scope="head"``, if the model has no layer of a name that is given.
 
     Notes
     -----
@@ -840,6 +855,13 @@ def compare(before: nn.Module, after: nn.Module, data: DataLike, *, seed: int = 
     -------
     Comparison
         Both evaluations and the paired gain in accuracy.
+
+    Raises
+    ------
+    DataError
+        If there are no samples, or fewer than two classes are named.
+    ModelError
+        If a model does not accept the data.
 
     Notes
     -----

@@ -11,10 +11,10 @@ from expunge._core.rng import temp_seed
 from expunge.data import from_arrays
 from expunge.detection.pooling import default_feature_layers
 from expunge.detection.signals import collect
-from expunge.errors import PruneError
+from expunge.errors import ConfigError, PruneError
 from expunge.models.audio import LogMel
 from expunge.models.inspection import inspect_layers
-from expunge.models.zoo import kws, rlap_speech
+from expunge.models.zoo import kws, resnet, rlap_speech
 from expunge.pruning import surgery
 from expunge.records import PrunePlan
 from expunge.training.loop import TuneConfig, tune
@@ -66,6 +66,11 @@ def test_the_networks_take_sound_of_any_length_and_are_small(model, weights):
         logits = model(sound(2, samples))
         assert logits.shape == (2, model[-1].out_features)
         assert torch.isfinite(logits).all()
+
+
+def test_stages_of_a_residual_network_that_do_not_match_are_refused():
+    with pytest.raises(ConfigError, match=r"widths \(8,\) and blocks \(1, 1\)"):
+        resnet(classes=2, widths=[8], blocks=[1, 1])
 
 
 def test_the_published_network_has_its_layers():

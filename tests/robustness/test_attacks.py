@@ -212,6 +212,13 @@ def test_inputs_that_are_no_pixels_are_refused():
         robustness(small(), bright(), epsilons=(8.0,))
     with pytest.raises(ConfigError, match="0 or more"):
         fgsm(small(), *pixels(bright(4)), eps=-1.0)
+    with pytest.raises(ConfigError, match="steps must be 1 or more"):
+        adversarial(steps=0)
+    with pytest.raises(ConfigError, match="restarts must be 1 or more"):
+        pgd(small(), *pixels(bright(4)), eps=0.1, restarts=0)
+    for mean, std in (((0.5, 0.5), (0.2,)), ((0.5,), (0.0,))):
+        with pytest.raises(ConfigError, match="a number a channel, std above 0"):
+            FromPixels(small(), mean, std)
     with pytest.raises(DataError, match="labels reach 2, the model has 2 outputs"):
         robustness(small(), bright(classes=3))
     linear, flat = nn.Linear(36, 2), (np.zeros((4, 36), dtype=np.float32), np.arange(4) % 2)

@@ -125,6 +125,11 @@ def test_an_update_refuses_probabilities_that_do_not_match():
         ({"n_rounds": 0}, "n_rounds"),
         ({"relabel_fraction": 1.5}, "relabel_fraction"),
         ({"augmentation_strengths": ()}, "augmentation_strengths"),
+        (
+            {"loss": "softmax_weighted"},
+            "loss is 'softmax_weighted'\n  fix: did you mean 'softmax-weighted'",
+        ),
+        ({"final_method": "mixmatch"}, "final_method is 'mixmatch'\n  fix: choose one of"),
     ],
 )
 def test_settings_are_checked(wrong, name):

@@ -128,6 +128,8 @@ def arrays_of(x: Any) -> list[str]:
 
 def fix_array(x: object, name: str) -> str:
     """What to do about an object that is no array and no table."""
+    if isinstance(x, str | Path):
+        return "read the file first, as pandas.read_csv(path) or numpy.load(path) do"
     if names := arrays_of(x):
         return f"choose one of its arrays ({format_ids(names)}): {name}[{names[0]!r}]"
     for method in ("toarray", "collect", "to_pandas"):  # of SciPy, Polars and Hugging Face

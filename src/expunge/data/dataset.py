@@ -125,6 +125,8 @@ def from_dataset(
     >>> samples.labels.tolist(), samples.batch(np.array([3]))
     ([0, 1, 0, 1], tensor([[3., 3.]]))
     """
+    if isinstance(dataset, str | Path):
+        raise DataError(f"expected a data set, got '{dataset}'", where=name, fix=_fix_data(dataset))
     if collate_fn is not None:
         dataset = CollatedDataset(unwrap_loader(dataset, name), collate_fn)
     several = input is not None and not isinstance(input, str | int)

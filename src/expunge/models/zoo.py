@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from expunge.errors import ConfigError
 from expunge.models.audio import MFCC, LogMel, SpecAugment
 
 
@@ -166,6 +167,11 @@ def resnet(
     hidden
         Units of a hidden layer before the classes; 0 for none.
 
+    Raises
+    ------
+    ConfigError
+        Unless ``widths`` and ``blocks`` have a number for each stage.
+
     References
     ----------
     He et al., arXiv 1512.03385.
@@ -175,6 +181,11 @@ def resnet(
     >>> resnet(classes=10, widths=(4, 8), blocks=(1, 1))(torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 10])
     """
+    if len(widths) != len(blocks) or not widths:
+        raise ConfigError(
+            f"widths {tuple(widths)} and blocks {tuple(blocks)} must have a number for each stage",
+            where="resnet",
+        )
     return ResNet(
         classes=classes,
         channels=channels,

@@ -80,7 +80,7 @@ def unknown_layers(
         "layers and attentions with several heads have, and depthwise convolutions follow what "
         "they read"
         if name in modules
-        else f"the model has no layer '{name}': {did_you_mean(name, known)}"
+        else f"the model has no layer '{name}': {did_you_mean(name, filter(None, known))}"
         for name in names
         if name not in known
     ]

@@ -23,7 +23,7 @@ from expunge._core.isolation import isolated
 from expunge._core.progress import Progress, silent
 from expunge._core.rng import legacy_numpy, torch_generator
 from expunge.data import Batch, DataLike, Preparation, Samples, as_samples
-from expunge.errors import ConfigError, DataError, format_ids
+from expunge.errors import ConfigError, DataError, check_range, format_ids
 from expunge.export.onnx import PreparedModel
 from expunge.models.calls import eval_mode, logits_of, on_device
 from expunge.training.loop import Objective
@@ -34,13 +34,22 @@ UNBOUNDED = 1.0
 # By so much may attacks that should be weaker do better on the same samples.
 TOLERANCE = 0.01
 AttackLoss = Literal["cross-entropy", "margin"]
+_WHERE = "attack"
 
 
 class FromPixels(nn.Module):
-    """A model behind the standardisation ``(x − mean) / std`` of its channels; x in [0, 1]."""
+    """A model behind the standardisation ``(x − mean) / std`` of its channels; x in [0, 1].
+
+    Raises ConfigError unless mean and std have one number a channel, those of std above 0.
+    """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ConfigError(
+                f"mean {tuple(mean)} and std {tuple(std)} must be a number a channel, std above 0",
+                where="FromPixels",
+            )
         self.model = model
         self.mean: Tensor
         self.std: Tensor
@@ -81,8 +90,10 @@ def pgd(
 
     Returns inputs like x within ``ε`` of it: of each sample the first try that is misclassified,
     else the last. Cost: ``restarts × steps`` forward and backward passes, fewer for
-    what has fallen.
+    what has fallen. Raises ConfigError for fewer steps or restarts than one.
     """
+    counts = {"steps": (steps, "[1, inf)"), "restarts": (restarts, "[1, inf)")}
+    check_range(ConfigError, counts, where=_WHERE)
     step = max(eps / 4, 2 * eps / steps) if step is None else step
     found = x.clone()
     left = torch.arange(len(x), device=x.device)
@@ -110,8 +121,7 @@ def _ascend(
     loss: AttackLoss,
 ) -> Tensor:
     """Steps along the sign of the gradient, kept within the box and in [0, 1]."""
-    if not eps >= 0:
-        raise ConfigError(f"eps must be 0 or more, not {eps}", where="attack")
+    check_range(ConfigError, {"eps": (eps, "[0, inf)")}, where=_WHERE)
     low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
     moved = begin.detach()
     with eval_mode(model), torch.enable_grad():
@@ -173,8 +183,10 @@ def adversarial(*, eps: float = 8 / 255, steps: int = 5) -> Objective:
 
     The model takes pixels (see `FromPixels`), the samples are not standardised. Steps of
     ``2.5 ε / steps``, one random start, found in evaluation mode. Cost: ``steps + 1`` forward and
-    backward passes a batch. Raises DataError for inputs outside [0, 1].
+    backward passes a batch. Raises ConfigError for a budget below 0 and fewer steps than one,
+    DataError for inputs outside [0, 1].
     """
+    check_range(ConfigError, {"eps": (eps, "[0, inf)"), "steps": (steps, "[1, inf)")}, where=_WHERE)
 
     def objective(model: nn.Module, x: Batch, y: Tensor) -> Tensor:
         pixels = _as_pixels(x, "adversarial training")

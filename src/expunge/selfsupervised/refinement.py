@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from expunge._core.progress import Progress, silent
 from expunge._core.rng import derive, temp_seed
 from expunge.data import DataLike, Samples, View, as_samples
 from expunge.detection.signals import collect
-from expunge.errors import ConfigError, check_range
+from expunge.errors import ConfigError, check_range, did_you_mean
 from expunge.models.calls import module_named
 from expunge.models.checks import check_model
 from expunge.models.copying import copy_model
@@ -38,6 +38,10 @@ from expunge.storage.weights import fit_weights, model_fingerprint, state_of
 from expunge.training.baselines import trainers
 from expunge.training.loop import Checkpoint, TuneConfig, tune
 from expunge.training.targets import Targets
+
+LossName = Literal["cross-entropy", "softmax-weighted"]
+FinalMethod = Literal["tune", "divide-mix"]
+_LOSSES, _FINAL_METHODS = get_args(LossName), get_args(FinalMethod)
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,10 @@ class RefineConfig:
     min_relabel_confidence: float = 0.0
     uncertain_weight: float = 0.5
     augmentation_strengths: tuple[float, ...] = (0.0,)
-    loss: Literal["cross-entropy", "softmax-weighted"] = "cross-entropy"
+    loss: LossName = "cross-entropy"
     restart: bool = False
     final_epochs: int = 12
-    final_method: Literal["tune", "divide-mix"] = "tune"
+    final_method: FinalMethod = "tune"
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(targets="all", lr=0.1))
 
     @property
@@ -110,6 +114,12 @@ class RefineConfig:
         intervals = dict.fromkeys(counts, "[1, inf)") | dict.fromkeys(fractions, "[0, 1]")
         values = {f"refine.{name}": (getattr(self, name), i) for name, i in intervals.items()}
         check_range(ConfigError, values)
+        for name, choices in (("loss", _LOSSES), ("final_method", _FINAL_METHODS)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"refine.{name} is {getattr(self, name)!r}",
+                    fix=did_you_mean(str(getattr(self, name)), choices),
+                )
         strengths = self.augmentation_strengths
         if not strengths or not all(0 <= s <= 1 for s in strengths):
             raise ConfigError(
