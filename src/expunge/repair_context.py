@@ -161,19 +161,17 @@ def validate_inputs(
             check_alike(samples, other)
             other.check_finite()
             check_fit(model, other)
-    n_shared = n_shared_validation = 0
+    n_shared_validation = n_shared_held_out = 0
     digests = set(input_digests(samples)) if any(o is not None for o in others.values()) else set()
     if (measured := others["validation"]) is not None:
         n_shared_validation = shared_inputs(samples, measured, digests)
     if (given := others["held_out"]) is not None:
-        others["held_out"], n_shared = without_copies(samples, given, digests)
-        if others["held_out"] is not given:
-            notes = (
-                *notes,
-                f"{n_shared:,} of {len(given):,} held-out samples are training inputs, and were "
-                "left out",
-            )
-            n_shared = 0
+        others["held_out"], n_copies = without_copies(samples, given, digests)
+        if others["held_out"] is given:
+            n_shared_held_out = n_copies
+        else:
+            left_out = f"{n_copies:,} of {len(given):,} held-out samples are training inputs"
+            notes = (*notes, f"{left_out}, and were left out")
     header = {
         "recipe": options.recipe,
         "settings": asdict(recipe),
@@ -194,7 +192,7 @@ def validate_inputs(
         this_process(),
         notes=(*options.notes, *notes, *filter(None, [tied_note(model)])),
         n_shared_validation=n_shared_validation,
-        n_shared_held_out=n_shared,
+        n_shared_held_out=n_shared_held_out,
     )
 
 

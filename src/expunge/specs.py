@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -386,22 +388,14 @@ def load_spec(
     model, seconds = build_model(spec.model, folder, seed, train), None
     if not spec.model.has_weights and spec.train is not None:
         check_run_folder(target, overwrite=overwrite or trained is not None)
-        try:
-            model, seconds = pipeline.train(
-                model,
-                train,
-                spec.train,
-                seed=seed,
-                out=(trained or target) / "0-train",
-                overwrite=overwrite and trained is None,
-                progress=progress,
-            )
-        except RunError as error:
-            if trained is None:
-                raise
-            # Whatever is wrong with it, the folder of another run is not overwritten.
-            fix = "undo the change, or name another folder, in which a model is trained: out=…"
-            raise RunError(error.what, where=error.where, fix=fix) from error
+        train_model = partial(
+            pipeline.train, model, train, spec.train, seed=seed, progress=progress
+        )
+        if trained is None:
+            model, seconds = train_model(out=target / "0-train", overwrite=overwrite)
+        else:
+            with _not_overwritten():
+                model, seconds = train_model(out=trained / "0-train")
     if spec.model.checkpoints:
         files = [resolve_path(file, folder) for file in spec.model.checkpoints]
         seen = stages.average_checkpoint_probs(model, train, files, progress=progress)
@@ -421,6 +415,16 @@ def load_spec(
         "progress": progress,
     }
     return LoadedSpec(model, train, validation, held_out, options)
+
+
+@contextmanager
+def _not_overwritten() -> Iterator[None]:
+    """Let no error of another run's folder advise to overwrite it, whatever is wrong with it."""
+    try:
+        yield
+    except RunError as error:
+        fix = "undo the change, or name another folder, in which a model is trained: out=…"
+        raise RunError(error.what, where=error.where, fix=fix) from error
 
 
 def hold_out_some(
