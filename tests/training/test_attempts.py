@@ -14,7 +14,8 @@ from expunge._core.distributed import this_process
 from expunge._core.rng import temp_seed
 from expunge.data import Samples, from_arrays
 from expunge.errors import ModelError
-from expunge.training.attempts import COLLAPSED_LOSS, Attempt, is_constant
+from expunge.models.copying import copy_model
+from expunge.training.attempts import COLLAPSED_LOSS, Attempt, has_died, is_constant
 from expunge.training.loop import TuneConfig
 from expunge.training.targets import Targets
 from oracles_training import InterruptedError, MemoryCheckpoint, assert_same_weights, split_of
@@ -79,7 +80,7 @@ def test_an_interrupted_attempt_is_resumed(stop):
     assert_same_weights(tune(checkpoint, lambda *_: None), whole)
 
 
-def losses(*values: float, labels: tuple[int, ...] = (0, 1, 2, 3), is_dead: bool = False) -> bool:
+def losses(*values: float, labels: tuple[int, ...] = (0, 1, 2, 3), died: bool = False) -> bool:
     attempt = Attempt(0, this_process(), None)
     for step, value in enumerate(values):
         if step % 6 == 0:
@@ -87,7 +88,7 @@ def losses(*values: float, labels: tuple[int, ...] = (0, 1, 2, 3), is_dead: bool
         attempt.add(step, torch.tensor(value))
     y = np.array(labels)
     targets = Targets(np.arange(len(y)), y, np.ones(len(y)))
-    return attempt.has_collapsed(targets, lambda: is_dead)
+    return attempt.has_collapsed(targets, lambda: died)
 
 
 def test_a_loss_that_rose_to_the_entropy_of_the_labels_has_collapsed():
@@ -95,16 +96,22 @@ def test_a_loss_that_rose_to_the_entropy_of_the_labels_has_collapsed():
     fine, bad = 0.5 * chance, (COLLAPSED_LOSS + 0.05) * chance
     assert losses(*[0.1] * 6, *[bad] * 6)
     assert not losses(*[0.1] * 6, *[fine] * 6)
-    for first in (chance - 0.1, chance + 0.1):  # from scratch: it began at chance
-        assert not losses(*[first] * 6, *[bad] * 6, is_dead=True)
+    for first in (chance - 0.1, chance + 0.1):  # from scratch, or half of the labels memorised
+        assert not losses(*[first] * 6, *[bad] * 6)
+        assert losses(*[first] * 6, *[bad] * 6, died=True)
         assert losses(*[first] * 6, *[chance + 0.2] * 6)
-    assert losses(*[chance + 1] * 6, *[bad] * 6, is_dead=True)  # it had memorised wrong labels
+    assert losses(*[chance + 1] * 6, *[bad] * 6, died=True)  # it had memorised wrong labels
     assert not losses(*[chance + 1] * 6, *[bad] * 6)
-    assert not losses(*[chance + 1] * 6, *[fine] * 6, is_dead=True)
+    assert not losses(*[chance + 1] * 6, *[fine] * 6, died=True)
     all_rows = np.arange(4)
     dead, live = (from_arrays(k * torch.eye(4), [0, 1, 2, 2]) for k in (0, 9))
     assert is_constant(network := nn.Linear(4, 3), dead, all_rows)
     assert not is_constant(network, live, all_rows)
+    other = copy_model(network)
+    nn.init.zeros_(other.weight)
+    assert has_died(network, other, live, all_rows)
+    assert not has_died(other, other, live, all_rows)
+    assert not has_died(network, network, live, all_rows)
     assert losses(*[0.1] * 6, *[fine] * 6, labels=(0, 0, 0, 0, 0, 0, 1))  # less to know
 
 

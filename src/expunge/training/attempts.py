@@ -14,6 +14,7 @@ from expunge._core.arrays import Ints
 from expunge._core.distributed import all_reduce_sum, broadcast_decision
 from expunge.data import Samples
 from expunge.models.calls import device_of, logits_of
+from expunge.models.copying import copy_model
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.optimisation import MAX_GRADIENT_NORM, TuneConfig
 from expunge.training.targets import Targets
@@ -98,12 +99,13 @@ class Attempt:
             [first * value, torch.full_like(value, first), value, torch.ones_like(value)]
         )
 
-    def has_collapsed(self, targets: Targets, is_constant: Callable[[], bool]) -> bool:
+    def has_collapsed(self, targets: Targets, has_died: Callable[[], bool]) -> bool:
         """Whether the loss of the last epoch says that the network knows no more than how frequent
         each label is, although it knew more before or the loss is higher than that.
 
-        It knew more if the loss was lower at the start; or higher, as that of a network that has
-        memorised wrong labels may be: then it has collapsed if it ``is_constant`` now.
+        It knew more if the loss was lower at the start; or if it predicted the same for all samples
+        only afterwards (``has_died``): a network that has memorised wrong labels may begin with any
+        loss.
         """
         sums = all_reduce_sum(self._state[1::2].clone(), self._accelerator)
         first, last = (sums / self._state[2::2].clamp_min(1)).tolist()
@@ -111,9 +113,15 @@ class Attempt:
         shares = np.bincount(classes, weights=targets.weights) / targets.weights.sum()
         entropy = float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())
         least, most = COLLAPSED_LOSS * entropy, entropy / COLLAPSED_LOSS
-        if not last > least or (least <= first <= most and not last > most):
-            return False
-        return last > first or broadcast_decision(self._accelerator, is_constant)
+        has_risen = last > first and (first < least or last > most)
+        return last > least and (has_risen or broadcast_decision(self._accelerator, has_died))
+
+
+def has_died(before: nn.Module, after: nn.Module, samples: Samples, positions: Ints) -> bool:
+    """Whether a training made a network constant, see `is_constant`."""
+    if not is_constant(after, samples, positions):
+        return False
+    return not is_constant(copy_model(before).eval(), samples, positions)
 
 
 def is_constant(model: nn.Module, samples: Samples, positions: Ints) -> bool:

@@ -27,7 +27,7 @@ from expunge.models.calls import device_of, logits_of, to_channels_last
 from expunge.models.checks import require_trainable
 from expunge.models.copying import copy_model, detach_attributes
 from expunge.models.initialisation import frozen_modules
-from expunge.training.attempts import MAX_ATTEMPTS, Attempt, is_constant, saved_attempt
+from expunge.training.attempts import MAX_ATTEMPTS, Attempt, has_died, saved_attempt
 from expunge.training.checkpoints import Checkpoint, restore, training_state
 from expunge.training.cuda_graphs import GraphedNetwork
 from expunge.training.optimisation import (
@@ -409,8 +409,8 @@ def tune(
                 raise
             continue
         is_judged = may_lower_lr and objective is cross_entropy
-        is_dead = partial(is_constant, tuned, resident, targets.positions)
-        if is_last or not is_judged or not attempt.has_collapsed(targets, is_dead):
+        died = partial(has_died, model, tuned, resident, targets.positions)
+        if is_last or not is_judged or not attempt.has_collapsed(targets, died):
             break
     for parameter, given in zip(tuned.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(given.requires_grad)
