@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -341,6 +342,19 @@ def test_public_functions_are_typed_and_document_every_parameter(name):
     hints = get_type_hints(function)
     assert set(signature.parameters) <= set(hints), name
     assert Any not in [hints[p] for p in signature.parameters], name
+
+
+CLASSES = [
+    name
+    for name in expunge._PUBLIC
+    if inspect.isclass(found := getattr(expunge, name)) and is_dataclass(found)
+]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_public_records_document_every_field(name):
+    record = getattr(expunge, name)
+    assert documented_parameters(parsed_docstring(record)) == {f.name for f in fields(record)}
 
 
 REGISTRIES = [

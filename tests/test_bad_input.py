@@ -583,6 +583,12 @@ def test_a_disk_that_does_not_take_it_is_one_of_our_errors(tmp_path, monkeypatch
 
 COMMANDS = {
     "a missing spec": ({}, ["repair", "nowhere.toml"], "there is no such spec file"),
+    "a folder as a spec": ({}, ["repair", "."], "is a folder, expected a spec file"),
+    "a folder to write a spec to": (
+        {},
+        ["init", "train.npz", "--out", "."],
+        "is a folder, expected a file to write the spec to",
+    ),
     "a missing spec of a report": (
         {},
         ["report", "no.toml"],

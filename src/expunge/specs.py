@@ -156,6 +156,10 @@ def check_hold_out(spec: Spec, *, where: str) -> None:
 
 def read_values(file: Path) -> dict[str, Any]:
     """Return the values of the file, by the names of `Spec`."""
+    if file.is_dir():
+        raise ConfigError(
+            "is a folder, expected a spec file", where=str(file), fix=f"name {file / 'spec.toml'}"
+        )
     if not is_file(file):
         raise ConfigError("there is no such spec file", where=str(file), fix="check the path")
     values = read_toml(file, error=ConfigError)

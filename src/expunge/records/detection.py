@@ -26,9 +26,10 @@ class DetectionResult(Partition):
 
     Parameters
     ----------
-    ids, labels, p_noisy, p_label_fault, p_input_fault, suggested_label, suggested_probability,
-    threshold, noise_rate, fits, evidence, memorised, rate_estimates
+    ids, labels, p_noisy, p_label_fault, p_input_fault, suggested_label, suggested_probability
         See `Partition`. Labels are indices of ``classes``.
+    threshold, noise_rate, fits, evidence, memorised, rate_estimates, reviewed
+        See `Partition`.
     classes
         The names of the classes.
     class_values

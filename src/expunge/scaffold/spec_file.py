@@ -111,6 +111,12 @@ def write_spec(request: Request, target: Path, *, overwrite: bool = False) -> li
     ExpungeError
         If the data cannot be read, their columns are not clear, or the model cannot be imported.
     """
+    if target.is_dir():
+        raise ConfigError(
+            "is a folder, expected a file to write the spec to",
+            where=str(target),
+            fix=f"--out {target / 'spec.toml'}",
+        )
     if target.exists() and not overwrite:
         raise ConfigError(
             "this file exists", where=str(target), fix="name another with --out, or --overwrite"
