@@ -8,6 +8,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from quick import detected_once as detected_once
 from quick import few_trees as few_trees
 
 

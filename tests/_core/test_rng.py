@@ -58,3 +58,12 @@ def test_temp_seed_gives_the_same_draws_and_restores_the_state(fails):
         assert fails
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device to seed")
+def test_no_seed_is_kept_for_a_device_that_is_absent():
+    """Memory would grow with every training."""
+    before = len(torch.cuda._queued_calls)
+    with temp_seed(0, "dropout"):
+        torch.rand(3)
+    assert len(torch.cuda._queued_calls) == before

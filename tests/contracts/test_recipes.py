@@ -15,7 +15,7 @@ from expunge.records import RepairResult
 from oracles_digits import QUICK, clean, memorised, network, noisy
 
 NAMES = recipes.names()
-pytestmark = pytest.mark.usefixtures("few_trees")
+pytestmark = pytest.mark.usefixtures("few_trees", "detected_once")
 
 
 def carried_out(name: str, **changes: object) -> RepairResult:

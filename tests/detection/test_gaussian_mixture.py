@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import norm
+from sklearn.mixture import GaussianMixture
 
 from expunge.detection.gaussian_mixture import (
+    Gaussians,
     fit_evidence,
     gap_rule,
     noisy_posterior,
     noisy_share_stderr,
     odds_rule,
+    refit,
     standardise,
     weighted_evidence,
 )
@@ -133,6 +136,40 @@ def test_the_standard_error_of_a_share_falls_with_the_root_of_n():
     assert errors[0] == pytest.approx(np.sqrt(0.3 * 0.7 / 4_000), rel=0.3)
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.4)
     assert noisy_share_stderr(few, replace(fit, components=parts[:1]), seed=0) == 1 / 4_000
+
+
+def test_refitted_mixtures_are_those_of_scikit_learn():
+    e = two_groups(500, 0.3, apart=3.0)[0]
+    rng = np.random.default_rng(0)
+    samples = np.stack([e[rng.integers(0, 500, 500)] for _ in range(4)])
+    start = Gaussians(np.array([0.6, 0.3, 0.1]), np.array([0.0, 3.0, 6.0]), np.array([1, 2, 0.1]))
+    found = refit(samples, start, least=1e-3, max_steps=100)
+    for i, sample in enumerate(samples):
+        model = GaussianMixture(
+            3,
+            weights_init=start.weights,
+            means_init=start.means[:, None],
+            precisions_init=1 / start.variances[:, None, None],
+            reg_covar=1e-3,
+            tol=1e-5,
+        ).fit(sample[:, None])
+        assert_allclose(found.weights[i], model.weights_, atol=1e-9)
+        assert_allclose(found.means[i], model.means_[:, 0], atol=1e-9)
+        assert_allclose(found.variances[i], model.covariances_[:, 0, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_mixture_that_bic_chooses_is_that_of_scikit_learn(k):
+    e, bad = two_groups(600, 0.3, apart=3.0)
+    e = np.round(e, 1)
+    expected = GaussianMixture(
+        k, reg_covar=1e-4 * e.var(), random_state=5, tol=1e-5, max_iter=500
+    ).fit(np.sort(e)[:, None])
+    rule = odds_rule(np.where(bad, 5.0, -5.0))
+    fit, _ = fit_evidence(e, np.full(600, True), kind="label", components=k, rule=rule, seed=5)
+    assert fit.bic[k] == pytest.approx(expected.bic(e[:, None]))
+    if len(fit.components) == k:
+        assert_allclose([c.mean for c in fit.components], np.sort(expected.means_[:, 0]), atol=1e-8)
 
 
 def test_rows_that_are_not_usable_do_not_decide_which_component_is_noisy():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import numpy as np
-from scipy.special import log_softmax as _log_softmax
-from scipy.special import logsumexp
 from scipy.special import softmax as _softmax
 
 from expunge._core.arrays import AnyFloats, Floats, Ints
@@ -33,16 +33,26 @@ def softmax(rows: ClassRows) -> ClassRows:
     return log_softmax(rows).map(np.exp)
 
 
-def log_softmax(rows: TopClasses) -> TopClasses:
+@overload
+def log_softmax(rows: TopClasses) -> TopClasses: ...
+@overload
+def log_softmax(rows: Floats) -> Floats: ...
+def log_softmax(rows: ClassRows) -> ClassRows:
     """Return ``z_c − log Σ_k exp(z_k)``."""
     total = log_sum(rows)
-    return TopClasses(rows.values - total[:, None], rows.classes, rows.rest - total, rows.n_classes)
+    if isinstance(rows, TopClasses):
+        values = rows.values - total[:, None]
+        return TopClasses(values, rows.classes, rows.rest - total, rows.n_classes)
+    logs: Floats = rows - total[:, None]
+    return logs
 
 
 def log_sum(rows: ClassRows) -> Floats:
     """Return ``log Σ_c exp(z_c)``, ``float64[n]``."""
     if not isinstance(rows, TopClasses):
-        sums: Floats = logsumexp(rows, axis=1)
+        # SciPy's logsumexp takes six times as long for a few hundred rows of ten classes.
+        highest = rows.max(axis=1)
+        sums: Floats = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=1))
         return sums
     largest = np.maximum(rows.max(axis=1), rows.rest)
     values = np.exp(rows.values - largest[:, None]).sum(axis=1)
@@ -52,10 +62,7 @@ def log_sum(rows: ClassRows) -> Floats:
 
 def log_at_label(rows: ClassRows, labels: Ints) -> Floats:
     """Return ``z_y − log Σ_c exp(z_c)`` of the given labels, ``float64[n]``."""
-    if isinstance(rows, TopClasses):
-        found: Floats = rows.at(labels) - log_sum(rows)
-        return found
-    logs: Floats = _log_softmax(rows, axis=1)[np.arange(len(labels)), labels]
+    logs: Floats = at_label(rows, labels) - log_sum(rows)
     return logs
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from scipy.optimize import OptimizeResult, minimize
-from scipy.special import log_softmax, logsumexp
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
+from expunge.detection.class_arithmetic import log_softmax, log_sum
 
 # No source is more certain than this.
 _MIN_PROBABILITY = 1e-4
@@ -37,8 +39,13 @@ def log_clean_label_probs(logs: Floats, weights: Floats, offsets: Floats) -> Flo
     offsets
         ``float64[c]``, b.
     """
-    log_p: Floats = log_softmax(np.tensordot(weights, logs, axes=1) + offsets, axis=1)
-    return log_p
+    return log_softmax(np.tensordot(weights, logs, axes=1) + offsets)
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """The thread pools of this process; to find them takes longer than a fit of small data."""
+    return ThreadpoolController()
 
 
 class NoiseLikelihood:
@@ -87,7 +94,7 @@ class NoiseLikelihood:
         u = 30.0 * np.eye(c) if start is None else np.log(start)
         bounds: list[tuple[float | None, float | None]] = [(0.0, None)] * s + [(None, None)] * c
         bounds += [(v, v) if start is None else (-30.0, 30.0) for v in u.ravel()]
-        with threadpool_limits(1):  # small matrices: more threads are slower
+        with _thread_pools().limit(limits=1):  # small matrices: more threads are slower
             return minimize(
                 self.loss_and_gradient,
                 np.concatenate([np.full(s, 1 / s), np.zeros(c), u.ravel()]),
@@ -118,9 +125,9 @@ class NoiseLikelihood:
     def _terms(self, x: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Return each label's log likelihood, log π, log T, and the right label's posterior."""
         beta, b, u = self.unpack(x)
-        log_p, log_t = log_clean_label_probs(self.logs, beta, b), log_softmax(u, axis=1)
+        log_p, log_t = log_clean_label_probs(self.logs, beta, b), log_softmax(u)
         joint = log_p + log_t[:, self.labels].T
         at_label = np.where(self.one_hot > 0, log_p, -np.inf)
         joint = np.where(self.known[:, None], at_label, joint)
-        each = logsumexp(joint, axis=1)
+        each = log_sum(joint)
         return each, log_p, log_t, np.exp(joint - each[:, None])

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.special import log_softmax
 
 from expunge._core.arrays import AnyFloats, Bools, Floats, Ints
 from expunge._core.rng import generator, subsample
+from expunge.detection.class_arithmetic import log_softmax
 from expunge.detection.class_rows import ClassRows
 from expunge.detection.many_class_noise import TopClassRows
 from expunge.detection.noise_likelihood import NoiseLikelihood, log_clean_label_probs, log_evidence
@@ -148,7 +148,7 @@ class _AllRows(NoiseRows):
         likelihood = self.likelihood(sources)
         best = min(map(likelihood.solve, likelihood.starts()), key=lambda found: found.fun)
         weights, offsets, u = likelihood.unpack(best.x)
-        transition = np.exp(log_softmax(u, axis=1))
+        transition = np.exp(log_softmax(u))
         return NoiseModel(sources, weights, offsets, transition, likelihood.log_likelihood(best.x))
 
     def plain_log_likelihood(self, sources: tuple[int, ...]) -> tuple[float, int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from expunge._core.arrays import Bools, Floats, Ints
 from expunge._core.rng import subsample
-from expunge.detection.class_arithmetic import add_scaled, softmax
+from expunge.detection.class_arithmetic import add_scaled, log_softmax, softmax
 from expunge.detection.class_rows import (
     ClassRows,
     LazyRows,
@@ -112,12 +112,10 @@ def _fitting_rows(labels: Ints, trusted: Bools | None, classes: int) -> Ints:
 
 def _loss_and_gradient(logs: Floats, labels: Ints) -> Callable[[Floats], tuple[float, Floats]]:
     """Return the penalised mean cross-entropy as a function of the weights, with its gradient."""
-    from scipy.special import log_softmax
-
     rows = np.arange(len(labels))
 
     def evaluate(beta: Floats) -> tuple[float, Floats]:
-        log_p = log_softmax(np.tensordot(beta, logs, axes=1), axis=1)
+        log_p = log_softmax(np.tensordot(beta, logs, axes=1))
         expected = (logs * np.exp(log_p)).sum(axis=2).mean(axis=1)
         gradient = expected - logs[:, rows, labels].mean(axis=1)
         cross_entropy = -log_p[rows, labels].mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,6 +206,7 @@ def kernel_probe(space: Table, labels: Ints, classes: int) -> ClassRows:
     inner = _squared_distances(landmarks, landmarks)
     median = max(float(np.median(inner[inner > 0])) if (inner > 0).any() else 1.0, 1e-12)
 
+    @cache
     def mapping(width: float) -> Callable[[Ints | slice], Floats]:
         values, vectors = np.linalg.eigh(np.exp(-inner / (width * median)))
         basis = vectors / np.sqrt(np.maximum(values, 1e-8))
