@@ -7,6 +7,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests start many processes: without bytecode each of them would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint docs gpu package campaign clean
 .DEFAULT_GOAL := test

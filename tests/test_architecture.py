@@ -222,17 +222,18 @@ def test_heavy_packages_are_loaded_where_they_are_used(command):
 
 
 def test_no_global_seed_is_set():
+    torch_s = ("torch.manual_seed", "torch.default_generator.manual_seed")
     for name in FILES:
         seeding = [
             c
             for c in calls(name)
-            if c[0] in ("torch.manual_seed", "np.random.seed", "random.seed")
-            and name != "_core.rng"
+            if c[0] in (*torch_s, "np.random.seed", "random.seed") and name != "_core.rng"
         ]
         assert seeding == [], name
         text = FILES[name].read_text(encoding="utf-8")
         assert not re.search(r"np\.random\.(rand|randn|randint|permutation|choice|shuffle)\b", text)
-    assert [c[0] for c in calls("_core.rng")].count("torch.manual_seed") == 1  # inside fork_rng
+    made = [c[0] for c in calls("_core.rng")]
+    assert [made.count(name) for name in torch_s] == [1, 1]  # inside fork_rng
 
 
 def test_nothing_is_unpickled_or_evaluated():

@@ -91,11 +91,11 @@ def torch_generator(seed: int, *names: str | int) -> torch.Generator:
 def temp_seed(seed: int, *names: str | int) -> Iterator[None]:
     """Seed torch's global generator inside the block (dropout, initialisation), then restore it."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    # torch.manual_seed keeps the seed, with a traceback, for each kind of device that is absent.
-    is_alone = not torch.accelerator.is_available()
-    seed_torch = torch.default_generator.manual_seed if is_alone else torch.manual_seed
     with torch.random.fork_rng(devices=devices):
-        seed_torch(derive(seed, *names))
+        if torch.accelerator.is_available():
+            torch.manual_seed(derive(seed, *names))
+        else:  # the other one keeps the seed, with a traceback, for devices that are absent
+            torch.default_generator.manual_seed(derive(seed, *names))
         yield
 
 
