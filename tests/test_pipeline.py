@@ -1018,6 +1018,15 @@ def test_baselines_cut_as_many_units_of_each_layer_as_the_repair(controlled):
         assert controlled.baselines[name].size == controlled.size_before, name
 
 
+def test_a_baseline_that_is_the_repair_itself_is_left_out():
+    result = repaired(
+        recipe="retrain-filtered",
+        overrides={stage: FAST[stage] for stage in ("score", "tune")},
+        baselines=("finetune-only", "retrain-filtered", "no-op"),
+    )
+    assert list(result.baselines) == ["no-op"]
+
+
 def test_the_control_that_does_nothing_measures_the_model_given(controlled):
     nothing = controlled.baselines["no-op"]
     assert nothing.evaluation.accuracy == controlled.before.accuracy

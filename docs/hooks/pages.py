@@ -33,7 +33,10 @@ COPIED = {
 SPECS = sorted((ROOT / "examples").glob("*.toml"))
 GROUPS = ("text", "nmtune")
 # Public names that have no docstring of their own, or stand on the page of the settings.
-SETTINGS = ("ScoreConfig", "PartitionConfig", "RankConfig", "PruneConfig", "RoundsConfig")
+SETTINGS = (
+    *("ScoreConfig", "PartitionConfig", "RankConfig", "PruneConfig"),
+    *("EditConfig", "RoundsConfig"),
+)
 LEFT_OUT = ("DataLike", "DataConfig", "TuneConfig", *SETTINGS)
 
 

@@ -230,11 +230,12 @@ def _run_baseline(
 
     A baseline that scores or partitions in another way makes its own partition. One that differs
     only in pruning equals the repair if nothing was pruned, and is not run again. None if a class
-    would have no sample left to learn from, or if the baseline would do nothing: one that trains as
-    long as a repair that trains nothing.
+    would have no sample left to learn from, or if there is nothing to compare: the baseline is the
+    repair itself, or trains as long as a repair that trains nothing.
     """
     recipe = _with_rounds(recipes.get(name)(context.recipe), context.model)
-    if name != "no-op" and recipe == recipes.get("no-op")(recipe):
+    is_repair = repaired is not None and recipe == context.recipe
+    if is_repair or (name != "no-op" and recipe == recipes.get("no-op")(recipe)):
         return None
     same = replace(recipe, rank=context.recipe.rank, prune=context.recipe.prune) == context.recipe
     if repaired is not None and repaired.plan is None and same:
