@@ -29,6 +29,9 @@ from expunge.training.loop import TuneConfig, tune
 from expunge.training.targets import Targets
 from oracles_digits import clean, network, noisy
 
+# What the server imports once for all, torch's first optimiser and scikit-learn's parts as well.
+PRELOAD = ["expunge.pipeline", "accelerate", "torch._dynamo", "sklearn.mixture", "sklearn.cluster"]
+PRELOAD += ["sklearn.neighbors", "sklearn.tree", "oracles_processes"]
 DETECTORS = ("loss", "augmented_margin", "attribution_mass", "lda_margin", "local_uncertainty")
 # What two processes compute as one does, up to rounding; in the others each process draws its own
 # views or mixing, or batch norm sees a part of the batch.
@@ -39,7 +42,7 @@ AGREEING = ("divide-mix", "simclr", "mlp head", "augmented elr", "semi", "ssl-re
 def start(n: int, work: Callable[[Path], None], out: Path) -> list[int]:
     """Run the work in n processes of one group; return their exit codes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["expunge.pipeline", "accelerate", "oracles_processes"])
+    context.set_forkserver_preload(PRELOAD)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
