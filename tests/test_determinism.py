@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import numpy as np
+import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from threadpoolctl import threadpool_limits
@@ -12,6 +13,8 @@ from threadpoolctl import threadpool_limits
 import expunge
 from expunge.records import Partition, Scores
 from oracles_digits import FAST, memorised, noisy
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def score(threads: int) -> Scores:

@@ -32,6 +32,8 @@ from expunge.spec_check import check_spec
 from oracles_specs import toml
 from oracles_text_models import bert, documents, tokenizer
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 NAMES = ["sport", "art", "law"]
 
 

@@ -20,6 +20,8 @@ from expunge_bench.datasets import Setting
 from expunge_bench.digits import Digits
 from expunge_bench.scrub import scrub
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 SETTING = Setting("none", n=300, seed=3)
 
 

@@ -14,6 +14,8 @@ from expunge_bench import detect
 from expunge_bench.datasets import Setting, grid
 from expunge_bench.peers import DetectorOutput
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 def test_every_measure_of_detection_equals_counting_by_hand():
     truth = GroundTruth(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from expunge_bench import memory
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def test_memory_is_measured_separately_from_the_features(data, tmp_path):

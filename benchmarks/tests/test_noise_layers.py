@@ -16,6 +16,8 @@ from expunge_bench.noise_layers import METHODS, bench, bench_relearning, suite
 from expunge_bench.noise_layers.tables import tables
 from expunge_bench.results import ResultStore
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 TINY = {"n": 100, "epochs": 1, "n_attacked": 20, "queries": 2}
 
 

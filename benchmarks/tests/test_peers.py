@@ -20,6 +20,8 @@ from expunge_bench.datasets import Setting, cached_model
 from expunge_bench.digits import Digits
 from expunge_bench.peers import BenchmarkCase, noisy_cluster, peers
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 # Chance is 0.5. A score with its sign reversed has one minus its AUROC. The published partition has
 # hard decisions only.
 MIN_AUROC = 0.7

@@ -11,6 +11,8 @@ from expunge.training.loop import TuneConfig
 from expunge_bench import cifar, oracles, prune
 from expunge_bench.datasets import Setting
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 def test_every_pruned_fraction_starts_from_one_network_and_partition(data, tmp_path, monkeypatch):
     short = TuneConfig(targets="all", epochs=12, lr=0.05, batch_size=10, augment=False)

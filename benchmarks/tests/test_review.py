@@ -9,6 +9,8 @@ from expunge.demo.noise import GroundTruth
 from expunge.records import Partition
 from expunge_bench.review import REVIEWERS, SUITE, ReviewCase, _group, measure_review
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 @pytest.fixture(scope="module")
 def case() -> ReviewCase:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from expunge_bench import scale
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def test_rows_do_not_depend_on_the_batch_in_which_they_are_read():

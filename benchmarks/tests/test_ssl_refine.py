@@ -20,6 +20,8 @@ from expunge_bench.instance_noise import instance_dependent
 from expunge_bench.ssl_refine import methods, suite, tables
 from oracles_digits import clean, digits, network, noisy
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 CONFIG = RefineConfig(
     simclr=SimclrConfig(epochs=2, batch_size=64, hidden=32, projection=16, precision="float32"),
     n_rounds=2,

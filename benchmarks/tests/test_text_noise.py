@@ -28,6 +28,8 @@ from expunge_bench.text_noise.faults import (
 )
 from oracles_text import encoder, news, stars
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 KINDS = ("code", "url", "emoji", "sentence")
 
 

@@ -14,6 +14,8 @@ from expunge_bench import without_model
 from expunge_bench.zoo import bench, measure, summary, zoo_settings
 from expunge_bench.zoo_data import FROM_FILES, ZooSetting, load_zoo_set, with_noise, zoo_sets
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 def test_no_setting_is_developed_on_and_reported():
     settings = zoo_settings()

@@ -16,6 +16,8 @@ import expunge
 from expunge._core.isolation import callers_device, isolated
 from oracles_digits import memorised, noisy
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:

@@ -10,6 +10,8 @@ import expunge
 from expunge.data.splits import by_split
 from expunge.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 TRAIN, SECOND, TEST, OTHER = ([(k, 0)] for k in range(4))
 
 

@@ -12,6 +12,8 @@ from expunge.data.views import view
 from expunge.errors import DataError
 from expunge.models import mlp
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 NAMES = ("neighbour-noise", "feature-dropout", "mix")
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(1)) * torch.tensor([1, 9, 1, 1, 1.0])
 

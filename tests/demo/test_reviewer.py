@@ -13,6 +13,8 @@ from expunge.demo.reviewer import Reviewer, simulate_review
 from expunge.errors import ConfigError
 from oracles_review import planted
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 def truth_of(partition, true):
     none = np.zeros(len(true), dtype=bool)

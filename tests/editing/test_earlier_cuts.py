@@ -24,6 +24,8 @@ from expunge.storage.weights import save_weights
 from oracles_digits import clean, memorised
 from oracles_specs import write_spec
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 @pytest.mark.parametrize("mode", ["remove", "mask"])
 def test_weights_of_a_cut_model_are_loaded_into_the_cut_network(mode, tmp_path):

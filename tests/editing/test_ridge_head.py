@@ -15,6 +15,8 @@ from expunge.records import HeadPlan
 from expunge.storage.weights import state_of
 from oracles_digits import clean, memorised, noisy
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 def moments_of(x, y, w, *, classes=3, parts=1, shift=None):
     moments = RegressionStatistics(x[:1].mean(0) if shift is None else shift, classes)

@@ -33,6 +33,8 @@ from oracles_audio import noise, tone
 from oracles_digits import clean, memorised
 from oracles_specs import write_spec
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 MLP = {
     "constructor": "expunge.models:mlp",
     "arguments": {"inputs": 64, "classes": 10, "hidden": 48},

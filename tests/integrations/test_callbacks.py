@@ -19,6 +19,8 @@ from expunge.integrations.scoring import TrainingScorer
 from expunge.models import mlp
 from expunge.tracking import check_trackers, log_result
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 RNG = np.random.default_rng(0)
 RIGHT = np.arange(150) % 3
 X = (3 * np.eye(3, 4)[RIGHT] + RNG.standard_normal((150, 4))).astype(np.float32)

@@ -29,6 +29,8 @@ from expunge.training.baselines import trainers
 from expunge.training.loop import TuneConfig
 from oracles_digits import CLASSES, clean, digits, memorised, network, noisy
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 TUNE = TuneConfig(targets="all", lr=0.05, batch_size=32, precision="float32")
 QUICK = RefineConfig(
     simclr=SimclrConfig(epochs=2, batch_size=64, hidden=32, projection=16, precision="float32"),
