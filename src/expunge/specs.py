@@ -156,7 +156,7 @@ def check_hold_out(spec: Spec, *, where: str) -> None:
 
 def read_values(file: Path) -> dict[str, Any]:
     """Return the values of the file, by the names of `Spec`."""
-    if file.is_dir():
+    if os.path.isdir(file):  # False for a path that the system does not accept
         raise ConfigError(
             "is a folder, expected a spec file", where=str(file), fix=f"name {file / 'spec.toml'}"
         )
