@@ -28,8 +28,9 @@ Y = np.where(BAD, (RIGHT + 1) % 3, RIGHT)
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch):
-    """The conventions do not depend on the number of trees."""
+    """The conventions do not depend on the numbers of trees, landmarks and resamples."""
     monkeypatch.setattr(probes, "N_TREES", 20)
+    monkeypatch.setattr(probes, "N_LANDMARKS", 60)
     monkeypatch.setattr(gaussian_mixture, "_BOOTSTRAP_SAMPLES", 10)
 
 

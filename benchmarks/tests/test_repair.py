@@ -21,7 +21,7 @@ from expunge_bench.datasets import Setting
 from expunge_bench.peers import BenchmarkCase
 
 pytestmark = pytest.mark.usefixtures("few_trees")
-EPOCHS = 4  # of the network that is repaired
+EPOCHS = 2  # of the network that is repaired
 
 
 @pytest.fixture(scope="module")

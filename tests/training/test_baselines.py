@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -45,8 +46,9 @@ def train(name, config=CONFIG, *, rate=0.3, seed=0, data=None):
     return trainers.get(name)(network(), data or noisy(), config, **how)
 
 
-def plain(config=CONFIG):
-    data = noisy()
+@cache
+def plain(config=CONFIG, n=400):
+    data = noisy(n)
     return tune(
         network(),
         data,
@@ -95,15 +97,7 @@ def test_divide_mix_that_never_divides_is_plain_training(monkeypatch):
 def test_less_is_learned_of_wrong_labels_than_by_plain_training(name):
     config = replace(CONFIG, epochs=60)
     data, truth = noisy(800), digits()[1][:800]
-    usual = tune(
-        network(),
-        data,
-        build_targets(data, None, TuneConfig(targets="all")),
-        config,
-        seed=0,
-        what="train",
-    )
-    robust_one = train(name, config, rate=0.3, data=data)
+    usual, robust_one = plain(config, 800), train(name, config, rate=0.3, data=data)
     wrong, unseen = data.labels != truth, digits_behind(800)
     kept = [
         (collect(m, data).logits.argmax(axis=1) == data.labels)[wrong].mean()
