@@ -61,9 +61,8 @@ def test_temp_seed_gives_the_same_draws_and_restores_the_state(fails):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device to seed")
-def test_no_seed_is_kept_for_a_device_that_is_absent():
-    """Memory would grow with every training."""
-    before = len(torch.cuda._queued_calls)
+def test_seeding_does_nothing_for_devices_that_are_absent(monkeypatch):
+    """Torch would format a stack for each of them, at every seed."""
+    monkeypatch.setattr("traceback.format_stack", None)
     with temp_seed(0, "dropout"):
         torch.rand(3)
-    assert len(torch.cuda._queued_calls) == before

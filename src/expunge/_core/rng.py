@@ -94,7 +94,7 @@ def temp_seed(seed: int, *names: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         if torch.accelerator.is_available():
             torch.manual_seed(derive(seed, *names))
-        else:  # the other one keeps the seed, with a traceback, for devices that are absent
+        else:  # the other one formats a traceback for every kind of device that is absent
             torch.default_generator.manual_seed(derive(seed, *names))
         yield
 
