@@ -40,7 +40,8 @@ def test_as_baselines_all_start_from_the_same_partition_and_cut_as_much():
     result = carried_out("default", baselines=tuple(NAMES))
     alone = carried_out("default")
     assert np.array_equal(result.partition.p_noisy, alone.partition.p_noisy)
-    for name in NAMES:
+    assert set(result.baselines) == set(NAMES) - {"default"}  # that is the repair itself
+    for name in result.baselines:
         control = result.baselines[name]
         assert 0 <= control.evaluation.accuracy.value <= 1
         assert control.gain.low <= control.gain.value <= control.gain.high
