@@ -67,7 +67,7 @@ def test_the_optimiser_fits_the_kind_of_network(name):
     assert is_transformer(model) == (optimizer == "adamw")
     config = with_learning_rate(TuneConfig(batch_size=32), model, 100)
     assert config.optimizer == optimizer
-    assert config.max_gradient_norm == (1.0 if optimizer == "adamw" else None)
+    assert config.max_gradient_norm == (1.0 if optimizer == "adamw" else 3.0)
     if optimizer == "sgd":
         assert config.lr == 0.1 * math.sqrt(32 / 128)
     else:

@@ -25,8 +25,10 @@ DEFAULT_EPOCHS, LONG_EPOCHS, ADAMW_EPOCHS = 6, 12, 3
 # layer by this fraction. Adapters and heads on a frozen network take more.
 ADAMW_STEP, FEW_WEIGHTS_FACTOR, MAX_FEW_WEIGHTS = 0.03, 10.0, 0.05
 ADAMW_LR_RANGE = 1e-5, 3e-3
-# The norm to which gradients are clipped where the optimiser is chosen for a transformer.
-MAX_GRADIENT_NORM = 1.0
+# The norm to which gradients are clipped where the optimiser is chosen for the model: of AdamW, and
+# of SGD, whose gradients are rarely that large (median 1 to 2). Without a limit, or with one of 10,
+# plain networks that had memorised their labels lost most of their units in half of the repairs.
+MAX_GRADIENT_NORM, SGD_GRADIENT_NORM = 1.0, 3.0
 # The batch size where none is given lies between these, and gives an epoch at least this many steps
 # if it can.
 MIN_BATCH_SIZE, MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH = 16, 128, 75
@@ -62,8 +64,8 @@ class TuneConfig:
         an epoch at least 75 steps.
     optimizer
         ``"sgd"`` with Nesterov momentum, or ``"adamw"``. ``"auto"``: AdamW with gradients clipped
-        to norm 1 for transformers and other networks with layer norm, else SGD; see
-        `is_transformer`.
+        to norm 1 for transformers and other networks with layer norm, else SGD with gradients
+        clipped to norm 3; see `is_transformer`.
     lr
         The peak learning rate. None with SGD: 0.1; 0.3 in a repair of a model that has memorised
         wrong labels; 0.2 from scratch; each times ``√(batch_size / 128)``. None with AdamW: by the
@@ -182,11 +184,10 @@ def with_optimizer(config: TuneConfig, model: nn.Module) -> TuneConfig:
     """Replace ``optimizer="auto"`` by the one that fits the model."""
     if config.optimizer != "auto":
         return config
-    if not is_transformer(model):
-        return replace(config, optimizer="sgd")
-    return replace(
-        config, optimizer="adamw", max_gradient_norm=config.max_gradient_norm or MAX_GRADIENT_NORM
-    )
+    optimizer: Literal["sgd", "adamw"] = "adamw" if is_transformer(model) else "sgd"
+    usual = MAX_GRADIENT_NORM if optimizer == "adamw" else SGD_GRADIENT_NORM
+    norm = config.max_gradient_norm or usual
+    return replace(config, optimizer=optimizer, max_gradient_norm=norm)
 
 
 def adamw_learning_rate(model: nn.Module, factor: float = 1.0) -> float:
