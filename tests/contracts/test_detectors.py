@@ -26,8 +26,6 @@ from expunge.training.loop import TuneConfig, tune
 from expunge.training.targets import build_targets
 from oracles_detection import signal_rows, signals
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 NAMES = detectors.names()
 # Clusters do not find a few noisy digits; what they do find is tested by itself.
 CLUSTERS = {"attribution_clusters", "feature_clusters"}

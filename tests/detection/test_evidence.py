@@ -18,8 +18,6 @@ from expunge.detection.evidence import (
 from expunge.detection.probes import nearest_others
 from expunge.records import Signals
 
-pytestmark = pytest.mark.usefixtures("few_trees")
-
 
 def blobs(n=300, c=3, seed=0, apart=3.0, d=5):
     rng = np.random.default_rng(seed)
