@@ -271,7 +271,7 @@ def refit(samples: Floats, start: Gaussians, *, least: float, max_steps: int) ->
     least
         Added to the variance of every component.
     max_steps
-        EM ends after so many steps, converged or not.
+        The most steps of EM, converged or not.
     """
     b = len(samples)
     found, likelihood = Gaussians(*(np.tile(x, (b, 1)) for x in start)), np.full(b, -np.inf)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from expunge._core.arrays import Ints
 from expunge._core.distributed import all_reduce_sum, broadcast_decision
 from expunge.data import Samples
-from expunge.models.calls import device_of, logits_of
-from expunge.models.copying import copy_model
+from expunge.models.calls import device_of, eval_mode, logits_of
 from expunge.training.checkpoints import Checkpoint
 from expunge.training.optimisation import MAX_GRADIENT_NORM, TuneConfig
 from expunge.training.targets import Targets
@@ -119,9 +118,7 @@ class Attempt:
 
 def has_died(before: nn.Module, after: nn.Module, samples: Samples, positions: Ints) -> bool:
     """Whether a training made a network constant, see `is_constant`."""
-    if not is_constant(after, samples, positions):
-        return False
-    return not is_constant(copy_model(before).eval(), samples, positions)
+    return is_constant(after, samples, positions) and not is_constant(before, samples, positions)
 
 
 def is_constant(model: nn.Module, samples: Samples, positions: Ints) -> bool:
@@ -130,7 +127,7 @@ def is_constant(model: nn.Module, samples: Samples, positions: Ints) -> bool:
     At most 256 of the positions are tried.
     """
     some = positions[:: max(len(positions) // 256, 1)][:256]
-    with torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         probs = (
             logits_of(model, samples.batch(some, device=device_of(model))).float().softmax(dim=1)
         )
